@@ -1,0 +1,122 @@
+//! Image names, read the way the kubelet and containerd read them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use oci_spec::distribution::Reference;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An image name in full: `nginx` is `docker.io/library/nginx:latest`.
+///
+/// Two spellings of one image compare equal, which is what merges their pulls.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageName {
+    full: String,
+    registry_len: usize,
+}
+
+/// A name that containerd would refuse as well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is no image name: {why}")]
+pub struct InvalidImageName {
+    /// The name as it was written.
+    pub name: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl ImageName {
+    /// The name in full, as containerd stores it.
+    pub fn as_str(&self) -> &str {
+        &self.full
+    }
+
+    /// The registry's host and port, e.g. `docker.io` or `127.0.0.1:5000`.
+    pub fn registry(&self) -> &str {
+        &self.full[..self.registry_len]
+    }
+
+    /// Whether the name carries a digest: such an image cannot move.
+    pub fn has_digest(&self) -> bool {
+        self.full.contains('@')
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = InvalidImageName;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let invalid = |why: String| InvalidImageName {
+            name: name.to_owned(),
+            why,
+        };
+        let reference = Reference::from_str(name).map_err(|error| invalid(error.to_string()))?;
+        if reference.repository().contains(|c: char| c.is_ascii_uppercase()) {
+            return Err(invalid("the repository must be lowercase".to_owned()));
+        }
+        Ok(Self {
+            full: reference.whole(),
+            registry_len: reference.registry().len(),
+        })
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.full)
+    }
+}
+
+impl Serialize for ImageName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.full)
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_containerd_reads_them() {
+        for (written, full, registry) in [
+            ("nginx", "docker.io/library/nginx:latest", "docker.io"),
+            ("my/app:v1", "docker.io/my/app:v1", "docker.io"),
+            (
+                "127.0.0.1:5000/my/app",
+                "127.0.0.1:5000/my/app:latest",
+                "127.0.0.1:5000",
+            ),
+            ("localhost/app", "localhost/app:latest", "localhost"),
+        ] {
+            let name: ImageName = written.parse().unwrap();
+            assert_eq!(name.as_str(), full);
+            assert_eq!(name.registry(), registry);
+            assert!(!name.has_digest());
+        }
+    }
+
+    #[test]
+    fn a_digest_stays_without_a_tag() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let name: ImageName = format!("reg.example/app@{digest}").parse().unwrap();
+        assert_eq!(name.as_str(), format!("reg.example/app@{digest}"));
+        assert!(name.has_digest());
+    }
+
+    #[test]
+    fn bad_names_say_what_is_wrong() {
+        for bad in ["", "UPPER/case", "a b", "reg.example/app:", "http://x/y", "-"] {
+            let error = bad.parse::<ImageName>().unwrap_err();
+            assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
+        }
+    }
+}

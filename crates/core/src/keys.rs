@@ -1,0 +1,46 @@
+//! Every name that TryLatest puts on an object, and nothing else. The manifests spell the same
+//! names in CEL; a test in `e2e` holds the two together.
+
+/// Pod or pod-template annotation, written by a person: the names of the TryLatest containers,
+/// comma-separated, or `*`. On a pod, admission replaces it by the resolved names.
+pub const CONTAINERS: &str = "trylatest.dev/containers";
+
+/// Pod-template annotation, written by admission: the containers whose template said `TryLatest`.
+pub const LITERAL: &str = "trylatest.dev/literal";
+
+/// Pod annotation: how long to try before falling back, e.g. `5s`.
+pub const TIMEOUT: &str = "trylatest.dev/timeout";
+
+/// Pod annotation: refuse a cached copy whose tag was last confirmed longer ago, e.g. `24h`.
+pub const MAX_AGE: &str = "trylatest.dev/max-age";
+
+/// Pod annotation: the failure classes that allow the cached copy, comma-separated.
+pub const FALLBACK_ON: &str = "trylatest.dev/fallback-on";
+
+/// Pod label, set by admission together with the gate; what the agent's watch selects.
+pub const GATED: &str = "trylatest.dev/gated";
+
+/// The value of [`GATED`].
+pub const GATED_VALUE: &str = "true";
+
+/// Pod annotation, written by the agent: the release as JSON (see [`crate::release`]).
+pub const RELEASED: &str = "trylatest.dev/released";
+
+/// Pod annotation, written by the agent while it works on a pod: a sign of life and the pull's
+/// progress as JSON (see [`crate::release`]).
+pub const PROGRESS: &str = "trylatest.dev/progress";
+
+/// Node annotation: one line for `kubectl describe node`.
+pub const NODE_SUMMARY: &str = "trylatest.dev/summary";
+
+/// Node annotation: the node's TryLatest images as JSON, bounded in size.
+pub const NODE_IMAGES: &str = "trylatest.dev/images";
+
+/// Node condition: `True` while a pod of this node runs a copy whose last try failed.
+pub const NODE_CONDITION: &str = "TryLatestFallback";
+
+/// The name of the init container that holds a pod, and of its volume.
+pub const GATE: &str = "trylatest-gate";
+
+/// The field manager of every write, and the reporting controller of every Event.
+pub const FIELD_MANAGER: &str = "trylatest-agent";

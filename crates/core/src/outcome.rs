@@ -1,0 +1,194 @@
+//! How a try ends, and why it failed: the words in releases, Events, metrics and the index.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How a try for one image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// New content was pulled.
+    Fresh,
+    /// The tag still points to the copy that the node holds.
+    Unchanged,
+    /// The try failed and the node's cached copy is used.
+    Fallback,
+    /// Neither a pull nor a cached copy: the kubelet is left to pull and to report.
+    Unavailable,
+    /// A cached copy exists, but this pod may not use it.
+    Refused,
+}
+
+impl Outcome {
+    /// Every outcome, in the order in which people read them.
+    pub const ALL: [Self; 5] = [
+        Self::Fresh,
+        Self::Unchanged,
+        Self::Fallback,
+        Self::Unavailable,
+        Self::Refused,
+    ];
+
+    /// The word in JSON, metrics and messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Unchanged => "unchanged",
+            Self::Fallback => "fallback",
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a pull failed, as far as it can be told. What cannot be read is [`FailureClass::Unknown`],
+/// never a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureClass {
+    /// No connection: name lookup, refused, reset, unreachable, TLS.
+    Network,
+    /// Nothing moved for the stall deadline, or the try's time was up.
+    Timeout,
+    /// The registry answered 5xx.
+    ServerError,
+    /// The registry answered 429.
+    RateLimited,
+    /// The registry answered 404: no such repository or tag.
+    NotFound,
+    /// The registry answered 401 or 403.
+    Unauthorized,
+    /// What came is unusable: corrupt, wrong digest, wrong platform; or the name is no image name.
+    Invalid,
+    /// This node's fault: disk full, containerd down.
+    Local,
+    /// None of the above could be told.
+    Unknown,
+}
+
+impl FailureClass {
+    /// Every class.
+    pub const ALL: [Self; 9] = [
+        Self::Network,
+        Self::Timeout,
+        Self::ServerError,
+        Self::RateLimited,
+        Self::NotFound,
+        Self::Unauthorized,
+        Self::Invalid,
+        Self::Local,
+        Self::Unknown,
+    ];
+
+    /// The word in JSON, metrics, messages and the `fallback-on` annotation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::ServerError => "server-error",
+            Self::RateLimited => "rate-limited",
+            Self::NotFound => "not-found",
+            Self::Unauthorized => "unauthorized",
+            Self::Invalid => "invalid",
+            Self::Local => "local",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A word that names no failure class.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no failure class")]
+pub struct UnknownClass(pub String);
+
+impl FromStr for FailureClass {
+    type Err = UnknownClass;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|class| class.as_str() == word)
+            .ok_or_else(|| UnknownClass(word.to_owned()))
+    }
+}
+
+/// A failed pull: its class and what was said, in words that a person can use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure.
+    pub class: FailureClass,
+    /// One line, without secrets: containerd's or our own message, shortened.
+    pub message: String,
+}
+
+impl Failure {
+    /// Longest [`Failure::message`] in bytes. Messages travel in annotations and Events (1 KiB);
+    /// containerd repeats its own prefixes, the useful end fits.
+    pub const MESSAGE_MAX_BYTES: usize = 300;
+
+    /// A failure whose message is cut to [`Self::MESSAGE_MAX_BYTES`] and to one line.
+    pub fn new(class: FailureClass, message: impl AsRef<str>) -> Self {
+        let mut message: String = message
+            .as_ref()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        if message.len() > Self::MESSAGE_MAX_BYTES {
+            let mut end = Self::MESSAGE_MAX_BYTES - '…'.len_utf8();
+            while !message.is_char_boundary(end) {
+                end -= 1;
+            }
+            message.truncate(end);
+            message.push('…');
+        }
+        Self { class, message }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.class, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_a_round_trip() {
+        for class in FailureClass::ALL {
+            assert_eq!(class.as_str().parse(), Ok(class));
+            assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
+        }
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        }
+        assert_eq!(
+            "dns".parse::<FailureClass>(),
+            Err(UnknownClass("dns".into()))
+        );
+    }
+
+    #[test]
+    fn long_messages_are_cut_at_a_character() {
+        let failure = Failure::new(FailureClass::Unknown, "ä\n".repeat(400));
+        assert!(failure.message.len() <= Failure::MESSAGE_MAX_BYTES);
+        assert!(failure.message.ends_with('…'));
+        assert!(!failure.message.contains('\n'));
+    }
+}

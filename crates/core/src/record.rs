@@ -1,0 +1,92 @@
+//! What is remembered of a try, on disk and in reports.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::image::ImageName;
+use crate::outcome::{Failure, Outcome};
+
+/// One finished try for one image, on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Try {
+    /// The image, in full.
+    pub image: ImageName,
+    /// When the try began.
+    pub started: Timestamp,
+    /// How long it took.
+    #[serde(with = "millis", rename = "durationMillis")]
+    pub duration: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it failed; none for `fresh` and `unchanged`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The digest that the name points to on this node after the try (`sha256:…`, of the manifest
+    /// or of the index of manifests); none without a local copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The size of that copy in bytes, as CRI reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+impl Try {
+    /// Whether the registry confirmed where the tag points.
+    pub fn confirmed(&self) -> bool {
+        matches!(self.outcome, Outcome::Fresh | Outcome::Unchanged)
+    }
+
+    /// When the try ended.
+    pub fn ended(&self) -> Timestamp {
+        self.started + self.duration
+    }
+}
+
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        u64::deserialize(d).map(Duration::from_millis)
+    }
+}
+
+/// What the index remembers of one image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageRecord {
+    /// The image, in full.
+    pub image: ImageName,
+    /// When the registry last said where the tag points (the start of that try); none if it never
+    /// did while TryLatest watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Timestamp>,
+    /// Whether the registry's last word was 401 or 403: nothing cached of such an image is handed
+    /// out on trust. A later anonymous success clears it.
+    #[serde(default)]
+    pub needs_credentials: bool,
+    /// When the image was last tried or seen on the node; what ages an entry out.
+    pub seen: Timestamp,
+    /// The last tries, newest first, bounded.
+    pub tries: Vec<Try>,
+    /// Tries of the last seven days, counted when the record was read.
+    pub week: Week,
+}
+
+/// How the tries of an image went in the last seven days.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Week {
+    /// All tries.
+    pub tries: u32,
+    /// Tries that ended as `fallback`.
+    pub fallbacks: u32,
+}
