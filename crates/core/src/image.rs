@@ -51,7 +51,10 @@ impl FromStr for ImageName {
             why,
         };
         let reference = Reference::from_str(name).map_err(|error| invalid(error.to_string()))?;
-        if reference.repository().contains(|c: char| c.is_ascii_uppercase()) {
+        if reference
+            .repository()
+            .contains(|c: char| c.is_ascii_uppercase())
+        {
             return Err(invalid("the repository must be lowercase".to_owned()));
         }
         Ok(Self {
@@ -114,7 +117,14 @@ mod tests {
 
     #[test]
     fn bad_names_say_what_is_wrong() {
-        for bad in ["", "UPPER/case", "a b", "reg.example/app:", "http://x/y", "-"] {
+        for bad in [
+            "",
+            "UPPER/case",
+            "a b",
+            "reg.example/app:",
+            "http://x/y",
+            "-",
+        ] {
             let error = bad.parse::<ImageName>().unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }

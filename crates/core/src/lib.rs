@@ -4,15 +4,26 @@
 //! `now` and everything seen outside are arguments, and what is to be done comes back as data.
 //!
 //! ```text
-//!   watch ─► pod::GatedPod ─┐                       ┌─► plan::Action::Pull ────► containerd
-//!                           ├─► plan::Planner ──────┼─► plan::Action::Release ─► API server
-//!   pull outcome ───────────┘   (now is an argument)└─► plan::Action::Progress ► API server
+//!   watch ─► pod::GatedPod ─┐                    ┌─► Action::Try ──────► containerd ─┐
+//!                           ├─► plan::Planner ───┼─► Action::Release ──► API server  │
+//!   ┌─ plan::Ended ◄────────┘                    └─► Action::Progress ─► API server  │
+//!   └────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! [`keys`] owns every annotation, label and condition name, [`outcome`] the outcomes and failure
-//! classes, [`gate`] what the init container does with what it reads.
+//! Read [`pod`] (what is known of a pod), [`plan`] (what is done when), [`verdict`] (which copy a
+//! container may use), [`release`] (what is said), [`gate`] (what the held pod does with it), in
+//! this order. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes.
 
+pub mod gate;
 pub mod image;
 pub mod keys;
+pub mod node;
 pub mod outcome;
+pub mod plan;
+pub mod pod;
 pub mod record;
+pub mod release;
+pub mod settings;
+mod text;
+pub mod time;
+pub mod verdict;

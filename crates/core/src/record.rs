@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageName;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, FailureClass, Outcome};
 
 /// One finished try for one image, on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,12 @@ impl Try {
     /// Whether the registry confirmed where the tag points.
     pub fn confirmed(&self) -> bool {
         matches!(self.outcome, Outcome::Fresh | Outcome::Unchanged)
+    }
+
+    /// Whether the registry asked for credentials that the try did not have.
+    pub fn says_unauthorized(&self) -> bool {
+        let class = self.failure.as_ref().map(|failure| failure.class);
+        class == Some(FailureClass::Unauthorized)
     }
 
     /// When the try ended.

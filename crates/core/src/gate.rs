@@ -1,0 +1,276 @@
+//! What the gate does with what it reads: wait, open, or refuse.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::release::{Progress, Release};
+use crate::time::Now;
+
+/// How long the gate waits without any sign of an agent.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The gate's state between two looks at the pod's annotations.
+#[derive(Debug)]
+pub struct Gate {
+    patience: Duration,
+    freshness: Duration,
+    /// When the agent last showed itself, or the gate's start.
+    last_sign: Duration,
+    seen: Option<Timestamp>,
+}
+
+/// What was read from the volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// The release annotation, if there is one and it can be read.
+    pub released: Option<Release>,
+    /// The progress annotation, likewise.
+    pub progress: Option<Progress>,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Look again when something changes, at the latest after this time.
+    Wait(Duration),
+    /// Exit 0.
+    Open,
+    /// Exit 0: nobody answered.
+    OpenUnanswered,
+    /// Exit non-zero.
+    Refuse,
+}
+
+impl Gate {
+    /// A gate that starts to wait now.
+    pub fn new(now: Now, patience: Duration, freshness: Duration) -> Self {
+        Self {
+            patience,
+            freshness,
+            last_sign: now.up,
+            seen: None,
+        }
+    }
+
+    /// Looks at what the volume holds now: the lines to print, and what follows.
+    ///
+    /// Only what is fresh counts. A release or a progress of an earlier run of this pod is neither
+    /// acted upon nor a sign of a living agent.
+    pub fn observe(&mut self, now: Now, reading: &Reading) -> (Vec<String>, Step) {
+        let released = reading.released.as_ref();
+        if let Some(release) = released.filter(|r| r.is_fresh(now.wall, self.freshness)) {
+            let step = if release.opens() {
+                Step::Open
+            } else {
+                Step::Refuse
+            };
+            return (describe_release(release, now.wall), step);
+        }
+        let mut lines = Vec::new();
+        if let Some(progress) = &reading.progress
+            && self.seen.is_none_or(|seen| seen < progress.time)
+            && crate::time::near(now.wall, progress.time, self.freshness)
+        {
+            self.seen = Some(progress.time);
+            self.last_sign = now.up;
+            lines = describe_progress(progress);
+        }
+        let left = (self.last_sign + self.patience).saturating_sub(now.up);
+        if left.is_zero() {
+            (lines, Step::OpenUnanswered)
+        } else {
+            (lines, Step::Wait(left))
+        }
+    }
+}
+
+fn describe_release(release: &Release, now: Timestamp) -> Vec<String> {
+    release
+        .containers
+        .iter()
+        .map(|(name, container)| {
+            format!("{}: {name}: {}", container.outcome, container.describe(now))
+        })
+        .collect()
+}
+
+fn describe_progress(progress: &Progress) -> Vec<String> {
+    progress
+        .containers
+        .iter()
+        .map(|(name, container)| format!("trying: {name}: {}", container.describe()))
+        .collect()
+}
+
+/// Takes one annotation's value out of a downward-API `metadata.annotations` file.
+///
+/// The kubelet writes one `key="value"` a line, the value quoted as a Go string with `%q`
+/// (`pkg/fieldpath/fieldpath.go`, `FormatMap`). Returns none if the key is absent or its value
+/// cannot be read.
+pub fn annotation(file: &str, key: &str) -> Option<String> {
+    file.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+        .and_then(unquote)
+}
+
+/// Undoes Go's `%q`. Every escape that it writes is one of JSON's but for `\a`, `\v`, `\x..` and
+/// `\U........`.
+fn unquote(quoted: &str) -> Option<String> {
+    let inner = quoted.strip_prefix('"')?.strip_suffix('"')?;
+    let mut out = String::with_capacity(inner.len());
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        out.push(match chars.next()? {
+            'a' => '\u{7}',
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'v' => '\u{b}',
+            'x' => code_point(&mut chars, 2)?,
+            'u' => code_point(&mut chars, 4)?,
+            'U' => code_point(&mut chars, 8)?,
+            same @ ('\\' | '"' | '\'') => same,
+            _ => return None,
+        });
+    }
+    Some(out)
+}
+
+fn code_point(chars: &mut std::str::Chars<'_>, digits: usize) -> Option<char> {
+    let mut value = 0;
+    for _ in 0..digits {
+        value = value * 16 + chars.next()?.to_digit(16)?;
+    }
+    char::from_u32(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Failure, FailureClass, Outcome};
+    use crate::release::{ContainerProgress, ContainerRelease, FRESHNESS};
+
+    const START: &str = "2026-01-01T12:00:00Z";
+
+    fn at(seconds: u64) -> Now {
+        let up = Duration::from_secs(seconds);
+        Now {
+            wall: START.parse::<Timestamp>().unwrap() + up,
+            up,
+        }
+    }
+
+    fn gate() -> Gate {
+        Gate::new(at(0), PATIENCE, FRESHNESS)
+    }
+
+    fn released(seconds_before: u64, outcome: Outcome) -> Reading {
+        let time = START.parse::<Timestamp>().unwrap() - Duration::from_secs(seconds_before);
+        let container = ContainerRelease {
+            image: "app:latest".into(),
+            outcome,
+            failure: Some(Failure::new(FailureClass::Network, "refused")),
+            digest: None,
+            confirmed: None,
+            note: None,
+        };
+        Reading {
+            released: Some(Release {
+                time,
+                containers: [("app".to_owned(), container)].into(),
+            }),
+            progress: None,
+        }
+    }
+
+    fn progress(seconds: u64) -> Reading {
+        let container = ContainerProgress {
+            image: "app:latest".into(),
+            attempt: 1,
+            bytes: 1,
+            total_bytes: None,
+            failure: None,
+        };
+        Reading {
+            released: None,
+            progress: Some(Progress {
+                time: at(seconds).wall,
+                containers: [("app".to_owned(), container)].into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_fresh_release_opens_and_is_told() {
+        let (lines, step) = gate().observe(at(1), &released(0, Outcome::Fallback));
+        assert_eq!(step, Step::Open);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with("fallback: app: using the cached copy"));
+    }
+
+    #[test]
+    fn a_refusal_does_not_open() {
+        let (_, step) = gate().observe(at(1), &released(0, Outcome::Refused));
+        assert_eq!(step, Step::Refuse);
+    }
+
+    #[test]
+    fn a_stale_release_neither_opens_nor_counts_as_a_sign() {
+        let stale = released(121, Outcome::Fresh);
+        let mut gate = gate();
+        let (lines, step) = gate.observe(at(0), &stale);
+        assert_eq!((lines, step), (vec![], Step::Wait(PATIENCE)));
+        assert_eq!(gate.observe(at(20), &stale).1, Step::OpenUnanswered);
+    }
+
+    #[test]
+    fn progress_renews_the_patience_and_is_printed_once() {
+        let mut gate = gate();
+        let (lines, step) = gate.observe(at(15), &progress(14));
+        assert_eq!(step, Step::Wait(PATIENCE));
+        assert_eq!(lines, ["trying: app: pulling app:latest, 1 B"]);
+        let (lines, step) = gate.observe(at(25), &progress(14));
+        assert_eq!((lines, step), (vec![], Step::Wait(Duration::from_secs(10))));
+        assert_eq!(gate.observe(at(35), &progress(14)).1, Step::OpenUnanswered);
+    }
+
+    #[test]
+    fn a_set_clock_does_not_lengthen_the_wait() {
+        let mut gate = gate();
+        let mut later = at(20);
+        later.wall = START.parse::<Timestamp>().unwrap() - Duration::from_secs(3600);
+        assert_eq!(
+            gate.observe(later, &Reading::default()).1,
+            Step::OpenUnanswered
+        );
+    }
+
+    #[test]
+    fn annotations_are_read_as_the_kubelet_writes_them() {
+        let file = "a=\"x=\\\"y\\\"\"\ntrylatest.dev/released=\"{\\\"time\\\":\\\"\\u00e4\\n\\\\\\x07\\U0001f600\\\"}\"\nb=\"\"";
+        assert_eq!(annotation(file, "a").as_deref(), Some("x=\"y\""));
+        assert_eq!(
+            annotation(file, "trylatest.dev/released").as_deref(),
+            Some("{\"time\":\"ä\n\\\u{7}😀\"}")
+        );
+        assert_eq!(annotation(file, "b").as_deref(), Some(""));
+        assert_eq!(annotation(file, "trylatest.dev/rel"), None);
+        for bad in [
+            "a=\"\\",
+            "a=\"",
+            "a=x",
+            "a=\"\\u12\"",
+            "a=\"\\ud800\"",
+            "a=\"\\q\"",
+        ] {
+            assert_eq!(annotation(bad, "a"), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a node says of itself: two annotations and one condition, all bounded in size.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::image::ImageName;
+use crate::outcome::Outcome;
+use crate::record::Try;
+use crate::text;
+use crate::time::age;
+
+/// Most images named in the node's annotation, the worst first. An entry is about 250 bytes;
+/// etcd and every watcher of nodes carry the annotation.
+const IMAGES_MAX: usize = 40;
+
+/// Most images named in the condition's message.
+const CONDITION_IMAGES_MAX: usize = 5;
+
+/// One TryLatest image of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeImage {
+    /// The image, in full.
+    pub image: ImageName,
+    /// How its last try ended.
+    pub outcome: Outcome,
+    /// The failure's class, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<crate::outcome::FailureClass>,
+    /// What the name points to on this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// When the last try began.
+    pub tried: Timestamp,
+    /// When the registry last said where the tag points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Timestamp>,
+    /// Pods of this node that were released with it and have not ended.
+    pub pods: usize,
+}
+
+impl NodeImage {
+    /// An image after a try.
+    pub fn new(tried: &Try, confirmed: Option<Timestamp>, pods: usize) -> Self {
+        Self {
+            image: tried.image.clone(),
+            outcome: tried.outcome,
+            class: tried.failure.as_ref().map(|failure| failure.class),
+            digest: tried.digest.clone(),
+            tried: tried.started,
+            confirmed,
+            pods,
+        }
+    }
+
+    fn runs_from_cache(&self) -> bool {
+        self.outcome == Outcome::Fallback && self.pods > 0
+    }
+}
+
+/// What is written to the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// One line: how many images, how many run from cache.
+    pub summary: String,
+    /// JSON, an array of [`NodeImage`].
+    pub images: String,
+    /// Whether a pod of this node runs a copy whose last try failed.
+    pub fallback: bool,
+    /// The condition's reason, one word.
+    pub reason: &'static str,
+    /// The condition's message.
+    pub message: String,
+}
+
+impl NodeReport {
+    /// Reports on these images. Ages are left out where the text would change by itself: what has
+    /// not changed is not written again.
+    pub fn new(mut images: Vec<NodeImage>) -> Self {
+        images.sort_by(|a, b| {
+            (!a.runs_from_cache(), a.pods == 0, &a.image).cmp(&(
+                !b.runs_from_cache(),
+                b.pods == 0,
+                &b.image,
+            ))
+        });
+        let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
+        let summary = format!(
+            "{} TryLatest image(s), {} running from the node's cache because the last try failed",
+            images.len(),
+            cached.len()
+        );
+        let message = if cached.is_empty() {
+            "every TryLatest image runs what its tag pointed to at the last try".to_owned()
+        } else {
+            condition_message(&cached)
+        };
+        let (fallback, reason) = if cached.is_empty() {
+            (false, "TagsConfirmed")
+        } else {
+            (true, "RunningFromCache")
+        };
+        images.truncate(IMAGES_MAX);
+        let images = serde_json::to_string(&images).unwrap_or_default();
+        Self {
+            summary,
+            images,
+            fallback,
+            reason,
+            message,
+        }
+    }
+}
+
+fn condition_message(cached: &[&NodeImage]) -> String {
+    let mut parts: Vec<String> = cached
+        .iter()
+        .take(CONDITION_IMAGES_MAX)
+        .map(|image| {
+            let digest = image.digest.as_deref().map_or("?", text::short_digest);
+            let class = image.class.map_or("unknown", |class| class.as_str());
+            let confirmed = match image.confirmed {
+                Some(then) => format!(
+                    "confirmed {} before",
+                    text::short_duration(age(image.tried, then))
+                ),
+                None => "never confirmed".to_owned(),
+            };
+            format!("{} ({digest}, {confirmed}): {class}", image.image)
+        })
+        .collect();
+    if cached.len() > CONDITION_IMAGES_MAX {
+        parts.push(format!("and {} more", cached.len() - CONDITION_IMAGES_MAX));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::FailureClass;
+
+    fn image(n: usize, outcome: Outcome, pods: usize) -> NodeImage {
+        NodeImage {
+            image: format!("reg.example/{}/app{n}:latest", "x".repeat(100))
+                .parse()
+                .unwrap(),
+            outcome,
+            class: (outcome == Outcome::Fallback).then_some(FailureClass::Network),
+            digest: Some(format!("sha256:{}", "0".repeat(64))),
+            tried: "2026-01-01T12:00:00Z".parse().unwrap(),
+            confirmed: Some("2026-01-01T11:00:00Z".parse().unwrap()),
+            pods,
+        }
+    }
+
+    #[test]
+    fn the_condition_is_true_while_a_pod_runs_from_cache() {
+        let report = NodeReport::new(vec![
+            image(1, Outcome::Unchanged, 1),
+            image(2, Outcome::Fallback, 1),
+        ]);
+        assert!(report.fallback);
+        assert!(
+            report
+                .message
+                .contains("app2:latest (sha256:000000000000, confirmed 60m before): network")
+        );
+        assert!(
+            report
+                .summary
+                .starts_with("2 TryLatest image(s), 1 running")
+        );
+        // The worst comes first.
+        assert!(report.images.find("app2").unwrap() < report.images.find("app1").unwrap());
+    }
+
+    #[test]
+    fn it_is_false_when_no_such_pod_is_left_or_a_later_try_worked() {
+        for other in [image(2, Outcome::Fallback, 0), image(2, Outcome::Fresh, 1)] {
+            assert!(!NodeReport::new(vec![other]).fallback);
+        }
+    }
+
+    #[test]
+    fn the_size_is_bounded() {
+        let images = (0..1000).map(|n| image(n, Outcome::Fallback, 1)).collect();
+        let report = NodeReport::new(images);
+        assert!(report.images.len() < 24 * 1024, "{}", report.images.len());
+        assert!(report.message.len() < 2048, "{}", report.message.len());
+        assert!(report.message.ends_with("and 995 more"));
+    }
+}

@@ -1,0 +1,177 @@
+//! When an image is tried: at once for the first pod, merged for those that follow, later after a
+//! failure that left nothing to start from.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::image::ImageName;
+use crate::record::Try;
+use crate::time::Now;
+use crate::verdict::Known;
+
+/// Pods that come this soon after a try began are likely one burst, and wait for each other.
+const MERGE_WINDOW: Duration = Duration::from_secs(2);
+
+/// A burst is over when no pod of it came for this long. The gate's own start takes far longer,
+/// so the wait is not seen.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// The first pod of a burst waits no longer than this for the others.
+const QUIET_MAX: Duration = Duration::from_millis(800);
+
+/// First and longest pause between tries that leave a pod with nothing to start from.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// One image that a pod of this node waits for, or did.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    pub(super) known: Known,
+    pub(super) last_try: Option<Try>,
+    pub(super) attempt: Option<Attempt>,
+    last_start: Option<Duration>,
+    failures_in_a_row: u32,
+    queue: Option<Queue>,
+}
+
+/// A try that runs.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) id: u64,
+    pub(super) started: Now,
+    pub(super) bytes: u64,
+    pub(super) total_bytes: Option<u64>,
+}
+
+/// Who waits for the next try to begin.
+#[derive(Clone, Copy, Debug)]
+struct Queue {
+    first: Duration,
+    last: Duration,
+}
+
+impl Image {
+    /// Somebody waits for a try that begins at `at` or later.
+    pub(super) fn queue(&mut self, at: Duration) {
+        self.queue = Some(match self.queue {
+            // A newcomer does not wait out another pod's back-off.
+            Some(queue) if queue.first <= at => Queue { last: at, ..queue },
+            _ => Queue {
+                first: at,
+                last: at,
+            },
+        });
+    }
+
+    /// Somebody has nothing to start from: try again after a pause.
+    pub(super) fn queue_retry(&mut self, now: Now, name: &ImageName) {
+        if self.queue.is_none() {
+            self.queue(now.up + backoff(self.failures_in_a_row, name));
+        }
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn leave(&mut self) {
+        self.queue = None;
+    }
+
+    /// When the next try is to begin, if somebody waits for one and none runs.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let queue = self.queue?;
+        if self.attempt.is_some() {
+            return None;
+        }
+        let burst = self
+            .last_start
+            .is_some_and(|start| queue.first < start + MERGE_WINDOW);
+        Some(if burst {
+            (queue.last + QUIET).min(queue.first + QUIET_MAX)
+        } else {
+            queue.first
+        })
+    }
+
+    /// Whether a try runs or is waited for.
+    pub(super) fn is_busy(&self) -> bool {
+        self.attempt.is_some() || self.queue.is_some()
+    }
+
+    /// A try begins.
+    pub(super) fn start(&mut self, now: Now, id: u64) {
+        self.queue = None;
+        self.last_start = Some(now.up);
+        self.attempt = Some(Attempt {
+            id,
+            started: now,
+            bytes: 0,
+            total_bytes: None,
+        });
+    }
+
+    /// A try has ended; `record` says how.
+    pub(super) fn finish(&mut self, record: &Try) {
+        self.attempt = None;
+        if record.confirmed() {
+            self.failures_in_a_row = 0;
+        } else {
+            self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        }
+        self.remember(record);
+    }
+
+    /// Takes over what a try has shown.
+    pub(super) fn remember(&mut self, record: &Try) {
+        if record.confirmed() {
+            self.known.confirmed = Some(record.started);
+            self.known.needs_credentials = false;
+        } else if record.says_unauthorized() {
+            self.known.needs_credentials = true;
+        }
+        self.last_try = Some(record.clone());
+    }
+
+    /// Takes over what an earlier run of the agent has written down.
+    pub(super) fn recall(&mut self, confirmed: Option<Timestamp>, needs_credentials: bool) {
+        self.known = Known {
+            confirmed,
+            needs_credentials,
+        };
+    }
+}
+
+/// Doubles from the first to the longest pause, with a quarter of jitter either way. The jitter
+/// comes from the image and the count, and so differs between images but needs no randomness.
+fn backoff(failures: u32, name: &ImageName) -> Duration {
+    let (first, longest) = BACKOFF;
+    let pause = first
+        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .min(longest);
+    let mut hasher = DefaultHasher::new();
+    (name, failures).hash(&mut hasher);
+    let percent = u32::try_from(hasher.finish() % 51).unwrap_or(0) + 75;
+    pause * percent / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_differ_between_images() {
+        let names: Vec<ImageName> = (0..20)
+            .map(|n| format!("reg.example/app{n}").parse().unwrap())
+            .collect();
+        for name in &names {
+            for failures in 0..40 {
+                let pause = backoff(failures, name);
+                assert!(pause >= BACKOFF.0 * 3 / 4 && pause <= BACKOFF.1 * 5 / 4);
+            }
+            assert!(backoff(1, name) < Duration::from_millis(1251));
+            assert!(backoff(8, name) > Duration::from_secs(7));
+        }
+        let different: std::collections::BTreeSet<_> =
+            names.iter().map(|name| backoff(3, name)).collect();
+        assert!(different.len() > 5);
+    }
+}

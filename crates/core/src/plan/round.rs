@@ -1,0 +1,287 @@
+//! One run of a pod's gate, from the moment it needs a release until it has one.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::image::ImageName;
+use crate::outcome::{Failure, FailureClass, Outcome};
+use crate::pod::{GateState, GatedPod, TryContainer};
+use crate::release::{ContainerRelease, FRESHNESS, Release};
+use crate::time::Now;
+
+/// The first sign of life on a pod. Most tries are over by then, and cost one write in all.
+const FIRST_PROGRESS: Duration = Duration::from_secs(2);
+
+/// Between two signs of life: a quarter of the gate's patience, so that it survives lost writes.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// First and longest pause before a release is sent again.
+const RESEND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// A gated pod of this node and what it waits for.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) seen: GatedPod,
+    pub(super) round: Option<Round>,
+    /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
+    released: Option<Release>,
+    complained: bool,
+}
+
+/// What a run of the gate waits for.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// A check that began no earlier than this is good for the pod.
+    pub(super) since: Duration,
+    /// When the pod takes the cached copy.
+    pub(super) deadline: Duration,
+    pub(super) slots: Vec<Slot>,
+    pub(super) progress_at: Duration,
+    pub(super) send: Send,
+}
+
+/// Whether the release is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Send {
+    Idle { failures: u32, not_before: Duration },
+    InFlight { failures: u32 },
+}
+
+/// One container of a round.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) written: String,
+    pub(super) wait: Wait,
+    pub(super) attempts: u32,
+    pub(super) failure: Option<Failure>,
+}
+
+/// What a container waits for.
+#[derive(Clone, Debug)]
+pub(super) enum Wait {
+    /// The image's try.
+    Try(ImageName),
+    /// The pod's time is up: the proof of a cached copy.
+    Inspection(ImageName),
+    /// The pod's time is up and there is no copy: the end of the try that runs.
+    LastTry(ImageName),
+    /// Nothing.
+    Done(Box<ContainerRelease>),
+}
+
+impl Pod {
+    pub(super) fn new(pod: GatedPod) -> Self {
+        Self {
+            released: pod.released.clone(),
+            seen: pod,
+            round: None,
+            complained: false,
+        }
+    }
+
+    /// Takes over a newer state of the pod. The watch may lag behind our own write.
+    pub(super) fn update(&mut self, pod: GatedPod) {
+        let newer = match (&pod.released, &self.released) {
+            (Some(theirs), Some(ours)) => theirs.time >= ours.time,
+            (theirs, _) => theirs.is_some(),
+        };
+        if newer {
+            self.released.clone_from(&pod.released);
+        }
+        self.seen = pod;
+    }
+
+    pub(super) fn release_sent(&mut self, release: Release) {
+        self.released = Some(release);
+        self.round = None;
+    }
+
+    /// Whether the gate waits, or will, for a release that it does not have.
+    pub(super) fn wants_release(&self, now: Now) -> bool {
+        !self.seen.ended
+            && self.seen.gate != GateState::Open
+            && !self
+                .released
+                .as_ref()
+                .is_some_and(|release| release.is_fresh(now.wall, FRESHNESS))
+    }
+
+    /// Whether this pod was released with the image and has not ended.
+    pub(super) fn uses(&self, image: &ImageName) -> bool {
+        let named = |c: &TryContainer| c.image.as_ref() == Ok(image);
+        !self.seen.ended && self.released.is_some() && self.seen.containers.iter().any(named)
+    }
+
+    /// How long until a release that the gate has not used yet goes stale.
+    pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
+        let release = self.released.as_ref()?;
+        if self.seen.ended || self.seen.gate == GateState::Open || self.round.is_some() {
+            return None;
+        }
+        let left =
+            (release.time + FRESHNESS).duration_since(now.wall) + SignedDuration::from_millis(1);
+        Some(left.try_into().unwrap_or(Duration::ZERO))
+    }
+
+    /// The complaints to make, the first time they are asked for.
+    pub(super) fn complaints(&mut self) -> Vec<String> {
+        if std::mem::replace(&mut self.complained, true) || self.released.is_some() {
+            return Vec::new();
+        }
+        let bad_names = self.seen.containers.iter().filter_map(|container| {
+            let error = container.image.as_ref().err()?;
+            Some(format!(
+                "container {}: {error}; left to the kubelet",
+                container.name
+            ))
+        });
+        self.pod
+            .complaints
+            .iter()
+            .cloned()
+            .chain(bad_names)
+            .collect()
+    }
+
+    /// Begins a round.
+    pub(super) fn begin(&mut self, now: Now, try_for: Duration) -> &Round {
+        let slots = self.seen.containers.iter().map(Slot::new).collect();
+        self.round.insert(Round {
+            since: since(&self.seen, self.released.is_some(), now),
+            deadline: now.up + self.seen.settings.timeout.unwrap_or(try_for),
+            slots,
+            progress_at: now.up + FIRST_PROGRESS,
+            send: Send::Idle {
+                failures: 0,
+                not_before: now.up,
+            },
+        })
+    }
+}
+
+impl Round {
+    /// The images that a try is wanted for.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &ImageName> {
+        self.slots.iter().filter_map(|slot| match &slot.wait {
+            Wait::Try(image) => Some(image),
+            Wait::Inspection(_) | Wait::LastTry(_) | Wait::Done(_) => None,
+        })
+    }
+
+    /// The release, if every container is decided and it is time to send it; it counts as sent.
+    pub(super) fn release_due(&mut self, now: Now) -> Option<Release> {
+        if !matches!(self.send, Send::Idle { not_before, .. } if not_before <= now.up) {
+            return None;
+        }
+        let release = self.release(now)?;
+        self.send = match self.send {
+            Send::Idle { failures, .. } | Send::InFlight { failures } => {
+                Send::InFlight { failures }
+            }
+        };
+        Some(release)
+    }
+
+    fn release(&self, now: Now) -> Option<Release> {
+        let containers = self.slots.iter().map(|slot| match &slot.wait {
+            Wait::Done(release) => Some((slot.name.clone(), (**release).clone())),
+            Wait::Try(_) | Wait::Inspection(_) | Wait::LastTry(_) => None,
+        });
+        Some(Release {
+            time: now.wall,
+            containers: containers.collect::<Option<_>>()?,
+        })
+    }
+
+    pub(super) fn is_decided(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|slot| matches!(slot.wait, Wait::Done(_)))
+    }
+
+    /// The release could not be written: when to try again.
+    pub(super) fn send_failed(&mut self, now: Now) {
+        let (Send::Idle { failures, .. } | Send::InFlight { failures }) = self.send;
+        let pause = RESEND.0.saturating_mul(1 << failures.min(10)).min(RESEND.1);
+        self.send = Send::Idle {
+            failures: failures.saturating_add(1),
+            not_before: now.up + pause,
+        };
+    }
+
+    pub(super) fn progress_written(&mut self, now: Now) {
+        self.progress_at = now.up + PROGRESS_EVERY;
+    }
+}
+
+impl Slot {
+    fn new(container: &TryContainer) -> Self {
+        let mut slot = Self {
+            name: container.name.clone(),
+            written: container.written.clone(),
+            wait: Wait::Done(Box::new(ContainerRelease {
+                image: container.written.clone(),
+                outcome: Outcome::Unavailable,
+                failure: None,
+                digest: None,
+                confirmed: None,
+                note: None,
+            })),
+            attempts: 0,
+            failure: None,
+        };
+        match &container.image {
+            Ok(image) => slot.wait = Wait::Try(image.clone()),
+            Err(error) => slot.give_up(Failure::new(FailureClass::Invalid, error.to_string())),
+        }
+        slot
+    }
+
+    /// The image that this container still waits for.
+    pub(super) fn image(&self) -> Option<&ImageName> {
+        match &self.wait {
+            Wait::Try(image) | Wait::Inspection(image) | Wait::LastTry(image) => Some(image),
+            Wait::Done(_) => None,
+        }
+    }
+
+    /// Nothing to start from: the kubelet's own error tells the rest.
+    pub(super) fn give_up(&mut self, failure: Failure) {
+        self.decide(Outcome::Unavailable, Some(failure), None, None, None);
+    }
+
+    pub(super) fn decide(
+        &mut self,
+        outcome: Outcome,
+        failure: Option<Failure>,
+        digest: Option<String>,
+        confirmed: Option<Timestamp>,
+        note: Option<String>,
+    ) {
+        self.wait = Wait::Done(Box::new(ContainerRelease {
+            image: self.written.clone(),
+            outcome,
+            failure,
+            digest,
+            confirmed,
+            note,
+        }));
+    }
+}
+
+/// The earliest moment that surely lies after the pod began to need a release.
+///
+/// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
+/// already had a release needs one anew since its gate runs again, not since it was created.
+fn since(pod: &GatedPod, again: bool, now: Now) -> Duration {
+    let began = match (again, pod.gate) {
+        (false, _) => pod.created,
+        (true, GateState::Running { since }) => since,
+        (true, GateState::Pending | GateState::Open) => return now.up,
+    };
+    let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
+    now.up
+        .saturating_sub(ago.try_into().unwrap_or(Duration::ZERO))
+}

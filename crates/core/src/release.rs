@@ -1,0 +1,240 @@
+//! What the agent writes on a pod, as JSON in an annotation, and what the gate reads there.
+//!
+//! Both sides may be of different versions while an upgrade rolls: fields may be added, never
+//! renamed or given another meaning; unknown fields are ignored.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::{Failure, Outcome};
+use crate::text;
+use crate::time::{age, near};
+
+/// How far a release's time may lie from the reader's clock to be honoured. Agent and gate share
+/// the node's clock; a release older than this was meant for an earlier run of the gate.
+pub const FRESHNESS: Duration = Duration::from_mins(2);
+
+/// The moment from which `IfNotPresent` is safe for a pod, and what was found per container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// When it was given.
+    pub time: Timestamp,
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerRelease>,
+}
+
+/// What was found for one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRelease {
+    /// The image as the pod names it.
+    pub image: String,
+    /// How the try ended for this container.
+    pub outcome: Outcome,
+    /// Why the tag's current content is not used.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What the container starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// When the registry last said that the tag points there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Timestamp>,
+    /// Why a cached copy may not be used, or what the agent did besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Release {
+    /// Whether the gate may act on it now.
+    pub fn is_fresh(&self, now: Timestamp, freshness: Duration) -> bool {
+        near(now, self.time, freshness)
+    }
+
+    /// Whether every container may start.
+    pub fn opens(&self) -> bool {
+        self.containers
+            .values()
+            .all(|container| container.outcome != Outcome::Refused)
+    }
+}
+
+impl ContainerRelease {
+    /// One line for the gate's log and the pod's Event, without the container's name.
+    pub fn describe(&self, now: Timestamp) -> String {
+        let image = &self.image;
+        let digest = self
+            .digest
+            .as_deref()
+            .map_or("no local copy", text::short_digest);
+        let confirmed = match self.confirmed {
+            Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
+            None => "never confirmed by TryLatest".to_owned(),
+        };
+        let mut line = match self.outcome {
+            Outcome::Fresh => format!("pulled {image}: {digest}"),
+            Outcome::Unchanged => format!("{image} is unchanged: {digest}"),
+            Outcome::Fallback => {
+                format!("using the cached copy of {image}: {digest}, {confirmed}")
+            }
+            Outcome::Unavailable => {
+                format!("{image} could not be pulled and is not on this node; left to the kubelet")
+            }
+            Outcome::Refused => {
+                format!("the cached copy of {image} may not be used: {digest}, {confirmed}")
+            }
+        };
+        if let Some(failure) = &self.failure {
+            line.push_str("; ");
+            line.push_str(&failure.to_string());
+        }
+        if let Some(note) = &self.note {
+            line.push_str("; ");
+            line.push_str(note);
+        }
+        line
+    }
+}
+
+/// A sign of life while the agent works on a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// When it was written.
+    pub time: Timestamp,
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerProgress>,
+}
+
+/// How far one container's image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerProgress {
+    /// The image as the pod names it.
+    pub image: String,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+    /// Bytes of this pull that have arrived.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Bytes that this pull will take, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    /// Why the try before failed.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+impl ContainerProgress {
+    /// One line for the gate's log, without the container's name.
+    pub fn describe(&self) -> String {
+        let mut line = format!("pulling {}", self.image);
+        if self.bytes > 0 {
+            line.push_str(", ");
+            line.push_str(&text::bytes(self.bytes));
+            if let Some(total) = self.total_bytes {
+                line.push_str(" of ");
+                line.push_str(&text::bytes(total));
+            }
+        }
+        if self.attempt > 1 {
+            line.push_str(", try ");
+            line.push_str(&self.attempt.to_string());
+        }
+        if let Some(failure) = &self.failure {
+            line.push_str("; before: ");
+            line.push_str(&failure.to_string());
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::FailureClass;
+
+    fn release() -> Release {
+        let container = ContainerRelease {
+            image: "127.0.0.1:5000/my/app:latest".into(),
+            outcome: Outcome::Fallback,
+            failure: Some(Failure::new(FailureClass::Network, "connection refused")),
+            digest: Some(format!("sha256:{}", "ab".repeat(32))),
+            confirmed: Some("2026-01-01T11:57:00Z".parse().unwrap()),
+            note: None,
+        };
+        Release {
+            time: "2026-01-01T12:00:00Z".parse().unwrap(),
+            containers: [("app".to_owned(), container)].into(),
+        }
+    }
+
+    #[test]
+    fn the_json_is_flat_and_survives_a_round_trip() {
+        let release = release();
+        let json = serde_json::to_value(&release).unwrap();
+        assert_eq!(json["containers"]["app"]["class"], "network");
+        assert_eq!(json["containers"]["app"]["message"], "connection refused");
+        assert_eq!(serde_json::from_value::<Release>(json).unwrap(), release);
+    }
+
+    #[test]
+    fn without_a_failure_there_is_none_after_a_round_trip() {
+        let mut release = release();
+        let app = release.containers.get_mut("app").unwrap();
+        app.failure = None;
+        app.outcome = Outcome::Fresh;
+        let json = serde_json::to_string(&release).unwrap();
+        assert_eq!(serde_json::from_str::<Release>(&json).unwrap(), release);
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored() {
+        let json = r#"{"time":"2026-01-01T12:00:00Z","later":1,
+            "containers":{"app":{"image":"a","outcome":"fresh","more":{}}}}"#;
+        assert!(serde_json::from_str::<Release>(json).unwrap().opens());
+    }
+
+    #[test]
+    fn a_release_is_fresh_within_two_minutes_either_way() {
+        let release = release();
+        for (now, fresh) in [
+            ("2026-01-01T11:57:59Z", false),
+            ("2026-01-01T11:58:00Z", true),
+            ("2026-01-01T12:02:00Z", true),
+            ("2026-01-01T12:02:01Z", false),
+        ] {
+            assert_eq!(
+                release.is_fresh(now.parse().unwrap(), FRESHNESS),
+                fresh,
+                "{now}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fallback_tells_what_why_and_how_old() {
+        let release = release();
+        assert_eq!(
+            release.containers["app"].describe(release.time),
+            "using the cached copy of 127.0.0.1:5000/my/app:latest: sha256:abababababab, \
+             confirmed 3m ago; network: connection refused"
+        );
+    }
+
+    #[test]
+    fn progress_tells_bytes_and_tries() {
+        let progress = ContainerProgress {
+            image: "app".into(),
+            attempt: 2,
+            bytes: 1024,
+            total_bytes: Some(2048),
+            failure: Some(Failure::new(FailureClass::ServerError, "503")),
+        };
+        assert_eq!(
+            progress.describe(),
+            "pulling app, 1.0 KiB of 2.0 KiB, try 2; before: server-error: 503"
+        );
+    }
+}

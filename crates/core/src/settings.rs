@@ -1,0 +1,132 @@
+//! What a pod may set by annotation, and what is said about what cannot be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::keys;
+use crate::outcome::FailureClass;
+
+/// A pod's own settings. What is absent or unreadable is `None`: the node's default holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How long to try before falling back.
+    pub timeout: Option<Duration>,
+    /// Refuse a cached copy whose tag was last confirmed longer ago.
+    pub max_age: Option<Duration>,
+    /// The failure classes that allow the cached copy. `unauthorized` needs proof besides.
+    pub fallback_on: Option<BTreeSet<FailureClass>>,
+}
+
+/// Longest `timeout`: a pod that should wait longer wants `Always`.
+const TIMEOUT_MAX: Duration = Duration::from_hours(1);
+
+impl Settings {
+    /// Reads the annotations. Each value that cannot be read keeps its default and yields one
+    /// complaint: what is wrong, and what was done instead.
+    pub fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
+        let mut complaints = Vec::new();
+        let mut duration = |key: &str, valid: fn(Duration) -> Result<(), String>| {
+            let text = annotations.get(key)?.trim();
+            let parsed = humantime::parse_duration(text)
+                .map_err(|error| error.to_string())
+                .and_then(|duration| valid(duration).map(|()| duration));
+            parsed
+                .map_err(|why| {
+                    complaints.push(format!(
+                        "{key}: {text:?} is no usable duration ({why}), like 5s or 1h30m; the default is used"
+                    ));
+                })
+                .ok()
+        };
+        let timeout = duration(keys::TIMEOUT, |d| match d {
+            Duration::ZERO => Err("it must be more than 0".to_owned()),
+            d if d > TIMEOUT_MAX => Err("the most is 1h".to_owned()),
+            _ => Ok(()),
+        });
+        let max_age = duration(keys::MAX_AGE, |_| Ok(()));
+        let fallback_on = annotations
+            .get(keys::FALLBACK_ON)
+            .and_then(|text| parse_classes(text, &mut complaints));
+        let settings = Self {
+            timeout,
+            max_age,
+            fallback_on,
+        };
+        (settings, complaints)
+    }
+
+    /// Whether these settings let a pod use a cached copy after a failure of this class.
+    pub fn allow_fallback_on(&self, class: FailureClass) -> bool {
+        self.fallback_on
+            .as_ref()
+            .is_none_or(|classes| classes.contains(&class))
+    }
+}
+
+/// A list with a word that is no class is not used at all: to leave out that word alone would
+/// refuse a fallback that the user may have meant to allow, and hold the pod.
+fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<FailureClass>> {
+    let words = text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    match words.map(str::parse).collect::<Result<_, _>>() {
+        Ok(classes) => Some(classes),
+        Err(error) => {
+            let known = FailureClass::ALL.map(FailureClass::as_str).join(", ");
+            complaints.push(format!(
+                "{}: {error} (known: {known}); the default is used",
+                keys::FALLBACK_ON
+            ));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> (Settings, Vec<String>) {
+        Settings::parse(
+            &pairs
+                .iter()
+                .map(|&(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn good_values_are_read() {
+        let (settings, complaints) = parse(&[
+            (keys::TIMEOUT, " 5s "),
+            (keys::MAX_AGE, "7d"),
+            (keys::FALLBACK_ON, "network, timeout,"),
+        ]);
+        assert_eq!(complaints, Vec::<String>::new());
+        assert_eq!(settings.timeout, Some(Duration::from_secs(5)));
+        assert_eq!(settings.max_age, Some(Duration::from_secs(7 * 86_400)));
+        assert!(settings.allow_fallback_on(FailureClass::Network));
+        assert!(!settings.allow_fallback_on(FailureClass::NotFound));
+        assert!(Settings::default().allow_fallback_on(FailureClass::NotFound));
+    }
+
+    #[test]
+    fn bad_values_keep_the_default_and_are_named() {
+        for (key, value) in [
+            (keys::TIMEOUT, "5"),
+            (keys::TIMEOUT, "-5s"),
+            (keys::TIMEOUT, "0s"),
+            (keys::TIMEOUT, "2h"),
+            (keys::TIMEOUT, ""),
+            (keys::TIMEOUT, "99999999999999999999999s"),
+            (keys::MAX_AGE, "soon"),
+            (keys::FALLBACK_ON, "network,dns"),
+        ] {
+            let (settings, complaints) = parse(&[(key, value)]);
+            assert_eq!(settings, Settings::default(), "{key}={value}");
+            assert_eq!(complaints.len(), 1, "{key}={value}");
+            assert!(complaints[0].starts_with(key), "{}", complaints[0]);
+        }
+    }
+}

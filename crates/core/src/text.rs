@@ -1,0 +1,71 @@
+//! Numbers and digests as people read them in gate logs, Events and node annotations.
+
+use std::time::Duration;
+
+/// `sha256:0123456789ab…` as `sha256:0123456789ab`: enough to compare by eye.
+pub(crate) fn short_digest(digest: &str) -> &str {
+    const HEX: usize = 12;
+    match digest.split_once(':') {
+        Some((algorithm, hex)) if hex.len() > HEX && hex.is_char_boundary(HEX) => {
+            &digest[..=algorithm.len() + HEX]
+        }
+        _ => digest,
+    }
+}
+
+/// The largest unit that fits: `42s`, `7m`, `3h`, `12d`.
+pub(crate) fn short_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Bytes in binary units: `512 B`, `3.4 MiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "one decimal place is shown")]
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    format!("{value:.1} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(3_565_158), "3.4 MiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+        assert_eq!(short_duration(Duration::from_secs(119)), "119s");
+        assert_eq!(short_duration(Duration::from_secs(7_199)), "119m");
+        assert_eq!(short_duration(Duration::from_secs(172_800)), "2d");
+    }
+
+    #[test]
+    fn digests_are_cut_only_where_they_are_digests() {
+        assert_eq!(
+            short_digest("sha256:0123456789abcdef"),
+            "sha256:0123456789ab"
+        );
+        assert_eq!(short_digest("sha256:0123"), "sha256:0123");
+        assert_eq!(short_digest("nonsense"), "nonsense");
+        assert_eq!(short_digest("sha256:ääääääääääääää"), "sha256:ääääää");
+    }
+}
