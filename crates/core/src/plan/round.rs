@@ -137,7 +137,7 @@ impl Pod {
                 container.name
             ))
         });
-        self.pod
+        self.seen
             .complaints
             .iter()
             .cloned()
