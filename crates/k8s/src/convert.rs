@@ -1,0 +1,242 @@
+//! From a Kubernetes Pod to what the core needs to know of it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodSpec};
+use trylatest_core::keys;
+use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
+use trylatest_core::settings::Settings;
+
+/// Reads a pod that carries the gated label; none if it lacks what every stored pod has.
+pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref()?;
+    let none = BTreeMap::new();
+    let annotations = meta.annotations.as_ref().unwrap_or(&none);
+    let (settings, mut complaints) = Settings::parse(annotations);
+    let containers = try_containers(spec, annotations, &mut complaints);
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    Some(GatedPod {
+        id: PodId {
+            namespace: meta.namespace.clone()?,
+            name: meta.name.clone()?,
+            uid: meta.uid.clone()?,
+        },
+        created: meta
+            .creation_timestamp
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        containers,
+        settings,
+        complaints,
+        gate: gate_state(pod, spec),
+        // A release that cannot be read is as good as none: the gate does not honour it either.
+        released: annotations
+            .get(keys::RELEASED)
+            .and_then(|json| serde_json::from_str(json).ok()),
+        ended: meta.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
+    })
+}
+
+/// The containers that admission has named, in the pod's order.
+fn try_containers(
+    spec: &PodSpec,
+    annotations: &BTreeMap<String, String>,
+    complaints: &mut Vec<String>,
+) -> Vec<TryContainer> {
+    let named: Vec<&str> = annotations
+        .get(keys::CONTAINERS)
+        .map(|names| names.split(',').map(str::trim).collect())
+        .unwrap_or_default();
+    let all = named.contains(&"*");
+    let own = || {
+        let inits = spec.init_containers.iter().flatten();
+        inits
+            .chain(&spec.containers)
+            .filter(|container| container.name != keys::GATE)
+    };
+    for name in &named {
+        if !name.is_empty() && *name != "*" && !own().any(|container| container.name == *name) {
+            let known: Vec<_> = own().map(|container| container.name.as_str()).collect();
+            complaints.push(format!(
+                "{}: no container is called {name:?} (this pod has: {}); it is left out",
+                keys::CONTAINERS,
+                known.join(", ")
+            ));
+        }
+    }
+    own()
+        .filter(|container| all || named.contains(&container.name.as_str()))
+        .map(try_container)
+        .collect()
+}
+
+fn try_container(container: &Container) -> TryContainer {
+    let written = container.image.clone().unwrap_or_default();
+    TryContainer {
+        name: container.name.clone(),
+        image: written.parse(),
+        written,
+    }
+}
+
+fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
+    let mut inits = spec.init_containers.iter().flatten();
+    if !inits.any(|container| container.name == keys::GATE) {
+        return GateState::Open;
+    }
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.init_container_statuses.as_ref());
+    let state = statuses
+        .and_then(|all| all.iter().find(|status| status.name == keys::GATE))
+        .and_then(|status| status.state.as_ref());
+    match state {
+        Some(ContainerState {
+            terminated: Some(end),
+            ..
+        }) if end.exit_code == 0 => GateState::Open,
+        Some(ContainerState {
+            running: Some(running),
+            ..
+        }) => match &running.started_at {
+            Some(since) => GateState::Running { since: since.0 },
+            None => GateState::Pending,
+        },
+        _ => GateState::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use trylatest_core::outcome::Outcome;
+
+    use super::*;
+
+    fn pod(patch: &Value) -> GatedPod {
+        let mut pod = json!({
+            "metadata": {
+                "namespace": "default", "name": "app", "uid": "u",
+                "creationTimestamp": "2026-01-01T12:00:00Z",
+                "annotations": {"trylatest.dev/containers": "main"},
+            },
+            "spec": {
+                "initContainers": [{"name": "trylatest-gate", "image": "gate"}],
+                "containers": [{"name": "main", "image": "reg.example/app"}],
+            },
+        });
+        merge(&mut pod, patch);
+        gated_pod(&serde_json::from_value(pod).unwrap()).unwrap()
+    }
+
+    fn merge(into: &mut Value, patch: &Value) {
+        match (into, patch) {
+            (Value::Object(into), Value::Object(patch)) => {
+                for (key, value) in patch {
+                    merge(into.entry(key.clone()).or_insert(Value::Null), value);
+                }
+            }
+            (into, patch) => into.clone_from(patch),
+        }
+    }
+
+    fn gate(state: &Value) -> GateState {
+        let statuses = json!([{
+            "name": "trylatest-gate", "state": state, "image": "", "imageID": "",
+            "ready": false, "restartCount": 0,
+        }]);
+        pod(&json!({"status": {"initContainerStatuses": statuses}})).gate
+    }
+
+    #[test]
+    fn a_plain_pod_is_read() {
+        let pod = pod(&json!({}));
+        assert_eq!(pod.containers.len(), 1);
+        assert_eq!(pod.containers[0].written, "reg.example/app");
+        assert_eq!(
+            pod.containers[0].image.as_ref().unwrap().as_str(),
+            "reg.example/app:latest"
+        );
+        assert_eq!(pod.created, "2026-01-01T12:00:00Z".parse().unwrap());
+        assert_eq!(pod.gate, GateState::Pending);
+        assert_eq!(pod.complaints, Vec::<String>::new());
+        assert!(!pod.ended);
+    }
+
+    #[test]
+    fn the_gate_is_open_only_after_exit_0() {
+        let time = "2026-01-01T12:00:00Z";
+        assert_eq!(
+            gate(&json!({"terminated": {"exitCode": 0}})),
+            GateState::Open
+        );
+        assert_eq!(
+            gate(&json!({"terminated": {"exitCode": 1}})),
+            GateState::Pending
+        );
+        assert_eq!(gate(&json!({"waiting": {}})), GateState::Pending);
+        assert_eq!(
+            gate(&json!({"running": {"startedAt": time}})),
+            GateState::Running {
+                since: time.parse().unwrap()
+            }
+        );
+        let without = pod(&json!({"spec": {"initContainers": []}}));
+        assert_eq!(without.gate, GateState::Open);
+    }
+
+    #[test]
+    fn names_that_no_container_has_are_complained_of() {
+        let names = json!({"metadata": {"annotations": {"trylatest.dev/containers": "main, typo,,trylatest-gate"}}});
+        let pod = pod(&names);
+        assert_eq!(pod.containers.len(), 1);
+        assert_eq!(pod.complaints.len(), 2);
+        assert!(pod.complaints[0].contains("\"typo\" (this pod has: main)"));
+    }
+
+    #[test]
+    fn a_star_means_every_container_but_the_gate() {
+        let pod = pod(&json!({
+            "metadata": {"annotations": {"trylatest.dev/containers": "*"}},
+            "spec": {"initContainers": [
+                {"name": "trylatest-gate", "image": "gate"}, {"name": "init", "image": "b"}]},
+        }));
+        let names: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["init", "main"]);
+        assert_eq!(pod.complaints, Vec::<String>::new());
+    }
+
+    #[test]
+    fn bad_images_and_bad_settings_do_not_lose_the_pod() {
+        let pod = pod(&json!({
+            "metadata": {"annotations": {"trylatest.dev/timeout": "soon", "trylatest.dev/released": "{"}},
+            "spec": {"containers": [{"name": "main", "image": "Not An Image"}]},
+        }));
+        assert!(pod.containers[0].image.is_err());
+        assert_eq!(pod.complaints.len(), 1);
+        assert_eq!(pod.released, None);
+    }
+
+    #[test]
+    fn a_release_is_read_back() {
+        let release = r#"{"time":"2026-01-01T12:00:00Z","containers":{"main":{"image":"a","outcome":"refused"}}}"#;
+        let pod = pod(&json!({"metadata": {"annotations": {"trylatest.dev/released": release}}}));
+        let release = pod.released.unwrap();
+        assert_eq!(release.containers["main"].outcome, Outcome::Refused);
+    }
+
+    #[test]
+    fn ended_and_deleted_pods_are_ended() {
+        for patch in [
+            json!({"status": {"phase": "Succeeded"}}),
+            json!({"status": {"phase": "Failed"}}),
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T12:00:00Z"}}),
+        ] {
+            assert!(pod(&patch).ended, "{patch}");
+        }
+        assert!(!pod(&json!({"status": {"phase": "Running"}})).ended);
+    }
+}

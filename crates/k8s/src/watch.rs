@@ -1,0 +1,119 @@
+//! This node's gated pods, as a stream of changes.
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use trylatest_core::keys;
+use trylatest_core::pod::GatedPod;
+
+use crate::convert::gated_pod;
+
+/// What the watch has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodChange {
+    /// The whole list: what it does not name is gone.
+    Reset(Vec<GatedPod>),
+    /// A pod as it is now.
+    Seen(Box<GatedPod>),
+    /// The pod of this uid is gone.
+    Gone(String),
+}
+
+/// The watch is interrupted; the stream goes on by itself with a growing pause.
+#[derive(Debug, thiserror::Error)]
+#[error("watching the pods of node {node}")]
+pub struct WatchError {
+    /// The node.
+    pub node: String,
+    /// What happened.
+    pub source: watcher::Error,
+}
+
+/// Watches the gated pods of `node`. The stream does not end; dropping it ends the watch.
+pub fn watch_pods(
+    client: Client,
+    node: &str,
+) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
+    let config = watcher::Config::default()
+        .labels(&format!("{}={}", keys::GATED, keys::GATED_VALUE))
+        .fields(&format!("spec.nodeName={node}"));
+    let node = node.to_owned();
+    let mut list = None;
+    watcher(Api::<Pod>::all(client), config)
+        .default_backoff()
+        .filter_map(move |event| {
+            let change = match event {
+                Ok(event) => change(event, &mut list).map(Ok),
+                Err(source) => Some(Err(WatchError {
+                    node: node.clone(),
+                    source,
+                })),
+            };
+            std::future::ready(change)
+        })
+}
+
+/// Gathers a re-list into one change, so that removals are part of it.
+fn change(event: watcher::Event<Pod>, list: &mut Option<Vec<GatedPod>>) -> Option<PodChange> {
+    match event {
+        watcher::Event::Init => {
+            *list = Some(Vec::new());
+            None
+        }
+        watcher::Event::InitApply(pod) => {
+            list.get_or_insert_default().extend(gated_pod(&pod));
+            None
+        }
+        watcher::Event::InitDone => Some(PodChange::Reset(list.take().unwrap_or_default())),
+        watcher::Event::Apply(pod) => gated_pod(&pod).map(|pod| PodChange::Seen(Box::new(pod))),
+        watcher::Event::Delete(pod) => pod.metadata.uid.map(PodChange::Gone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str) -> Pod {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "default", "name": uid, "uid": uid},
+            "spec": {"containers": [{"name": "main", "image": "app"}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_list_is_one_change() {
+        let mut list = None;
+        assert_eq!(change(watcher::Event::Init, &mut list), None);
+        for uid in ["a", "b"] {
+            assert_eq!(change(watcher::Event::InitApply(pod(uid)), &mut list), None);
+        }
+        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list) else {
+            panic!("no reset");
+        };
+        assert_eq!(pods.len(), 2);
+    }
+
+    #[test]
+    fn an_interrupted_list_starts_over() {
+        let mut list = None;
+        change(watcher::Event::Init, &mut list);
+        change(watcher::Event::InitApply(pod("a")), &mut list);
+        change(watcher::Event::Init, &mut list);
+        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list) else {
+            panic!("no reset");
+        };
+        assert_eq!(pods, []);
+    }
+
+    #[test]
+    fn later_changes_come_one_by_one() {
+        let mut list = None;
+        let seen = change(watcher::Event::Apply(pod("a")), &mut list);
+        assert!(matches!(seen, Some(PodChange::Seen(_))));
+        let gone = change(watcher::Event::Delete(pod("a")), &mut list);
+        assert_eq!(gone, Some(PodChange::Gone("a".into())));
+    }
+}

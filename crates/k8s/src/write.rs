@@ -1,0 +1,283 @@
+//! Everything that is written: annotations, Events, the node's condition.
+//!
+//! Merge patches under a field manager of our own, each under a deadline. The
+//! `ValidatingAdmissionPolicies` of the install allow just these.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use trylatest_core::keys;
+use trylatest_core::node::NodeReport;
+use trylatest_core::pod::PodId;
+use trylatest_core::release::{Progress, Release};
+
+use crate::error::{ApiError, Operation};
+
+/// Longest note of an Event in bytes (`pkg/apis/core/validation/events.go`, `NoteLengthLimit`).
+const NOTE_MAX_BYTES: usize = 1024;
+
+/// Writes in the name of the agent on one node.
+#[derive(Clone)]
+pub struct Writer {
+    client: Client,
+    node: String,
+    deadline: Duration,
+}
+
+/// An Event to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// One word, upper camel case.
+    pub reason: &'static str,
+    /// Whether a person may have to look.
+    pub warning: bool,
+    /// The text; cut to what an Event takes.
+    pub note: String,
+}
+
+/// What the agent needs to know of the pod it runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// The image as its manifest names it: the gate's image as well.
+    pub image: String,
+}
+
+impl Writer {
+    /// Writes for `node`; each call gives up after `deadline`.
+    pub fn new(client: Client, node: &str, deadline: Duration) -> Self {
+        Self {
+            client,
+            node: node.to_owned(),
+            deadline,
+        }
+    }
+
+    /// Writes a release to its pod, and takes away the signs of life that led to it.
+    ///
+    /// # Errors
+    /// [`ApiError::Gone`] if the pod, or this very pod of that name, is not there any more.
+    pub async fn release(&self, pod: &PodId, release: &Release) -> Result<(), ApiError> {
+        let annotations = json!({ keys::RELEASED: to_json(release), keys::PROGRESS: null });
+        self.annotate_pod(Operation::Release, pod, &annotations)
+            .await
+    }
+
+    /// Writes a sign of life to a pod.
+    ///
+    /// # Errors
+    /// As [`Writer::release`].
+    pub async fn progress(&self, pod: &PodId, progress: &Progress) -> Result<(), ApiError> {
+        let annotations = json!({ keys::PROGRESS: to_json(progress) });
+        self.annotate_pod(Operation::Progress, pod, &annotations)
+            .await
+    }
+
+    async fn annotate_pod(
+        &self,
+        operation: Operation,
+        pod: &PodId,
+        annotations: &Value,
+    ) -> Result<(), ApiError> {
+        // The uid is a precondition: a pod of the same name that came later is answered 409.
+        let patch = json!({ "metadata": { "uid": pod.uid, "annotations": annotations } });
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let call = async {
+            api.patch_metadata(&pod.name, &params(), &Patch::Merge(&patch))
+                .await
+        };
+        self.call(
+            operation,
+            format!("pod {}/{}", pod.namespace, pod.name),
+            call,
+        )
+        .await
+    }
+
+    /// Tells an Event about a pod.
+    ///
+    /// # Errors
+    /// [`ApiError::Gone`] if the namespace is gone; everything else is worth no more than a count.
+    pub async fn notify(
+        &self,
+        pod: &PodId,
+        notice: &Notice,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
+        let event = Event {
+            metadata: ObjectMeta {
+                namespace: Some(pod.namespace.clone()),
+                generate_name: Some(format!("{}.", pod.name)),
+                ..ObjectMeta::default()
+            },
+            action: Some("TryLatest".to_owned()),
+            event_time: Some(MicroTime(now)),
+            note: Some(cut(&notice.note, NOTE_MAX_BYTES)),
+            reason: Some(notice.reason.to_owned()),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(pod.namespace.clone()),
+                name: Some(pod.name.clone()),
+                uid: Some(pod.uid.clone()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(keys::FIELD_MANAGER.to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        };
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let params = PostParams {
+            field_manager: Some(keys::FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let call = async { api.create(&params, &event).await };
+        self.call(
+            Operation::Event,
+            format!("pod {}/{}", pod.namespace, pod.name),
+            call,
+        )
+        .await
+    }
+
+    /// Writes the node's annotations.
+    ///
+    /// # Errors
+    /// [`ApiError`]; worth a retry unless the node is gone.
+    pub async fn annotate_node(&self, report: &NodeReport) -> Result<(), ApiError> {
+        let patch = json!({ "metadata": { "annotations": {
+            keys::NODE_SUMMARY: report.summary,
+            keys::NODE_IMAGES: report.images,
+        } } });
+        let api: Api<Node> = Api::all(self.client.clone());
+        let call = async {
+            api.patch_metadata(&self.node, &params(), &Patch::Merge(&patch))
+                .await
+        };
+        self.call(
+            Operation::NodeAnnotations,
+            format!("node {}", self.node),
+            call,
+        )
+        .await
+    }
+
+    /// Writes the node's condition; `changed` is when it last became what it is.
+    ///
+    /// # Errors
+    /// As [`Writer::annotate_node`].
+    pub async fn set_condition(
+        &self,
+        report: &NodeReport,
+        changed: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
+        // Conditions merge by type under a strategic patch: the kubelet's own stay as they are.
+        let patch = json!({ "status": { "conditions": [{
+            "type": keys::NODE_CONDITION,
+            "status": if report.fallback { "True" } else { "False" },
+            "reason": report.reason,
+            "message": report.message,
+            "lastHeartbeatTime": whole_seconds(now),
+            "lastTransitionTime": whole_seconds(changed),
+        }] } });
+        let api: Api<Node> = Api::all(self.client.clone());
+        let params = params();
+        let call = async {
+            api.patch_status(&self.node, &params, &Patch::Strategic(&patch))
+                .await
+        };
+        self.call(
+            Operation::NodeCondition,
+            format!("node {}", self.node),
+            call,
+        )
+        .await
+    }
+
+    /// Reads the pod that the agent runs in, and the name of the image it runs from.
+    ///
+    /// # Errors
+    /// [`ApiError`]; worth a retry.
+    pub async fn own_pod(&self, namespace: &str, name: &str) -> Result<Option<OwnPod>, ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pod = self
+            .fetch(
+                Operation::OwnPod,
+                format!("pod {namespace}/{name}"),
+                api.get(name),
+            )
+            .await?;
+        let image = pod
+            .spec
+            .and_then(|spec| spec.containers.into_iter().next())
+            .and_then(|container| container.image);
+        Ok(image.map(|image| OwnPod { image }))
+    }
+
+    async fn call<T>(
+        &self,
+        operation: Operation,
+        object: String,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<(), ApiError> {
+        self.fetch(operation, object, call).await.map(|_| ())
+    }
+
+    async fn fetch<T>(
+        &self,
+        operation: Operation,
+        object: String,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
+                Err(ApiError::Gone { operation, object })
+            }
+            Ok(Err(source)) => Err(ApiError::Call {
+                operation,
+                object,
+                source: Box::new(source),
+            }),
+            Err(_) => Err(ApiError::Timeout {
+                operation,
+                object,
+                deadline: self.deadline,
+            }),
+        }
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(keys::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// Maps with string keys and values without floats always serialize.
+fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Conditions carry whole seconds.
+fn whole_seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second())
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .to_string()
+}
+
+fn cut(text: &str, max_bytes: usize) -> String {
+    let end = text.floor_char_boundary(max_bytes);
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Scenarios against an API server that is played by a closure: method, path and body.
+
+use std::sync::{Arc, Mutex};
+
+use http_body_util::BodyExt;
+use kube::client::Body;
+use tower::service_fn;
+
+use super::*;
+
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<(String, String, Value)>>>);
+
+/// A writer whose calls are answered with `status`, and what it sent.
+fn writer(status: u16) -> (Writer, Seen) {
+    let seen = Seen::default();
+    let log = seen.clone();
+    let service = service_fn(move |request: hyper::Request<Body>| {
+        let log = log.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes();
+            log.0.lock().unwrap().push((
+                parts.method.to_string(),
+                parts.uri.path().to_owned(),
+                serde_json::from_slice(&body).unwrap_or(Value::Null),
+            ));
+            let answer = if status == 200 {
+                let (api, kind) = match parts.uri.path() {
+                    path if path.ends_with("/events") => ("events.k8s.io/v1", "Event"),
+                    path if path.ends_with("/status") => ("v1", "Node"),
+                    _ => ("meta.k8s.io/v1", "PartialObjectMetadata"),
+                };
+                json!({"apiVersion": api, "kind": kind, "metadata": {"name": "a"}, "eventTime": null})
+            } else {
+                let reason = if status == 404 {
+                    "NotFound"
+                } else {
+                    "Conflict"
+                };
+                json!({"kind": "Status", "status": "Failure", "reason": reason, "code": status, "message": "x"})
+            };
+            hyper::Response::builder()
+                .status(status)
+                .body(Body::from(answer.to_string().into_bytes()))
+                .map_err(tower::BoxError::from)
+        }
+    });
+    let client = Client::new(service, "default");
+    (Writer::new(client, "node-1", Duration::from_secs(5)), seen)
+}
+
+fn pod() -> PodId {
+    PodId {
+        namespace: "ns".into(),
+        name: "a".into(),
+        uid: "u".into(),
+    }
+}
+
+fn release() -> Release {
+    Release {
+        time: "2026-01-01T12:00:00Z".parse().unwrap(),
+        containers: [].into(),
+    }
+}
+
+#[tokio::test]
+async fn a_release_is_one_patch_of_our_annotations_on_this_very_pod() {
+    let (writer, seen) = writer(200);
+    writer.release(&pod(), &release()).await.unwrap();
+    let calls = seen.0.lock().unwrap();
+    let [(method, path, body)] = calls.as_slice() else {
+        panic!("{calls:?}");
+    };
+    assert_eq!(
+        (method.as_str(), path.as_str()),
+        ("PATCH", "/api/v1/namespaces/ns/pods/a")
+    );
+    assert_eq!(
+        *body,
+        json!({"metadata": {"uid": "u", "annotations": {
+            "trylatest.dev/released": r#"{"time":"2026-01-01T12:00:00Z","containers":{}}"#,
+            "trylatest.dev/progress": null,
+        }}})
+    );
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_or_another_is_not_tried_again() {
+    for status in [404, 409] {
+        let (writer, _) = writer(status);
+        let error = writer.release(&pod(), &release()).await.unwrap_err();
+        assert!(!error.is_retryable(), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_an_answer_ends_at_its_deadline() {
+    let service = service_fn(|_: hyper::Request<Body>| {
+        std::future::pending::<Result<hyper::Response<Body>, tower::BoxError>>()
+    });
+    let writer = Writer::new(Client::new(service, "default"), "n", Duration::from_secs(5));
+    let error = writer.release(&pod(), &release()).await.unwrap_err();
+    assert!(matches!(error, ApiError::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_event_names_the_pod_and_fits() {
+    let (writer, seen) = writer(200);
+    let notice = Notice {
+        reason: "TryLatestFallback",
+        warning: true,
+        note: "ä".repeat(1000),
+    };
+    let now = "2026-01-01T12:00:00Z".parse().unwrap();
+    writer.notify(&pod(), &notice, now).await.unwrap();
+    let calls = seen.0.lock().unwrap();
+    let (method, path, body) = &calls[0];
+    assert_eq!(method, "POST");
+    assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/ns/events");
+    assert_eq!(body["type"], "Warning");
+    assert_eq!(body["regarding"]["uid"], "u");
+    assert_eq!(body["note"].as_str().unwrap().len(), 1024);
+}
+
+#[tokio::test]
+async fn the_condition_is_a_patch_of_its_own_type_alone() {
+    let (writer, seen) = writer(200);
+    let report = NodeReport::new(Vec::new());
+    let now = "2026-01-01T12:00:00.5Z".parse().unwrap();
+    writer.set_condition(&report, now, now).await.unwrap();
+    writer.annotate_node(&report).await.unwrap();
+    let calls = seen.0.lock().unwrap();
+    assert_eq!(calls[0].1, "/api/v1/nodes/node-1/status");
+    let conditions = calls[0].2["status"]["conditions"].as_array().unwrap();
+    assert_eq!(conditions.len(), 1);
+    assert_eq!(conditions[0]["type"], "TryLatestFallback");
+    assert_eq!(conditions[0]["status"], "False");
+    assert_eq!(conditions[0]["lastHeartbeatTime"], "2026-01-01T12:00:00Z");
+    assert_eq!(calls[1].1, "/api/v1/nodes/node-1");
+    assert_eq!(
+        calls[1].2["metadata"]["annotations"]
+            .as_object()
+            .unwrap()
+            .len(),
+        2
+    );
+}
