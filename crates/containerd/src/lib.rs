@@ -1,1 +1,24 @@
-//! To be written.
+//! Everything of TryLatest that speaks to containerd.
+//!
+//! Pulls go through CRI, so that they take the same mirrors, trust roots and snapshotter as the
+//! kubelet's own; the native API serves what CRI cannot: proof of a usable copy, progress of a
+//! running pull, names that keep an image, events. Both share one connection over the Unix socket.
+//!
+//! This crate must not speak to a registry, decide anything (that is `trylatest-core`) or know of
+//! pods. It owns no tasks: what it does ends when the caller drops the future or stream.
+//!
+//! ```text
+//!   ImageName ──► ImageRuntime ──► CRI ImageService   pull, status, list
+//!                    │     └─────► native, k8s.io     images, content, snapshots, events
+//!                    └─ Local, Movement, ImageEvent, PullError ──► Failure (classify)
+//! ```
+//!
+//! Start with [`runtime::ImageRuntime`], the seam that the agent is written against.
+
+pub mod alias;
+pub mod runtime;
+
+pub use runtime::{
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError,
+    RuntimeError, RuntimeVersion,
+};

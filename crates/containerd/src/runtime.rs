@@ -1,0 +1,314 @@
+//! What the agent needs of a container runtime: the seam between the agent and containerd.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use trylatest_core::image::ImageName;
+use trylatest_core::outcome::Failure;
+
+/// What the agent needs of a container runtime.
+///
+/// Implemented by [`crate::Containerd`] and, for tests, by `fake::FakeContainerd`. Both pass the
+/// same conformance suite.
+///
+/// # Cancel safety
+/// Every future may be dropped at any point: nothing is lost but the answer. What dropping
+/// [`ImageRuntime::pull`] means is said there.
+pub trait ImageRuntime: Send + Sync + 'static {
+    /// Pulls what the name points to now, anonymously, the way the kubelet would (CRI PullImage).
+    ///
+    /// Has **no deadline of its own**: containerd waits for a registry that accepts and never
+    /// answers for as long as it is let (measured: 25 minutes). The caller watches
+    /// [`ImageRuntime::movement`] and drops the future.
+    ///
+    /// # Errors
+    /// A failure that is classified and fit to be shown.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the pull in containerd within 0.1 s. containerd 2.x keeps what was
+    /// downloaded of a layer and the next pull goes on from there; 1.6 begins that layer anew.
+    fn pull(&self, image: &ImageName) -> impl Future<Output = Result<(), PullError>> + Send;
+
+    /// What has moved so far for a running pull of this image: downloads attributed to it, and
+    /// unpacking.
+    ///
+    /// # Errors
+    /// containerd did not answer; the caller then knows nothing of the pull, neither that it moves
+    /// nor that it does not.
+    fn movement(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Movement, RuntimeError>> + Send;
+
+    /// Looks for a copy that a container could start from, and proves it: CRI finds the name, the
+    /// platform is this node's, and its content or unpacked snapshot is really there.
+    ///
+    /// # Errors
+    /// containerd did not answer. That something is missing is no error but [`Local::Absent`] or
+    /// [`Local::Unusable`].
+    fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send;
+
+    /// Every image that CRI lists by name; nothing is proven of them.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send;
+
+    /// Makes the alias point to what the image points to now, and pins it, so that the kubelet's
+    /// image collector leaves that content alone. The alias must be no valid image reference (see
+    /// [`crate::alias`]): one that is would show up in pod and node statuses.
+    ///
+    /// # Errors
+    /// The image is not there, the alias could be taken for an image, or containerd did not answer.
+    fn keep(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Makes the image's name again from the alias if the name is gone. True if it had to.
+    ///
+    /// # Errors
+    /// There is no such alias, or containerd did not answer.
+    fn restore(
+        &self,
+        alias: &str,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
+
+    /// Follows changes of image names, from now on. Subscribe first, list afterwards.
+    ///
+    /// The stream never just ends: its last item is an error, because whoever follows would miss
+    /// changes from there on. Subscribe again after it.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send;
+
+    /// What runtime this is.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send;
+}
+
+/// Changes of image names. Its last item is an error.
+pub type ImageEvents = BoxStream<'static, Result<ImageEvent, RuntimeError>>;
+
+/// What the node holds under an image's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// Nothing.
+    Absent,
+    /// Something that no container could start from.
+    Unusable {
+        /// What is missing or wrong, in words for a person.
+        why: String,
+    },
+    /// A proven copy.
+    Usable(LocalImage),
+}
+
+/// An image on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalImage {
+    /// Its name.
+    pub image: ImageName,
+    /// What the name points to: digest of the manifest, or of the index of manifests.
+    pub digest: String,
+    /// Its size in bytes as CRI reports it.
+    pub size_bytes: u64,
+}
+
+/// How far a pull has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Movement {
+    /// Bytes received for this image by now.
+    pub bytes: u64,
+    /// How many there will be, once the manifest is known.
+    pub total_bytes: Option<u64>,
+    /// Differs from an earlier answer's mark iff something moved in between: bytes came in, or a
+    /// layer is being unpacked. It means nothing else.
+    pub mark: u64,
+}
+
+/// A name in containerd's image store has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageEvent {
+    /// The name as containerd stores it: an [`ImageName`] in full, an alias, or an image ID.
+    pub name: String,
+    /// What happened to it.
+    pub change: ImageChange,
+}
+
+/// What happened to a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageChange {
+    /// It is new.
+    Created,
+    /// It was written again: it may point elsewhere, or have other labels.
+    Updated,
+    /// It is gone.
+    Deleted,
+}
+
+/// Name and version of a container runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeVersion {
+    /// E.g. `containerd`.
+    pub name: String,
+    /// As it says itself, e.g. `v2.4.2` or `1.6.20~ds1`.
+    pub version: String,
+}
+
+impl fmt::Display for RuntimeVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+/// A pull that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pulling {image} failed: {failure}")]
+pub struct PullError {
+    image: ImageName,
+    failure: Failure,
+}
+
+impl PullError {
+    /// A failed pull of this image.
+    pub fn new(image: ImageName, failure: Failure) -> Self {
+        Self { image, failure }
+    }
+
+    /// Why it failed: classified, without secrets, short.
+    pub fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+}
+
+/// A call to containerd that failed. Pulls have their own error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// No answer in time.
+    #[error("{operation}: containerd gave no answer within {timeout:?}")]
+    Timeout {
+        /// What was asked.
+        operation: &'static str,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// No connection, or it broke during the call.
+    #[error("{operation}: containerd cannot be reached: {why}")]
+    Unreachable {
+        /// What was asked.
+        operation: &'static str,
+        /// What the connection said.
+        why: String,
+    },
+    /// containerd answered with an error.
+    #[error("{operation}: containerd answered {code:?}: {message}")]
+    Answered {
+        /// What was asked.
+        operation: &'static str,
+        /// Its code.
+        code: tonic::Code,
+        /// Its message, shortened.
+        message: String,
+    },
+    /// There is no such image or alias.
+    #[error("{operation}: there is no {name}")]
+    NotFound {
+        /// What was asked.
+        operation: &'static str,
+        /// What is missing.
+        name: String,
+    },
+    /// The alias could be taken for an image's name.
+    #[error("{alias:?} could be taken for an image's name and must not be an alias")]
+    BadAlias {
+        /// The alias.
+        alias: String,
+    },
+    /// The stream of events has ended; what follows would be missed.
+    #[error("containerd has ended the stream of events")]
+    EventsEnded,
+}
+
+impl RuntimeError {
+    /// Whether the same call may succeed later, with nothing done about it.
+    pub fn is_retryable(&self) -> bool {
+        use tonic::Code;
+        match self {
+            Self::Timeout { .. } | Self::Unreachable { .. } | Self::EventsEnded => true,
+            Self::NotFound { .. } | Self::BadAlias { .. } => false,
+            Self::Answered { code, .. } => match code {
+                Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::ResourceExhausted
+                | Code::Aborted
+                | Code::Internal
+                | Code::Unavailable => true,
+                Code::Ok
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::PermissionDenied
+                | Code::FailedPrecondition
+                | Code::OutOfRange
+                | Code::Unimplemented
+                | Code::DataLoss
+                | Code::Unauthenticated => false,
+            },
+        }
+    }
+}
+
+impl<R: ImageRuntime> ImageRuntime for Arc<R> {
+    fn pull(&self, image: &ImageName) -> impl Future<Output = Result<(), PullError>> + Send {
+        R::pull(self, image)
+    }
+
+    fn movement(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Movement, RuntimeError>> + Send {
+        R::movement(self, image)
+    }
+
+    fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send {
+        R::local(self, image)
+    }
+
+    fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send {
+        R::images(self)
+    }
+
+    fn keep(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send {
+        R::keep(self, image, alias)
+    }
+
+    fn restore(
+        &self,
+        alias: &str,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send {
+        R::restore(self, alias, image)
+    }
+
+    fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send {
+        R::image_events(self)
+    }
+
+    fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send {
+        R::version(self)
+    }
+}
