@@ -84,6 +84,17 @@ impl<'de> Deserialize<'de> for ImageName {
     }
 }
 
+/// `sha256:0123456789ab…` as `sha256:0123456789ab`: enough to compare by eye.
+pub fn short_digest(digest: &str) -> &str {
+    const HEX: usize = 12;
+    match digest.split_once(':') {
+        Some((algorithm, hex)) if hex.len() > HEX && hex.is_char_boundary(HEX) => {
+            &digest[..=algorithm.len() + HEX]
+        }
+        _ => digest,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +139,16 @@ mod tests {
             let error = bad.parse::<ImageName>().unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn digests_are_cut_only_where_they_are_digests() {
+        assert_eq!(
+            short_digest("sha256:0123456789abcdef"),
+            "sha256:0123456789ab"
+        );
+        assert_eq!(short_digest("sha256:0123"), "sha256:0123");
+        assert_eq!(short_digest("nonsense"), "nonsense");
+        assert_eq!(short_digest("sha256:ääääääääääääää"), "sha256:ääääää");
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::image::ImageName;
+use crate::image::{ImageName, short_digest};
 use crate::outcome::Outcome;
 use crate::record::Try;
 use crate::text;
@@ -117,7 +117,7 @@ fn condition_message(cached: &[&NodeImage]) -> String {
         .iter()
         .take(CONDITION_IMAGES_MAX)
         .map(|image| {
-            let digest = image.digest.as_deref().map_or("?", text::short_digest);
+            let digest = image.digest.as_deref().map_or("?", short_digest);
             let class = image.class.map_or("unknown", |class| class.as_str());
             let confirmed = match image.confirmed {
                 Some(then) => format!(

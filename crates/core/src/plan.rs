@@ -321,6 +321,12 @@ impl Planner {
             .collect()
     }
 
+    /// Whether a decided release is not written yet.
+    pub fn is_releasing(&self) -> bool {
+        let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+        rounds.any(round::Round::is_decided)
+    }
+
     /// Whether some pod waits for a release.
     pub fn is_busy(&self) -> bool {
         self.pods.values().any(|pod| pod.round.is_some())

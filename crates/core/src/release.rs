@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::image::short_digest;
 use crate::outcome::{Failure, Outcome};
 use crate::text;
 use crate::time::{age, near};
@@ -65,10 +66,7 @@ impl ContainerRelease {
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
-        let digest = self
-            .digest
-            .as_deref()
-            .map_or("no local copy", text::short_digest);
+        let digest = self.digest.as_deref().map_or("no local copy", short_digest);
         let confirmed = match self.confirmed {
             Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
             None => "never confirmed by TryLatest".to_owned(),

@@ -28,3 +28,8 @@ pub fn near(a: Timestamp, b: Timestamp, within: Duration) -> bool {
     let apart = a.duration_since(b).abs();
     SignedDuration::try_from(within).is_ok_and(|within| apart <= within)
 }
+
+/// How long ago `then` was, in the largest unit that fits: `42s`, `7m`, `3h`, `12d`.
+pub fn short_age(now: Timestamp, then: Timestamp) -> String {
+    crate::text::short_duration(age(now, then))
+}

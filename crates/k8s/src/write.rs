@@ -201,6 +201,24 @@ impl Writer {
         .await
     }
 
+    /// Reads the node's condition: whether it is `True`, and since when; none if it was never
+    /// written.
+    ///
+    /// # Errors
+    /// As [`Writer::annotate_node`].
+    pub async fn condition(&self) -> Result<Option<(bool, Timestamp)>, ApiError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let call = async { api.get(&self.node).await };
+        let object = format!("node {}", self.node);
+        let node = self.fetch(Operation::NodeCondition, object, call).await?;
+        let conditions = node.status.and_then(|status| status.conditions);
+        let ours = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == keys::NODE_CONDITION);
+        Ok(ours.and_then(|ours| Some((ours.status == "True", ours.last_transition_time?.0))))
+    }
+
     /// Reads the pod that the agent runs in, and the name of the image it runs from.
     ///
     /// # Errors
