@@ -1,1 +1,333 @@
-//! To be written.
+//! What this node remembers of its TryLatest images, on disk.
+//!
+//! One redb file. In: finished tries ([`Index::record`]). Out: [`ImageRecord`]s. Every write is one
+//! transaction that is on disk when the call returns, so a kill at any moment loses nothing that
+//! was acknowledged. The calls block; the caller runs them on a thread that may. This crate reads no
+//! clock, knows no containerd and logs nothing: what was recovered comes back as data.
+//!
+//! ```text
+//!   meta:   "schema" ─► 1
+//!   images: "docker.io/library/nginx:latest" ─► JSON of stored::Stored
+//! ```
+//!
+//! Bounded: [`TRIES_MAX`] tries an image, a week of counts, and [`Index::prune`] drops images that
+//! are gone and were not tried for [`KEEP`].
+
+mod recover;
+mod stored;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use trylatest_core::image::ImageName;
+use trylatest_core::record::{ImageRecord, Try};
+use trylatest_core::time::age;
+
+pub use crate::recover::Recovered;
+use crate::stored::Stored;
+
+/// How many tries are remembered one by one for an image.
+pub const TRIES_MAX: usize = 10;
+
+/// How long an image is remembered that is neither on the node nor tried.
+pub const KEEP: Duration = Duration::from_hours(30 * 24);
+
+/// The layout that this version writes. A larger number in a file means a newer version wrote it.
+const SCHEMA: u64 = 1;
+
+/// redb would take up to 1 GiB. The whole index is some hundred kilobytes.
+const CACHE_BYTES: usize = 512 << 10;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+
+/// The index, open.
+pub struct Index {
+    database: Store,
+}
+
+enum Store {
+    Owned(Database),
+    ReadOnly(redb::ReadOnlyDatabase),
+}
+
+/// An index after [`Index::open`].
+pub struct Opened {
+    /// The index.
+    pub index: Index,
+    /// What was moved aside, if the file could not be used.
+    pub recovered: Option<Recovered>,
+}
+
+/// An index that cannot be used. None of them is worth a retry with nothing done about it, but
+/// [`OpenError::Locked`] passes when the other process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A newer version wrote it. It was not touched.
+    #[error("the index {} has schema {found}, this version knows {known}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+        /// The newest that this version knows.
+        known: u64,
+    },
+    /// Another process has it open.
+    #[error("the index {} is in use by another process", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk, or a damaged file that could not be moved aside.
+    #[error("opening the index {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: Box<redb::Error>,
+    },
+    /// A damaged file could not be moved aside.
+    #[error("moving the damaged index {} aside", path.display())]
+    MoveAside {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+}
+
+/// A read or write that failed: the disk is full or broken. Later calls may work again.
+#[derive(Debug, thiserror::Error)]
+#[error("{attempted} the index")]
+pub struct IndexError {
+    attempted: &'static str,
+    source: Box<redb::Error>,
+}
+
+fn reading<E: Into<redb::Error>>(error: E) -> IndexError {
+    IndexError {
+        attempted: "reading",
+        source: Box::new(error.into()),
+    }
+}
+
+fn writing<E: Into<redb::Error>>(error: E) -> IndexError {
+    IndexError {
+        attempted: "writing",
+        source: Box::new(error.into()),
+    }
+}
+
+impl Index {
+    /// Opens the index, or makes a new one. A file that is no usable index is moved aside, which
+    /// [`Opened::recovered`] tells; the caller then fills the new one with [`Index::seed`].
+    ///
+    /// # Errors
+    /// [`OpenError`]; the caller goes on without history.
+    pub fn open(path: &Path, now: Timestamp) -> Result<Opened, OpenError> {
+        let (database, recovered) = recover::open(path, now)?;
+        let index = Self {
+            database: Store::Owned(database),
+        };
+        Ok(Opened { index, recovered })
+    }
+
+    /// Opens an index that no agent uses, to read it. Writes to it fail.
+    ///
+    /// # Errors
+    /// [`OpenError`], also for a damaged file: it is left as it is.
+    pub fn open_read_only(path: &Path) -> Result<Self, OpenError> {
+        let open = Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .open_read_only(path);
+        let database = open.map_err(|error| open_error(path, error))?;
+        let found = schema(&database).map_err(|source| OpenError::Open {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        check_schema(path, found)?;
+        Ok(Self {
+            database: Store::ReadOnly(database),
+        })
+    }
+
+    /// Remembers a try. `needs_credentials` is the registry's word on that, if it gave one.
+    /// On disk when it returns.
+    ///
+    /// # Errors
+    /// [`IndexError`]: nothing was written.
+    pub fn record(&self, tried: &Try, needs_credentials: Option<bool>) -> Result<(), IndexError> {
+        self.change(&tried.image, tried.started, |stored| {
+            stored.add(tried, needs_credentials);
+        })
+    }
+
+    /// What is remembered of an image.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn get(
+        &self,
+        image: &ImageName,
+        now: Timestamp,
+    ) -> Result<Option<ImageRecord>, IndexError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(IMAGES).map_err(reading)?;
+        let value = table.get(image.as_str()).map_err(reading)?;
+        Ok(value
+            .and_then(|value| Stored::decode(value.value()))
+            .map(|stored| stored.into_record(image.clone(), now)))
+    }
+
+    /// Everything remembered, by image name. An entry that cannot be read is left out.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn all(&self, now: Timestamp) -> Result<Vec<ImageRecord>, IndexError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(IMAGES).map_err(reading)?;
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(reading)? {
+            let (name, value) = entry.map_err(reading)?;
+            let stored = Stored::decode(value.value());
+            if let (Ok(image), Some(stored)) = (name.value().parse(), stored) {
+                records.push(stored.into_record(image, now));
+            }
+        }
+        Ok(records)
+    }
+
+    /// Notes images that are on the node, after the index was lost. What is known stays.
+    ///
+    /// # Errors
+    /// [`IndexError`]: nothing was written.
+    pub fn seed(
+        &self,
+        images: &[(ImageName, String, u64)],
+        now: Timestamp,
+    ) -> Result<(), IndexError> {
+        let write = self.begin_write()?;
+        {
+            let mut table = write.open_table(IMAGES).map_err(writing)?;
+            for (image, _, _) in images {
+                if table.get(image.as_str()).map_err(writing)?.is_none() {
+                    let bytes = Stored::new(now).encode();
+                    table
+                        .insert(image.as_str(), bytes.as_slice())
+                        .map_err(writing)?;
+                }
+            }
+        }
+        write.commit().map_err(writing)
+    }
+
+    /// Drops images that are not `present` on the node and were not tried for [`KEEP`]. Present
+    /// ones count as seen now.
+    ///
+    /// # Errors
+    /// [`IndexError`]: nothing was dropped.
+    pub fn prune(&self, now: Timestamp, present: &[ImageName]) -> Result<(), IndexError> {
+        let present: std::collections::BTreeSet<&str> =
+            present.iter().map(ImageName::as_str).collect();
+        let write = self.begin_write()?;
+        {
+            let mut table = write.open_table(IMAGES).map_err(writing)?;
+            let mut seen = Vec::new();
+            table
+                .retain(|name, value| {
+                    let Some(mut stored) = Stored::decode(value) else {
+                        return false;
+                    };
+                    let here = present.contains(name);
+                    if here && age(now, stored.seen()) > KEEP / 2 {
+                        stored.saw(now);
+                        seen.push((name.to_owned(), stored.encode()));
+                    }
+                    here || age(now, stored.seen()) <= KEEP
+                })
+                .map_err(writing)?;
+            for (name, bytes) in seen {
+                table
+                    .insert(name.as_str(), bytes.as_slice())
+                    .map_err(writing)?;
+            }
+        }
+        write.commit().map_err(writing)
+    }
+
+    fn change(
+        &self,
+        image: &ImageName,
+        now: Timestamp,
+        change: impl FnOnce(&mut Stored),
+    ) -> Result<(), IndexError> {
+        let write = self.begin_write()?;
+        {
+            let mut table = write.open_table(IMAGES).map_err(writing)?;
+            let found = table.get(image.as_str()).map_err(writing)?;
+            let mut stored = found
+                .and_then(|value| Stored::decode(value.value()))
+                .unwrap_or_else(|| Stored::new(now));
+            change(&mut stored);
+            let bytes = stored.encode();
+            table
+                .insert(image.as_str(), bytes.as_slice())
+                .map_err(writing)?;
+        }
+        write.commit().map_err(writing)
+    }
+
+    fn begin_read(&self) -> Result<redb::ReadTransaction, IndexError> {
+        match &self.database {
+            Store::Owned(database) => database.begin_read().map_err(reading),
+            Store::ReadOnly(database) => database.begin_read().map_err(reading),
+        }
+    }
+
+    fn begin_write(&self) -> Result<redb::WriteTransaction, IndexError> {
+        match &self.database {
+            Store::Owned(database) => database.begin_write().map_err(writing),
+            Store::ReadOnly(_) => Err(writing(redb::Error::Io(std::io::Error::from(
+                std::io::ErrorKind::ReadOnlyFilesystem,
+            )))),
+        }
+    }
+}
+
+/// The schema of an open database; none if it is new.
+fn schema(database: &impl ReadableDatabase) -> Result<Option<u64>, redb::Error> {
+    let read = database.begin_read()?;
+    match read.open_table(META) {
+        Ok(table) => Ok(table.get("schema")?.map(|value| value.value())),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_schema(path: &Path, found: Option<u64>) -> Result<(), OpenError> {
+    match found {
+        Some(found) if found > SCHEMA => Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+            known: SCHEMA,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::Locked { path },
+        other => OpenError::Open {
+            path,
+            source: Box::new(other.into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! One image's entry, as it is on disk.
+//!
+//! JSON: a field can be added without a new schema, an older version ignores it, and a person can
+//! read it. An entry is some kilobytes and written once a try.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use trylatest_core::image::ImageName;
+use trylatest_core::outcome::Outcome;
+use trylatest_core::record::{ImageRecord, Try, Week};
+
+use crate::TRIES_MAX;
+
+/// Counts are kept per six hours: a week is 28 of them, and its edge is six hours soft.
+const SLOT_SECONDS: i64 = 6 * 3600;
+const SLOTS_A_WEEK: i64 = 28;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confirmed: Option<Timestamp>,
+    #[serde(default)]
+    needs_credentials: bool,
+    seen: Timestamp,
+    #[serde(default)]
+    tries: Vec<Try>,
+    /// By slot since 1970.
+    #[serde(default)]
+    slots: BTreeMap<i64, Week>,
+}
+
+impl Stored {
+    pub(crate) fn new(now: Timestamp) -> Self {
+        Self {
+            confirmed: None,
+            needs_credentials: false,
+            seen: now,
+            tries: Vec::new(),
+            slots: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn seen(&self) -> Timestamp {
+        self.seen
+    }
+
+    pub(crate) fn saw(&mut self, now: Timestamp) {
+        self.seen = self.seen.max(now);
+    }
+
+    pub(crate) fn add(&mut self, tried: &Try, needs_credentials: Option<bool>) {
+        if tried.confirmed() {
+            self.confirmed = Some(tried.started);
+        }
+        if let Some(needs) = needs_credentials {
+            self.needs_credentials = needs;
+        }
+        self.saw(tried.started);
+        self.tries.insert(0, tried.clone());
+        self.tries.truncate(TRIES_MAX);
+        let slot = slot(tried.started);
+        let count = self.slots.entry(slot).or_default();
+        count.tries = count.tries.saturating_add(1);
+        if tried.outcome == Outcome::Fallback {
+            count.fallbacks = count.fallbacks.saturating_add(1);
+        }
+        // A clock that was set back leaves slots of the future: they are bounded too.
+        self.slots
+            .retain(|&other, _| (other - slot).abs() <= SLOTS_A_WEEK);
+    }
+
+    pub(crate) fn into_record(self, image: ImageName, now: Timestamp) -> ImageRecord {
+        let newest = slot(now);
+        let week = self.slots.range(newest - SLOTS_A_WEEK..=newest).fold(
+            Week::default(),
+            |sum, (_, count)| Week {
+                tries: sum.tries.saturating_add(count.tries),
+                fallbacks: sum.fallbacks.saturating_add(count.fallbacks),
+            },
+        );
+        ImageRecord {
+            image,
+            confirmed: self.confirmed,
+            needs_credentials: self.needs_credentials,
+            seen: self.seen,
+            tries: self.tries,
+            week,
+        }
+    }
+
+    /// Maps with integer keys and no floats always serialize.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// None for what no version has written: the entry is lost, the index is not.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+fn slot(time: Timestamp) -> i64 {
+    time.as_second().div_euclid(SLOT_SECONDS)
+}

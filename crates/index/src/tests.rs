@@ -1,0 +1,252 @@
+use std::fs;
+
+use tempfile::TempDir;
+use trylatest_core::outcome::{Failure, FailureClass, Outcome};
+use trylatest_core::record::Week;
+
+use super::*;
+
+fn now() -> Timestamp {
+    "2026-01-31T12:00:00Z".parse().unwrap()
+}
+
+fn days(n: u64) -> Duration {
+    Duration::from_secs(n * 86_400)
+}
+
+fn tried(image: &str, started: Timestamp, outcome: Outcome) -> Try {
+    Try {
+        image: image.parse().unwrap(),
+        started,
+        duration: Duration::from_millis(20),
+        outcome,
+        failure: (outcome == Outcome::Fallback)
+            .then(|| Failure::new(FailureClass::Network, "refused")),
+        digest: Some("sha256:1".into()),
+        size_bytes: Some(7),
+    }
+}
+
+fn open(dir: &TempDir) -> Opened {
+    Index::open(&dir.path().join("index.redb"), now()).unwrap()
+}
+
+#[test]
+fn tries_are_there_after_a_reopen() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    for n in 0..20 {
+        let outcome = if n % 2 == 0 {
+            Outcome::Unchanged
+        } else {
+            Outcome::Fallback
+        };
+        index
+            .record(&tried("app", now() + Duration::from_secs(n), outcome), None)
+            .unwrap();
+    }
+    drop(index);
+    let Opened { index, recovered } = open(&dir);
+    assert_eq!(recovered, None);
+    let record = index.get(&"app".parse().unwrap(), now()).unwrap().unwrap();
+    assert_eq!(record.tries.len(), TRIES_MAX);
+    assert_eq!(record.tries[0].started, now() + Duration::from_secs(19));
+    assert_eq!(record.confirmed, Some(now() + Duration::from_secs(18)));
+    assert_eq!(
+        record.week,
+        Week {
+            tries: 20,
+            fallbacks: 10
+        }
+    );
+    assert_eq!(index.all(now()).unwrap(), [record]);
+    assert_eq!(index.get(&"other".parse().unwrap(), now()).unwrap(), None);
+}
+
+#[test]
+fn a_week_is_counted_and_no_more() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    for ago in [9, 8, 6, 1, 0] {
+        index
+            .record(&tried("app", now() - days(ago), Outcome::Fallback), None)
+            .unwrap();
+    }
+    assert_eq!(index.all(now()).unwrap()[0].week.fallbacks, 3);
+    assert_eq!(index.all(now() + days(30)).unwrap()[0].week.tries, 0);
+}
+
+#[test]
+fn credentials_are_remembered_until_the_registry_says_otherwise() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    for (word, needs) in [(Some(true), true), (None, true), (Some(false), false)] {
+        index
+            .record(&tried("app", now(), Outcome::Fallback), word)
+            .unwrap();
+        assert_eq!(index.all(now()).unwrap()[0].needs_credentials, needs);
+    }
+}
+
+#[test]
+fn images_that_are_gone_and_not_tried_for_30_days_go() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    for image in ["here", "gone", "fresh"] {
+        let then = if image == "fresh" {
+            now()
+        } else {
+            now() - days(31)
+        };
+        index
+            .record(&tried(image, then, Outcome::Fresh), None)
+            .unwrap();
+    }
+    let names = |index: &Index| -> Vec<String> {
+        let all = index.all(now()).unwrap().into_iter();
+        all.map(|record| record.image.to_string()).collect()
+    };
+    index.prune(now(), &["here".parse().unwrap()]).unwrap();
+    assert_eq!(
+        names(&index),
+        [
+            "docker.io/library/fresh:latest",
+            "docker.io/library/here:latest"
+        ]
+    );
+    // `here` was seen a moment ago, so it stays after it has gone too.
+    index.prune(now(), &[]).unwrap();
+    assert_eq!(names(&index).len(), 2);
+}
+
+#[test]
+fn a_lost_index_is_seeded_and_what_is_known_stays() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    index
+        .record(&tried("app", now(), Outcome::Fresh), None)
+        .unwrap();
+    let images = ["app", "new"].map(|name| (name.parse().unwrap(), "sha256:1".to_owned(), 7));
+    index.seed(&images, now()).unwrap();
+    let all = index.all(now()).unwrap();
+    assert_eq!(all.len(), 2);
+    assert_eq!(all[0].tries.len(), 1);
+    assert_eq!(all[1].confirmed, None);
+}
+
+#[test]
+fn whatever_is_in_the_file_it_opens_and_keeps_the_old_one() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let index = open(&dir).index;
+    for n in 0..50 {
+        index
+            .record(&tried(&format!("app{n}"), now(), Outcome::Fresh), None)
+            .unwrap();
+    }
+    drop(index);
+    let good = fs::read(&path).unwrap();
+    let mut recovered = 0;
+    let truncated = [1, 16, 64, 512, 4096, 8192, good.len() / 2, good.len() - 1];
+    let cut = truncated.iter().map(|&length| good[..length].to_vec());
+    let flipped = (0..good.len()).step_by(good.len() / 97 + 1).map(|at| {
+        let mut bytes = good.clone();
+        for byte in bytes.iter_mut().skip(at).take(64) {
+            *byte ^= 0x5a;
+        }
+        bytes
+    });
+    let garbage = [b"not an index at all".repeat(1000), vec![0; 9000]];
+    for (n, bytes) in cut.chain(flipped).chain(garbage).enumerate() {
+        fs::write(&path, &bytes).unwrap();
+        let later = now() + Duration::from_secs(n as u64);
+        let opened = Index::open(&path, later).unwrap();
+        if let Some(moved) = &opened.recovered {
+            recovered += 1;
+            assert_eq!(fs::read(&moved.moved_to).unwrap().len(), bytes.len());
+        }
+        opened
+            .index
+            .record(&tried("app", now(), Outcome::Fresh), None)
+            .unwrap();
+        assert!(!opened.index.all(now()).unwrap().is_empty());
+    }
+    assert!(recovered > 8, "only {recovered} files were found damaged");
+    let aside = fs::read_dir(dir.path()).unwrap().count() - 1;
+    assert!(aside <= 3, "{aside} damaged files are kept");
+}
+
+#[test]
+fn an_empty_file_is_a_new_index_and_a_folder_is_moved_aside() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    fs::write(&path, b"").unwrap();
+    drop(open(&dir));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(open(&dir).recovered.is_some());
+}
+
+#[test]
+fn a_newer_index_is_refused_and_not_touched() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    drop(open(&dir));
+    let database = Database::create(&path).unwrap();
+    let write = database.begin_write().unwrap();
+    write
+        .open_table(META)
+        .unwrap()
+        .insert("schema", SCHEMA + 1)
+        .unwrap();
+    write.commit().unwrap();
+    drop(database);
+    let before = fs::read(&path).unwrap();
+    for error in [
+        Index::open(&path, now()).err().unwrap(),
+        Index::open_read_only(&path).err().unwrap(),
+    ] {
+        assert!(
+            matches!(
+                error,
+                OpenError::Newer {
+                    found: 2,
+                    known: 1,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_index_in_use_is_locked() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let opened = open(&dir);
+    let error = Index::open(&path, now()).err().unwrap();
+    assert!(matches!(error, OpenError::Locked { .. }), "{error}");
+    drop(opened);
+    assert!(Index::open(&path, now()).is_ok());
+}
+
+#[test]
+fn it_is_read_only_where_that_was_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let index = open(&dir).index;
+    index
+        .record(&tried("app", now(), Outcome::Fresh), None)
+        .unwrap();
+    drop(index);
+    let index = Index::open_read_only(&path).unwrap();
+    assert_eq!(index.all(now()).unwrap().len(), 1);
+    assert!(
+        index
+            .record(&tried("app", now(), Outcome::Fresh), None)
+            .is_err()
+    );
+}
