@@ -13,7 +13,6 @@ use crate::runtime::RuntimeError;
 pub const GATE: &str = "TryLatest/keep/gate";
 
 /// Refuses an alias that could be taken for an image's name.
-#[cfg_attr(not(test), expect(dead_code, reason = "its caller comes next"))]
 pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
     if alias.is_empty() || alias.parse::<ImageName>().is_ok() {
         return Err(RuntimeError::BadAlias {

@@ -16,8 +16,19 @@
 //! Start with [`runtime::ImageRuntime`], the seam that the agent is written against.
 
 pub mod alias;
+mod calls;
+mod classify;
+mod containerd;
+mod content;
+mod events;
+mod manifest;
+mod names;
+mod progress;
+mod proof;
 pub mod runtime;
+mod snapshotter;
 
+pub use containerd::{Containerd, ContainerdOptions};
 pub use runtime::{
     ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError,
     RuntimeError, RuntimeVersion,

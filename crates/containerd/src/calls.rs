@@ -1,0 +1,208 @@
+//! The connection to containerd: one channel for CRI and the native API, a deadline for each call.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use tokio::net::UnixStream;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Response, Status};
+use tower::service_fn;
+
+use crate::classify;
+use crate::runtime::RuntimeError;
+
+/// The containerd namespace of everything that CRI does.
+const NAMESPACE: &str = "k8s.io";
+
+/// Largest answer taken. containerd itself sends no larger ones; tonic's default of 4 MiB is too
+/// little for the list of images of a node that holds thousands.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+
+/// A native client that speaks in CRI's namespace.
+pub(crate) type Native = InterceptedService<Channel, InNamespace>;
+
+/// Adds the namespace to native calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InNamespace;
+
+impl Interceptor for InNamespace {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(
+            "containerd-namespace",
+            MetadataValue::from_static(NAMESPACE),
+        );
+        Ok(request)
+    }
+}
+
+/// Makes clients and calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    channel: Channel,
+    timeout: Duration,
+}
+
+impl Calls {
+    /// Connects at the first call, and again after the connection has broken.
+    pub(crate) fn new(socket: &Path, timeout: Duration) -> Self {
+        let socket = PathBuf::from(socket);
+        // The address is a formality of HTTP/2; the connector alone says where to.
+        let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(
+            service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            }),
+        );
+        Self { channel, timeout }
+    }
+
+    pub(crate) fn cri_images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn cri_runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn images(&self) -> ImagesClient<Native> {
+        ImagesClient::with_interceptor(self.channel.clone(), InNamespace)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn content(&self) -> ContentClient<Native> {
+        ContentClient::with_interceptor(self.channel.clone(), InNamespace)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn snapshots(&self) -> SnapshotsClient<Native> {
+        SnapshotsClient::with_interceptor(self.channel.clone(), InNamespace)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn events(&self) -> EventsClient<Native> {
+        EventsClient::with_interceptor(self.channel.clone(), InNamespace)
+    }
+
+    /// Waits for an answer, no longer than the deadline.
+    pub(crate) async fn call<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, RuntimeError> {
+        self.within(operation, async { call.await.map(Response::into_inner) })
+            .await
+    }
+
+    /// Like [`Calls::call`], where "not found" is an answer too.
+    pub(crate) async fn find<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<Option<T>, RuntimeError> {
+        self.within(operation, async {
+            match call.await {
+                Ok(response) => Ok(Some(response.into_inner())),
+                Err(status) if status.code() == Code::NotFound => Ok(None),
+                Err(status) => Err(status),
+            }
+        })
+        .await
+    }
+
+    /// Waits for anything that ends in a status, no longer than the deadline.
+    pub(crate) async fn within<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, RuntimeError> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(result) => result.map_err(|status| error(operation, &status)),
+            Err(_) => Err(RuntimeError::Timeout {
+                operation,
+                timeout: self.timeout,
+            }),
+        }
+    }
+}
+
+/// What went wrong on the way to containerd; none if containerd itself answered.
+///
+/// A status that came over the wire has no source, one that tonic made up for a broken connection
+/// has: its code alone does not tell them apart.
+pub(crate) fn broken_connection(status: &Status) -> Option<String> {
+    let mut source = std::error::Error::source(status)?;
+    while let Some(deeper) = source.source() {
+        source = deeper;
+    }
+    Some(source.to_string())
+}
+
+pub(crate) fn error(operation: &'static str, status: &Status) -> RuntimeError {
+    match broken_connection(status) {
+        Some(why) => RuntimeError::Unreachable { operation, why },
+        None => RuntimeError::Answered {
+            operation,
+            code: status.code(),
+            message: classify::readable(status.message()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_socket_is_unreachable_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let calls = Calls::new(&dir.path().join("none.sock"), Duration::from_secs(5));
+        let mut cri = calls.cri_runtime();
+        let version = cri.version(k8s_cri::v1::VersionRequest::default());
+        let error = calls.call("asking for the version", version).await;
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, RuntimeError::Unreachable { why, .. } if why.contains("No such file")),
+            "{error}"
+        );
+        assert!(error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_silent_containerd_is_given_up_after_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("silent.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let timeout = Duration::from_millis(50);
+        let calls = Calls::new(&socket, timeout);
+        let mut cri = calls.cri_runtime();
+        let call = cri.version(k8s_cri::v1::VersionRequest::default());
+        let error = calls.call("asking for the version", call).await;
+        assert_eq!(
+            error.unwrap_err(),
+            RuntimeError::Timeout {
+                operation: "asking for the version",
+                timeout
+            }
+        );
+        drop(listener);
+    }
+
+    #[test]
+    fn an_answer_from_containerd_keeps_its_code() {
+        let error = error("looking", &Status::new(Code::Internal, "bolt: closed"));
+        assert_eq!(
+            error.to_string(),
+            "looking: containerd answered Internal: bolt: closed"
+        );
+    }
+}

@@ -1,0 +1,110 @@
+//! Reads containerd's errors: which class of failure, in words fit to be shown.
+//!
+//! containerd answers `Unknown` to almost everything, so its message has to tell. Parts of a message
+//! are written by the registry: error bodies, header values, even the words behind a status number.
+//! A registry's words must never hide a 401 or 403, because the cached copy of a private image is
+//! withheld by exactly these. Hence:
+//!
+//! - what a registry wrote is cut off before the message is read, and URLs are taken out;
+//! - a status counts as a number at the place where containerd puts it, whatever words follow;
+//! - the signs of a 401 or 403 alone are looked for in the whole message, too. A registry can fake
+//!   them; it then only keeps its own images from being used.
+//!
+//! [`rules`] holds the signs as a table, [`redact`] takes out what nobody should see.
+
+mod redact;
+mod rules;
+
+use tonic::{Code, Status};
+use trylatest_core::outcome::{Failure, FailureClass};
+
+pub(crate) use redact::readable;
+use rules::RULES;
+
+use crate::calls;
+
+/// The failure that a pull's status stands for.
+pub(crate) fn pull_failure(status: &Status) -> Failure {
+    if let Some(why) = calls::broken_connection(status) {
+        let why = readable(&why);
+        return Failure::new(
+            FailureClass::Local,
+            format!("containerd cannot be reached: {why}"),
+        );
+    }
+    let class = class(status.code(), status.message());
+    Failure::new(class, readable(status.message()))
+}
+
+/// The class of a failed pull; [`FailureClass::Unknown`] if no rule reads it.
+fn class(code: Code, message: &str) -> FailureClass {
+    let message = Message::new(code, message);
+    let rule = RULES.iter().find(|rule| rule.matches(&message));
+    rule.map_or(FailureClass::Unknown, |rule| rule.class)
+}
+
+/// A message, taken apart.
+#[derive(Debug)]
+struct Message {
+    code: Code,
+    /// All of it, in lower case, without URLs.
+    whole: String,
+    /// The part of it that containerd wrote.
+    own: usize,
+}
+
+impl Message {
+    fn new(code: Code, message: &str) -> Self {
+        let whole = redact::without_urls(&message.to_lowercase());
+        let own = FOREIGN
+            .iter()
+            .filter_map(|mark| whole.find(mark))
+            .min()
+            .unwrap_or(whole.len());
+        Self { code, whole, own }
+    }
+
+    fn own(&self) -> &str {
+        &self.whole[..self.own]
+    }
+}
+
+/// Where the registry's words begin: a body on a line of its own (2.x), a body behind the status
+/// (1.x), the error in a `WWW-Authenticate` header, a response that is no HTTP.
+const FOREIGN: &[&str] = &["\n", "server message:", "malformed http response \""];
+
+/// What stands before a status in containerd's messages: 2.x, 1.7 and 1.6, in this order.
+const BEFORE_STATUS: &[&str] = &[
+    "unexpected status from ",
+    "unexpected status code ",
+    "unexpected status: ",
+    "failed with status code ",
+];
+
+/// The HTTP statuses in the message, first one first.
+fn statuses(text: &str) -> impl Iterator<Item = u16> {
+    let mut places: Vec<usize> = BEFORE_STATUS
+        .iter()
+        .flat_map(|mark| text.match_indices(mark).map(|(at, _)| at))
+        .collect();
+    places.sort_unstable();
+    places
+        .into_iter()
+        .filter_map(|at| status_behind(&text[at..]))
+}
+
+/// The first `: 123` in the text. The mark before it may itself end in the colon.
+fn status_behind(text: &str) -> Option<u16> {
+    text.split(": ").skip(1).find_map(|word| {
+        let digits = word.get(..3)?;
+        let ends = word[3..]
+            .chars()
+            .next()
+            .is_none_or(|next| !next.is_ascii_alphanumeric());
+        let number = digits.parse().ok()?;
+        (ends && (100..600).contains(&number)).then_some(number)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,454 @@
+//! The rules on real messages, on messages that a hostile registry would like to see, on noise.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::*;
+
+/// Messages that containerd 1.6 and 2.4 gave for pulls through a faulty registry.
+const REAL: &str = include_str!("../../testdata/own.json");
+
+#[derive(Deserialize)]
+struct Real {
+    containerd: String,
+    what: String,
+    code: String,
+    message: String,
+    class: FailureClass,
+}
+
+fn real() -> Vec<Real> {
+    serde_json::from_str(REAL).unwrap()
+}
+
+fn code(name: &str) -> Code {
+    (0..=16)
+        .map(Code::from_i32)
+        .find(|code| format!("{code:?}") == name)
+        .unwrap()
+}
+
+/// Messages that are hard to provoke, put together as containerd's and Go's sources do it.
+const MADE: &[(FailureClass, Code, &str)] = {
+    use Code::{Cancelled, DeadlineExceeded, FailedPrecondition, NotFound as Missing, Unknown};
+    use FailureClass::{
+        Invalid, Local, Network, NotFound, RateLimited, ServerError, Timeout, Unauthorized,
+    };
+    &[
+        (
+            Unauthorized,
+            Unknown,
+            "failed to resolve image: pull access denied, repository does not exist or may require authorization",
+        ),
+        (
+            Unauthorized,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: unexpected status: 400 Bad Request",
+        ),
+        (
+            Unauthorized,
+            Unknown,
+            "failed to authorize: failed to fetch oauth token: unexpected status from POST request to https://a/token: 401 Unauthorized",
+        ),
+        (
+            ServerError,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: unexpected status from GET request to https://a/token?x=y: 503 Service Unavailable",
+        ),
+        (
+            RateLimited,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: unexpected status: 429 Too Many Requests",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: Get \"https://a/token\": dial tcp 10.0.0.1:443: connect: connection refused",
+        ),
+        (
+            NotFound,
+            Unknown,
+            "failed open: unexpected status code https://r/v2/a/blobs/sha256:00: 404 Not Found",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to resolve reference \"r/A:1\": invalid reference format: repository name must be lowercase",
+        ),
+        (
+            Invalid,
+            Missing,
+            "failed to pull and unpack image \"r/a:1\": no match for platform in manifest sha256:00: not found",
+        ),
+        (
+            Invalid,
+            FailedPrecondition,
+            "failed commit on ref \"layer-sha256:00\": unexpected commit size 5, expected 9: failed precondition",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed commit on ref \"layer-sha256:00\": \"layer-sha256:00\" failed size validation: 5 != 9: failed precondition",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: wrong diff id calculated on extraction \"sha256:01\"",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to unpack: number of layers and diffIDs don't match: 1 != 2",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "mismatched image rootfs and manifest layers",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: archive/tar: invalid tar header: unknown",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: gzip: invalid header: unknown",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "unmarshal image config: json: cannot unmarshal string into Go value of type int",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "unmarshal image config: invalid character 'n' looking for beginning of value",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "application/vnd.docker.distribution.manifest.v1+prettyjws not supported",
+        ),
+        (
+            Local,
+            Unknown,
+            "failed to copy: failed to send write: write /var/lib/containerd/ingest/x/data: no space left on device: unknown",
+        ),
+        (
+            Local,
+            Unknown,
+            "write /var/lib/containerd/ingest/x/data: disk quota exceeded",
+        ),
+        (
+            Local,
+            Unknown,
+            "mkdir /var/lib/containerd/x: read-only file system",
+        ),
+        (
+            Local,
+            Unknown,
+            "write /var/lib/containerd/x: input/output error",
+        ),
+        (
+            Local,
+            Unknown,
+            "open /var/lib/containerd/x: too many open files",
+        ),
+        (
+            Local,
+            Unknown,
+            "fork/exec /usr/bin/unpigz: cannot allocate memory",
+        ),
+        (
+            Local,
+            Unknown,
+            "connection error: desc = \"transport: Error while dialing: dial unix /run/stargz.sock: connect: connection refused\"",
+        ),
+        (
+            Timeout,
+            DeadlineExceeded,
+            "failed to resolve reference \"r/a:1\": dial tcp 10.0.0.1:443: i/o timeout",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": context deadline exceeded",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": net/http: TLS handshake timeout",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": net/http: timeout awaiting response headers",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to copy: read tcp 10.0.0.2:1->10.0.0.1:443: read: connection timed out",
+        ),
+        (
+            Timeout,
+            Cancelled,
+            "failed to pull and unpack image \"r/a:1\": failed to copy: httpReadSeeker: context canceled",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: no route to host",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: network is unreachable",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp: lookup r on 10.0.0.10:53: server misbehaving",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp: lookup r: Temporary failure in name resolution",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": write tcp 10.0.0.2:1->10.0.0.1:443: write: broken pipe",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": tls: failed to verify certificate: x509: certificate signed by unknown authority",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": remote error: tls: handshake failure",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: http2: server sent GOAWAY and closed the connection",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: unexpected EOF",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: operation was canceled",
+        ),
+    ]
+};
+
+#[test]
+fn every_message_is_read() {
+    for real in real() {
+        let class = class(code(&real.code), &real.message);
+        assert_eq!(
+            class, real.class,
+            "containerd {}, {}: {}",
+            real.containerd, real.what, real.message
+        );
+    }
+    for (expected, code, message) in MADE {
+        assert_eq!(class(*code, message), *expected, "{message}");
+    }
+}
+
+#[test]
+fn every_rule_decides_some_message() {
+    let real = real();
+    let messages = real
+        .iter()
+        .map(|real| (code(&real.code), real.message.as_str()))
+        .chain(MADE.iter().map(|(_, code, message)| (*code, *message)));
+    let used: BTreeSet<usize> = messages
+        .filter_map(|(code, message)| {
+            let message = Message::new(code, message);
+            RULES.iter().position(|rule| rule.matches(&message))
+        })
+        .collect();
+    let idle: Vec<_> = (0..RULES.len())
+        .filter(|index| !used.contains(index))
+        .map(|index| &RULES[index])
+        .collect();
+    assert!(idle.is_empty(), "these rules decide nothing: {idle:#?}");
+}
+
+/// Everything that a registry can make containerd say, if it tries.
+const INJECTED: &[&str] = &[
+    "no such host",
+    "not found",
+    "500 Internal Server Error",
+    "dial tcp 1.2.3.4:80: connect: connection refused",
+    "unexpected status from HEAD request to http://x: 503 Service Unavailable",
+    "unexpected status: 404 Not Found",
+    "unexpected commit digest",
+    "context deadline exceeded",
+    "no space left on device",
+];
+
+#[test]
+fn a_refusal_cannot_be_hidden() {
+    for words in INJECTED {
+        for refusal in [
+            format!(
+                "failed to resolve image: unexpected status from HEAD request to https://r/v2/a: 401 Unauthorized\nunknown: {words}"
+            ),
+            format!(
+                "failed to resolve image: unexpected status from HEAD request to https://r/v2/a: 403 Forbidden\n{words}"
+            ),
+            // The words behind the number are the registry's.
+            format!(
+                "failed to resolve image: unexpected status from HEAD request to https://r/v2/a: 401 {words}"
+            ),
+            format!(
+                "failed to copy: httpReadSeeker: failed open: unexpected status code https://r/v2/a: 401 x - Server message: {words}"
+            ),
+            format!("pulling from host r failed with status code [manifests latest]: 403 {words}"),
+            // The error in a WWW-Authenticate header comes before containerd's own word.
+            format!(
+                "failed to copy: httpReadSeeker: failed open: server message: {words}: authorization failed"
+            ),
+            format!(
+                "failed to resolve image: pull access denied, repository does not exist or may require authorization: server message: {words}: authorization failed"
+            ),
+        ] {
+            for code in [Code::Unknown, Code::NotFound, Code::DeadlineExceeded] {
+                assert_eq!(
+                    class(code, &refusal),
+                    FailureClass::Unauthorized,
+                    "{refusal}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_registrys_words_do_not_count() {
+    for words in INJECTED {
+        let teapot = format!(
+            "failed to resolve image: unexpected status from HEAD request to https://r/v2/a: 418 I'm a teapot\nunknown: {words}"
+        );
+        assert_eq!(
+            class(Code::Unknown, &teapot),
+            FailureClass::Unknown,
+            "{words}"
+        );
+        let error = format!(
+            "failed to copy: unexpected status code https://r/{}/a: 500 x - Server message: {words}",
+            words.replace(' ', "%20")
+        );
+        assert_eq!(
+            class(Code::Unknown, &error),
+            FailureClass::ServerError,
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_unknown() {
+    for message in [
+        "",
+        "something new",
+        "content digest sha256:00: not found",
+        "unexpected status: 4010",
+        "unexpected status: four",
+        "the tag is 404",
+    ] {
+        assert_eq!(
+            class(Code::Unknown, message),
+            FailureClass::Unknown,
+            "{message}"
+        );
+        assert_eq!(
+            class(Code::NotFound, message),
+            FailureClass::Unknown,
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_broken_connection_is_this_nodes_fault() {
+    let broken = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset: no such host");
+    let failure = pull_failure(&Status::from_error(Box::new(broken)));
+    assert_eq!(failure.class, FailureClass::Local);
+    assert!(
+        failure.message.contains("containerd cannot be reached"),
+        "{failure}"
+    );
+}
+
+/// Noise from the pieces that the reader looks for; the same each time.
+fn noise(mut seed: u64) -> String {
+    const PIECES: &[&str] = &[
+        "://",
+        "https://",
+        "\"",
+        ": ",
+        ":",
+        "401",
+        "unexpected status: ",
+        "failed to copy: ",
+        "ä",
+        "\u{1f980}",
+        "\n",
+        "token=",
+        "Bearer ",
+        "eyJ",
+        "server message:",
+        "?",
+        "@",
+        " ",
+        "İ",
+        "=",
+        "failed to pull and unpack image ",
+        "password",
+        "\u{0}",
+        "ß",
+        "authorization:",
+    ];
+    let mut text = String::new();
+    loop {
+        // xorshift
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let piece = usize::try_from(seed % 60).unwrap();
+        match PIECES.get(piece) {
+            Some(piece) => text.push_str(piece),
+            None if piece == 59 => return text,
+            None => text.push_str("xyzzy"),
+        }
+    }
+}
+
+#[test]
+fn no_message_breaks_the_reader() {
+    for seed in 1..20_000 {
+        let message = noise(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let failure = pull_failure(&Status::new(Code::Unknown, &message));
+        assert!(
+            failure.message.len() <= Failure::MESSAGE_MAX_BYTES,
+            "{message:?}"
+        );
+        assert!(!failure.message.contains('\n'), "{message:?}");
+    }
+}

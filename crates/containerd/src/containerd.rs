@@ -1,0 +1,201 @@
+//! The real runtime: [`ImageRuntime`] spoken to containerd.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use containerd_client::services::v1::{GetImageRequest, Image, ListImagesRequest};
+use k8s_cri::v1::{
+    ImageSpec, ImageStatusRequest, ListImagesRequest as CriListImagesRequest, PullImageRequest,
+    VersionRequest,
+};
+use trylatest_core::image::ImageName;
+
+use crate::calls::Calls;
+use crate::classify;
+use crate::manifest::Platform;
+use crate::progress::Progress;
+use crate::runtime::{
+    ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError, RuntimeError, RuntimeVersion,
+};
+use crate::snapshotter::Snapshotter;
+use crate::{events, names, proof};
+
+/// How to reach containerd.
+#[derive(Clone, Debug)]
+pub struct ContainerdOptions {
+    /// Its socket, usually `/run/containerd/containerd.sock`.
+    pub socket: PathBuf,
+    /// The snapshotter that CRI unpacks images with; without it containerd is asked.
+    pub snapshotter: Option<String>,
+    /// How long any call may take, but a pull.
+    pub call_timeout: Duration,
+}
+
+/// containerd on this node. Clones share one connection.
+///
+/// The connection is made at the first call. After containerd has been restarted the call that
+/// finds the old connection broken fails with [`RuntimeError::Unreachable`]; later ones connect
+/// anew.
+#[derive(Clone, Debug)]
+pub struct Containerd {
+    pub(crate) calls: Calls,
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    pub(crate) platform: Arc<Platform>,
+    progress: Arc<Progress>,
+}
+
+impl Containerd {
+    /// Prepares the connection; nothing is sent yet.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub fn new(options: ContainerdOptions) -> Self {
+        let ContainerdOptions {
+            socket,
+            snapshotter,
+            call_timeout,
+        } = options;
+        Self {
+            calls: Calls::new(&socket, call_timeout),
+            snapshotter: Arc::new(Snapshotter::new(snapshotter)),
+            platform: Arc::new(Platform::of_this_node()),
+            progress: Arc::default(),
+        }
+    }
+
+    /// The image under this name in containerd's own store.
+    pub(crate) async fn stored(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        let mut images = self.calls.images();
+        let request = GetImageRequest {
+            name: name.to_owned(),
+        };
+        let call = images.get(request);
+        let found = self.calls.find("looking an image up", call).await?;
+        Ok(found.and_then(|response| response.image))
+    }
+
+    /// The image as CRI knows it under this name.
+    pub(crate) async fn in_cri(
+        &self,
+        name: &str,
+    ) -> Result<Option<k8s_cri::v1::Image>, RuntimeError> {
+        let mut cri = self.calls.cri_images();
+        let request = ImageStatusRequest {
+            image: Some(spec(name)),
+            verbose: false,
+        };
+        let call = cri.image_status(request);
+        Ok(self
+            .calls
+            .call("asking CRI for an image", call)
+            .await?
+            .image)
+    }
+}
+
+fn spec(name: &str) -> ImageSpec {
+    ImageSpec {
+        image: name.to_owned(),
+        ..ImageSpec::default()
+    }
+}
+
+impl ImageRuntime for Containerd {
+    async fn pull(&self, image: &ImageName) -> Result<(), PullError> {
+        let _running = self.progress.begin(image);
+        let request = PullImageRequest {
+            image: Some(spec(image.as_str())),
+            auth: None,
+            sandbox_config: None,
+        };
+        match self.calls.cri_images().pull_image(request).await {
+            Ok(_) => Ok(()),
+            Err(status) => {
+                let failure = classify::pull_failure(&status);
+                Err(PullError::new(image.clone(), failure))
+            }
+        }
+    }
+
+    async fn movement(&self, image: &ImageName) -> Result<Movement, RuntimeError> {
+        self.progress.movement(self, image).await
+    }
+
+    async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
+        // Boxed: it is large, and lies in every task that tries an image.
+        Box::pin(proof::local(self, image)).await
+    }
+
+    async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {
+        let mut cri = self.calls.cri_images();
+        let mut native = self.calls.images();
+        let (known, stored) = futures::try_join!(
+            self.calls.call(
+                "listing images",
+                cri.list_images(CriListImagesRequest::default())
+            ),
+            self.calls.call(
+                "listing image names",
+                native.list(ListImagesRequest::default())
+            ),
+        )?;
+        let targets: HashMap<String, String> = stored
+            .images
+            .into_iter()
+            .filter_map(|image| Some((image.name, image.target?.digest)))
+            .collect();
+        Ok(known
+            .images
+            .iter()
+            .flat_map(|image| named(image, &targets))
+            .collect())
+    }
+
+    async fn keep(&self, image: &ImageName, alias: &str) -> Result<(), RuntimeError> {
+        names::keep(self, image, alias).await
+    }
+
+    async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {
+        names::restore(self, alias, image).await
+    }
+
+    async fn image_events(&self) -> Result<ImageEvents, RuntimeError> {
+        events::subscribe(&self.calls).await
+    }
+
+    async fn version(&self) -> Result<RuntimeVersion, RuntimeError> {
+        let mut cri = self.calls.cri_runtime();
+        let call = cri.version(VersionRequest::default());
+        let answer = self.calls.call("asking for the version", call).await?;
+        Ok(RuntimeVersion {
+            name: answer.runtime_name,
+            version: answer.runtime_version,
+        })
+    }
+}
+
+/// One entry per tag of an image that CRI lists, or per digest where it has no tag.
+fn named(image: &k8s_cri::v1::Image, targets: &HashMap<String, String>) -> Vec<LocalImage> {
+    let names = if image.repo_tags.is_empty() {
+        &image.repo_digests
+    } else {
+        &image.repo_tags
+    };
+    names
+        .iter()
+        .filter_map(|name| {
+            Some(LocalImage {
+                image: name.parse().ok()?,
+                digest: targets.get(name)?.clone(),
+                size_bytes: image.size,
+            })
+        })
+        .collect()
+}
+
+/// A lock that a panic elsewhere does not spoil: what it guards is only ever replaced whole.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

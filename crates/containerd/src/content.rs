@@ -1,0 +1,120 @@
+//! Small documents from the content store: manifests and configurations, read whole and verified.
+
+use containerd_client::services::v1::ReadContentRequest;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256, Sha512};
+use tonic::Code;
+
+use crate::calls::Calls;
+use crate::manifest::Descriptor;
+use crate::runtime::RuntimeError;
+
+/// Largest manifest or configuration that is read. Registries refuse manifests beyond 4 MiB.
+const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
+
+/// Why a document could not be had.
+#[derive(Debug)]
+pub(crate) enum NoDocument {
+    /// It is missing, corrupt, too large or no such document; in words for a person.
+    Unusable(String),
+    /// containerd did not answer.
+    Runtime(RuntimeError),
+}
+
+impl From<RuntimeError> for NoDocument {
+    fn from(error: RuntimeError) -> Self {
+        Self::Runtime(error)
+    }
+}
+
+/// Reads the JSON document that the descriptor names; `what` is its name in messages.
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    calls: &Calls,
+    descriptor: &Descriptor,
+    what: &str,
+) -> Result<T, NoDocument> {
+    let digest = &descriptor.digest;
+    let unusable = |why: &str| NoDocument::Unusable(format!("the {what} {digest} {why}"));
+    if descriptor.size > MAX_DOCUMENT_BYTES {
+        return Err(unusable("is too large"));
+    }
+    let Some(bytes) = read(calls, digest).await? else {
+        return Err(unusable("is missing"));
+    };
+    if !matches(digest, &bytes) {
+        return Err(unusable("is corrupt"));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| unusable(&format!("cannot be read: {error}")))
+}
+
+/// The blob's bytes, at most one more than [`MAX_DOCUMENT_BYTES`]; none if it is not there.
+async fn read(calls: &Calls, digest: &str) -> Result<Option<Vec<u8>>, RuntimeError> {
+    let mut content = calls.content();
+    let request = ReadContentRequest {
+        digest: digest.to_owned(),
+        offset: 0,
+        size: 0,
+    };
+    calls
+        .within("reading from the content store", async move {
+            let mut bytes = Vec::new();
+            let outcome = async {
+                let mut chunks = content.read(request).await?.into_inner();
+                while let Some(chunk) = chunks.message().await? {
+                    bytes.extend_from_slice(&chunk.data);
+                    // What is longer than any document fails its digest below.
+                    if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            .await;
+            match outcome {
+                Ok(()) => Ok(Some(bytes)),
+                Err(status) if tonic::Status::code(&status) == Code::NotFound => Ok(None),
+                Err(status) => Err(status),
+            }
+        })
+        .await
+}
+
+/// Whether the bytes are those that the digest names.
+fn matches(digest: &str, bytes: &[u8]) -> bool {
+    match digest.split_once(':') {
+        Some(("sha256", hex)) => hex_of(&Sha256::digest(bytes)) == hex,
+        Some(("sha512", hex)) => hex_of(&Sha512::digest(bytes)) == hex,
+        _ => false,
+    }
+}
+
+/// `sha256:…` of these bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex_of(&Sha256::digest(bytes)))
+}
+
+fn hex_of(hash: &[u8]) -> String {
+    use std::fmt::Write;
+    hash.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_names_its_bytes_and_no_others() {
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(sha256(b""), empty);
+        assert!(matches(empty, b""));
+        assert!(!matches(empty, b"x"));
+        assert!(!matches("e3b0", b""));
+        assert!(!matches("md5:d41d8cd98f00b204e9800998ecf8427e", b""));
+        let empty512 = hex_of(&Sha512::digest(b""));
+        assert!(matches(&format!("sha512:{empty512}"), b""));
+    }
+}

@@ -1,0 +1,223 @@
+//! Manifests, indexes of them and image configurations: only what a proof needs of them.
+//!
+//! Read as leniently as containerd reads them; where containerd would refuse, so does this.
+
+use serde::Deserialize;
+
+use crate::content;
+
+/// Names a document or layer by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Descriptor {
+    pub(crate) digest: String,
+    /// In bytes.
+    pub(crate) size: u64,
+    #[serde(default)]
+    pub(crate) platform: Option<Platform>,
+}
+
+/// An operating system and architecture.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Platform {
+    #[serde(default)]
+    pub(crate) os: String,
+    #[serde(default)]
+    pub(crate) architecture: String,
+}
+
+/// What an image's name points to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Raw")]
+pub(crate) enum Document {
+    /// One manifest per platform.
+    Index(Vec<Descriptor>),
+    /// One image.
+    Manifest(Manifest),
+}
+
+/// One image: its configuration and layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    /// The size of all that is downloaded for it, in bytes.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        let layers = self.layers.iter().map(|layer| layer.size);
+        layers.fold(self.config.size, u64::saturating_add)
+    }
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl TryFrom<Raw> for Document {
+    type Error = &'static str;
+
+    fn try_from(raw: Raw) -> Result<Self, Self::Error> {
+        match (raw.manifests, raw.config, raw.layers) {
+            (Some(manifests), None, None) => Ok(Self::Index(manifests)),
+            (None, Some(config), layers) => Ok(Self::Manifest(Manifest {
+                config,
+                layers: layers.unwrap_or_default(),
+            })),
+            // Both at once is a known trick to show different images to different readers.
+            _ => Err("neither a manifest nor an index of manifests"),
+        }
+    }
+}
+
+/// An image's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Config {
+    #[serde(flatten)]
+    pub(crate) platform: Platform,
+    #[serde(default)]
+    rootfs: RootFs,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+impl Config {
+    /// The names of the unpacked layers' snapshots, lowest first: each layer's name depends on all
+    /// below it.
+    pub(crate) fn chain_ids(&self) -> Vec<String> {
+        let mut chain: Vec<String> = Vec::with_capacity(self.rootfs.diff_ids.len());
+        for diff in &self.rootfs.diff_ids {
+            chain.push(match chain.last() {
+                None => diff.clone(),
+                Some(below) => content::sha256(format!("{below} {diff}").as_bytes()),
+            });
+        }
+        chain
+    }
+}
+
+impl Platform {
+    /// The platform of the node that this program runs on.
+    pub(crate) fn of_this_node() -> Self {
+        Self {
+            os: std::env::consts::OS.to_owned(),
+            architecture: architecture(std::env::consts::ARCH).to_owned(),
+        }
+    }
+
+    /// Whether containerd runs images of the other platform on this one: its own, and the 32-bit
+    /// one of the same family.
+    pub(crate) fn runs(&self, other: &Self) -> bool {
+        let os = if other.os.is_empty() {
+            &self.os
+        } else {
+            &other.os
+        };
+        let theirs = architecture(&other.architecture);
+        *os == self.os
+            && (theirs == self.architecture
+                || matches!(
+                    (self.architecture.as_str(), theirs),
+                    ("amd64", "386") | ("arm64", "arm")
+                ))
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+/// Architectures as images name them, from the other names in use.
+fn architecture(name: &str) -> &str {
+    match name {
+        "x86_64" | "x86-64" => "amd64",
+        "aarch64" => "arm64",
+        "i386" | "x86" => "386",
+        "armhf" | "armel" => "arm",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(os: &str, architecture: &str) -> Platform {
+        Platform {
+            os: os.into(),
+            architecture: architecture.into(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_and_an_index_are_told_apart() {
+        let manifest = r#"{"schemaVersion":2,"config":{"digest":"sha256:c","size":3},
+            "layers":[{"digest":"sha256:l","size":4,"annotations":{}}]}"#;
+        let Document::Manifest(manifest) = serde_json::from_str(manifest).unwrap() else {
+            panic!("a manifest");
+        };
+        assert_eq!(manifest.total_bytes(), 7);
+        let index = r#"{"manifests":[{"digest":"sha256:m","size":1,
+            "platform":{"os":"linux","architecture":"arm64","variant":"v8"}}]}"#;
+        let Document::Index(manifests) = serde_json::from_str(index).unwrap() else {
+            panic!("an index");
+        };
+        assert_eq!(manifests[0].platform, Some(platform("linux", "arm64")));
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for bad in [
+            "{}",
+            "[]",
+            r#"{"layers":[]}"#,
+            r#"{"manifests":[],"config":{"digest":"sha256:c","size":3}}"#,
+            r#"{"config":{"digest":"sha256:c","size":-3}}"#,
+        ] {
+            assert!(serde_json::from_str::<Document>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_chain_names_each_layer_with_those_below_it() {
+        let config: Config = serde_json::from_str(
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:a","sha256:b"]}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            config.chain_ids(),
+            ["sha256:a".to_owned(), content::sha256(b"sha256:a sha256:b")]
+        );
+        assert_eq!(config.platform, platform("linux", "amd64"));
+    }
+
+    #[test]
+    fn a_node_runs_what_containerd_would_choose_for_it() {
+        for (node, image, runs) in [
+            ("amd64", "amd64", true),
+            ("amd64", "x86_64", true),
+            ("amd64", "386", true),
+            ("amd64", "arm64", false),
+            ("arm64", "arm", true),
+            ("arm64", "aarch64", true),
+            ("386", "amd64", false),
+        ] {
+            let node = platform("linux", node);
+            assert_eq!(node.runs(&platform("linux", image)), runs, "{node} {image}");
+            assert!(!node.runs(&platform("windows", image)));
+        }
+        assert_eq!(
+            Platform::of_this_node().to_string(),
+            format!("linux/{}", architecture(std::env::consts::ARCH))
+        );
+    }
+}

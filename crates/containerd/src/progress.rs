@@ -1,0 +1,379 @@
+//! What moves while an image is pulled: downloads in the content store, layers being unpacked.
+//!
+//! containerd does not say which pull a download belongs to. But it labels each manifest with the
+//! repository that it came from as soon as it has it, and the manifest names its layers; so a
+//! download is attributed by its digest. Before the manifest is there nothing can be attributed,
+//! and next to nothing can have moved.
+//!
+//! Two limits follow. Tags of one repository that are pulled at the same time share their movement;
+//! so do repositories of one name on one host at different ports, because the label leaves the port
+//! out (seen on 1.6 and 2.4).
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex};
+
+use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, UsageRequest};
+use containerd_client::services::v1::{Info, ListContentRequest, ListStatusesRequest};
+use futures::future::try_join_all;
+use prost_types::Timestamp;
+use tonic::Status;
+use trylatest_core::image::ImageName;
+
+use crate::containerd::{Containerd, locked};
+use crate::content::{NoDocument, read_json};
+use crate::manifest::{Config, Descriptor, Document, Manifest};
+use crate::proof;
+use crate::runtime::{Movement, RuntimeError};
+
+/// Manifests and chains that are remembered by digest, between one look and the next.
+const REMEMBERED: usize = 128;
+
+/// Newest manifests of a repository that are looked at: the one being pulled is among them, because
+/// containerd labels it anew with each pull.
+const NEWEST: usize = 8;
+
+/// What is known of running pulls. It only helps; movement is always read from containerd.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// For each running pull, the digest of the manifest that was seen to move.
+    running: Arc<Mutex<HashMap<ImageName, Option<String>>>>,
+    manifests: Mutex<HashMap<String, Arc<Manifest>>>,
+    chains: Mutex<HashMap<String, Arc<Vec<String>>>>,
+}
+
+/// Forgets a pull when it ends or is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    image: ImageName,
+    running: Arc<Mutex<HashMap<ImageName, Option<String>>>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        locked(&self.running).remove(&self.image);
+    }
+}
+
+/// A manifest of the repository, and what of it moves.
+struct Candidate {
+    digest: String,
+    updated: (i64, i32),
+    manifest: Arc<Manifest>,
+    /// Bytes of it in the content store, by digest: whole blobs and running downloads.
+    received: BTreeMap<String, u64>,
+    /// Size of what is unpacked so far, by the key of the snapshot it goes into.
+    unpacking: BTreeMap<String, i64>,
+    downloading: bool,
+}
+
+impl Candidate {
+    fn moves(&self) -> bool {
+        self.downloading || !self.unpacking.is_empty()
+    }
+}
+
+impl Progress {
+    /// A pull begins; it ends when the answer is dropped.
+    pub(crate) fn begin(&self, image: &ImageName) -> Running {
+        locked(&self.running).insert(image.clone(), None);
+        Running {
+            image: image.clone(),
+            running: Arc::clone(&self.running),
+        }
+    }
+
+    /// See [`crate::ImageRuntime::movement`].
+    pub(crate) async fn movement(
+        &self,
+        node: &Containerd,
+        image: &ImageName,
+    ) -> Result<Movement, RuntimeError> {
+        let (downloads, manifests) =
+            futures::try_join!(downloads(node), manifests_of(node, image))?;
+        let looks = manifests
+            .into_iter()
+            .map(|info| self.look(node, info, &downloads));
+        let candidates: Vec<Candidate> = try_join_all(looks).await?.into_iter().flatten().collect();
+
+        let mut mark = DefaultHasher::new();
+        for candidate in candidates.iter().filter(|candidate| candidate.moves()) {
+            candidate.received.hash(&mut mark);
+            candidate.unpacking.hash(&mut mark);
+        }
+        let mut running = locked(&self.running);
+        let remembered = running.get(image).cloned().flatten();
+        let chosen = candidates
+            .iter()
+            .filter(|candidate| candidate.moves() || remembered.as_ref() == Some(&candidate.digest))
+            .max_by_key(|candidate| candidate.updated);
+        let Some(chosen) = chosen else {
+            return Ok(Movement::default());
+        };
+        if let Some(slot) = running.get_mut(image) {
+            *slot = Some(chosen.digest.clone());
+        }
+        Ok(Movement {
+            bytes: chosen.received.values().sum(),
+            total_bytes: Some(chosen.manifest.total_bytes()),
+            mark: mark.finish(),
+        })
+    }
+
+    /// Sees what of one manifest is there and moves; none if it is not one of ours.
+    async fn look(
+        &self,
+        node: &Containerd,
+        info: Info,
+        downloads: &HashMap<String, u64>,
+    ) -> Result<Option<Candidate>, RuntimeError> {
+        let Some(manifest) = self.manifest(node, &info).await? else {
+            return Ok(None);
+        };
+        let mut received = BTreeMap::new();
+        let mut downloading = false;
+        let whole = proof::present(node, &manifest).await?;
+        for (layer, whole) in manifest.layers.iter().zip(&whole) {
+            if *whole {
+                received.insert(layer.digest.clone(), layer.size);
+            } else if let Some(bytes) = downloads.get(&layer.digest) {
+                received.insert(layer.digest.clone(), *bytes);
+                downloading = true;
+            }
+        }
+        let chain = self.chain(node, &manifest.config).await?;
+        if chain.is_some() {
+            received.insert(manifest.config.digest.clone(), manifest.config.size);
+        } else if let Some(bytes) = downloads.get(&manifest.config.digest) {
+            received.insert(manifest.config.digest.clone(), *bytes);
+            downloading = true;
+        }
+        let unpacking = match chain {
+            Some(chain) => unpacking(node, &chain, &whole).await?,
+            None => BTreeMap::new(),
+        };
+        let updated = info
+            .updated_at
+            .map_or((0, 0), |Timestamp { seconds, nanos }| (seconds, nanos));
+        Ok(Some(Candidate {
+            digest: info.digest,
+            updated,
+            manifest,
+            received,
+            unpacking,
+            downloading,
+        }))
+    }
+
+    async fn manifest(
+        &self,
+        node: &Containerd,
+        info: &Info,
+    ) -> Result<Option<Arc<Manifest>>, RuntimeError> {
+        if let Some(manifest) = locked(&self.manifests).get(&info.digest) {
+            return Ok(Some(Arc::clone(manifest)));
+        }
+        let descriptor = Descriptor {
+            digest: info.digest.clone(),
+            size: u64::try_from(info.size).unwrap_or(0),
+            platform: None,
+        };
+        match read_json(&node.calls, &descriptor, "manifest").await {
+            Ok(Document::Manifest(manifest)) => {
+                let manifest = Arc::new(manifest);
+                remember(&self.manifests, &info.digest, &manifest);
+                Ok(Some(manifest))
+            }
+            Ok(Document::Index(_)) | Err(NoDocument::Unusable(_)) => Ok(None),
+            Err(NoDocument::Runtime(error)) => Err(error),
+        }
+    }
+
+    /// The names of the layers' snapshots; none while the configuration is on its way.
+    async fn chain(
+        &self,
+        node: &Containerd,
+        config: &Descriptor,
+    ) -> Result<Option<Arc<Vec<String>>>, RuntimeError> {
+        if let Some(chain) = locked(&self.chains).get(&config.digest) {
+            return Ok(Some(Arc::clone(chain)));
+        }
+        match read_json::<Config>(&node.calls, config, "configuration").await {
+            Ok(read) => {
+                let chain = Arc::new(read.chain_ids());
+                remember(&self.chains, &config.digest, &chain);
+                Ok(Some(chain))
+            }
+            Err(NoDocument::Unusable(_)) => Ok(None),
+            Err(NoDocument::Runtime(error)) => Err(error),
+        }
+    }
+}
+
+fn remember<T>(known: &Mutex<HashMap<String, Arc<T>>>, digest: &str, value: &Arc<T>) {
+    let mut known = locked(known);
+    if known.len() >= REMEMBERED {
+        known.clear();
+    }
+    known.insert(digest.to_owned(), Arc::clone(value));
+}
+
+/// Bytes received by running downloads, by digest.
+async fn downloads(node: &Containerd) -> Result<HashMap<String, u64>, RuntimeError> {
+    let mut content = node.calls.content();
+    let request = ListStatusesRequest::default();
+    let call = content.list_statuses(request);
+    let listed = node.calls.call("listing downloads", call).await?;
+    let ingests = listed.statuses.into_iter().filter_map(|status| {
+        // `layer-sha256:…`, or `layer-NAME@sha256:…` where the manifest gives the layer a name.
+        let digest = status
+            .r#ref
+            .rfind("sha256:")
+            .or_else(|| status.r#ref.rfind("sha512:"))?;
+        let bytes = u64::try_from(status.offset).unwrap_or(0);
+        Some((status.r#ref[digest..].to_owned(), bytes))
+    });
+    Ok(ingests.collect())
+}
+
+/// The newest manifests that containerd has had from the image's repository.
+async fn manifests_of(node: &Containerd, image: &ImageName) -> Result<Vec<Info>, RuntimeError> {
+    let mut content = node.calls.content();
+    let request = ListContentRequest {
+        filters: vec![manifest_filter(image)],
+    };
+    let mut infos: Vec<Info> = node
+        .calls
+        .within("listing manifests", async move {
+            let mut infos = Vec::new();
+            let mut chunks = content.list(request).await?.into_inner();
+            while let Some(chunk) = chunks.message().await? {
+                infos.extend(chunk.info);
+            }
+            Ok::<_, Status>(infos)
+        })
+        .await?;
+    infos.sort_by_key(|info| {
+        let updated = info.updated_at.unwrap_or_default();
+        std::cmp::Reverse((updated.seconds, updated.nanos))
+    });
+    infos.truncate(NEWEST);
+    Ok(infos)
+}
+
+/// containerd's filter for manifests labelled with the image's repository. A manifest, unlike an
+/// index or a layer, refers to a configuration.
+fn manifest_filter(image: &ImageName) -> String {
+    let full = proof::cri_name(image);
+    let path = full[image.registry().len()..].trim_start_matches('/');
+    let end = path.find(['@', ':']).unwrap_or(path.len());
+    // The only character of a repository's name that means something else in an expression.
+    let repository = path[..end].replace('.', "[.]");
+    let host = host_without_port(image.registry());
+    format!(
+        "labels.\"containerd.io/distribution.source.{host}\"~=\"(^|,){repository}(,|$)\",\
+         labels.\"containerd.io/gc.ref.content.config\""
+    )
+}
+
+/// The host as containerd writes it into the label.
+fn host_without_port(registry: &str) -> &str {
+    match registry
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
+        Some((address, _port)) => address,
+        None => registry
+            .split_once(':')
+            .map_or(registry, |(host, _port)| host),
+    }
+}
+
+/// How much is unpacked so far of each layer that is being unpacked.
+///
+/// containerd prepares a layer's snapshot before its download is done, so only a layer that is
+/// there counts as being unpacked.
+async fn unpacking(
+    node: &Containerd,
+    chain: &[String],
+    whole: &[bool],
+) -> Result<BTreeMap<String, i64>, RuntimeError> {
+    let layers: Vec<&String> = chain
+        .iter()
+        .zip(whole)
+        .filter_map(|(name, whole)| whole.then_some(name))
+        .collect();
+    if layers.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let snapshotter = node.snapshotter.name(&node.calls).await?;
+    let mut snapshots = node.calls.snapshots();
+    let request = ListSnapshotsRequest {
+        snapshotter: snapshotter.clone(),
+        filters: vec!["kind==active,name~=^extract-".to_owned()],
+    };
+    let keys: Vec<String> = node
+        .calls
+        .within("listing snapshots", async {
+            let mut keys = Vec::new();
+            let mut chunks = snapshots.list(request).await?.into_inner();
+            while let Some(chunk) = chunks.message().await? {
+                keys.extend(chunk.info.into_iter().map(|info| info.name));
+            }
+            Ok::<_, Status>(keys)
+        })
+        .await?;
+    let mine = keys.into_iter().filter(|key| {
+        let name = key.rsplit_once(' ').map(|(_unique, name)| name);
+        layers.iter().any(|layer| Some(layer.as_str()) == name)
+    });
+    let sizes = try_join_all(mine.map(async |key| {
+        let mut snapshots = node.calls.snapshots();
+        let request = UsageRequest {
+            snapshotter: snapshotter.clone(),
+            key: key.clone(),
+        };
+        let call = snapshots.usage(request);
+        // It may be committed, and its key gone, between the list and now.
+        let usage = node.calls.find("measuring a snapshot", call).await?;
+        Ok::<_, RuntimeError>((key, usage.map_or(0, |usage| usage.size)))
+    }));
+    Ok(sizes.await?.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_are_found_by_repository() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (image, host, repository) in [
+            ("nginx", "docker.io", "library/nginx"),
+            ("127.0.0.1:5000/my/app.x:v1", "127.0.0.1", "my/app[.]x"),
+            ("[::1]:5000/app:v1", "::1", "app"),
+            (&format!("ghcr.io/my/app:v1@{digest}"), "ghcr.io", "my/app"),
+        ] {
+            let Ok(image) = image.parse() else {
+                continue;
+            };
+            assert_eq!(
+                manifest_filter(&image),
+                format!(
+                    "labels.\"containerd.io/distribution.source.{host}\"~=\"(^|,){repository}(,|$)\",\
+                     labels.\"containerd.io/gc.ref.content.config\""
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_pull_is_forgotten_when_it_is_dropped() {
+        let progress = Progress::default();
+        let image: ImageName = "my/app".parse().unwrap();
+        let running = progress.begin(&image);
+        assert!(locked(&progress.running).contains_key(&image));
+        drop(running);
+        assert!(locked(&progress.running).is_empty());
+    }
+}
