@@ -29,8 +29,8 @@ pub(crate) async fn subscribe(calls: &Calls) -> Result<ImageEvents, RuntimeError
     let mut events = calls.events();
     let request = SubscribeRequest {
         filters: vec![
-            "namespace==k8s.io,topic~=^/images/".to_owned(),
-            format!("topic=={HELLO_TOPIC}"),
+            "namespace==k8s.io,topic~=\"^/images/\"".to_owned(),
+            format!("topic==\"{HELLO_TOPIC}\""),
         ],
     };
     let subscribe = async { events.subscribe(request).await };

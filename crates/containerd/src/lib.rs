@@ -13,14 +13,19 @@
 //!                    └─ Local, Movement, ImageEvent, PullError ──► Failure (classify)
 //! ```
 //!
-//! Start with [`runtime::ImageRuntime`], the seam that the agent is written against.
+//! Start with [`runtime::ImageRuntime`], the seam that the agent is written against. Features: `fake`
+//! is that seam in memory, for tests; `conformance` the suite that both sides of it pass.
 
 pub mod alias;
 mod calls;
 mod classify;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod containerd;
 mod content;
 mod events;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod manifest;
 mod names;
 mod progress;

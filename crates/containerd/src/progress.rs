@@ -310,7 +310,7 @@ async fn unpacking(
     let mut snapshots = node.calls.snapshots();
     let request = ListSnapshotsRequest {
         snapshotter: snapshotter.clone(),
-        filters: vec!["kind==active,name~=^extract-".to_owned()],
+        filters: vec!["kind==active,name~=\"^extract-\"".to_owned()],
     };
     let keys: Vec<String> = node
         .calls

@@ -1,0 +1,400 @@
+//! A runtime in memory, for the unit tests of whoever is written against [`ImageRuntime`].
+//!
+//! It has a registry of its own: [`FakeContainerd::push`] says where tags point,
+//! [`FakeContainerd::answer`] and [`FakeContainerd::answer_once`] how pulls go. Time is Tokio's, so
+//! that tests can pause it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use tokio::sync::broadcast;
+use trylatest_core::image::ImageName;
+use trylatest_core::outcome::{Failure, FailureClass};
+
+use crate::alias;
+use crate::containerd::locked;
+use crate::runtime::{
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError,
+    RuntimeError, RuntimeVersion,
+};
+
+/// Events that a slow follower may fall behind by.
+const EVENTS: usize = 256;
+
+/// How a pull goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Gets what the tag points to, at once.
+    Succeed,
+    /// Fails at once.
+    Fail(Failure),
+    /// Never ends.
+    Hang,
+    /// Receives so many bytes, then goes on.
+    Receive(u64, Box<Self>),
+    /// Nothing happens for so long, then goes on.
+    Wait(Duration, Box<Self>),
+}
+
+impl Answer {
+    /// `steps` downloads of `bytes` each, one `every` so often, then success.
+    pub fn download(steps: u32, bytes: u64, every: Duration) -> Self {
+        (0..steps).fold(Self::Succeed, |then, _| {
+            Self::Wait(every, Box::new(Self::Receive(bytes, Box::new(then))))
+        })
+    }
+
+    /// Fails at once with this class.
+    pub fn fail(class: FailureClass) -> Self {
+        Self::Fail(Failure::new(class, format!("scripted: {class}")))
+    }
+}
+
+/// The runtime. Clones share their state.
+#[derive(Clone, Debug)]
+pub struct FakeContainerd {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What the registry has.
+    tags: HashMap<ImageName, Content>,
+    answers: HashMap<ImageName, Answer>,
+    once: HashMap<ImageName, VecDeque<Answer>>,
+    /// What the node has, by name or alias.
+    names: HashMap<String, Content>,
+    pulls: HashMap<ImageName, Pulls>,
+    down: bool,
+    events: broadcast::Sender<ImageEvent>,
+}
+
+#[derive(Clone, Debug)]
+struct Content {
+    digest: String,
+    size_bytes: u64,
+    spoiled: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pulls {
+    started: usize,
+    running: usize,
+    bytes: u64,
+    mark: u64,
+}
+
+impl Default for FakeContainerd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeContainerd {
+    /// A node without images and a registry without tags.
+    pub fn new() -> Self {
+        let state = State {
+            tags: HashMap::new(),
+            answers: HashMap::new(),
+            once: HashMap::new(),
+            names: HashMap::new(),
+            pulls: HashMap::new(),
+            down: false,
+            events: broadcast::Sender::new(EVENTS),
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// The registry's tag points to this from now on.
+    pub fn push(&self, image: &ImageName, digest: &str, size_bytes: u64) {
+        let content = content(digest, size_bytes);
+        locked(&self.state).tags.insert(image.clone(), content);
+    }
+
+    /// How pulls of this image go from now on; [`Answer::Succeed`] unless said otherwise.
+    pub fn answer(&self, image: &ImageName, answer: Answer) {
+        locked(&self.state).answers.insert(image.clone(), answer);
+    }
+
+    /// How the next pull of this image goes. Several are taken one after the other.
+    pub fn answer_once(&self, image: &ImageName, answer: Answer) {
+        let mut state = locked(&self.state);
+        state
+            .once
+            .entry(image.clone())
+            .or_default()
+            .push_back(answer);
+    }
+
+    /// Puts a copy on the node, as if it had been pulled earlier.
+    pub fn hold(&self, image: &ImageName, digest: &str, size_bytes: u64) {
+        let content = content(digest, size_bytes);
+        locked(&self.state).set(image.as_str(), content);
+    }
+
+    /// Makes the node's copy one that no container could start from.
+    pub fn spoil(&self, image: &ImageName, why: &str) {
+        if let Some(copy) = locked(&self.state).names.get_mut(image.as_str()) {
+            copy.spoiled = Some(why.to_owned());
+        }
+    }
+
+    /// Removes a name or an alias from the node.
+    pub fn remove(&self, name: &str) {
+        let mut state = locked(&self.state);
+        if state.names.remove(name).is_some() {
+            state.tell(name, ImageChange::Deleted);
+        }
+    }
+
+    /// Where an alias points, as a digest.
+    pub fn kept(&self, alias: &str) -> Option<String> {
+        let state = locked(&self.state);
+        state.names.get(alias).map(|copy| copy.digest.clone())
+    }
+
+    /// Makes every call fail, or work again. Going down ends all streams of events.
+    pub fn set_down(&self, down: bool) {
+        let mut state = locked(&self.state);
+        state.down = down;
+        if down {
+            state.events = broadcast::Sender::new(EVENTS);
+        }
+    }
+
+    /// How many pulls of this image have begun.
+    pub fn pulls(&self, image: &ImageName) -> usize {
+        locked(&self.state)
+            .pulls
+            .get(image)
+            .map_or(0, |pulls| pulls.started)
+    }
+
+    /// How many pulls of this image run.
+    pub fn running(&self, image: &ImageName) -> usize {
+        locked(&self.state)
+            .pulls
+            .get(image)
+            .map_or(0, |pulls| pulls.running)
+    }
+
+    /// The state, if containerd is up.
+    fn up(
+        &self,
+        operation: &'static str,
+    ) -> Result<std::sync::MutexGuard<'_, State>, RuntimeError> {
+        let state = locked(&self.state);
+        if state.down {
+            return Err(RuntimeError::Unreachable {
+                operation,
+                why: "scripted".to_owned(),
+            });
+        }
+        Ok(state)
+    }
+
+    /// Begins a pull; it ends when the answer is dropped.
+    fn begin(&self, image: &ImageName) -> (Answer, Running) {
+        let mut state = locked(&self.state);
+        let scripted = state.once.get_mut(image).and_then(VecDeque::pop_front);
+        let usual = state.answers.get(image).cloned();
+        let answer = scripted.or(usual).unwrap_or(Answer::Succeed);
+        let pulls = state.pulls.entry(image.clone()).or_default();
+        *pulls = Pulls {
+            started: pulls.started + 1,
+            running: pulls.running + 1,
+            bytes: 0,
+            mark: pulls.mark,
+        };
+        let running = Running {
+            node: self.clone(),
+            image: image.clone(),
+        };
+        (answer, running)
+    }
+
+    /// What the registry has for this name, taken over.
+    fn take_over(&self, image: &ImageName) -> Result<(), Failure> {
+        let mut state = locked(&self.state);
+        if state.down {
+            return Err(Failure::new(FailureClass::Local, "containerd is down"));
+        }
+        let content =
+            state.tags.get(image).cloned().ok_or_else(|| {
+                Failure::new(FailureClass::NotFound, format!("{image}: not found"))
+            })?;
+        state.set(image.as_str(), content);
+        Ok(())
+    }
+
+    fn receive(&self, image: &ImageName, bytes: u64) {
+        let mut state = locked(&self.state);
+        if let Some(pulls) = state.pulls.get_mut(image) {
+            pulls.bytes += bytes;
+            pulls.mark += 1;
+        }
+    }
+}
+
+fn content(digest: &str, size_bytes: u64) -> Content {
+    Content {
+        digest: digest.to_owned(),
+        size_bytes,
+        spoiled: None,
+    }
+}
+
+/// A pull that runs.
+struct Running {
+    node: FakeContainerd,
+    image: ImageName,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pulls) = locked(&self.node.state).pulls.get_mut(&self.image) {
+            pulls.running -= 1;
+        }
+    }
+}
+
+impl State {
+    /// Makes the name point to the content.
+    fn set(&mut self, name: &str, content: Content) {
+        let change = match self.names.insert(name.to_owned(), content) {
+            None => ImageChange::Created,
+            Some(_) => ImageChange::Updated,
+        };
+        self.tell(name, change);
+    }
+
+    fn tell(&self, name: &str, change: ImageChange) {
+        let name = name.to_owned();
+        // Nobody may be following.
+        let _ = self.events.send(ImageEvent { name, change });
+    }
+}
+
+impl ImageRuntime for FakeContainerd {
+    async fn pull(&self, image: &ImageName) -> Result<(), PullError> {
+        let (mut answer, _running) = self.begin(image);
+        let failed = |failure| PullError::new(image.clone(), failure);
+        loop {
+            answer = match answer {
+                Answer::Succeed => return self.take_over(image).map_err(failed),
+                Answer::Fail(failure) => return Err(failed(failure)),
+                Answer::Hang => std::future::pending().await,
+                Answer::Receive(bytes, then) => {
+                    self.receive(image, bytes);
+                    *then
+                }
+                Answer::Wait(time, then) => {
+                    tokio::time::sleep(time).await;
+                    *then
+                }
+            };
+        }
+    }
+
+    async fn movement(&self, image: &ImageName) -> Result<Movement, RuntimeError> {
+        let state = self.up("looking at a pull")?;
+        let Some(pulls) = state.pulls.get(image).filter(|pulls| pulls.running > 0) else {
+            return Ok(Movement::default());
+        };
+        let known = pulls.bytes > 0;
+        Ok(Movement {
+            bytes: pulls.bytes,
+            total_bytes: state
+                .tags
+                .get(image)
+                .filter(|_| known)
+                .map(|tag| tag.size_bytes),
+            mark: pulls.mark,
+        })
+    }
+
+    async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
+        let state = self.up("asking CRI for an image")?;
+        Ok(match state.names.get(image.as_str()) {
+            None => Local::Absent,
+            Some(Content {
+                spoiled: Some(why), ..
+            }) => Local::Unusable { why: why.clone() },
+            Some(copy) => Local::Usable(LocalImage {
+                image: image.clone(),
+                digest: copy.digest.clone(),
+                size_bytes: copy.size_bytes,
+            }),
+        })
+    }
+
+    async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {
+        let state = self.up("listing images")?;
+        let named = state.names.iter().filter_map(|(name, copy)| {
+            Some(LocalImage {
+                image: name.parse().ok()?,
+                digest: copy.digest.clone(),
+                size_bytes: copy.size_bytes,
+            })
+        });
+        let mut images: Vec<_> = named.collect();
+        images.sort_by(|a, b| a.image.cmp(&b.image));
+        Ok(images)
+    }
+
+    async fn keep(&self, image: &ImageName, alias: &str) -> Result<(), RuntimeError> {
+        alias::check(alias)?;
+        let operation = "keeping an image";
+        let mut state = self.up(operation)?;
+        let copy = state.names.get(image.as_str()).cloned();
+        let copy = copy.ok_or_else(|| RuntimeError::NotFound {
+            operation,
+            name: image.to_string(),
+        })?;
+        let kept = state.names.get(alias).map(|kept| &kept.digest);
+        if kept != Some(&copy.digest) {
+            state.set(alias, copy);
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {
+        let operation = "restoring an image's name";
+        let mut state = self.up(operation)?;
+        if state.names.contains_key(image.as_str()) {
+            return Ok(false);
+        }
+        let copy = state.names.get(alias).cloned();
+        let copy = copy.ok_or_else(|| RuntimeError::NotFound {
+            operation,
+            name: alias.to_owned(),
+        })?;
+        state.set(image.as_str(), copy);
+        Ok(true)
+    }
+
+    async fn image_events(&self) -> Result<ImageEvents, RuntimeError> {
+        let events = self.up("subscribing to image events")?.events.subscribe();
+        // Some(receiver) until the last item, which is an error.
+        let follow = stream::unfold(Some(events), |events| async {
+            let mut events = events?;
+            match events.recv().await {
+                Ok(event) => Some((Ok(event), Some(events))),
+                Err(_) => Some((Err(RuntimeError::EventsEnded), None)),
+            }
+        });
+        Ok(follow.boxed())
+    }
+
+    async fn version(&self) -> Result<RuntimeVersion, RuntimeError> {
+        let _state = self.up("asking for the version")?;
+        Ok(RuntimeVersion {
+            name: "fake".to_owned(),
+            version: "0".to_owned(),
+        })
+    }
+}
