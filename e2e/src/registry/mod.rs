@@ -1,0 +1,232 @@
+//! A real registry with a fault proxy before it.
+//!
+//! ```text
+//!   containerd ──► FaultProxy (host) ──► docker-registry (back port) ◄── push, tags: no faults
+//!                      ▲   └─ counts
+//!              Fault ──┘
+//! ```
+//!
+//! Images go in by the back port, pulls come by the proxy: a test can move a tag while the
+//! registry is "down".
+
+mod answer;
+mod distribution;
+mod fault;
+mod port;
+mod proxy;
+mod requests;
+mod spoil;
+mod upstream;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use serde_json::json;
+
+use crate::process::{Process, Spec};
+
+use distribution::Distribution;
+pub use distribution::{Manifest, digest_of_bytes};
+pub use fault::{Challenge, Fault, Rule};
+pub use proxy::FaultProxy;
+pub use requests::{RequestKind, Requests};
+
+/// How long the registry may take to answer after its start.
+const START: Duration = Duration::from_secs(20);
+
+/// How long it may take to end.
+const STOP: Duration = Duration::from_secs(5);
+
+/// An image of one platform: what is uploaded for it.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The configuration and the layers, in any order.
+    pub blobs: Vec<Bytes>,
+}
+
+/// A registry, with the faults and counts of its [`FaultProxy`]. Dropping it kills it.
+pub struct Registry {
+    proxy: FaultProxy,
+    direct: Distribution,
+    storage: PathBuf,
+    process: Process,
+}
+
+impl Deref for Registry {
+    type Target = FaultProxy;
+
+    fn deref(&self) -> &FaultProxy {
+        &self.proxy
+    }
+}
+
+impl Registry {
+    /// Starts `program` (docker-registry 2.8) with its files under `dir` and the proxy on `port` of
+    /// 127.0.0.1 (0: a free one), and waits until it answers.
+    ///
+    /// # Errors
+    /// The port is taken, or the registry does not come up; the message holds its last lines.
+    pub async fn start(program: &Path, dir: &Path, port: u16) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let storage = dir.join("storage");
+        let (process, address) = launch(program, dir, &storage).await?;
+        Ok(Self {
+            proxy: FaultProxy::start(port, address)?,
+            direct: Distribution::new(address),
+            storage,
+            process,
+        })
+    }
+
+    /// The first part of image names, `127.0.0.1:PORT`: the proxy.
+    pub fn host(&self) -> String {
+        self.proxy.address().to_string()
+    }
+
+    /// An image name of this registry.
+    pub fn image(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.host())
+    }
+
+    /// Puts an image under a tag and returns its digest. What the registry has is not sent again.
+    ///
+    /// # Errors
+    /// The registry refuses.
+    pub async fn push(
+        &self,
+        image: &Content,
+        repository: &str,
+        tag: &str,
+    ) -> anyhow::Result<String> {
+        for blob in &image.blobs {
+            self.direct.put_blob(repository, blob).await?;
+        }
+        self.put_manifest(&image.manifest, repository, tag).await
+    }
+
+    /// Puts a manifest or index whose parts are there already under a tag or its own digest, and
+    /// returns its digest.
+    ///
+    /// # Errors
+    /// The registry refuses.
+    pub async fn put_manifest(
+        &self,
+        manifest: &Manifest,
+        repository: &str,
+        reference: &str,
+    ) -> anyhow::Result<String> {
+        self.direct
+            .put_manifest(repository, reference, manifest)
+            .await
+    }
+
+    /// Lets the tag `to` point to what `from` (a tag or digest) points to; returns the digest.
+    ///
+    /// # Errors
+    /// There is no `from`.
+    pub async fn retag(&self, repository: &str, from: &str, to: &str) -> anyhow::Result<String> {
+        let manifest = self.direct.manifest(repository, from).await?;
+        self.direct.put_manifest(repository, to, &manifest).await
+    }
+
+    /// What a tag points to.
+    ///
+    /// # Errors
+    /// There is no such tag.
+    pub async fn digest_of(&self, repository: &str, tag: &str) -> anyhow::Result<String> {
+        self.direct.digest(repository, tag).await
+    }
+
+    /// Removes a tag. The image stays under its digest and its other tags.
+    ///
+    /// The API of this registry can only delete a digest with all its tags, so the tag's folder
+    /// goes; the registry reads tags from the disk each time.
+    ///
+    /// # Errors
+    /// There is no such tag.
+    pub fn delete_tag(&self, repository: &str, tag: &str) -> anyhow::Result<()> {
+        let repositories = self.storage.join("docker/registry/v2/repositories");
+        let tag = repositories
+            .join(repository)
+            .join("_manifests/tags")
+            .join(tag);
+        std::fs::remove_dir_all(&tag).with_context(|| format!("remove {}", tag.display()))
+    }
+
+    /// Ends the registry and closes the port.
+    ///
+    /// # Errors
+    /// It cannot be signalled.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.process.stop(STOP).await.map(drop)
+    }
+}
+
+/// Starts the registry on a free port. That port may be gone until the registry binds it, so a
+/// registry that ends at once is started again on another one.
+async fn launch(
+    program: &Path,
+    dir: &Path,
+    storage: &Path,
+) -> anyhow::Result<(Process, SocketAddr)> {
+    const ATTEMPTS: usize = 3;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free_port()?));
+        let config = dir.join("registry.yml");
+        std::fs::write(&config, configuration(storage, address))?;
+        let mut process = Spec::new("registry", program, dir.join("registry.log"))
+            .arg("serve")
+            .arg(&config)
+            .spawn()
+            .await?;
+        match ready(&mut process, address).await {
+            Ok(()) => return Ok((process, address)),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("no attempt was made")?)
+}
+
+/// The registry's configuration: JSON, which is YAML too.
+fn configuration(storage: &Path, address: SocketAddr) -> String {
+    json!({
+        "version": "0.1",
+        "log": {"level": "warn", "accesslog": {"disabled": true}},
+        "storage": {
+            "filesystem": {"rootdirectory": storage},
+            "delete": {"enabled": true},
+            "maintenance": {"uploadpurging": {"enabled": false}},
+        },
+        // Signs the state of uploads; without one the registry makes one up and warns.
+        "http": {"addr": address.to_string(), "secret": "no secret: loopback only"},
+    })
+    .to_string()
+}
+
+async fn ready(process: &mut Process, address: SocketAddr) -> anyhow::Result<()> {
+    const AGAIN: Duration = Duration::from_millis(20);
+    let direct = Distribution::new(address);
+    let answered = async {
+        loop {
+            if direct.ping().await.is_ok() {
+                return Ok(());
+            }
+            process.check()?;
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    match tokio::time::timeout(START, answered).await {
+        Ok(outcome) => outcome,
+        Err(_) => bail!("the registry does not answer within {} s", START.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
