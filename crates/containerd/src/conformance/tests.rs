@@ -9,7 +9,7 @@ struct InMemory {
     node: FakeContainerd,
 }
 
-const SIZE: u64 = 2 << 20;
+const SIZE: u64 = 4 << 20;
 
 impl Harness for InMemory {
     type Runtime = FakeContainerd;
