@@ -1,6 +1,8 @@
 //! The connection to containerd: one channel for CRI and the native API, a deadline for each call.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
@@ -50,20 +52,33 @@ impl Interceptor for InNamespace {
 pub(crate) struct Calls {
     channel: Channel,
     timeout: Duration,
+    connections: Arc<AtomicU64>,
 }
 
 impl Calls {
     /// Connects at the first call, and again after the connection has broken.
     pub(crate) fn new(socket: &Path, timeout: Duration) -> Self {
         let socket = PathBuf::from(socket);
+        let connections = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&connections);
         // The address is a formality of HTTP/2; the connector alone says where to.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(
             service_fn(move |_: Uri| {
                 let socket = socket.clone();
+                count.fetch_add(1, Ordering::Relaxed);
                 async move { UnixStream::connect(socket).await.map(TokioIo::new) }
             }),
         );
-        Self { channel, timeout }
+        Self {
+            channel,
+            timeout,
+            connections,
+        }
+    }
+
+    /// How many connections were tried: what was learned over an earlier one may have changed.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub(crate) fn cri_images(&self) -> ImageServiceClient<Channel> {

@@ -24,8 +24,8 @@ const STILL_LOOKS: u32 = 10;
 /// A way in which the registry fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Its port is closed.
-    Closed,
+    /// It takes connections and resets them.
+    HangsUp,
     /// It accepts connections and never answers.
     NeverAnswers,
     /// It answers everything with this status.
@@ -36,6 +36,8 @@ pub enum Fault {
     SlowBlob,
     /// It sends layers with wrong bytes in them.
     CorruptBlob,
+    /// It answers everything with 200 and an HTML page, as captive portals do.
+    HtmlPage,
 }
 
 /// A runtime under test, with its registry.
@@ -98,6 +100,7 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         a_hollow_copy_is_unusable_until_pulled_again,
         an_alias_keeps_and_restores,
         an_alias_follows_a_moved_tag,
+        an_alias_undoes_what_a_captive_portal_did,
         an_alias_that_cannot_be_is_refused,
         changes_of_names_are_told,
         a_restart_ends_events_and_nothing_else,
@@ -134,7 +137,7 @@ async fn a_pull_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
 
 async fn a_failed_pull_says_why_and_leaves_the_copy<H: Harness>(h: &H) -> Verdict {
     for (repository, fault, expected) in [
-        ("closed", Fault::Closed, FailureClass::Network),
+        ("hangs-up", Fault::HangsUp, FailureClass::Network),
         ("status-500", Fault::Status(500), FailureClass::ServerError),
         ("status-503", Fault::Status(503), FailureClass::ServerError),
         ("status-429", Fault::Status(429), FailureClass::RateLimited),
@@ -345,6 +348,26 @@ async fn an_alias_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
     .await?;
     restore(h, alias, &image).await?;
     is_usable(h, &image, &second).await
+}
+
+async fn an_alias_undoes_what_a_captive_portal_did<H: Harness>(h: &H) -> Verdict {
+    let alias = "TryLatest/keep/conformance-portal";
+    let image = h.image("portal", "latest");
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    h.runtime().keep(&image, alias).await.map_err(said)?;
+    h.fault(&image, Some(Fault::HtmlPage)).await;
+    let failed = h.runtime().pull(&image).await;
+    h.fault(&image, None).await;
+    match failed {
+        Ok(()) => return Err("a page was pulled".to_owned()),
+        Err(error) => ensure(error.failure().class == FailureClass::Invalid, &said(error))?,
+    }
+    // The name may point to the page now.
+    restore(h, alias, &image).await?;
+    is_usable(h, &image, &digest).await?;
+    pull(h, &image).await?;
+    is_usable(h, &image, &digest).await
 }
 
 async fn an_alias_that_cannot_be_is_refused<H: Harness>(h: &H) -> Verdict {

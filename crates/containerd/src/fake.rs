@@ -365,7 +365,8 @@ impl ImageRuntime for FakeContainerd {
     async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {
         let operation = "restoring an image's name";
         let mut state = self.up(operation)?;
-        if state.names.contains_key(image.as_str()) {
+        let there = state.names.get(image.as_str());
+        if there.is_some_and(|there| there.spoiled.is_none()) {
             return Ok(false);
         }
         let copy = state.names.get(alias).cloned();

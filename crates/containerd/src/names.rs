@@ -11,7 +11,7 @@ use trylatest_core::image::ImageName;
 use crate::alias;
 use crate::containerd::Containerd;
 use crate::proof::cri_name;
-use crate::runtime::RuntimeError;
+use crate::runtime::{ImageRuntime, Local, RuntimeError};
 
 /// Says that CRI may list the image; it sets it on all that it pulls.
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
@@ -47,7 +47,8 @@ pub(crate) async fn restore(
 ) -> Result<bool, RuntimeError> {
     let operation = "restoring an image's name";
     let name = cri_name(image);
-    if node.stored(&name).await?.is_some() {
+    let there = node.stored(&name).await?;
+    if there.is_some() && matches!(node.local(image).await?, Local::Usable(_)) {
         return Ok(false);
     }
     let kept = node.stored(alias).await?.and_then(|kept| kept.target);
@@ -55,7 +56,11 @@ pub(crate) async fn restore(
         operation,
         name: alias.to_owned(),
     })?;
-    let made = create(node, operation, &name, &target, &[MANAGED]).await?;
+    let made = match there {
+        None => create(node, operation, &name, &target, &[MANAGED]).await?,
+        Some(there) if is_as_wanted(&there, &target, &[]) => return Ok(false),
+        Some(_) => update(node, operation, &name, &target, &[MANAGED]).await?,
+    };
     if let Some(by_digest) = name_by_digest(&name, &target.digest) {
         // The kubelet shows it as the container's imageID.
         create(node, operation, &by_digest, &target, &[MANAGED]).await?;

@@ -69,7 +69,11 @@ pub trait ImageRuntime: Send + Sync + 'static {
         alias: &str,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
-    /// Makes the image's name again from the alias if the name is gone. True if it had to.
+    /// Makes the image's name again from the alias, if the name is gone or points to something that
+    /// no container could start from. True if it had to.
+    ///
+    /// The latter happens: a captive portal's page is taken for a manifest, and containerd lets the
+    /// name point to it before it finds out (seen on 1.6 and 2.4).
     ///
     /// # Errors
     /// There is no such alias, or containerd did not answer.

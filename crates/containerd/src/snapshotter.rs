@@ -12,29 +12,37 @@ use crate::runtime::RuntimeError;
 /// containerd's default.
 const DEFAULT: &str = "overlayfs";
 
-/// The snapshotter's name: given, or asked for once.
-///
-/// It stays the same while containerd runs; the agent is made anew for another setting.
+/// The snapshotter's name: given, or asked for once per connection. Only a restart of containerd,
+/// which breaks the connection, can change it.
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
-    name: Mutex<Option<String>>,
+    given: Option<String>,
+    /// The name, and the connection over which it was learned.
+    learned: Mutex<Option<(u64, String)>>,
 }
 
 impl Snapshotter {
-    pub(crate) fn new(name: Option<String>) -> Self {
+    pub(crate) fn new(given: Option<String>) -> Self {
         Self {
-            name: Mutex::new(name),
+            given,
+            learned: Mutex::new(None),
         }
     }
 
-    /// The name; asks containerd the first time.
+    /// The name; asks containerd where nobody has said it.
     pub(crate) async fn name(&self, calls: &Calls) -> Result<String, RuntimeError> {
-        if let Some(name) = locked(&self.name).clone() {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        let learned = locked(&self.learned).clone();
+        if let Some((connection, name)) = learned
+            && connection == calls.connections()
+        {
             return Ok(name);
         }
         let name = ask(calls).await?.unwrap_or_else(|| DEFAULT.to_owned());
         tracing::debug!(snapshotter = name, "containerd's snapshotter");
-        *locked(&self.name) = Some(name.clone());
+        *locked(&self.learned) = Some((calls.connections(), name.clone()));
         Ok(name)
     }
 }

@@ -59,6 +59,8 @@ pub(super) const RULES: &[Rule] = &[
     rule(Invalid, &[Says("failed to parse image reference")]),
     rule(Invalid, &[Says("invalid reference format")]),
     rule(Invalid, &[Says("no match for platform")]),
+    // A captive portal's page, taken for a manifest.
+    rule(Invalid, &[Says("unexpected media type ")]),
     rule(Invalid, &[Says("unexpected commit digest")]),
     rule(Invalid, &[Says("unexpected commit size")]),
     rule(Invalid, &[Says("failed size validation")]),

@@ -33,7 +33,7 @@ impl Harness for InMemory {
     async fn fault(&self, image: &ImageName, fault: Option<Fault>) {
         let answer = match fault {
             None => Answer::Succeed,
-            Some(Fault::Closed) => Answer::fail(FailureClass::Network),
+            Some(Fault::HangsUp) => Answer::fail(FailureClass::Network),
             Some(Fault::NeverAnswers) => Answer::Hang,
             Some(Fault::Status(401 | 403)) => Answer::fail(FailureClass::Unauthorized),
             Some(Fault::Status(404)) => Answer::fail(FailureClass::NotFound),
@@ -41,7 +41,7 @@ impl Harness for InMemory {
             Some(Fault::Status(_)) => Answer::fail(FailureClass::ServerError),
             Some(Fault::StalledBlob) => Answer::Receive(SIZE / 2, Box::new(Answer::Hang)),
             Some(Fault::SlowBlob) => Answer::download(8, SIZE / 8, Duration::from_millis(200)),
-            Some(Fault::CorruptBlob) => Answer::fail(FailureClass::Invalid),
+            Some(Fault::CorruptBlob | Fault::HtmlPage) => Answer::fail(FailureClass::Invalid),
         };
         self.node.answer(image, answer);
     }
