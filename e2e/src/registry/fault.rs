@@ -76,8 +76,14 @@ impl Fault {
     /// The fault for the first `count` requests that it can meet; those after see none.
     #[must_use]
     pub fn times(self, count: u32) -> Rule {
+        Rule::from(self).times(count)
+    }
+
+    /// The fault for requests of this kind alone, e.g. for blobs while manifests are answered.
+    #[must_use]
+    pub fn only(self, kind: RequestKind) -> Rule {
         Rule {
-            left: Some(count),
+            only: Some(kind),
             ..Rule::from(self)
         }
     }
@@ -166,10 +172,12 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault and how often it is still to be seen.
+/// A fault, for which requests it is, and how often it is still to be seen.
 #[derive(Clone, Debug)]
 pub struct Rule {
     pub(super) fault: Fault,
+    /// None is every kind that the fault can meet.
+    only: Option<RequestKind>,
     /// None is for ever. A rule that is used up stays, so that what it started goes on.
     left: Option<u32>,
     /// Cancelled when somebody ends or replaces the rule.
@@ -180,6 +188,7 @@ impl From<Fault> for Rule {
     fn from(fault: Fault) -> Self {
         Self {
             fault,
+            only: None,
             left: None,
             ended: CancellationToken::new(),
         }
@@ -187,8 +196,20 @@ impl From<Fault> for Rule {
 }
 
 impl Rule {
-    pub(super) fn is_counted(&self) -> bool {
-        self.left.is_some()
+    /// Makes the rule one for the first `count` requests.
+    #[must_use]
+    pub fn times(mut self, count: u32) -> Self {
+        self.left = Some(count);
+        self
+    }
+
+    /// Whether it picks among requests, which the port cannot.
+    pub(super) fn is_picky(&self) -> bool {
+        self.left.is_some() || self.only.is_some()
+    }
+
+    fn is_for(&self, kind: RequestKind) -> bool {
+        self.only.is_none_or(|only| only == kind)
     }
 
     fn take(&mut self) -> Option<Met> {
@@ -235,7 +256,7 @@ impl Rules {
         let own = own.and_then(|name| self.by_repository.get_mut(name));
         own.into_iter()
             .chain(&mut self.everywhere)
-            .filter(|rule| meets(&rule.fault))
+            .filter(|rule| rule.is_for(asked.kind) && meets(&rule.fault))
             .find_map(Rule::take)
     }
 }

@@ -92,7 +92,8 @@ impl FaultProxy {
     /// single repositories stay, and go before this one unless this one is the port's.
     ///
     /// # Errors
-    /// The port cannot be closed, silenced or opened again; or the fault is the port's and counted.
+    /// The port cannot be closed, silenced or opened again; or the fault is the
+    /// port's and for some requests only.
     pub async fn fault(&self, rule: impl Into<Rule>) -> anyhow::Result<()> {
         let rule = rule.into();
         let mode = match &rule.fault {
@@ -101,8 +102,8 @@ impl FaultProxy {
             _ => Mode::Open,
         };
         ensure!(
-            !(rule.fault.is_of_port() && rule.is_counted()),
-            "\"{}\" meets no requests that could be counted",
+            !(rule.fault.is_of_port() && rule.is_picky()),
+            "\"{}\" meets no requests that could be told apart",
             rule.fault
         );
         let what = rule.fault.to_string();

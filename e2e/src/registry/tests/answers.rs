@@ -134,6 +134,19 @@ async fn a_counted_fault_meets_so_many_requests_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_fault_can_be_for_one_kind_of_request() {
+    let Some(fixture) = Fixture::start().await else {
+        return;
+    };
+    let mut client = fixture.client().await;
+    let rule = Fault::Unavailable.only(RequestKind::GetBlob).times(1);
+    fixture.registry.fault_on(REPOSITORY, rule).unwrap();
+    assert_eq!(client.get(&manifest_path()).await.status, 200);
+    assert_eq!(client.get(&fixture.layer_path()).await.status, 503);
+    assert_eq!(client.get(&fixture.layer_path()).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_fault_of_one_repository_leaves_the_others_alone() {
     let Some(fixture) = Fixture::start().await else {
         return;
@@ -173,7 +186,16 @@ async fn faults_of_the_port_take_neither_a_repository_nor_a_count() {
             .registry
             .fault_on(REPOSITORY, fault.clone())
             .unwrap_err();
-        fixture.registry.fault(fault.times(1)).await.unwrap_err();
+        fixture
+            .registry
+            .fault(fault.clone().times(1))
+            .await
+            .unwrap_err();
+        fixture
+            .registry
+            .fault(fault.only(RequestKind::Ping))
+            .await
+            .unwrap_err();
     }
     assert_eq!(fixture.client().await.get("/v2/").await.status, 200);
 }
