@@ -209,7 +209,9 @@ impl Rule {
     }
 
     fn is_for(&self, kind: RequestKind) -> bool {
-        self.only.is_none_or(|only| only == kind)
+        let bearer = matches!(self.fault, Fault::Unauthorized(Challenge::Bearer { .. }));
+        // Who is sent to the token endpoint finds it, whichever request sent him there.
+        (bearer && kind == RequestKind::Token) || self.only.is_none_or(|only| only == kind)
     }
 
     fn take(&mut self) -> Option<Met> {

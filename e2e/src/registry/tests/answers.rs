@@ -144,6 +144,14 @@ async fn a_fault_can_be_for_one_kind_of_request() {
     assert_eq!(client.get(&manifest_path()).await.status, 200);
     assert_eq!(client.get(&fixture.layer_path()).await.status, 503);
     assert_eq!(client.get(&fixture.layer_path()).await.status, 200);
+
+    let challenge = Fault::Unauthorized(Challenge::Bearer { token: 403 });
+    let rule = challenge.only(RequestKind::GetBlob);
+    fixture.registry.fault_on(REPOSITORY, rule).unwrap();
+    assert_eq!(client.get(&manifest_path()).await.status, 200);
+    assert_eq!(client.get(&fixture.layer_path()).await.status, 401);
+    let token = "/token?scope=repository%3Amy%2Fapp%3Apull";
+    assert_eq!(client.get(token).await.status, 403);
 }
 
 #[tokio::test]
