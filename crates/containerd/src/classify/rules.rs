@@ -99,6 +99,14 @@ pub(super) const RULES: &[Rule] = &[
         NotFound,
         &[Sign::Code(Code::NotFound), Ends(" from remote: not found")],
     ),
+    rule(
+        NotFound,
+        &[
+            Sign::Code(Code::NotFound),
+            Says("failed open: content at http"),
+            Ends(" not found: not found"),
+        ],
+    ),
     // Time was up.
     rule(Timeout, &[Sign::Code(Code::DeadlineExceeded)]),
     rule(Timeout, &[Says("context deadline exceeded")]),
