@@ -13,10 +13,10 @@
 //!                  │          ├──► ContainerdNode  containerd 2.4 or 1.6 ──┐
 //!                  │          ├──► Kubelet                                 ▼
 //!                  │          └──► registry::Registry ◄── fault proxy ◄── pulls
-//!                  └─ all of it in one cluster::run::Run: folder, addresses, cgroup, clean-up
+//!                  └─ all of it in one cluster::Run: folder, addresses, cgroup, clean-up
 //! ```
 //!
-//! In: built programs ([`cluster::parts`]) and images. Out: clients, sockets, logs in the run's
+//! In: built programs ([`cluster::Tools`]) and images. Out: clients, sockets, logs in the run's
 //! folder, kept when something failed.
 
 pub mod cluster;
@@ -24,3 +24,4 @@ pub mod pki;
 pub mod process;
 pub mod registry;
 pub mod suite;
+pub mod testimage;

@@ -1,0 +1,48 @@
+//! A cluster to work with: starts it, says how to use it, ends it on Ctrl-C.
+
+use clap::{Parser, ValueEnum};
+use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
+
+/// Start a real one-node cluster on this machine and keep it until Ctrl-C.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Which containerd runs the node
+    #[arg(long, value_enum, default_value = "2.4")]
+    containerd: Version,
+
+    /// The registry's port on 127.0.0.1; 0 is a free one
+    #[arg(long, default_value_t = 5000)]
+    registry_port: u16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Version {
+    /// Built from its Go module
+    #[value(name = "2.4")]
+    V2,
+    /// Debian's
+    #[value(name = "1.6")]
+    V1_6,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Args {
+        containerd,
+        registry_port,
+    } = Args::parse();
+    let options = Options {
+        containerd: match containerd {
+            Version::V2 => ContainerdVersion::V2,
+            Version::V1_6 => ContainerdVersion::V1_6,
+        },
+        registry_port,
+        ..Options::default()
+    };
+    let start = tokio::time::Instant::now();
+    let cluster = Cluster::start(&Tools::locate_here()?, options).await?;
+    println!("# Ready after {:.1} s", start.elapsed().as_secs_f64());
+    cluster.keep_until_interrupted().await?;
+    cluster.stop(true).await
+}

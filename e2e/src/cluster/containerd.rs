@@ -1,0 +1,324 @@
+//! containerd, of either version, with runc: everything of it in one folder, and CNI networks that
+//! stay on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::part::Part;
+use super::run::Run;
+use super::tools::{ContainerdVersion, Tools};
+use super::wait::until;
+use crate::process::{self, Spec};
+use crate::testimage;
+
+/// How long containerd may take to answer; 0.3 s is usual.
+const READY: Duration = Duration::from_secs(30);
+
+/// A running containerd. Dropping it kills it; its containers end with the run.
+#[derive(Debug)]
+pub struct ContainerdNode {
+    part: Part,
+    version: ContainerdVersion,
+    folder: PathBuf,
+    socket: PathBuf,
+    ctr: PathBuf,
+}
+
+impl ContainerdNode {
+    /// Starts it in a run, and waits until it answers. The image of pod sandboxes is there already.
+    ///
+    /// # Errors
+    /// If it does not answer; the message holds the last lines that it printed.
+    pub async fn start(
+        tools: &Tools,
+        run: &Run,
+        version: ContainerdVersion,
+    ) -> anyhow::Result<Self> {
+        run.cgroup().make()?;
+        let folder = run.sub("containerd")?;
+        let certs = run.sub("containerd/certs.d")?;
+        let networks = network(run)?;
+        let paths = Paths {
+            folder: &folder,
+            certs: &certs,
+            networks: &networks,
+            plugins: &tools.cni(),
+        };
+        let config = folder.join("config.toml");
+        fs::write(&config, paths.config(version))
+            .with_context(|| format!("write {}", config.display()))?;
+        let program = tools.containerd(version);
+        let spec = Spec::new("containerd", &program, run.log("containerd"))
+            .args(["--config".into(), config.into_os_string()])
+            .env("PATH", search_path(&program)?)
+            .cgroups(run.cgroup().members()?);
+        let node = Self {
+            part: Part::start_new(spec).await?,
+            version,
+            socket: paths.socket(),
+            ctr: tools.ctr(version),
+            folder,
+        };
+        node.ready().await?;
+        let pause = testimage::pause_archive(tools)?;
+        node.import(&pause).await?;
+        Ok(node)
+    }
+
+    /// Its socket, for CRI and for containerd's own API.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its version.
+    pub fn version(&self) -> ContainerdVersion {
+        self.version
+    }
+
+    /// Its folder for content, snapshots and metadata, which a reboot keeps.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// Lets images of the registry `host` (`127.0.0.1:5000`) be pulled over plain HTTP.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn add_registry(&self, host: &str) -> anyhow::Result<()> {
+        self.write_hosts(host, &format!("server = \"http://{host}\"\n"))
+    }
+
+    /// Writes the `hosts.toml` of a registry: mirrors, trust, whatever containerd knows.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn write_hosts(&self, host: &str, text: &str) -> anyhow::Result<()> {
+        let folder = self.folder.join("certs.d").join(host);
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        fs::write(folder.join("hosts.toml"), text)?;
+        Ok(())
+    }
+
+    /// Runs ctr in the namespace of Kubernetes and returns what it printed.
+    ///
+    /// # Errors
+    /// If it exits non-zero; the message holds its stderr.
+    pub async fn ctr(&self, args: &[&str]) -> anyhow::Result<String> {
+        let socket = format!("--address={}", self.socket.display());
+        let always = [socket.as_str(), "--namespace=k8s.io"];
+        process::run(
+            &self.ctr,
+            always.into_iter().chain(args.iter().copied()),
+            None,
+        )
+        .await
+    }
+
+    /// Brings an OCI archive in.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub async fn import(&self, archive: &Path) -> anyhow::Result<()> {
+        let path = archive.to_str().context("a path that is no text")?;
+        self.ctr(&["images", "import", path]).await.map(drop)
+    }
+
+    /// Kills containerd, not its containers.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        self.part.kill().await
+    }
+
+    /// Starts containerd after [`ContainerdNode::kill`], and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn revive(&self) -> anyhow::Result<()> {
+        self.part.start().await?;
+        self.ready().await
+    }
+
+    /// Ends containerd in order and starts it again. Containers run on.
+    ///
+    /// # Errors
+    /// If it does not answer again.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.part.stop().await?;
+        self.revive().await
+    }
+
+    /// The process id of a container's first process.
+    ///
+    /// # Errors
+    /// If there is no such container.
+    pub async fn pid_of(&self, container: &str) -> anyhow::Result<u32> {
+        let tasks = self.ctr(&["tasks", "list"]).await?;
+        let line = tasks.lines().find(|line| line.starts_with(container));
+        let pid = line.and_then(|line| line.split_whitespace().nth(1));
+        pid.with_context(|| format!("no task of container {container}"))?
+            .parse()
+            .context("read a pid")
+    }
+
+    /// Fails if containerd has ended by itself.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        self.part.check().await
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        until("containerd answers", READY, || async {
+            self.part.check().await?;
+            // Its socket is there before its services are.
+            Ok(self.ctr(&["version"]).await.is_ok().then_some(()))
+        })
+        .await
+    }
+}
+
+/// Where containerd finds its shim and runc.
+fn search_path(program: &Path) -> anyhow::Result<String> {
+    let folder = program.parent().context("a program is in a folder")?;
+    Ok(format!(
+        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        folder.display()
+    ))
+}
+
+/// Writes the CNI configuration: each pod on a link of its own with this machine, no further.
+fn network(run: &Run) -> anyhow::Result<PathBuf> {
+    let folder = run.sub("cni/net.d")?;
+    let leases = run.folder().join("cni/leases");
+    let name = run.cgroup().name();
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": name,
+        "plugins": [{
+            "type": "ptp",
+            "ipMasq": false,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": run.slot().pods()}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": leases,
+            },
+        }],
+    });
+    fs::write(folder.join("10-e2e.conflist"), list.to_string())?;
+    Ok(folder)
+}
+
+struct Paths<'a> {
+    folder: &'a Path,
+    certs: &'a Path,
+    networks: &'a Path,
+    plugins: &'a Path,
+}
+
+impl Paths<'_> {
+    fn socket(&self) -> PathBuf {
+        self.folder.join("containerd.sock")
+    }
+
+    fn config(&self, version: ContainerdVersion) -> String {
+        match version {
+            ContainerdVersion::V2 => format!("version = 3\n{}{}", self.common(), self.v2()),
+            ContainerdVersion::V1_6 => format!("version = 2\n{}{}", self.common(), self.v1_6()),
+        }
+    }
+
+    fn common(&self) -> String {
+        format!(
+            r#"root = {root:?}
+state = {state:?}
+[grpc]
+  address = {socket:?}
+[debug]
+  level = "debug"
+[plugins."io.containerd.internal.v1.opt"]
+  path = {opt:?}
+"#,
+            root = self.folder.join("root"),
+            state = self.folder.join("state"),
+            socket = self.socket(),
+            opt = self.folder.join("opt"),
+        )
+    }
+
+    fn v2(&self) -> String {
+        format!(
+            r#"[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{pause}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = {certs:?}
+[plugins."io.containerd.cri.v1.runtime"]
+{runtime}  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+      Root = {runc:?}
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = [{plugins:?}]
+    conf_dir = {networks:?}
+[plugins."io.containerd.grpc.v1.cri"]
+{stream}"#,
+            pause = testimage::PAUSE,
+            certs = self.certs,
+            runtime = Self::runtime(),
+            runc = self.runc(),
+            plugins = self.plugins,
+            networks = self.networks,
+            stream = Self::stream(),
+        )
+    }
+
+    fn v1_6(&self) -> String {
+        format!(
+            r#"[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+{stream}{runtime}  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = {certs:?}
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+      Root = {runc:?}
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = {plugins:?}
+    conf_dir = {networks:?}
+"#,
+            pause = testimage::PAUSE,
+            stream = Self::stream(),
+            runtime = Self::runtime(),
+            certs = self.certs,
+            runc = self.runc(),
+            plugins = self.plugins,
+            networks = self.networks,
+        )
+    }
+
+    /// Without the first, nothing starts where lowering the OOM score is not allowed; the second
+    /// keeps network namespaces in the run's folder, where the sweep finds them.
+    fn runtime() -> &'static str {
+        "  restrict_oom_score_adj = true\n  netns_mounts_under_state_dir = true\n"
+    }
+
+    fn stream() -> &'static str {
+        "  stream_server_address = \"127.0.0.1\"\n  stream_server_port = \"0\"\n"
+    }
+
+    /// runc's state, of which a reboot leaves nothing.
+    fn runc(&self) -> PathBuf {
+        self.folder.join("state/runc")
+    }
+}

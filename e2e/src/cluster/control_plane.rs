@@ -1,0 +1,454 @@
+//! etcd, kube-apiserver, and on demand kube-controller-manager and kube-scheduler.
+//!
+//! Set up as a careful administrator would: TLS everywhere, clients known by certificates, the
+//! Node and RBAC authorizers, NodeRestriction, tokens bound to their pods, an audit log.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde_json::json;
+
+use super::kubeconfig;
+use super::part::Part;
+use super::run::Run;
+use super::tools::Tools;
+use super::wait::until;
+use crate::pki::{Authority, Leaf, Subject, TokenKeys, apiserver_names};
+use crate::process::{self, Spec};
+
+/// How long the API server may take to be ready; 4 s is usual on 2 cores, more when several start.
+const READY: Duration = Duration::from_secs(60);
+
+/// The user by whom the API server is known to kubelets.
+const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+
+/// What is asked of a control plane.
+#[derive(Clone, Debug)]
+pub struct ControlPlaneOptions {
+    /// Start kube-controller-manager: service accounts, Deployments, garbage collection.
+    pub controllers: bool,
+    /// Start kube-scheduler.
+    pub scheduler: bool,
+    /// More flags of kube-apiserver.
+    pub apiserver_args: Vec<String>,
+}
+
+impl Default for ControlPlaneOptions {
+    fn default() -> Self {
+        Self {
+            controllers: true,
+            scheduler: true,
+            apiserver_args: Vec::new(),
+        }
+    }
+}
+
+/// A running control plane. Dropping it kills it.
+pub struct ControlPlane {
+    etcd: Part,
+    apiserver: Part,
+    controllers: Option<Part>,
+    scheduler: Option<Part>,
+    authority: Authority,
+    server: SocketAddr,
+    kubeconfig: PathBuf,
+    kubectl: PathBuf,
+    audit: PathBuf,
+    client: Client,
+}
+
+impl ControlPlane {
+    /// Starts it in a run, and waits until the API server is ready.
+    ///
+    /// # Errors
+    /// If a part does not start, or the API server is not ready in a minute; the message holds the
+    /// last lines that it printed.
+    pub async fn start(
+        tools: &Tools,
+        run: &Run,
+        options: ControlPlaneOptions,
+    ) -> anyhow::Result<Self> {
+        let pki = run.sub("pki")?;
+        let authority = Authority::new(&pki, "kubernetes")?;
+        let server = SocketAddr::from((run.slot().address(), run.slot().apiserver_port()?));
+        let admin = authority.issue(
+            "admin",
+            &Subject {
+                name: "admin",
+                group: Some("system:masters"),
+                serves: &[],
+            },
+        )?;
+        let kubeconfig =
+            kubeconfig::write(&run.folder().join("kubeconfig"), server, &authority, &admin)?;
+        let setup = Setup {
+            tools,
+            run,
+            authority: &authority,
+            server,
+        };
+        let (etcd, etcd_flags) = setup.etcd().await?;
+        let keys = TokenKeys::new(&pki)?;
+        let audit = run.logs().join("audit.log");
+        let apiserver = setup
+            .apiserver(&etcd_flags, &keys, &audit, &options.apiserver_args)
+            .await?;
+        let client = client(&kubeconfig).await?;
+        until("the API server is ready", READY, || async {
+            apiserver.check().await?;
+            etcd.check().await?;
+            Ok(is_ready(&client).await.then_some(()))
+        })
+        .await?;
+        allow_kubelet_access(&client).await?;
+        let controllers = match options.controllers {
+            true => Some(setup.controllers(&keys).await?),
+            false => None,
+        };
+        let scheduler = match options.scheduler {
+            true => Some(setup.scheduler().await?),
+            false => None,
+        };
+        let kubectl = tools.kubectl();
+        Ok(Self {
+            etcd,
+            apiserver,
+            controllers,
+            scheduler,
+            authority,
+            server,
+            kubeconfig,
+            kubectl,
+            audit,
+            client,
+        })
+    }
+
+    /// A client with an administrator's rights.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The kubeconfig of the administrator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Where the API server listens.
+    pub fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// The authority of the API server and its clients.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The API server's audit log: one JSON object a line for each request that changes something,
+    /// with its user, verb, object and answer.
+    pub fn audit_log(&self) -> &Path {
+        &self.audit
+    }
+
+    /// Runs kubectl as the administrator and returns what it printed.
+    ///
+    /// # Errors
+    /// If it exits non-zero; the message holds its stderr.
+    pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.kubectl_with(args, None).await
+    }
+
+    /// The same with `input` as kubectl's stdin, for `-f -`.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::kubectl`].
+    pub async fn kubectl_with(&self, args: &[&str], input: Option<&str>) -> anyhow::Result<String> {
+        let config = format!("--kubeconfig={}", self.kubeconfig.display());
+        let args = std::iter::once(config.as_str()).chain(args.iter().copied());
+        process::run(&self.kubectl, args, input.map(str::as_bytes)).await
+    }
+
+    /// Ends the API server at once, as a crash does.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn stop_apiserver(&self) -> anyhow::Result<()> {
+        self.apiserver.kill().await
+    }
+
+    /// Starts the API server again and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it is not ready in a minute.
+    pub async fn start_apiserver(&self) -> anyhow::Result<()> {
+        self.apiserver.start().await?;
+        until("the API server is ready again", READY, || async {
+            self.apiserver.check().await?;
+            Ok(is_ready(&self.client).await.then_some(()))
+        })
+        .await
+    }
+
+    /// Fails if a part has ended by itself.
+    ///
+    /// # Errors
+    /// With the last lines of the part's log.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        for part in [
+            Some(&self.etcd),
+            Some(&self.apiserver),
+            self.controllers.as_ref(),
+            self.scheduler.as_ref(),
+        ] {
+            if let Some(part) = part {
+                part.check().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all parts, etcd last: an API server without etcd lingers.
+    ///
+    /// # Errors
+    /// If one cannot be signalled.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        if let Some(scheduler) = &self.scheduler {
+            scheduler.kill().await?;
+        }
+        if let Some(controllers) = &self.controllers {
+            controllers.kill().await?;
+        }
+        // Nothing in its memory is worth the minute it may take to end in order.
+        self.apiserver.kill().await?;
+        self.etcd.kill().await
+    }
+}
+
+/// What the parts are started from.
+struct Setup<'a> {
+    tools: &'a Tools,
+    run: &'a Run,
+    authority: &'a Authority,
+    server: SocketAddr,
+}
+
+impl Setup<'_> {
+    /// etcd with an authority of its own, and the API server's flags for it.
+    async fn etcd(&self) -> anyhow::Result<(Part, Vec<String>)> {
+        let address = self.run.slot().address();
+        let [client, peer] = self.run.slot().free_ports()?;
+        let (client, peer) = (
+            format!("https://{address}:{client}"),
+            format!("https://{address}:{peer}"),
+        );
+        let authority = Authority::new(&self.run.sub("pki/etcd")?, "etcd")?;
+        let names = [address.to_string()];
+        let own = authority.issue(
+            "etcd",
+            &Subject {
+                name: "etcd",
+                group: None,
+                serves: &names,
+            },
+        )?;
+        let user = authority.issue(
+            "apiserver",
+            &Subject {
+                name: "apiserver",
+                ..Subject::default()
+            },
+        )?;
+        let spec = self
+            .spec("etcd", self.tools.etcd())
+            .args([
+                format!("--data-dir={}", self.run.folder().join("etcd").display()),
+                format!("--listen-client-urls={client}"),
+                format!("--advertise-client-urls={client}"),
+                format!("--listen-peer-urls={peer}"),
+                format!("--initial-advertise-peer-urls={peer}"),
+                format!("--initial-cluster=default={peer}"),
+                // The data is gone with the run: no disk needs to be waited for.
+                "--unsafe-no-fsync".to_owned(),
+                "--log-level=warn".to_owned(),
+            ])
+            .args(["", "peer-"].into_iter().flat_map(|side| {
+                [
+                    format!("--{side}cert-file={}", own.cert.display()),
+                    format!("--{side}key-file={}", own.key.display()),
+                    format!("--{side}trusted-ca-file={}", authority.cert().display()),
+                    format!("--{side}client-cert-auth"),
+                ]
+            }));
+        let flags = vec![
+            format!("--etcd-servers={client}"),
+            format!("--etcd-cafile={}", authority.cert().display()),
+            format!("--etcd-certfile={}", user.cert.display()),
+            format!("--etcd-keyfile={}", user.key.display()),
+        ];
+        Ok((Part::start_new(spec).await?, flags))
+    }
+
+    async fn apiserver(
+        &self,
+        etcd: &[String],
+        keys: &TokenKeys,
+        audit: &Path,
+        more: &[String],
+    ) -> anyhow::Result<Part> {
+        let names = apiserver_names(self.server.ip());
+        let serving = self.authority.issue(
+            "apiserver",
+            &Subject {
+                name: "kube-apiserver",
+                group: None,
+                serves: &names,
+            },
+        )?;
+        let kubelets = self.authority.issue(
+            "apiserver-kubelets",
+            &Subject {
+                name: KUBELET_CLIENT,
+                ..Subject::default()
+            },
+        )?;
+        let policy = self.audit_policy()?;
+        let authority = self.authority.cert();
+        let spec = self
+            .spec("kube-apiserver", self.tools.kube_apiserver())
+            .args(etcd)
+            .args([
+                format!("--bind-address={}", self.server.ip()),
+                format!("--advertise-address={}", self.server.ip()),
+                format!("--secure-port={}", self.server.port()),
+                format!("--client-ca-file={}", authority.display()),
+                format!("--tls-cert-file={}", serving.cert.display()),
+                format!("--tls-private-key-file={}", serving.key.display()),
+                format!("--kubelet-certificate-authority={}", authority.display()),
+                format!("--kubelet-client-certificate={}", kubelets.cert.display()),
+                format!("--kubelet-client-key={}", kubelets.key.display()),
+                format!("--service-account-key-file={}", keys.public.display()),
+                format!(
+                    "--service-account-signing-key-file={}",
+                    keys.private.display()
+                ),
+                "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
+                format!("--service-cluster-ip-range={}", self.run.slot().services()),
+                "--authorization-mode=Node,RBAC".to_owned(),
+                "--enable-admission-plugins=NodeRestriction".to_owned(),
+                "--allow-privileged=true".to_owned(),
+                // A loopback address is none that an EndpointSlice may hold.
+                "--endpoint-reconciler-type=none".to_owned(),
+                format!("--audit-policy-file={}", policy.display()),
+                format!("--audit-log-path={}", audit.display()),
+            ])
+            .args(more);
+        Part::start_new(spec).await
+    }
+
+    async fn controllers(&self, keys: &TokenKeys) -> anyhow::Result<Part> {
+        let kubeconfig = self.component("kube-controller-manager")?;
+        let spec = self
+            .spec(
+                "kube-controller-manager",
+                self.tools.kube_controller_manager(),
+            )
+            .args([
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--root-ca-file={}", self.authority.cert().display()),
+                format!(
+                    "--service-account-private-key-file={}",
+                    keys.private.display()
+                ),
+                "--use-service-account-credentials=true".to_owned(),
+                "--leader-elect=false".to_owned(),
+                // No metrics of it are read here, so it needs no port.
+                "--secure-port=0".to_owned(),
+            ]);
+        Part::start_new(spec).await
+    }
+
+    async fn scheduler(&self) -> anyhow::Result<Part> {
+        let kubeconfig = self.component("kube-scheduler")?;
+        let spec = self
+            .spec("kube-scheduler", self.tools.kube_scheduler())
+            .args([
+                format!("--kubeconfig={}", kubeconfig.display()),
+                "--leader-elect=false".to_owned(),
+                "--secure-port=0".to_owned(),
+            ]);
+        Part::start_new(spec).await
+    }
+
+    /// The kubeconfig of a component that is known as `system:NAME`.
+    fn component(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let user = format!("system:{name}");
+        let leaf: Leaf = self.authority.issue(
+            name,
+            &Subject {
+                name: &user,
+                ..Subject::default()
+            },
+        )?;
+        let file = self.run.folder().join(format!("{name}.kubeconfig"));
+        kubeconfig::write(&file, self.server, self.authority, &leaf)
+    }
+
+    /// Who changed what, without the contents.
+    fn audit_policy(&self) -> anyhow::Result<PathBuf> {
+        let policy = json!({
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [
+                {"level": "None", "verbs": ["get", "list", "watch"]},
+                {"level": "None", "resources": [{"group": "coordination.k8s.io"}]},
+                {"level": "Metadata"},
+            ],
+        });
+        let file = self.run.folder().join("audit-policy.yaml");
+        std::fs::write(&file, policy.to_string()).context("write the audit policy")?;
+        Ok(file)
+    }
+
+    fn spec(&self, name: &str, program: PathBuf) -> Spec {
+        Spec::new(name, program, self.run.log(name))
+    }
+}
+
+async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn is_ready(client: &Client) -> bool {
+    let Ok(request) = http_get("/readyz") else {
+        return false;
+    };
+    client.request_text(request).await.is_ok()
+}
+
+fn http_get(path: &str) -> anyhow::Result<hyper::Request<Vec<u8>>> {
+    Ok(hyper::Request::get(path).body(Vec::new())?)
+}
+
+/// Lets the API server reach into kubelets, for `kubectl logs` and `kubectl exec`.
+async fn allow_kubelet_access(client: &Client) -> anyhow::Result<()> {
+    let binding: ClusterRoleBinding = serde_json::from_value(json!({
+        "metadata": {"name": KUBELET_CLIENT},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:kubelet-api-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": KUBELET_CLIENT}],
+    }))?;
+    let api: Api<ClusterRoleBinding> = Api::all(client.clone());
+    api.create(&PostParams::default(), &binding)
+        .await
+        .context("bind the API server's role on kubelets")?;
+    Ok(())
+}

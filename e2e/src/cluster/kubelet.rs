@@ -1,0 +1,157 @@
+//! The kubelet of the one node.
+//!
+//! The node is called like its address. A kubelet refuses a loopback address as `--node-ip`, but
+//! takes the one that is its name; so `kubectl logs` reaches it, pods in the host's network report
+//! it as theirs, and nothing needs to listen beyond loopback.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::containerd::ContainerdNode;
+use super::control_plane::ControlPlane;
+use super::kubeconfig;
+use super::part::Part;
+use super::run::Run;
+use super::tools::Tools;
+use crate::pki::Subject;
+use crate::process::Spec;
+
+/// A running kubelet. Dropping it kills it; its pods end with the run.
+#[derive(Debug)]
+pub struct Kubelet {
+    part: Part,
+}
+
+impl Kubelet {
+    /// Starts it. `settings` go over its configuration, key by key.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub async fn start(
+        tools: &Tools,
+        run: &Run,
+        control_plane: &ControlPlane,
+        containerd: &ContainerdNode,
+        settings: &Value,
+    ) -> anyhow::Result<Self> {
+        let node = run.slot().address().to_string();
+        let authority = control_plane.authority();
+        let user = format!("system:node:{node}");
+        let own = authority.issue(
+            "kubelet",
+            &Subject {
+                name: &user,
+                group: Some("system:nodes"),
+                serves: &[],
+            },
+        )?;
+        let kubeconfig = kubeconfig::write(
+            &run.folder().join("kubelet.kubeconfig"),
+            control_plane.server(),
+            authority,
+            &own,
+        )?;
+        let config = configuration(run, control_plane, containerd, settings)?;
+        let spec = Spec::new("kubelet", tools.kubelet(), run.log("kubelet"))
+            .args([
+                format!("--config={}", config.display()),
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--hostname-override={node}"),
+                format!("--root-dir={}", run.folder().join("kubelet").display()),
+                format!("--cert-dir={}", run.folder().join("pki/kubelet").display()),
+            ])
+            .cgroups(run.cgroup().members()?);
+        Ok(Self {
+            part: Part::start_new(spec).await?,
+        })
+    }
+
+    /// Kills it. Its containers run on.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        self.part.kill().await
+    }
+
+    /// Starts it after [`Kubelet::kill`].
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub async fn revive(&self) -> anyhow::Result<()> {
+        self.part.start().await
+    }
+
+    /// Fails if it has ended by itself.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        self.part.check().await
+    }
+}
+
+fn configuration(
+    run: &Run,
+    control_plane: &ControlPlane,
+    containerd: &ContainerdNode,
+    settings: &Value,
+) -> anyhow::Result<PathBuf> {
+    let address = run.slot().address().to_string();
+    let authority = control_plane.authority();
+    let serving = authority.issue(
+        "kubelet-serving",
+        &Subject {
+            name: "kubelet",
+            group: None,
+            serves: std::slice::from_ref(&address),
+        },
+    )?;
+    let [port] = run.slot().free_ports()?;
+    let socket = format!("unix://{}", containerd.socket().display());
+    let mut config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": address,
+        "port": port,
+        "readOnlyPort": 0,
+        "healthzPort": 0,
+        "tlsCertFile": serving.cert,
+        "tlsPrivateKeyFile": serving.key,
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": authority.cert()},
+        },
+        "authorization": {"mode": "Webhook"},
+        "containerRuntimeEndpoint": socket,
+        "imageServiceEndpoint": socket,
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": format!("/{}", run.cgroup().name()),
+        "enforceNodeAllocatable": ["none"],
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        // Lowering it needs a capability that root in a container or VM may lack.
+        "oomScoreAdj": 0,
+        "podLogsDir": run.sub("pods")?,
+        "volumePluginDir": run.sub("kubelet/volume-plugins")?,
+        "makeIPTablesUtilChains": false,
+        // The node is a guest here: how full this machine's disk is must not matter.
+        "evictionHard": {"nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "imageGCHighThresholdPercent": 100,
+        "logging": {"verbosity": 2},
+    });
+    merge(&mut config, settings);
+    let file = run.folder().join("kubelet.yaml");
+    fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
+
+fn merge(config: &mut Value, settings: &Value) {
+    if let (Some(config), Some(settings)) = (config.as_object_mut(), settings.as_object()) {
+        config.extend(settings.clone());
+    }
+}
