@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-/// What to run, where its output goes, and which cgroups it joins.
+/// What to run, where its output goes, and which cgroup it joins.
 #[derive(Debug, Clone)]
 pub struct Spec {
     name: String,
@@ -28,7 +28,7 @@ pub struct Spec {
     args: Vec<OsString>,
     envs: Vec<(OsString, OsString)>,
     log: PathBuf,
-    cgroups: Vec<PathBuf>,
+    cgroup: Option<PathBuf>,
 }
 
 impl Spec {
@@ -40,7 +40,7 @@ impl Spec {
             args: Vec::new(),
             envs: Vec::new(),
             log: log.into(),
-            cgroups: Vec::new(),
+            cgroup: None,
         }
     }
 
@@ -65,10 +65,10 @@ impl Spec {
         self
     }
 
-    /// Makes the child, and all its later children with it, a member of these cgroup folders.
+    /// Makes the child, and all its later children with it, a member of the cgroup `folder`.
     #[must_use]
-    pub fn cgroups(mut self, folders: impl IntoIterator<Item = PathBuf>) -> Self {
-        self.cgroups.extend(folders);
+    pub fn cgroup(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(folder.into());
         self
     }
 
@@ -96,7 +96,7 @@ impl Spec {
             log: self.log,
             child,
         };
-        for folder in &self.cgroups {
+        if let Some(folder) = &self.cgroup {
             fs::write(folder.join("cgroup.procs"), pid.to_string())
                 .with_context(|| format!("move {} to {}", process.name, folder.display()))?;
         }

@@ -1,1 +1,250 @@
-//! To be written.
+//! Test binaries in which all tests share one running fixture, mostly a cluster.
+//!
+//! For `harness = false` tests, with the command line and output of any Rust test. The fixture is
+//! started by the first test that runs, so `--list` and a filter that matches nothing start none,
+//! and is ended after the last one, or at Ctrl-C. Tests run at the same time, each in a namespace
+//! of its own; one that breaks what others use is [`Case::exclusive`].
+//!
+//! ```no_run
+//! use std::{process::ExitCode, sync::Arc};
+//! use trylatest_e2e::{cluster::Cluster, suite::{Case, Suite}};
+//!
+//! async fn a_pod_runs(cluster: Arc<Cluster>) -> anyhow::Result<()> {
+//!     let namespace = cluster.namespace("runs").await?;
+//!     // ...
+//!     namespace.delete().await
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     let mut suite = Suite::new();
+//!     suite.run(vec![Case::new("a_pod_runs", a_pod_runs)]);
+//!     suite.exit_code()
+//! }
+//! ```
+
+use std::future::Future;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::{OnceCell, RwLock};
+use tokio::task::JoinSet;
+
+use crate::cluster::{Cluster, Options, Tools, interrupted};
+
+/// So many tests run at once unless the command line says otherwise: they wait more than they work.
+const THREADS: usize = 8;
+
+/// The shell's exit status for a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+/// What the tests of a binary share.
+pub trait Fixture: Send + Sync + Sized + 'static {
+    /// Whether it needs root; without, its tests are skipped.
+    const NEEDS_ROOT: bool = true;
+
+    /// Starts it.
+    fn start(tools: Tools) -> impl Future<Output = anyhow::Result<Self>> + Send;
+
+    /// Ends it; keeps its logs unless all went `well`.
+    fn stop(&self, well: bool) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Where its logs are, for the message of a failed test.
+    fn logs(&self) -> PathBuf;
+}
+
+impl Fixture for Cluster {
+    async fn start(tools: Tools) -> anyhow::Result<Self> {
+        Cluster::start(&tools, Options::default()).await
+    }
+
+    async fn stop(&self, well: bool) -> anyhow::Result<()> {
+        Cluster::stop(self, well).await
+    }
+
+    fn logs(&self) -> PathBuf {
+        Cluster::logs(self)
+    }
+}
+
+type Outcome = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// One test.
+pub struct Case<F> {
+    name: String,
+    exclusive: bool,
+    test: Box<dyn FnOnce(Arc<F>) -> Outcome + Send>,
+}
+
+impl<F> Case<F> {
+    /// A test that runs beside others.
+    pub fn new<T, R>(name: impl Into<String>, test: T) -> Self
+    where
+        T: FnOnce(Arc<F>) -> R + Send + 'static,
+        R: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        Self {
+            name: name.into(),
+            exclusive: false,
+            test: Box::new(|fixture| Box::pin(test(fixture))),
+        }
+    }
+
+    /// A test during which no other one uses the fixture, e.g. a reboot.
+    pub fn exclusive<T, R>(name: impl Into<String>, test: T) -> Self
+    where
+        T: FnOnce(Arc<F>) -> R + Send + 'static,
+        R: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        Self {
+            exclusive: true,
+            ..Self::new(name, test)
+        }
+    }
+}
+
+/// A test binary in progress.
+pub struct Suite {
+    arguments: Arguments,
+    runtime: Arc<Runtime>,
+    failed: bool,
+}
+
+impl Suite {
+    /// Reads the command line.
+    ///
+    /// # Panics
+    /// If no thread can be started.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it reads the command line, and may end the process"
+    )]
+    pub fn new() -> Self {
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(THREADS);
+        Self {
+            arguments,
+            runtime: Arc::new(Runtime::new().expect("a test binary can start threads")),
+            failed: false,
+        }
+    }
+
+    /// Runs tests on a fixture of their own. May be called again with other tests: they run after
+    /// these.
+    pub fn run<F: Fixture>(&mut self, cases: Vec<Case<F>>) {
+        let shared = Arc::new(Shared::<F> {
+            fixture: OnceCell::new(),
+            turn: RwLock::new(()),
+        });
+        let mut watch = JoinSet::new();
+        watch.spawn_on(end_when_interrupted(shared.clone()), self.runtime.handle());
+        let skip = why_skipped::<F>().map(Arc::<str>::from);
+        let trials = cases
+            .into_iter()
+            .map(|case| self.trial(case, shared.clone(), skip.clone()));
+        let conclusion = libtest_mimic::run(&self.arguments, trials.collect());
+        self.failed |= conclusion.has_failed();
+        drop(watch);
+        if let Err(error) = self.runtime.block_on(shared.end(!conclusion.has_failed())) {
+            eprintln!("cleaning up failed: {error:?}");
+            self.failed = true;
+        }
+    }
+
+    /// What the process tells its caller.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.failed {
+            ExitCode::from(101)
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+
+    fn trial<F: Fixture>(
+        &self,
+        case: Case<F>,
+        shared: Arc<Shared<F>>,
+        skip: Option<Arc<str>>,
+    ) -> Trial {
+        let runtime = self.runtime.clone();
+        Trial::ignorable_test(case.name.clone(), move || {
+            if let Some(reason) = skip {
+                return Ok(Completion::ignored_with(reason));
+            }
+            let outcome = runtime.block_on(shared.run(case));
+            outcome.map_err(|error| Failed::from(format!("{error:?}")))?;
+            Ok(Completion::Completed)
+        })
+    }
+}
+
+/// The fixture of some tests, once one of them has started it.
+struct Shared<F> {
+    fixture: OnceCell<Result<Arc<F>, String>>,
+    /// Held for reading by tests that run beside others, for writing by exclusive ones.
+    turn: RwLock<()>,
+}
+
+impl<F: Fixture> Shared<F> {
+    async fn run(&self, case: Case<F>) -> anyhow::Result<()> {
+        let fixture = self.fixture().await?;
+        let logs = format!("the logs are in {}", fixture.logs().display());
+        let outcome = if case.exclusive {
+            let _turn = self.turn.write().await;
+            (case.test)(fixture).await
+        } else {
+            let _turn = self.turn.read().await;
+            (case.test)(fixture).await
+        };
+        outcome.context(logs)
+    }
+
+    /// A start that failed is not tried again: it would fail as slowly for each test.
+    async fn fixture(&self) -> anyhow::Result<Arc<F>> {
+        let start = async {
+            let fixture = F::start(Tools::locate_here()?).await?;
+            anyhow::Ok(Arc::new(fixture))
+        };
+        let started = self
+            .fixture
+            .get_or_init(async || start.await.map_err(|error| format!("{error:?}")));
+        started.await.clone().map_err(anyhow::Error::msg)
+    }
+
+    async fn end(&self, well: bool) -> anyhow::Result<()> {
+        let Some(Ok(fixture)) = self.fixture.get() else {
+            return Ok(());
+        };
+        if !well {
+            eprintln!("the logs are kept in {}", fixture.logs().display());
+        }
+        fixture.stop(well).await
+    }
+}
+
+async fn end_when_interrupted<F: Fixture>(shared: Arc<Shared<F>>) {
+    if interrupted().await.is_err() {
+        // Without handlers a signal ends this process, and the fixture's own guard the rest.
+        return;
+    }
+    if std::io::stderr().is_terminal() {
+        eprintln!("\ncleaning up");
+    }
+    if let Err(error) = shared.end(false).await {
+        eprintln!("cleaning up failed: {error:?}");
+    }
+    std::process::exit(INTERRUPTED);
+}
+
+/// Why the tests of a fixture cannot run on this machine, if they cannot.
+fn why_skipped<F: Fixture>() -> Option<String> {
+    if F::NEEDS_ROOT && !rustix::process::geteuid().is_root() {
+        return Some("needs root".to_owned());
+    }
+    Tools::locate_here().err().map(|error| format!("{error:#}"))
+}

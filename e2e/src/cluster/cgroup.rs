@@ -46,17 +46,11 @@ impl Cgroup {
                 make(&hierarchy.join(&self.name))?;
             }
         }
-        for folder in self.members()? {
-            make(&folder)?;
-        }
-        Ok(())
+        make(&self.members())
     }
 
-    /// The folders that a process of the node joins.
-    ///
-    /// # Errors
-    /// If there is no cgroup file system.
-    pub fn members(&self) -> anyhow::Result<Vec<PathBuf>> {
+    /// The folder that a process of the node joins.
+    pub fn members(&self) -> PathBuf {
         let root = Path::new(ROOT);
         let hierarchy = if is_unified(root) {
             root.to_owned()
@@ -64,7 +58,7 @@ impl Cgroup {
             // One is enough to find them by. This one needs nothing to be set up first.
             root.join("pids")
         };
-        Ok(vec![hierarchy.join(&self.name).join("node")])
+        hierarchy.join(&self.name).join("node")
     }
 }
 

@@ -55,7 +55,7 @@ impl ContainerdNode {
         let spec = Spec::new("containerd", &program, run.log("containerd"))
             .args(["--config".into(), config.into_os_string()])
             .env("PATH", search_path(&program)?)
-            .cgroups(run.cgroup().members()?);
+            .cgroup(run.cgroup().members());
         let node = Self {
             part: Part::start_new(spec).await?,
             version,
@@ -228,6 +228,7 @@ impl Paths<'_> {
         self.folder.join("containerd.sock")
     }
 
+    /// The configuration file, TOML. Paths are written as JSON strings, which are TOML's too.
     fn config(&self, version: ContainerdVersion) -> String {
         match version {
             ContainerdVersion::V2 => format!("version = 3\n{}{}", self.common(), self.v2()),
@@ -237,19 +238,19 @@ impl Paths<'_> {
 
     fn common(&self) -> String {
         format!(
-            r#"root = {root:?}
-state = {state:?}
+            r#"root = {root}
+state = {state}
 [grpc]
-  address = {socket:?}
+  address = {socket}
 [debug]
   level = "debug"
 [plugins."io.containerd.internal.v1.opt"]
-  path = {opt:?}
+  path = {opt}
 "#,
-            root = self.folder.join("root"),
-            state = self.folder.join("state"),
-            socket = self.socket(),
-            opt = self.folder.join("opt"),
+            root = json!(self.folder.join("root")),
+            state = json!(self.folder.join("state")),
+            socket = json!(self.socket()),
+            opt = json!(self.folder.join("opt")),
         )
     }
 
@@ -260,24 +261,24 @@ state = {state:?}
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = "{pause}"
   [plugins."io.containerd.cri.v1.images".registry]
-    config_path = {certs:?}
+    config_path = {certs}
 [plugins."io.containerd.cri.v1.runtime"]
 {runtime}  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       SystemdCgroup = false
-      Root = {runc:?}
+      Root = {runc}
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = [{plugins:?}]
-    conf_dir = {networks:?}
+    bin_dirs = [{plugins}]
+    conf_dir = {networks}
 [plugins."io.containerd.grpc.v1.cri"]
 {stream}"#,
             pause = testimage::PAUSE,
-            certs = self.certs,
+            certs = json!(self.certs),
             runtime = Self::runtime(),
-            runc = self.runc(),
-            plugins = self.plugins,
-            networks = self.networks,
+            runc = json!(self.runc()),
+            plugins = json!(self.plugins),
+            networks = json!(self.networks),
             stream = Self::stream(),
         )
     }
@@ -287,23 +288,23 @@ state = {state:?}
             r#"[plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
 {stream}{runtime}  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = {certs:?}
+    config_path = {certs}
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       SystemdCgroup = false
-      Root = {runc:?}
+      Root = {runc}
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = {plugins:?}
-    conf_dir = {networks:?}
+    bin_dir = {plugins}
+    conf_dir = {networks}
 "#,
             pause = testimage::PAUSE,
             stream = Self::stream(),
             runtime = Self::runtime(),
-            certs = self.certs,
-            runc = self.runc(),
-            plugins = self.plugins,
-            networks = self.networks,
+            certs = json!(self.certs),
+            runc = json!(self.runc()),
+            plugins = json!(self.plugins),
+            networks = json!(self.networks),
         )
     }
 

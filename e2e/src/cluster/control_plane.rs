@@ -107,13 +107,15 @@ impl ControlPlane {
         })
         .await?;
         allow_kubelet_access(&client).await?;
-        let controllers = match options.controllers {
-            true => Some(setup.controllers(&keys).await?),
-            false => None,
+        let controllers = if options.controllers {
+            Some(setup.controllers(&keys).await?)
+        } else {
+            None
         };
-        let scheduler = match options.scheduler {
-            true => Some(setup.scheduler().await?),
-            false => None,
+        let scheduler = if options.scheduler {
+            Some(setup.scheduler().await?)
+        } else {
+            None
         };
         let kubectl = tools.kubectl();
         Ok(Self {
@@ -200,15 +202,13 @@ impl ControlPlane {
     /// # Errors
     /// With the last lines of the part's log.
     pub async fn check(&self) -> anyhow::Result<()> {
-        for part in [
-            Some(&self.etcd),
-            Some(&self.apiserver),
-            self.controllers.as_ref(),
-            self.scheduler.as_ref(),
-        ] {
-            if let Some(part) = part {
-                part.check().await?;
-            }
+        let always = [&self.etcd, &self.apiserver];
+        for part in always
+            .into_iter()
+            .chain(&self.controllers)
+            .chain(&self.scheduler)
+        {
+            part.check().await?;
         }
         Ok(())
     }

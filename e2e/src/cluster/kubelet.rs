@@ -63,7 +63,7 @@ impl Kubelet {
                 format!("--root-dir={}", run.folder().join("kubelet").display()),
                 format!("--cert-dir={}", run.folder().join("pki/kubelet").display()),
             ])
-            .cgroups(run.cgroup().members()?);
+            .cgroup(run.cgroup().members());
         Ok(Self {
             part: Part::start_new(spec).await?,
         })

@@ -71,7 +71,8 @@ impl Cluster {
     pub async fn start(tools: &Tools, options: Options) -> anyhow::Result<Self> {
         let run = Run::start(tools.root()).await?;
         let logs = run.logs();
-        match Self::start_in(run, tools, options).await {
+        // On the heap: it holds the starts of all parts at once.
+        match Box::pin(Self::start_in(run, tools, options)).await {
             Ok(cluster) => Ok(cluster),
             Err(error) => Err(error.context(format!(
                 "start a cluster; its logs are in {}",
@@ -103,7 +104,9 @@ impl Cluster {
             registry,
             run,
         };
-        cluster.node_ready().await?;
+        let furnished = namespace::furnished(cluster.client(), "default");
+        // Both can be dropped at any point: they only look.
+        tokio::try_join!(cluster.node_ready(), furnished)?;
         Ok(cluster)
     }
 

@@ -41,24 +41,7 @@ impl Namespace {
             client,
             name: made.metadata.name.unwrap_or_default(),
         };
-        let accounts = made.api::<ServiceAccount>();
-        wait::object(
-            accounts,
-            "default",
-            "pods have a service account",
-            FURNISHED,
-            |_| true,
-        )
-        .await?;
-        let certificates = made.api::<ConfigMap>();
-        wait::object(
-            certificates,
-            "kube-root-ca.crt",
-            "pods can know the API server",
-            FURNISHED,
-            |_| true,
-        )
-        .await?;
+        furnished(made.client.clone(), &made.name).await?;
         Ok(made)
     }
 
@@ -90,4 +73,23 @@ impl Namespace {
         api.delete(&self.name, &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+/// Waits until a namespace has what pods need: the default service account and the authority's
+/// certificate.
+pub(super) async fn furnished(client: Client, namespace: &str) -> anyhow::Result<()> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let account = "pods have a service account";
+    wait::object(accounts, "default", account, FURNISHED, |_| true).await?;
+    let certificates: Api<ConfigMap> = Api::namespaced(client, namespace);
+    let certificate = "pods can know the API server";
+    wait::object(
+        certificates,
+        "kube-root-ca.crt",
+        certificate,
+        FURNISHED,
+        |_| true,
+    )
+    .await?;
+    Ok(())
 }

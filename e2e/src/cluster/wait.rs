@@ -72,15 +72,11 @@ where
             }
         }
     };
-    match tokio::time::timeout(limit, found).await {
-        Ok(found) => found,
-        Err(_) => {
-            let last = last.as_ref().map(serde_json::to_string_pretty).transpose();
-            let last = last.context("show the object")?;
-            bail!(
-                "waited {limit:?} in vain until {what}; {name} is {}",
-                last.as_deref().unwrap_or("not there")
-            )
-        }
+    if let Ok(found) = tokio::time::timeout(limit, found).await {
+        return found;
     }
+    let last = last.as_ref().map(serde_json::to_string_pretty).transpose();
+    let last = last.context("show the object")?;
+    let last = last.as_deref().unwrap_or("not there");
+    bail!("waited {limit:?} in vain until {what}; {name} is {last}")
 }
