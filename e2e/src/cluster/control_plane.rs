@@ -3,6 +3,7 @@
 //! Set up as a careful administrator would: TLS everywhere, clients known by certificates, the
 //! Node and RBAC authorizers, NodeRestriction, tokens bound to their pods, an audit log.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::kubeconfig;
+use super::namespace::Namespace;
 use super::part::Part;
 use super::run::Run;
 use super::tools::Tools;
@@ -156,6 +158,33 @@ impl ControlPlane {
     /// with its user, verb, object and answer.
     pub fn audit_log(&self) -> &Path {
         &self.audit
+    }
+
+    /// What the audit log holds by now, oldest first.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.audit).context("read the audit log")?;
+        // The last line may be in the making.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().map(serde_json::from_str);
+        events
+            .collect::<Result<_, _>>()
+            .context("read an audit event")
+    }
+
+    /// Makes a namespace whose name starts with `prefix`, with these labels, in which
+    /// pods can be made.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn namespace(
+        &self,
+        prefix: &str,
+        labels: &[(&str, &str)],
+    ) -> anyhow::Result<Namespace> {
+        Namespace::make(self.client(), prefix, labels, self.controllers.is_some()).await
     }
 
     /// Runs kubectl as the administrator and returns what it printed.
@@ -366,6 +395,10 @@ impl Setup<'_> {
                     keys.private.display()
                 ),
                 "--use-service-account-credentials=true".to_owned(),
+                // It makes some forty accounts before it works; at its usual 20 requests a second
+                // that takes 4 s.
+                "--kube-api-qps=200".to_owned(),
+                "--kube-api-burst=400".to_owned(),
                 "--leader-elect=false".to_owned(),
                 // No metrics of it are read here, so it needs no port.
                 "--secure-port=0".to_owned(),
@@ -412,7 +445,7 @@ impl Setup<'_> {
             ],
         });
         let file = self.run.folder().join("audit-policy.yaml");
-        std::fs::write(&file, policy.to_string()).context("write the audit policy")?;
+        fs::write(&file, policy.to_string()).context("write the audit policy")?;
         Ok(file)
     }
 

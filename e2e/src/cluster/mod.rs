@@ -180,7 +180,7 @@ impl Cluster {
         prefix: &str,
         labels: &[(&str, &str)],
     ) -> anyhow::Result<Namespace> {
-        Namespace::make(self.client(), prefix, labels).await
+        self.control_plane.namespace(prefix, labels).await
     }
 
     /// Kills the kubelet, containerd, the shims and all containers, takes away what is in memory

@@ -55,10 +55,16 @@ for group in $(groups); do
   find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null
 done
 
-# What the runtime keeps outside of its folders, because the paths are fixed.
+# What the runtime keeps outside of its folders, because the paths are fixed. A shim's sockets are
+# called after the hash of what they belong to.
 state=$folder/containerd/state
-find "$state" \( -name address -o -name bootstrap.json \) -exec cat {} + 2>/dev/null |
-  grep -o '/run/containerd/s/[0-9a-f]*' | xargs -r rm -f
+for bundle in "$state"/io.containerd.runtime.v2.task/*/*; do
+  owner=$folder/containerd/containerd.sock/${bundle#"$state"/*/}
+  for socket in "$owner" "$owner/debug"; do
+    hash=$(printf %s "$socket" | sha256sum)
+    rm -f "/run/containerd/s/${hash%% *}"
+  done
+done
 grep -l -F "$folder/" /var/lib/cni/results/* 2>/dev/null | xargs -r rm -f
 find /var/log/containers -maxdepth 1 -lname "$folder/*" -delete 2>/dev/null
 rm -rf "$state"
