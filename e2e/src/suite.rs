@@ -151,7 +151,7 @@ impl Suite {
         self.failed |= conclusion.has_failed();
         drop(watch);
         if let Err(error) = self.runtime.block_on(shared.end(!conclusion.has_failed())) {
-            eprintln!("cleaning up failed: {error:?}");
+            eprintln!("cleaning up failed: {}", told(&error));
             self.failed = true;
         }
     }
@@ -177,7 +177,7 @@ impl Suite {
                 return Ok(Completion::ignored_with(reason));
             }
             let outcome = runtime.block_on(shared.run(case));
-            outcome.map_err(|error| Failed::from(format!("{error:?}")))?;
+            outcome.map_err(|error| Failed::from(told(&error)))?;
             Ok(Completion::Completed)
         })
     }
@@ -212,7 +212,7 @@ impl<F: Fixture> Shared<F> {
         };
         let started = self
             .fixture
-            .get_or_init(async || start.await.map_err(|error| format!("{error:?}")));
+            .get_or_init(async || start.await.map_err(|error| told(&error)));
         started.await.clone().map_err(anyhow::Error::msg)
     }
 
@@ -236,9 +236,15 @@ async fn end_when_interrupted<F: Fixture>(shared: Arc<Shared<F>>) {
         eprintln!("\ncleaning up");
     }
     if let Err(error) = shared.end(false).await {
-        eprintln!("cleaning up failed: {error:?}");
+        eprintln!("cleaning up failed: {}", told(&error));
     }
     std::process::exit(INTERRUPTED);
+}
+
+/// An error with its causes, a line each: some are long texts, and none needs a backtrace.
+fn told(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.join("\n")
 }
 
 /// Why the tests of a fixture cannot run on this machine, if they cannot.

@@ -194,6 +194,9 @@ fn search_path(program: &Path) -> anyhow::Result<String> {
 }
 
 /// Writes the CNI configuration: each pod on a link of its own with this machine, no further.
+///
+/// The plugin turns on IPv4 forwarding for this machine, as container runtimes do, and nothing
+/// turns it off again.
 fn network(run: &Run) -> anyhow::Result<PathBuf> {
     let folder = run.sub("cni/net.d")?;
     let leases = run.folder().join("cni/leases");

@@ -139,6 +139,9 @@ fn configuration(
         "podLogsDir": run.sub("pods")?,
         "volumePluginDir": run.sub("kubelet/volume-plugins")?,
         "makeIPTablesUtilChains": false,
+        // Nobody answers there; without an address every pod gets a warning Event.
+        "clusterDNS": [run.slot().dns().to_string()],
+        "clusterDomain": "cluster.local",
         // The node is a guest here: how full this machine's disk is must not matter.
         "evictionHard": {"nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,

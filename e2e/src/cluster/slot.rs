@@ -53,6 +53,11 @@ impl Slot {
         format!("127.96.{}.0/24", self.number)
     }
 
+    /// The Service address at which pods look for names, as is the custom the tenth.
+    pub fn dns(&self) -> Ipv4Addr {
+        Ipv4Addr::new(127, 96, self.number, 10)
+    }
+
     /// The range of pod addresses.
     pub fn pods(&self) -> String {
         format!("10.213.{}.0/24", self.number)

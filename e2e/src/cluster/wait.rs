@@ -75,6 +75,10 @@ where
     if let Ok(found) = tokio::time::timeout(limit, found).await {
         return found;
     }
+    if let Some(object) = &mut last {
+        // Who set which field is most of the text, and of no help here.
+        object.meta_mut().managed_fields = None;
+    }
     let last = last.as_ref().map(serde_json::to_string_pretty).transpose();
     let last = last.context("show the object")?;
     let last = last.as_deref().unwrap_or("not there");
