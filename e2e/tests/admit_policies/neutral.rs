@@ -1,0 +1,288 @@
+//! The gate changes nothing about a pod but that it waits: each test compares a gated pod with its
+//! twin that is not.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::suite::Case;
+
+use crate::space::{Space, container, gate_of, pod, pod_of};
+use crate::{Api, SOON};
+
+pub(crate) fn cases() -> Vec<Case<Api>> {
+    vec![
+        Case::new("the_qos_class_stays", the_qos_class_stays),
+        Case::new("a_limit_range_sees_no_gate", a_limit_range_sees_no_gate),
+        Case::new("defaults_of_a_limit_range", defaults_of_a_limit_range),
+        Case::new("a_quota_counts_no_gate", a_quota_counts_no_gate),
+        Case::new("the_restricted_level", the_restricted_level),
+        Case::new("the_gates_user", the_gates_user),
+        Case::new("no_device_for_the_gate", no_device_for_the_gate),
+        Case::new("pod_level_resources", pod_level_resources),
+        Case::new("host_network", host_network),
+    ]
+}
+
+/// A container that asks for these resources.
+fn asking(name: &str, policy: &str, resources: &Value) -> Value {
+    let mut container = container(name, policy);
+    container["resources"] = resources.clone();
+    container
+}
+
+fn same(cpu: &str, memory: &str) -> Value {
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}})
+}
+
+async fn the_qos_class_stays(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("qos").await?;
+    let table = [
+        ("Guaranteed", same("100m", "32Mi")),
+        // Limits alone become requests as well.
+        (
+            "Guaranteed",
+            json!({"limits": {"cpu": "100m", "memory": "32Mi"}}),
+        ),
+        ("Burstable", json!({"requests": {"cpu": "100m"}})),
+        ("BestEffort", json!({})),
+    ];
+    for (index, (class, resources)) in table.into_iter().enumerate() {
+        for policy in ["TryLatest", "IfNotPresent"] {
+            let name = format!("{}-{index}", policy.to_lowercase());
+            let spec = json!({"containers": [
+                asking("app", policy, &resources), asking("two", "Always", &resources),
+            ]});
+            let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
+            ensure!(stored["status"]["qosClass"] == class, "{stored:#}");
+            if policy == "TryLatest" {
+                let gate = gate_of(&stored, "app")?;
+                let first = &stored["spec"]["containers"][0];
+                ensure!(gate["resources"] == first["resources"], "{gate:#}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn limit_range(limits: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"},
+        "spec": {"limits": limits},
+    })
+}
+
+/// Creates a pod as soon as it is accepted: what was made a moment ago may not count yet.
+async fn create_soon(space: &Space<'_>, pod: &Value) -> anyhow::Result<Value> {
+    wait::until("the pod is accepted", SOON, || async {
+        Ok(space.create(pod).await.ok())
+    })
+    .await
+}
+
+/// Waits until a pod is refused, and returns why.
+async fn refused_soon(space: &Space<'_>, pod: &Value) -> anyhow::Result<String> {
+    let args = ["create", "--dry-run=server", "-f", "-"];
+    let error = wait::until("the pod is refused", SOON, || async {
+        Ok(space.kubectl(&args, Some(pod)).await.err())
+    })
+    .await?;
+    Ok(format!("{error:#}"))
+}
+
+async fn a_limit_range_sees_no_gate(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("limit-range").await?;
+    let bounds = json!([
+        {"type": "Container", "min": {"cpu": "100m", "memory": "32Mi"}, "max": {"cpu": "200m", "memory": "64Mi"}},
+        {"type": "Pod", "max": {"cpu": "200m", "memory": "64Mi"}},
+    ]);
+    space.create(&limit_range(&bounds)).await?;
+    let of = |resources: &Value| json!({"containers": [asking("app", "TryLatest", resources)]});
+    let small = pod_of("small", &json!({}), &of(&same("50m", "32Mi")));
+    let why = refused_soon(&space, &small).await?;
+    ensure!(why.contains("minimum cpu usage"), "{why}");
+    // The smallest, and the biggest of which there is room for one.
+    for (name, resources) in [
+        ("least", same("100m", "32Mi")),
+        ("most", same("200m", "64Mi")),
+    ] {
+        let stored = space
+            .create(&pod_of(name, &json!({}), &of(&resources)))
+            .await?;
+        gate_of(&stored, "app")?;
+    }
+    Ok(())
+}
+
+async fn defaults_of_a_limit_range(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("defaults").await?;
+    let bounds = json!([{
+        "type": "Container",
+        "default": {"cpu": "200m", "memory": "64Mi"}, "defaultRequest": {"cpu": "100m", "memory": "32Mi"},
+    }]);
+    space.create(&limit_range(&bounds)).await?;
+    let stored = wait::until("defaults are set", SOON, || async {
+        let args = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+        let printed = space.kubectl(&args, Some(&pod("app", "TryLatest"))).await?;
+        let stored: Value = serde_json::from_str(&printed)?;
+        let set = !stored["spec"]["containers"][0]["resources"]["limits"].is_null();
+        Ok(set.then_some(stored))
+    })
+    .await?;
+    let gate = gate_of(&stored, "app")?;
+    let first = &stored["spec"]["containers"][0]["resources"];
+    ensure!(gate["resources"] == *first, "{gate:#}");
+    Ok(())
+}
+
+async fn a_quota_counts_no_gate(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("quota").await?;
+    // Just enough for one pod of two containers; each container has to say what it needs.
+    let hard = json!({
+        "pods": "1", "requests.cpu": "300m", "requests.memory": "96Mi",
+        "limits.cpu": "300m", "limits.memory": "96Mi",
+    });
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "quota"},
+        "spec": {"hard": hard},
+    });
+    space.create(&quota).await?;
+    wait::until("the quota counts", SOON, || async {
+        let quota = space.get("resourcequota", "quota").await?;
+        Ok((quota["status"]["hard"] == hard).then_some(()))
+    })
+    .await?;
+    let spec = json!({"containers": [
+        asking("app", "TryLatest", &same("100m", "32Mi")),
+        asking("two", "TryLatest", &same("200m", "64Mi")),
+    ]});
+    let stored = create_soon(&space, &pod_of("app", &json!({}), &spec)).await?;
+    gate_of(&stored, "app,two")?;
+    let quota = space.get("resourcequota", "quota").await?;
+    ensure!(quota["status"]["used"] == hard, "{quota:#}");
+    let why = space.refuses(&pod_of("more", &json!({}), &spec)).await?;
+    ensure!(why.contains("exceeded quota"), "{why}");
+    Ok(())
+}
+
+/// A security context that the restricted level takes, with more in it.
+fn restricted(policy: &str, pod_context: &Value) -> Value {
+    let mut app = container("app", policy);
+    app["securityContext"] = json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": {"drop": ["ALL"]},
+    });
+    json!({"securityContext": pod_context, "containers": [app]})
+}
+
+async fn the_restricted_level(api: Arc<Api>) -> anyhow::Result<()> {
+    let level = [("pod-security.kubernetes.io/enforce", "restricted")];
+    let space = Space::make(&api, "restricted", &level).await?;
+    let seccomp = json!({"type": "RuntimeDefault"});
+    let why = space
+        .refuses(&pod_of(
+            "root",
+            &json!({}),
+            &restricted("TryLatest", &json!({})),
+        ))
+        .await?;
+    // The pod's own fault: the gate is not in the list of offenders.
+    ensure!(why.contains("violates PodSecurity"), "{why}");
+    ensure!(!why.contains("trylatest-gate"), "{why}");
+    for (name, context) in [
+        (
+            "plain",
+            json!({"runAsNonRoot": true, "seccompProfile": seccomp}),
+        ),
+        (
+            "own-user",
+            json!({
+                "runAsNonRoot": true, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000,
+                "supplementalGroups": [7], "seccompProfile": seccomp,
+                "seLinuxOptions": {"level": "s0:c1,c2"},
+            }),
+        ),
+    ] {
+        let spec = restricted("TryLatest", &context);
+        let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
+        let gate = gate_of(&stored, "app")?;
+        let own = &gate["securityContext"];
+        ensure!(own["runAsNonRoot"] == true && own["readOnlyRootFilesystem"] == true);
+    }
+    Ok(())
+}
+
+/// Never root, and the pod's own user where it has one.
+async fn the_gates_user(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("user").await?;
+    let table = [
+        (json!({}), json!({}), 65532),
+        (json!({"runAsUser": 0}), json!({}), 65532),
+        (json!({"runAsUser": 1000}), json!({}), 1000),
+        (json!({"runAsUser": 1000}), json!({"runAsUser": 2000}), 2000),
+        (json!({"runAsUser": 1000}), json!({"runAsUser": 0}), 1000),
+    ];
+    for (index, (of_pod, of_container, user)) in table.into_iter().enumerate() {
+        let mut app = container("app", "TryLatest");
+        app["securityContext"] = of_container;
+        let spec = json!({"securityContext": of_pod, "containers": [app]});
+        let name = format!("pod-{index}");
+        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
+        let gate = gate_of(&stored, "app")?;
+        let got = &gate["securityContext"]["runAsUser"];
+        ensure!(*got == user, "{name}: {got}");
+    }
+    Ok(())
+}
+
+async fn no_device_for_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("devices").await?;
+    let amounts = json!({"cpu": "100m", "memory": "32Mi", "ephemeral-storage": "1Gi", "example.com/gpu": "1"});
+    let mut app = asking(
+        "app",
+        "TryLatest",
+        &json!({"requests": amounts, "limits": amounts}),
+    );
+    app["resources"]["claims"] = json!([{"name": "gpu"}]);
+    let spec = json!({
+        "resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}],
+        "containers": [app],
+    });
+    let stored = space.create(&pod_of("app", &json!({}), &spec)).await?;
+    let gate = gate_of(&stored, "app")?;
+    let wanted = json!({"cpu": "100m", "memory": "32Mi", "ephemeral-storage": "1Gi"});
+    ensure!(
+        gate["resources"] == json!({"requests": wanted, "limits": wanted}),
+        "{gate:#}"
+    );
+    ensure!(stored["status"]["qosClass"] == "Guaranteed");
+    Ok(())
+}
+
+async fn pod_level_resources(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("pod-level").await?;
+    let spec = json!({
+        "resources": same("1", "1Gi"),
+        "containers": [container("app", "TryLatest")],
+    });
+    let stored = space.create(&pod_of("app", &json!({}), &spec)).await?;
+    gate_of(&stored, "app")?;
+    ensure!(stored["status"]["qosClass"] == "Guaranteed", "{stored:#}");
+    Ok(())
+}
+
+async fn host_network(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("host").await?;
+    let mut app = container("app", "TryLatest");
+    app["ports"] = json!([{"containerPort": 80}]);
+    let spec = json!({"hostNetwork": true, "hostPID": true, "containers": [app]});
+    let stored = space.create(&pod_of("app", &json!({}), &spec)).await?;
+    let gate = gate_of(&stored, "app")?;
+    ensure!(gate.get("ports").is_none(), "{gate:#}");
+    let first = stored["spec"]["containers"]
+        .get(0)
+        .context("no container")?;
+    ensure!(first["ports"][0]["hostPort"] == 80);
+    Ok(())
+}
