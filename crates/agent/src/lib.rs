@@ -1,1 +1,41 @@
-//! To be written.
+//! The program `trylatest`: the node agent, the gate that holds a pod, and what people ask of them.
+//!
+//! Everything here acts; what is to be done is decided in `trylatest-core`.
+//!
+//! - [`args`]: every flag and environment variable, and nothing else reads either.
+//! - [`gate`]: the init container. No runtime, no network: it reads a file and waits.
+//! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
+//! - [`images`]: the index as a table or as JSON.
+
+pub mod agent;
+pub mod args;
+mod clock;
+pub mod gate;
+pub mod images;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, Command};
+
+/// Runs a command to its end. The exit code is 0 if it did what it is for.
+pub fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Gate(args) => return gate::run(&args),
+        Command::Agent(args) => agent::run(args),
+        Command::Images(args) => images::run(&args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "trylatest", &mut io::stdout());
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("trylatest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The DaemonSet's process: wires the tasks together and owns every one of them.
+//!
+//! | task | in | out |
+//! |---|---|---|
+//! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
+//! | [`keeper`] | containerd's image events | the gate's image |
+//! | [`node`] | the node's report | the node's annotations and condition |
+//! | [`http`] | requests | probes, metrics, the index |
+//!
+//! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
+//! it again. After SIGTERM the agent is unready at once, takes no new pod, writes the releases that
+//! are decided and exits 0; a second signal ends it at once.
+
+mod api;
+mod attempt;
+mod health;
+mod history;
+mod http;
+mod keeper;
+mod metrics;
+mod node;
+mod pods;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use trylatest_containerd::{Containerd, ContainerdOptions};
+use trylatest_core::plan::{Limits, Planner};
+use trylatest_k8s::{Writer, watch_pods};
+
+use self::api::Api;
+use self::health::Health;
+use self::history::History;
+pub(crate) use self::http::SOCKET;
+use self::keeper::Keeper;
+pub use self::metrics::Metrics;
+use self::node::NodeWriter;
+use self::pods::Pods;
+use crate::args::{AgentArgs, LogFormat};
+use crate::clock::Clock;
+
+/// For every call to the API server. Its own request timeout is a minute; a release that takes
+/// this long is better sent again.
+const API_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For every call to containerd but a pull.
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the tasks may take to end after SIGTERM; the main task's own drain is shorter.
+const STOP_DEADLINE: Duration = Duration::from_secs(8);
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The index file's name in the state folder.
+pub(crate) const INDEX: &str = "index.redb";
+
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Runs the agent until SIGTERM.
+///
+/// # Errors
+/// What keeps it from starting, or the task that ended by itself.
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    start_logging(&args)?;
+    // One thread: the agent waits, it does not compute, and a second arena costs memory.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?
+        .block_on(serve(args))
+}
+
+fn start_logging(args: &AgentArgs) -> anyhow::Result<()> {
+    let filter: Targets = args.log.parse().context("--log")?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => registry.with(layer.with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    }
+    .context("starting the log")
+}
+
+async fn serve(args: AgentArgs) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let health = Arc::new(Health::new());
+    let signals = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let mut tasks = Box::pin(start(args, &health, &stop)).await?;
+    supervise(&mut tasks, &health, &stop, signals).await
+}
+
+/// Starts every task.
+async fn start(
+    args: AgentArgs,
+    health: &Arc<Health>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Tasks> {
+    let AgentArgs {
+        node_name,
+        pod_name,
+        pod_namespace,
+        containerd_socket,
+        snapshotter,
+        state_dir,
+        address,
+        port,
+        stall,
+        try_for,
+        allow_unverified_fallback,
+        log: _,
+        log_format: _,
+    } = args;
+    info!(version = VERSION, node = node_name, "TryLatest agent");
+    fs::create_dir_all(&state_dir)
+        .with_context(|| format!("making the state folder {}", state_dir.display()))?;
+    let metrics = Arc::new(Metrics::new(VERSION)?);
+    let listener = TcpListener::bind(SocketAddr::new(address, port))
+        .await
+        .with_context(|| format!("listening on {address} port {port}"))?;
+    let client = kube::Client::try_default()
+        .await
+        .context("finding the API server")?;
+    let runtime = Arc::new(Containerd::new(ContainerdOptions {
+        socket: containerd_socket,
+        snapshotter,
+        call_timeout: RUNTIME_DEADLINE,
+    }));
+    let limits = Limits {
+        try_for,
+        allow_unverified_fallback,
+    };
+    let index = state_dir.join(INDEX);
+    let (history, planner) = remember(&index, limits, &runtime, &metrics).await;
+    let api = Api {
+        writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
+        metrics: Arc::clone(&metrics),
+    };
+    let (report, reported) = watch::channel(None);
+    let pods = Pods {
+        runtime: Arc::clone(&runtime),
+        api: api.clone(),
+        history: history.clone(),
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(health),
+        planner,
+        clock: Clock::start(),
+        stall,
+        report,
+    };
+    let keeper = Keeper {
+        runtime: Arc::clone(&runtime),
+        api: api.clone(),
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(health),
+        own_pod: (pod_namespace, pod_name),
+    };
+    let node = NodeWriter {
+        api,
+        report: reported,
+    };
+    let mut tasks = JoinSet::new();
+    let changes = watch_pods(client, &node_name);
+    own(&mut tasks, "pods", pods.run(changes, stop.clone()));
+    own(&mut tasks, "gate image", keeper.run(stop.clone()));
+    own(&mut tasks, "node report", node.run(stop.clone()));
+    own(
+        &mut tasks,
+        "http",
+        http::serve(listener, Arc::clone(health), metrics, stop.clone()),
+    );
+    let socket_stop = stop.clone();
+    own(&mut tasks, "index socket", async move {
+        http::serve_images(&state_dir, history, socket_stop).await
+    });
+    Ok(tasks)
+}
+
+/// Opens what earlier runs have written down, and starts the planner from it.
+async fn remember(
+    index: &Path,
+    limits: Limits,
+    runtime: &Containerd,
+    metrics: &Arc<Metrics>,
+) -> (History, Planner) {
+    let (history, lost) = History::open(index, Arc::clone(metrics));
+    if lost {
+        history.rebuild(runtime).await;
+    }
+    let mut planner = Planner::new(limits);
+    match history.all().await {
+        Ok(records) => planner.learn(&records),
+        Err(error) => warn!(error, "starting without what earlier runs have remembered"),
+    }
+    (history, planner)
+}
+
+fn own(
+    tasks: &mut Tasks,
+    name: &'static str,
+    work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    tasks.spawn(async move { (name, work.await) });
+}
+
+/// Waits for SIGTERM, or for the first task that ends without it.
+async fn supervise(
+    tasks: &mut Tasks,
+    health: &Health,
+    stop: &CancellationToken,
+    (mut terminate, mut interrupt): (Signal, Signal),
+) -> anyhow::Result<()> {
+    tokio::select! {
+        ended = tasks.join_next() => {
+            health.set_stopping();
+            stop.cancel();
+            return Err(early_end(ended));
+        }
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    health.set_stopping();
+    stop.cancel();
+    let all = async {
+        let mut result = Ok(());
+        while let Some(ended) = tasks.join_next().await {
+            if let Ok((_, Ok(()))) = ended {
+                continue;
+            }
+            result = Err(early_end(Some(ended)));
+        }
+        result
+    };
+    tokio::select! {
+        result = tokio::time::timeout(STOP_DEADLINE, all) => match result {
+            Ok(result) => result,
+            Err(_) => bail!("the tasks did not end within {STOP_DEADLINE:?}"),
+        },
+        _ = terminate.recv() => bail!("stopped at once by a second signal"),
+        _ = interrupt.recv() => bail!("stopped at once by a second signal"),
+    }
+}
+
+type JoinedTask = Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>;
+
+fn early_end(ended: Option<JoinedTask>) -> anyhow::Error {
+    let error = match ended {
+        Some(Ok((name, Ok(())))) => anyhow::anyhow!("the task {name:?} has ended by itself"),
+        Some(Ok((name, Err(error)))) => error.context(format!("the task {name:?} has failed")),
+        Some(Err(error)) => anyhow::Error::new(error).context("a task has panicked"),
+        None => anyhow::anyhow!("there are no tasks"),
+    };
+    error!(error = format!("{error:#}"), "the agent ends");
+    error
+}

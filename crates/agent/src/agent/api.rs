@@ -1,0 +1,103 @@
+//! Calls to the API server, counted; what they come to, in the planner's words.
+
+use std::sync::Arc;
+
+use tracing::{debug, warn};
+use trylatest_core::outcome::Outcome;
+use trylatest_core::plan::Sent;
+use trylatest_core::pod::PodId;
+use trylatest_core::release::{ContainerRelease, Progress, Release};
+use trylatest_k8s::{ApiError, Notice, Operation, Writer};
+
+use super::metrics::{CallResult, Metrics};
+use crate::clock;
+
+/// A [`Writer`] that counts.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) writer: Writer,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Api {
+    /// Writes a release; why it failed is logged here.
+    pub(super) async fn release(&self, pod: &PodId, release: &Release) -> Sent {
+        match self.count(Operation::Release, self.writer.release(pod, release).await) {
+            Ok(()) => Sent::Written,
+            Err(ApiError::Gone { .. }) => Sent::Gone,
+            Err(error @ (ApiError::Timeout { .. } | ApiError::Call { .. })) => {
+                warn!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "a release could not be written; it is sent again");
+                Sent::Failed
+            }
+        }
+    }
+
+    /// Writes a sign of life. The next one makes up for a lost one.
+    pub(super) async fn progress(&self, pod: &PodId, progress: &Progress) {
+        let written = self.writer.progress(pod, progress).await;
+        if let Err(error) = self.count(Operation::Progress, written) {
+            debug!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "no sign of life could be written");
+        }
+    }
+
+    /// Tells an Event per container of a release.
+    pub(super) async fn announce(&self, pod: &PodId, release: &Release) {
+        for (name, container) in &release.containers {
+            self.notify(pod, &notice(name, container, release)).await;
+        }
+    }
+
+    /// Tells an Event.
+    pub(super) async fn notify(&self, pod: &PodId, notice: &Notice) {
+        let written = self.writer.notify(pod, notice, clock::wall()).await;
+        if let Err(error) = self.count(Operation::Event, written) {
+            warn!(namespace = pod.namespace, pod = pod.name, reason = notice.reason, error = %words(&error), "an Event could not be written");
+        }
+    }
+
+    /// Counts a call by how it ended.
+    pub(super) fn count<T>(
+        &self,
+        operation: Operation,
+        result: Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let word = match &result {
+            Ok(_) => CallResult::Success,
+            Err(ApiError::Gone { .. }) => CallResult::Gone,
+            Err(ApiError::Timeout { .. }) => CallResult::Timeout,
+            Err(ApiError::Call { .. }) => CallResult::Error,
+        };
+        self.metrics.called(operation, word);
+        result
+    }
+}
+
+fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice {
+    let (reason, warning) = match container.outcome {
+        Outcome::Fresh => ("TryLatestFresh", false),
+        Outcome::Unchanged => ("TryLatestUnchanged", false),
+        Outcome::Fallback => ("TryLatestFallback", true),
+        Outcome::Unavailable => ("TryLatestUnavailable", true),
+        Outcome::Refused => ("TryLatestRefused", true),
+    };
+    Notice {
+        reason,
+        warning,
+        note: format!("{name}: {}", container.describe(release.time)),
+    }
+}
+
+/// The error and its causes on one line, each said once: kube's own errors repeat theirs.
+pub(super) fn words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
+            words.push_str(": ");
+            words.push_str(&cause_words);
+        }
+        source = cause.source();
+    }
+    words
+}

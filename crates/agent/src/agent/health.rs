@@ -1,0 +1,78 @@
+//! Whether the agent lives and is ready, as the probes ask.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The main task turns every few seconds; after this long without, it hangs.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// What the tasks say of themselves.
+#[derive(Debug)]
+pub(super) struct Health {
+    beat: Mutex<Instant>,
+    watching: AtomicBool,
+    runtime: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self {
+            beat: Mutex::new(Instant::now()),
+            watching: AtomicBool::new(false),
+            runtime: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// The main task has turned.
+    pub(super) fn beat(&self) {
+        if let Ok(mut beat) = self.beat.lock() {
+            *beat = Instant::now();
+        }
+    }
+
+    /// The first list of pods is here.
+    pub(super) fn set_watching(&self) {
+        self.watching.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_watching(&self) -> bool {
+        self.watching.load(Ordering::Relaxed)
+    }
+
+    /// containerd answers, or does not.
+    pub(super) fn set_runtime(&self, answers: bool) {
+        self.runtime.store(answers, Ordering::Relaxed);
+    }
+
+    /// SIGTERM has come.
+    pub(super) fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the agent does not live, if so.
+    pub(super) fn dead(&self) -> Option<String> {
+        let silent = self
+            .beat
+            .lock()
+            .map_or(Duration::MAX, |beat| beat.elapsed());
+        (silent > DEAD_AFTER).then(|| format!("the main task has not turned for {silent:?}"))
+    }
+
+    /// Why the agent is not ready, if so.
+    pub(super) fn unready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            Some("stopping")
+        } else if !self.is_watching() {
+            Some("the pods of this node are not listed yet")
+        } else if !self.runtime.load(Ordering::Relaxed) {
+            Some("containerd does not answer")
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The index, as the agent uses it: never in the way of a release.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::time::{Instant, timeout};
+use tracing::{info, warn};
+use trylatest_containerd::ImageRuntime;
+use trylatest_core::image::ImageName;
+use trylatest_core::record::{ImageRecord, Try};
+use trylatest_index::{Index, OpenError, Opened};
+
+use super::api::words;
+use super::metrics::Metrics;
+use crate::clock;
+
+/// How long a release waits for its try to be on disk. A disk that is slower than this is ill, and
+/// the pod comes first.
+const RECORD_DEADLINE: Duration = Duration::from_secs(1);
+
+/// After a write that failed or hung, releases do not wait for the disk for this long.
+const REST: Duration = Duration::from_secs(30);
+
+/// What is remembered on disk; none if the index cannot be used, in which case the agent runs on.
+#[derive(Clone)]
+pub(super) struct History {
+    index: Option<Arc<Index>>,
+    metrics: Arc<Metrics>,
+    rest_until: Option<Instant>,
+}
+
+impl History {
+    /// Opens the index, or says why the agent runs without.
+    pub(super) fn open(path: &Path, metrics: Arc<Metrics>) -> (Self, bool) {
+        let mut rebuilt = false;
+        let index = match Index::open(path, clock::wall()) {
+            Ok(Opened { index, recovered }) => {
+                if let Some(recovered) = recovered {
+                    rebuilt = true;
+                    warn!(
+                        moved_to = %recovered.moved_to.display(),
+                        error = %recovered.why,
+                        "the index was unreadable; it is moved aside and rebuilt"
+                    );
+                }
+                Some(Arc::new(index))
+            }
+            Err(error @ OpenError::Newer { .. }) => {
+                warn!(path = %path.display(), %error, "running without history: the index is left as it is");
+                None
+            }
+            Err(error) => {
+                warn!(path = %path.display(), %error, "running without history");
+                None
+            }
+        };
+        metrics.set_index_open(index.is_some());
+        let history = Self {
+            index,
+            metrics,
+            rest_until: None,
+        };
+        (history, rebuilt)
+    }
+
+    /// Remembers a try. Returns after the deadline at the latest; what failed is logged and counted.
+    pub(super) async fn record(&mut self, record: Try) {
+        if self.rest_until.is_some_and(|until| Instant::now() < until) {
+            self.metrics.index_failed();
+            return;
+        }
+        let image = record.image.clone();
+        let needs_credentials = if record.confirmed() {
+            Some(false)
+        } else {
+            record.says_unauthorized().then_some(true)
+        };
+        let write = self.blocking(move |index| index.record(&record, needs_credentials));
+        let failed = match timeout(RECORD_DEADLINE, write).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error,
+            Err(_) => format!("no answer within {RECORD_DEADLINE:?}"),
+        };
+        self.rest_until = Some(Instant::now() + REST);
+        self.metrics.index_failed();
+        warn!(%image, error = failed, "a try could not be written to the index");
+    }
+
+    /// Everything remembered.
+    pub(super) async fn all(&self) -> Result<Vec<ImageRecord>, String> {
+        if self.index.is_none() {
+            return Err("the agent runs without history; its log says why".to_owned());
+        }
+        let read = self.blocking(|index| index.all(clock::wall()));
+        read.await.map(Option::unwrap_or_default)
+    }
+
+    /// Starts anew from what containerd holds, after the index was lost.
+    pub(super) async fn rebuild<R: ImageRuntime>(&self, runtime: &R) {
+        match runtime.images().await {
+            Ok(images) => {
+                let images: Vec<_> = images
+                    .into_iter()
+                    .map(|local| (local.image, local.digest, local.size_bytes))
+                    .collect();
+                let count = images.len();
+                let seed = self.blocking(move |index| index.seed(&images, clock::wall()));
+                match seed.await {
+                    Ok(_) => info!(
+                        images = count,
+                        "the index is rebuilt from what containerd holds"
+                    ),
+                    Err(error) => warn!(error, "the index could not be rebuilt"),
+                }
+            }
+            Err(error) => warn!(%error, "the index could not be rebuilt"),
+        }
+    }
+
+    /// Forgets images that are neither here nor were tried for long; what is left.
+    pub(super) async fn prune(&self, present: Vec<ImageName>) -> Option<Vec<ImageName>> {
+        let pruned = self.blocking(move |index| {
+            index.prune(clock::wall(), &present)?;
+            index.all(clock::wall())
+        });
+        match pruned.await {
+            Ok(left) => left.map(|left| left.into_iter().map(|record| record.image).collect()),
+            Err(error) => {
+                self.metrics.index_failed();
+                warn!(error, "the index could not be cleaned up");
+                None
+            }
+        }
+    }
+
+    /// Runs on a thread that may block. None without an index.
+    fn blocking<T, E>(
+        &self,
+        work: impl FnOnce(&Index) -> Result<T, E> + Send + 'static,
+    ) -> BoxFuture<'static, Result<Option<T>, String>>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        let Some(index) = self.index.clone() else {
+            return Box::pin(std::future::ready(Ok(None)));
+        };
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&index).map_err(|e| words(&e)));
+            match done.await {
+                Ok(done) => done.map(Some),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! Probes and metrics over TCP, and the index over a socket that only this node's root can open.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use rustix::fs::Mode;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+use super::health::Health;
+use super::history::History;
+use super::metrics::Metrics;
+
+/// The socket's name in the state folder.
+pub(crate) const SOCKET: &str = "agent.sock";
+
+/// Serves `/livez`, `/readyz` and `/metrics` until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let live = Arc::clone(&health);
+    let app = Router::new()
+        .route("/livez", get(async move || probe(live.dead())))
+        .route("/readyz", get(async move || probe(health.unready())))
+        .route("/metrics", get(async move || metrics_text(&metrics)));
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .context("serving probes and metrics")
+}
+
+/// Serves `/images` on the socket until `stop`.
+pub(super) async fn serve_images(
+    state_dir: &Path,
+    history: History,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let path = state_dir.join(SOCKET);
+    let listener = bind(&path).with_context(|| format!("listening on {}", path.display()))?;
+    let app = Router::new()
+        .route("/images", get(images))
+        .with_state(history);
+    let served = axum::serve(listener, app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .context("serving the index");
+    remove(&path)?;
+    served
+}
+
+fn bind(path: &PathBuf) -> anyhow::Result<UnixListener> {
+    // A killed agent leaves its socket behind.
+    remove(path)?;
+    let listener = UnixListener::bind(path)?;
+    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
+    Ok(listener)
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn probe(problem: Option<impl ToString>) -> Response {
+    match problem {
+        None => "ok\n".into_response(),
+        Some(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", why.to_string()),
+        )
+            .into_response(),
+    }
+}
+
+fn metrics_text(metrics: &Metrics) -> Response {
+    match metrics.text() {
+        Ok(text) => ([("content-type", prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn images(State(history): State<History>) -> Response {
+    match history.all().await {
+        Ok(records) => match serde_json::to_string(&records) {
+            Ok(json) => ([("content-type", "application/json")], json).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        },
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
+}

@@ -1,0 +1,242 @@
+//! What is counted. Labels are words from fixed lists, never names.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use trylatest_core::outcome::{FailureClass, Outcome};
+use trylatest_core::record::Try;
+use trylatest_core::release::Release;
+use trylatest_k8s::Operation;
+
+/// Seconds. An unchanged tag takes some 20 ms, a stall 5 s, a big image minutes.
+const TRY_BUCKETS: [f64; 12] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+
+/// Seconds from the pod seen to its release sent.
+const RELEASE_BUCKETS: [f64; 13] = [
+    0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// Every series of the agent, with those that are expected made in advance, so that a rate over
+/// the first event is not lost.
+pub struct Metrics {
+    registry: Registry,
+    tries: IntCounterVec,
+    try_seconds: HistogramVec,
+    releases: IntCounterVec,
+    release_seconds: Histogram,
+    api_calls: IntCounterVec,
+    index_failures: IntCounter,
+    index_open: IntGauge,
+    gate_image_restored: IntCounter,
+    watch_failures: IntCounter,
+}
+
+impl Metrics {
+    /// Makes and registers all series.
+    ///
+    /// # Errors
+    /// Two series of one name: a defect of this module, which its test would show.
+    pub fn new(version: &str) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            register(&registry, IntCounter::new(name, help)?)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(
+                &registry,
+                IntCounterVec::new(Opts::new(name, help), labels)?,
+            )
+        };
+        let build = IntGaugeVec::new(
+            Opts::new(
+                "trylatest_build_info",
+                "Always 1; the version is the label.",
+            ),
+            &["version"],
+        )?;
+        register(&registry, build)?
+            .with_label_values(&[version])
+            .set(1);
+        let metrics = Self {
+            tries: counters(
+                "trylatest_tries_total",
+                "Tries that ended, by outcome and by the failure's class (none without failure).",
+                &["outcome", "class"],
+            )?,
+            try_seconds: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new("trylatest_try_duration_seconds", "How long tries took.")
+                        .buckets(TRY_BUCKETS.to_vec()),
+                    &["outcome"],
+                )?,
+            )?,
+            releases: counters(
+                "trylatest_container_releases_total",
+                "Containers released, by outcome.",
+                &["outcome"],
+            )?,
+            release_seconds: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "trylatest_release_seconds",
+                        "From a pod seen to its release written.",
+                    )
+                    .buckets(RELEASE_BUCKETS.to_vec()),
+                )?,
+            )?,
+            api_calls: counters(
+                "trylatest_api_calls_total",
+                "Calls to the API server, by operation and result.",
+                &["operation", "result"],
+            )?,
+            index_failures: counter(
+                "trylatest_index_failures_total",
+                "Writes to the index that failed or were left out.",
+            )?,
+            index_open: register(
+                &registry,
+                IntGauge::new(
+                    "trylatest_index_open",
+                    "1 if there is a history, 0 without.",
+                )?,
+            )?,
+            gate_image_restored: counter(
+                "trylatest_gate_image_restored_total",
+                "How often the gate's image name had to be made again.",
+            )?,
+            watch_failures: counter(
+                "trylatest_watch_failures_total",
+                "Interruptions of the watch of pods.",
+            )?,
+            registry,
+        };
+        metrics.make_expected_series();
+        Ok(metrics)
+    }
+
+    fn make_expected_series(&self) {
+        for outcome in Outcome::ALL {
+            self.releases.with_label_values(&[outcome.as_str()]);
+            self.try_seconds.with_label_values(&[outcome.as_str()]);
+        }
+        for outcome in [Outcome::Fresh, Outcome::Unchanged] {
+            self.tries.with_label_values(&[outcome.as_str(), "none"]);
+        }
+        for class in FailureClass::ALL {
+            let fallback = Outcome::Fallback.as_str();
+            self.tries.with_label_values(&[fallback, class.as_str()]);
+        }
+        for operation in Operation::ALL {
+            for result in CallResult::ALL {
+                self.api_calls
+                    .with_label_values(&[operation.as_str(), result.as_str()]);
+            }
+        }
+    }
+
+    pub(super) fn tried(&self, record: &Try) {
+        let outcome = record.outcome.as_str();
+        let class = record.failure.as_ref().map_or("none", |f| f.class.as_str());
+        self.tries.with_label_values(&[outcome, class]).inc();
+        self.try_seconds
+            .with_label_values(&[outcome])
+            .observe(record.duration.as_secs_f64());
+    }
+
+    pub(super) fn released(&self, release: &Release, after: Duration) {
+        for container in release.containers.values() {
+            self.releases
+                .with_label_values(&[container.outcome.as_str()])
+                .inc();
+        }
+        self.release_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn called(&self, operation: Operation, result: CallResult) {
+        self.api_calls
+            .with_label_values(&[operation.as_str(), result.as_str()])
+            .inc();
+    }
+
+    pub(super) fn index_failed(&self) {
+        self.index_failures.inc();
+    }
+
+    pub(super) fn set_index_open(&self, open: bool) {
+        self.index_open.set(open.into());
+    }
+
+    pub(super) fn gate_image_was_restored(&self) {
+        self.gate_image_restored.inc();
+    }
+
+    pub(super) fn watch_failed(&self) {
+        self.watch_failures.inc();
+    }
+
+    /// Everything, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// A series that cannot be written: none of ours.
+    pub fn text(&self) -> prometheus::Result<String> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum CallResult {
+    Success,
+    Gone,
+    Timeout,
+    Error,
+}
+
+impl CallResult {
+    const ALL: [Self; 4] = [Self::Success, Self::Gone, Self::Timeout, Self::Error];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Gone => "gone",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_series_are_there_before_the_first_event() {
+        let text = Metrics::new("1.2.3").unwrap().text().unwrap();
+        for line in [
+            "trylatest_build_info{version=\"1.2.3\"} 1",
+            "trylatest_tries_total{class=\"network\",outcome=\"fallback\"} 0",
+            "trylatest_container_releases_total{outcome=\"refused\"} 0",
+            "trylatest_api_calls_total{operation=\"release\",result=\"timeout\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

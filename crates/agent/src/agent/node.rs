@@ -1,0 +1,89 @@
+//! Writes the node's report: at once when it changes, at most once in ten seconds, and again every
+//! five minutes in case somebody has overwritten it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use trylatest_core::node::NodeReport;
+use trylatest_k8s::{ApiError, Operation};
+
+use super::api::{Api, words};
+use crate::clock;
+
+/// Between two writes: every watcher of nodes gets each of them.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How often an unchanged report is written again.
+const RESYNC: Duration = Duration::from_secs(300);
+
+/// Writes what it is handed.
+pub(super) struct NodeWriter {
+    pub(super) api: Api,
+    pub(super) report: watch::Receiver<Option<NodeReport>>,
+}
+
+impl NodeWriter {
+    /// Runs until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            result = self.write() => result,
+        }
+    }
+
+    async fn write(mut self) -> anyhow::Result<()> {
+        // Since when the condition is what it is; read once, then known.
+        let mut since: Option<(bool, Timestamp)> = None;
+        loop {
+            let report = self.report.borrow_and_update().clone();
+            if let Some(report) = report {
+                if let Err(error) = self.write_once(&report, &mut since).await {
+                    warn!(error = %words(&error), "the node's report could not be written; it is tried again");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+                sleep(PAUSE).await;
+            }
+            // A changed report, a closed channel (the main task has ended, and says why itself) and
+            // the resync all lead to the next look.
+            if let Ok(Err(_)) = timeout(RESYNC, self.report.changed()).await {
+                anyhow::bail!("nobody reports on this node any more");
+            }
+        }
+    }
+
+    async fn write_once(
+        &self,
+        report: &NodeReport,
+        since: &mut Option<(bool, Timestamp)>,
+    ) -> Result<(), ApiError> {
+        let now = clock::wall();
+        if since.is_none() {
+            let read = self.api.writer.condition().await;
+            *since = self.api.count(Operation::NodeCondition, read)?;
+        }
+        let changed = match *since {
+            Some((fallback, then)) if fallback == report.fallback => then,
+            before => {
+                if before.is_some() {
+                    info!(
+                        fallback = report.fallback,
+                        message = report.message,
+                        "the node's condition changes"
+                    );
+                }
+                now
+            }
+        };
+        let written = self.api.writer.annotate_node(report).await;
+        self.api.count(Operation::NodeAnnotations, written)?;
+        let written = self.api.writer.set_condition(report, changed, now).await;
+        self.api.count(Operation::NodeCondition, written)?;
+        *since = Some((report.fallback, changed));
+        Ok(())
+    }
+}

@@ -1,0 +1,329 @@
+//! The agent's main task: what the watch shows goes to the planner, what the planner wants is
+//! carried out, what came of it goes back.
+//!
+//! Nothing is spawned: what is under way are futures that this task owns and polls. Every arm of
+//! its `select!` is cancel-safe: streams, channels and timers lose nothing when they are not
+//! chosen.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use trylatest_containerd::ImageRuntime;
+use trylatest_core::image::ImageName;
+use trylatest_core::node::{NodeImage, NodeReport};
+use trylatest_core::plan::{Action, Ended, Plan, Planner, Sent};
+use trylatest_core::pod::PodId;
+use trylatest_core::release::Release;
+use trylatest_core::verdict::Copy;
+use trylatest_k8s::{Notice, PodChange, WatchError};
+
+use super::api::{Api, words};
+use super::attempt::{Moved, attempt, prove};
+use super::health::Health;
+use super::history::History;
+use super::metrics::Metrics;
+use crate::clock::Clock;
+
+/// Most tries at once. containerd bounds the downloads of each; this bounds what a node with
+/// hundreds of images asks of its registries after a reboot.
+const TRIES_MAX: usize = 64;
+
+/// Movements that wait to be read; more are dropped, the next look repeats them.
+const MOVED_MAX: usize = 256;
+
+/// The loop turns at least this often, which is what the liveness probe looks at.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// How long releases under way may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How often what nobody needs is forgotten.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// What the task works with.
+pub(super) struct Pods<R> {
+    pub(super) runtime: Arc<R>,
+    pub(super) api: Api,
+    pub(super) history: History,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) planner: Planner,
+    pub(super) clock: Clock,
+    pub(super) stall: Duration,
+    pub(super) report: watch::Sender<Option<NodeReport>>,
+}
+
+/// What came of something under way.
+enum Came {
+    Ended(Ended),
+    Inspected(ImageName, Copy),
+    Sent(PodId, Release, Sent),
+    Pruned(Option<Vec<ImageName>>),
+    Done,
+}
+
+/// The running task.
+struct Loop<R> {
+    own: Pods<R>,
+    under_way: FuturesUnordered<BoxFuture<'static, Came>>,
+    moved: mpsc::Sender<Moved>,
+    permits: Arc<Semaphore>,
+    /// When each pod that waits was first seen, by uid; for the metric alone.
+    seen: HashMap<String, Instant>,
+    reported: Vec<NodeImage>,
+}
+
+impl<R: ImageRuntime> Pods<R> {
+    /// Runs until `stop`, or until the stream of changes ends, which is an error.
+    pub(super) async fn run(
+        self,
+        changes: impl Stream<Item = Result<PodChange, WatchError>>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut changes = std::pin::pin!(changes);
+        let (sender, mut moved) = mpsc::channel(MOVED_MAX);
+        let mut running = Loop {
+            own: self,
+            under_way: FuturesUnordered::new(),
+            moved: sender,
+            permits: Arc::new(Semaphore::new(TRIES_MAX)),
+            seen: HashMap::new(),
+            reported: Vec::new(),
+        };
+        let mut prune_at = Instant::now() + PRUNE_EVERY;
+        loop {
+            running.own.health.beat();
+            let now = running.own.clock.now();
+            let wakeup = running.own.planner.next_wakeup(now).unwrap_or(BEAT_EVERY);
+            let plan = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(came) = running.under_way.next() => running.came(came),
+                change = changes.next() => match change {
+                    Some(change) => running.changed(change),
+                    None => anyhow::bail!("the watch of pods has ended"),
+                },
+                Some(moved) = moved.recv() => {
+                    let Moved { image, attempt, movement } = moved;
+                    running.own.planner.moved(&image, attempt, movement.bytes, movement.total_bytes);
+                    continue;
+                }
+                () = sleep(wakeup.min(BEAT_EVERY)) => {
+                    running.own.planner.tick(running.own.clock.now())
+                }
+            };
+            running.carry_out(plan).await;
+            if Instant::now() >= prune_at {
+                prune_at = Instant::now() + PRUNE_EVERY;
+                running.prune();
+            }
+        }
+        running.drain().await;
+        Ok(())
+    }
+}
+
+impl<R: ImageRuntime> Loop<R> {
+    fn changed(&mut self, change: Result<PodChange, WatchError>) -> Plan {
+        let now = self.own.clock.now();
+        match change {
+            Ok(PodChange::Reset(pods)) => {
+                info!(pods = pods.len(), "watching this node's TryLatest pods");
+                self.seen
+                    .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
+                for pod in &pods {
+                    self.saw(&pod.id);
+                }
+                let plan = self.own.planner.reset(now, pods);
+                self.own.health.set_watching();
+                plan
+            }
+            Ok(PodChange::Seen(pod)) => {
+                self.saw(&pod.id);
+                self.own.planner.pod(now, *pod)
+            }
+            Ok(PodChange::Gone(uid)) => {
+                self.seen.remove(&uid);
+                self.own.planner.gone(now, &uid)
+            }
+            Err(error) => {
+                self.own.metrics.watch_failed();
+                warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
+                Plan::default()
+            }
+        }
+    }
+
+    fn saw(&mut self, pod: &PodId) {
+        self.seen
+            .entry(pod.uid.clone())
+            .or_insert_with(Instant::now);
+    }
+
+    fn came(&mut self, came: Came) -> Plan {
+        let now = self.own.clock.now();
+        match came {
+            Came::Ended(ended) => self.own.planner.ended(now, &ended),
+            Came::Inspected(image, copy) => self.own.planner.inspected(now, &image, &copy),
+            Came::Sent(pod, release, sent) => {
+                if sent == Sent::Written {
+                    self.was_released(&pod, &release);
+                }
+                self.own.planner.sent(now, &pod, release, sent)
+            }
+            Came::Pruned(left) => {
+                if let Some(left) = left {
+                    self.own.planner.forget(|image| !left.contains(image));
+                }
+                Plan::default()
+            }
+            Came::Done => Plan::default(),
+        }
+    }
+
+    fn was_released(&mut self, pod: &PodId, release: &Release) {
+        // The clock starts anew for a later run of the same pod's gate.
+        let since = self.seen.insert(pod.uid.clone(), Instant::now());
+        let took = since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.own.metrics.released(release, took);
+        for (name, container) in &release.containers {
+            info!(
+                namespace = pod.namespace,
+                pod = pod.name,
+                container = name,
+                image = container.image,
+                outcome = container.outcome.as_str(),
+                digest = container.digest,
+                error = container.failure.as_ref().map(tracing::field::display),
+                took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                "released"
+            );
+        }
+        let (api, pod, release) = (self.own.api.clone(), pod.clone(), release.clone());
+        self.begin(async move {
+            api.announce(&pod, &release).await;
+            Came::Done
+        });
+    }
+
+    /// Remembers first, then acts: what a pod was told is on disk.
+    async fn carry_out(&mut self, plan: Plan) {
+        for record in plan.records {
+            self.own.metrics.tried(&record);
+            debug!(
+                image = %record.image,
+                outcome = record.outcome.as_str(),
+                digest = record.digest,
+                error = record.failure.as_ref().map(tracing::field::display),
+                took_ms = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
+                "tried"
+            );
+            self.own.history.record(record).await;
+        }
+        for action in plan.actions {
+            self.act(action);
+        }
+        self.tell_node();
+    }
+
+    fn act(&mut self, action: Action) {
+        let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
+        match action {
+            Action::Try { image, attempt: id } => {
+                let (moved, permits) = (self.moved.clone(), Arc::clone(&self.permits));
+                let stall = self.own.stall;
+                self.begin(async move {
+                    // The semaphore is never closed; without a permit the try would run all the same.
+                    let _permit = permits.acquire().await;
+                    Came::Ended(attempt(&*runtime, image, id, stall, moved).await)
+                });
+            }
+            Action::Inspect(image) => self.begin(async move {
+                let copy = prove(&*runtime, &image).await;
+                Came::Inspected(image, copy)
+            }),
+            Action::Release(pod, release) => self.begin(async move {
+                let sent = api.release(&pod, &release).await;
+                Came::Sent(pod, release, sent)
+            }),
+            Action::Progress(pod, progress) => self.begin(async move {
+                api.progress(&pod, &progress).await;
+                Came::Done
+            }),
+            Action::Complain(pod, words) => {
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    error = words,
+                    "a pod's settings cannot be used"
+                );
+                self.begin(async move {
+                    let notice = Notice {
+                        reason: "TryLatestBadSetting",
+                        warning: true,
+                        note: words,
+                    };
+                    api.notify(&pod, &notice).await;
+                    Came::Done
+                });
+            }
+        }
+    }
+
+    fn begin(&mut self, work: impl Future<Output = Came> + Send + 'static) {
+        self.under_way.push(Box::pin(work));
+    }
+
+    /// Hands the node's report to its writer when it has changed, once the pods are known.
+    fn tell_node(&mut self) {
+        if !self.own.health.is_watching() {
+            return;
+        }
+        let images = self.own.planner.node_images();
+        if images != self.reported || self.own.report.borrow().is_none() {
+            self.reported.clone_from(&images);
+            self.own.report.send_replace(Some(NodeReport::new(images)));
+        }
+    }
+
+    fn prune(&mut self) {
+        let (runtime, history) = (Arc::clone(&self.own.runtime), self.own.history.clone());
+        self.begin(async move {
+            // Without containerd's word, nothing is known to be gone.
+            match runtime.images().await {
+                Ok(images) => {
+                    let present = images.into_iter().map(|local| local.image).collect();
+                    Came::Pruned(history.prune(present).await)
+                }
+                Err(_) => Came::Done,
+            }
+        });
+    }
+
+    /// After SIGTERM: releases that are decided are still written; pulls stop, and the next agent
+    /// tries their pods anew.
+    async fn drain(mut self) {
+        let drained = timeout(DRAIN, async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            while self.own.planner.is_releasing() {
+                tokio::select! {
+                    Some(came) = self.under_way.next() => {
+                        let plan = self.came(came);
+                        self.carry_out(plan).await;
+                    }
+                    _ = tick.tick() => {}
+                }
+            }
+        });
+        if drained.await.is_err() {
+            warn!("some releases could not be written before the end");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Every flag and every environment variable.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Start pods with what their tag points to now, or with the node's cached copy if the registry
+/// cannot say so in time.
+#[derive(Debug, Parser)]
+#[command(name = "trylatest", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 failed, or the gate refuses the pod's start; 2 a flag \
+                        or an environment variable cannot be used."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look after this node's TryLatest pods (the DaemonSet)
+    Agent(AgentArgs),
+    /// Hold a pod until the agent releases it (the init container)
+    Gate(GateArgs),
+    /// Show what is remembered of this node's TryLatest images
+    Images(ImagesArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// What `trylatest agent` takes.
+#[derive(Args, Debug)]
+pub struct AgentArgs {
+    /// The node this agent runs on
+    #[arg(long, env = "NODE_NAME", value_parser = not_empty)]
+    pub node_name: String,
+
+    /// The pod this agent runs in; its image is the gate's image
+    #[arg(long, env = "POD_NAME", value_parser = not_empty)]
+    pub pod_name: String,
+
+    /// The namespace of that pod
+    #[arg(long, env = "POD_NAMESPACE", value_parser = not_empty)]
+    pub pod_namespace: String,
+
+    /// containerd's socket
+    #[arg(
+        long,
+        env = "TRYLATEST_CONTAINERD_SOCKET",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub containerd_socket: PathBuf,
+
+    /// The snapshotter that holds unpacked images [default: as containerd says]
+    #[arg(long, env = "TRYLATEST_SNAPSHOTTER", value_parser = not_empty)]
+    pub snapshotter: Option<String>,
+
+    /// The folder for the cache index and the local socket
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// The address for probes and metrics
+    #[arg(long, env = "TRYLATEST_ADDRESS", default_value = "127.0.0.1")]
+    pub address: IpAddr,
+
+    /// The port for probes and metrics
+    #[arg(long, env = "TRYLATEST_PORT", default_value_t = 9776)]
+    pub port: u16,
+
+    /// Give up on a pull that has not moved for this long
+    #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
+    pub stall: Duration,
+
+    /// How long a pod waits before it takes the cached copy, while bytes still flow
+    #[arg(long = "try", env = "TRYLATEST_TRY", default_value = "30s", value_parser = positive)]
+    pub try_for: Duration,
+
+    /// Hand out cached copies of images that the registry refuses without credentials, though
+    /// nothing proves that the pod may have them
+    #[arg(long, env = "TRYLATEST_ALLOW_UNVERIFIED_FALLBACK")]
+    pub allow_unverified_fallback: bool,
+
+    /// What to log, e.g. `info` or `trylatest=debug`
+    #[arg(long, env = "TRYLATEST_LOG", default_value = "info", value_parser = log_filter)]
+    pub log: String,
+
+    /// How to log
+    #[arg(long, env = "TRYLATEST_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// What `trylatest gate` takes.
+#[derive(Args, Debug)]
+pub struct GateArgs {
+    /// The folder of the downward-API volume that holds the pod's annotations
+    #[arg(long, env = "TRYLATEST_VOLUME", default_value = "/run/trylatest")]
+    pub volume: PathBuf,
+
+    /// How long to wait without any sign of an agent before the pod starts as it is
+    #[arg(long, env = "TRYLATEST_PATIENCE", default_value = "20s", value_parser = duration)]
+    pub patience: Duration,
+
+    /// How far a release's time may lie from now
+    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "2m", value_parser = positive)]
+    pub freshness: Duration,
+}
+
+/// What `trylatest images` takes.
+#[derive(Args, Debug)]
+pub struct ImagesArgs {
+    /// The agent's folder
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// How `trylatest images` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A line an image
+    #[default]
+    Table,
+    /// An array of objects
+    Json,
+}
+
+const STATE_DIR: &str = "/var/lib/trylatest";
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 5s or 1m30s"))
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it must be more than 0".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// An empty variable is most often a manifest's mistake.
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        Err("it must not be empty".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::filter::Targets>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    const AGENT: [&str; 8] = [
+        "trylatest",
+        "agent",
+        "--node-name=n",
+        "--pod-name=p",
+        "--pod-namespace=s",
+        "--try=10s",
+        "--stall=1m30s",
+        "--allow-unverified-fallback",
+    ];
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let Command::Agent(args) = Cli::parse_from(AGENT).command else {
+            panic!("not the agent");
+        };
+        assert_eq!(args.try_for, Duration::from_secs(10));
+        assert_eq!(args.stall, Duration::from_secs(90));
+        assert!(args.allow_unverified_fallback);
+        assert_eq!(args.port, 9776);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_and_exits_2() {
+        for bad in [
+            "--stall=5",
+            "--stall=0s",
+            "--try=soon",
+            "--address=here",
+            "--port=70000",
+            "--node-name=",
+            "--log=a=b=c",
+            "--log-format=xml",
+        ] {
+            let args = AGENT
+                .iter()
+                .copied()
+                .filter(|a| a.split('=').next() != bad.split('=').next());
+            let error = Cli::try_parse_from(args.chain([bad])).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad}");
+            let option = bad.split('=').next().unwrap();
+            assert!(error.to_string().contains(option), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_option_can_be_set_by_the_environment() {
+        for command in ["agent", "gate"] {
+            let cli = Cli::command();
+            let command = cli.find_subcommand(command).unwrap();
+            for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+                assert!(arg.get_env().is_some(), "{}", arg.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The gate: an init container that waits for the agent's release, and for nothing else.
+//!
+//! It runs in every gated pod, so it is small: no async runtime, no thread, no network. It sleeps
+//! in `poll` until the kubelet replaces the file.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use trylatest_core::gate::{Gate, Reading, Step, annotation};
+use trylatest_core::keys;
+use trylatest_core::time::Now;
+
+use crate::args::GateArgs;
+use crate::clock;
+
+/// The file's name in the volume, as the admission policy mounts it.
+const FILE: &str = "annotations";
+
+/// Look at the file at least this often: a lost event costs no more. One small read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the kernel gives no inotify instance (they are limited per user), look this often.
+const LOOK_WITHOUT_EVENTS: Duration = Duration::from_millis(40);
+
+/// Waits at the gate. 0 opens it, 1 refuses the pod's start.
+pub fn run(args: &GateArgs) -> ExitCode {
+    exit_on_signals();
+    let GateArgs {
+        volume,
+        patience,
+        freshness,
+    } = args;
+    // Subscribe first, look afterwards: nothing is missed.
+    let changes = Changes::of(volume);
+    let start = now();
+    let mut gate = Gate::new(start, *patience, *freshness);
+    println!("waiting for the TryLatest agent of this node");
+    let mut unreadable = None;
+    loop {
+        let reading = read(&volume.join(FILE), &mut unreadable);
+        let now = now();
+        let (lines, step) = gate.observe(now, &reading);
+        for line in lines {
+            println!("{line}");
+        }
+        let waited = now.up.saturating_sub(start.up).as_secs_f64();
+        match step {
+            Step::Wait(at_most) => changes.wait(at_most),
+            Step::Open => {
+                println!("opened after {waited:.2}s");
+                return ExitCode::SUCCESS;
+            }
+            Step::OpenUnanswered => {
+                println!(
+                    "no sign of a TryLatest agent for {}: opened after {waited:.2}s; the pod starts \
+                     as with IfNotPresent, from this node's copy if there is one",
+                    humantime::format_duration(*patience)
+                );
+                return ExitCode::SUCCESS;
+            }
+            Step::Refuse => {
+                println!(
+                    "refused after {waited:.2}s; the agent looks again when the gate is restarted"
+                );
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+}
+
+/// The first process of a container ignores signals that it does not handle, and a deleted pod
+/// would wait out its grace period.
+fn exit_on_signals() {
+    for signal in [SIGTERM, SIGINT] {
+        let always = Arc::new(AtomicBool::new(true));
+        if let Err(error) = flag::register_conditional_shutdown(signal, 128 + signal, always) {
+            println!("signal {signal} cannot be handled: {error}");
+        }
+    }
+}
+
+/// Reads the annotations. What cannot be read is absent, and told once: the patience decides then.
+fn read(file: &Path, told: &mut Option<String>) -> Reading {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => {
+            let words = format!("{} cannot be read: {error}", file.display());
+            if told.as_ref() != Some(&words) {
+                println!("{words}");
+                *told = Some(words);
+            }
+            return Reading::default();
+        }
+    };
+    Reading {
+        released: parse(&text, keys::RELEASED),
+        progress: parse(&text, keys::PROGRESS),
+    }
+}
+
+fn parse<T: DeserializeOwned>(file: &str, key: &str) -> Option<T> {
+    serde_json::from_str(&annotation(file, key)?).ok()
+}
+
+/// Changes of the volume. The kubelet writes a new folder and renames a link to it
+/// (`pkg/volume/util/atomic_writer.go`), so the folder is what is watched.
+struct Changes {
+    inotify: Option<OwnedFd>,
+}
+
+impl Changes {
+    fn of(volume: &Path) -> Self {
+        let subscribe = || -> io::Result<OwnedFd> {
+            let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            let what = inotify::WatchFlags::MOVED_TO
+                | inotify::WatchFlags::CREATE
+                | inotify::WatchFlags::CLOSE_WRITE;
+            inotify::add_watch(&fd, volume, what)?;
+            Ok(fd)
+        };
+        Self {
+            inotify: subscribe().ok(),
+        }
+    }
+
+    /// Sleeps until something changes, `at_most` this long.
+    fn wait(&self, at_most: Duration) {
+        let Some(fd) = &self.inotify else {
+            std::thread::sleep(at_most.min(LOOK_WITHOUT_EVENTS));
+            return;
+        };
+        let timeout = Timespec::try_from(at_most.min(LOOK_EVERY)).ok();
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        // An interrupted wait only means to look earlier.
+        if poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+            let mut buffer = [0; 4096];
+            while rustix::io::read(fd, &mut buffer).is_ok_and(|read| read > 0) {}
+        }
+    }
+}
+
+fn now() -> Now {
+    // CLOCK_BOOTTIME would count a suspended node's sleep as patience.
+    let up = clock_gettime(ClockId::Monotonic);
+    Now {
+        wall: clock::wall(),
+        up: Duration::try_from(up).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,185 @@
+//! `trylatest images`: the index, from the running agent or, without one, from its file.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use tokio::net::UnixStream;
+use trylatest_core::record::ImageRecord;
+use trylatest_index::Index;
+
+use crate::agent::{INDEX, SOCKET};
+use crate::args::{ImagesArgs, Output};
+use crate::clock;
+
+/// For the whole answer: it comes from this node.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The index is bounded; an answer larger than this is none of ours.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+
+/// Prints what is remembered.
+///
+/// # Errors
+/// There is no index, or it cannot be read.
+pub fn run(args: &ImagesArgs) -> anyhow::Result<()> {
+    let ImagesArgs { state_dir, output } = args;
+    let records = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(read(state_dir))?;
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(&records)?,
+        Output::Table => table(&records, clock::wall()),
+    };
+    match writeln!(io::stdout(), "{text}") {
+        // `trylatest images | head` is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
+    let socket = state_dir.join(SOCKET);
+    match UnixStream::connect(&socket).await {
+        Ok(stream) => tokio::time::timeout(DEADLINE, ask(stream))
+            .await
+            .with_context(|| format!("the agent did not answer within {DEADLINE:?}"))?
+            .context("asking the agent"),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            let path = state_dir.join(INDEX);
+            let index = Index::open_read_only(&path).with_context(|| {
+                format!(
+                    "no agent answers at {}; reading {}",
+                    socket.display(),
+                    path.display()
+                )
+            })?;
+            Ok(index.all(clock::wall())?)
+        }
+        Err(error) => Err(error).with_context(|| format!("connecting to {}", socket.display())),
+    }
+}
+
+async fn ask(stream: UnixStream) -> anyhow::Result<Vec<ImageRecord>> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get("/images")
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
+        anyhow::Ok((status, body.to_bytes()))
+    };
+    let (answer, _) = tokio::join!(answer, connection);
+    let (status, body) = answer?;
+    if status != StatusCode::OK {
+        bail!("{}", String::from_utf8_lossy(&body));
+    }
+    Ok(serde_json::from_slice(&body)?)
+}
+
+fn table(records: &[ImageRecord], now: Timestamp) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        "IMAGE",
+        "OUTCOME",
+        "CLASS",
+        "DIGEST",
+        "TRIED",
+        "CONFIRMED",
+        "TRIES/7D",
+        "FALLBACKS/7D",
+    ]);
+    for record in records {
+        let last = record.tries.first();
+        let ago = |then: Option<Timestamp>| {
+            then.map_or_else(
+                || "never".to_owned(),
+                |then| format!("{} ago", trylatest_core::time::short_age(now, then)),
+            )
+        };
+        let digest = last.and_then(|last| last.digest.as_deref()).unwrap_or("-");
+        table.add_row([
+            record.image.to_string(),
+            last.map_or("-", |last| last.outcome.as_str()).to_owned(),
+            last.and_then(|last| last.failure.as_ref())
+                .map_or("-", |failure| failure.class.as_str())
+                .to_owned(),
+            trylatest_core::image::short_digest(digest).to_owned(),
+            ago(last.map(|last| last.started)),
+            ago(record.confirmed),
+            record.week.tries.to_string(),
+            record.week.fallbacks.to_string(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trylatest_core::outcome::{Failure, FailureClass, Outcome};
+    use trylatest_core::record::{Try, Week};
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_an_image() {
+        let started = "2026-01-01T12:00:00Z".parse().unwrap();
+        let record = ImageRecord {
+            image: "reg.example/app".parse().unwrap(),
+            confirmed: None,
+            needs_credentials: false,
+            seen: started,
+            tries: vec![Try {
+                image: "reg.example/app".parse().unwrap(),
+                started,
+                duration: Duration::from_millis(12),
+                outcome: Outcome::Fallback,
+                failure: Some(Failure::new(FailureClass::Network, "refused")),
+                digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                size_bytes: None,
+            }],
+            week: Week {
+                tries: 3,
+                fallbacks: 1,
+            },
+        };
+        let text = table(&[record], started + Duration::from_secs(60));
+        let mut lines = text.lines();
+        assert!(lines.next().unwrap().contains("FALLBACKS/7D"));
+        let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+        assert_eq!(
+            words,
+            [
+                "reg.example/app:latest",
+                "fallback",
+                "network",
+                "sha256:abababababab",
+                "60s",
+                "ago",
+                "never",
+                "3",
+                "1"
+            ]
+        );
+    }
+}

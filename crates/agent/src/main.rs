@@ -1,0 +1,10 @@
+//! Parses the command line and hands over.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use trylatest::args::Cli;
+
+fn main() -> ExitCode {
+    trylatest::run(Cli::parse())
+}
