@@ -22,6 +22,9 @@ use crate::error::{ApiError, Operation};
 /// Longest note of an Event in bytes (`pkg/apis/core/validation/events.go`, `NoteLengthLimit`).
 const NOTE_MAX_BYTES: usize = 1024;
 
+/// The longest name of who reports an Event (`pkg/apis/core/validation/events.go`).
+const INSTANCE_MAX_BYTES: usize = 128;
+
 /// Writes in the name of the agent on one node.
 #[derive(Clone)]
 pub struct Writer {
@@ -112,7 +115,8 @@ impl Writer {
         let event = Event {
             metadata: ObjectMeta {
                 namespace: Some(pod.namespace.clone()),
-                generate_name: Some(format!("{}.", pod.name)),
+                // A pod's name is valid here; with a dot after it, as is the custom, it would not be.
+                generate_name: Some(format!("{}-", pod.name)),
                 ..ObjectMeta::default()
             },
             action: Some("TryLatest".to_owned()),
@@ -128,7 +132,7 @@ impl Writer {
                 ..ObjectReference::default()
             }),
             reporting_controller: Some(keys::FIELD_MANAGER.to_owned()),
-            reporting_instance: Some(self.node.clone()),
+            reporting_instance: Some(cut(&self.node, INSTANCE_MAX_BYTES)),
             type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         };
