@@ -6,7 +6,8 @@
 //! process, mount or cgroup outlives the process that started it, however that one ends.
 //!
 //! This crate must not know how TryLatest works: it starts parts, breaks them and shows what a
-//! user would see. What TryLatest should do is said by the tests.
+//! user would see. What TryLatest should do is said by the tests. [`install`] puts it on a cluster
+//! by its own manifests, and [`workload`] makes pods as users do.
 //!
 //! ```text
 //!   suite ──► cluster::Cluster ──► ControlPlane   etcd, kube-apiserver, controller-manager, scheduler
@@ -20,8 +21,10 @@
 //! folder, kept when something failed.
 
 pub mod cluster;
+pub mod install;
 pub mod pki;
 pub mod process;
 pub mod registry;
 pub mod suite;
 pub mod testimage;
+pub mod workload;

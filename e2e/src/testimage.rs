@@ -37,7 +37,7 @@ pub fn app(tools: &Tools, version: &str) -> anyhow::Result<Content> {
 pub fn app_of_size(tools: &Tools, version: &str, padding: usize) -> anyhow::Result<Content> {
     let mut layers = vec![
         program_layer(tools)?,
-        layer("version", version.as_bytes(), 0o644)?,
+        layer("version", format!("{version}\n").as_bytes(), 0o644)?,
     ];
     if padding > 0 {
         let mut random = vec![0; padding];

@@ -136,7 +136,7 @@ fn configuration(
         "failSwapOn": false,
         // Lowering it needs a capability that root in a container or VM may lack.
         "oomScoreAdj": 0,
-        "podLogsDir": run.sub("pods")?,
+        "podLogsDir": run.sub("logs/pods")?,
         "volumePluginDir": run.sub("kubelet/volume-plugins")?,
         "makeIPTablesUtilChains": false,
         // Nobody answers there; without an address every pod gets a warning Event.

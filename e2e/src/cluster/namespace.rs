@@ -14,7 +14,7 @@ use super::wait;
 /// How long the controllers may take to furnish a namespace.
 const FURNISHED: Duration = Duration::from_secs(30);
 
-/// A namespace that the test has for itself.
+/// A namespace, mostly one that a test has for itself.
 #[derive(Clone)]
 pub struct Namespace {
     client: Client,
@@ -52,6 +52,14 @@ impl Namespace {
             accounts.create(&PostParams::default(), &account).await?;
         }
         Ok(made)
+    }
+
+    /// One that is there already.
+    pub fn existing(client: Client, name: &str) -> Self {
+        Self {
+            client,
+            name: name.to_owned(),
+        }
     }
 
     /// Its name.

@@ -68,6 +68,11 @@ impl Tools {
         self.root.join("target/cluster")
     }
 
+    /// The archive of TryLatest's own image, which may not be built yet.
+    pub fn image(&self) -> PathBuf {
+        self.root.join("target/image/trylatest.tar")
+    }
+
     fn built(&self, name: &str) -> PathBuf {
         self.cache().join("bin").join(name)
     }
