@@ -27,4 +27,5 @@ pub mod process;
 pub mod registry;
 pub mod suite;
 pub mod testimage;
+pub mod usage;
 pub mod workload;

@@ -22,7 +22,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// An image that prints `version` and waits for SIGTERM, on which it ends at once.
+/// An image that prints `version` (whose last line wants a line feed to show in the log) and waits for SIGTERM, on which it ends at once.
 ///
 /// # Errors
 /// If the program cannot be built.
@@ -37,7 +37,7 @@ pub fn app(tools: &Tools, version: &str) -> anyhow::Result<Content> {
 pub fn app_of_size(tools: &Tools, version: &str, padding: usize) -> anyhow::Result<Content> {
     let mut layers = vec![
         program_layer(tools)?,
-        layer("version", format!("{version}\n").as_bytes(), 0o644)?,
+        layer("version", version.as_bytes(), 0o644)?,
     ];
     if padding > 0 {
         let mut random = vec![0; padding];

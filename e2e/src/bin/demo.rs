@@ -321,7 +321,7 @@ impl Demo {
     }
 
     async fn push(&self, tools: &Tools, version: &str) -> anyhow::Result<()> {
-        let image = testimage::app(tools, version)?;
+        let image = testimage::app(tools, &format!("{version}\n"))?;
         let digest = self
             .cluster
             .registry()

@@ -1,0 +1,344 @@
+//! Who may die, and when: no pod waits for ever. Every test wants the node for itself.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::install::running_container;
+use trylatest_e2e::registry::{Fault, RequestKind};
+use trylatest_e2e::workload::{annotation, is_running, release};
+
+use crate::{Node, SOON, Space, Tests, tests, tried};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![],
+        alone: tests![
+            killed_before_it_sees_the_pod,
+            killed_while_the_registry_is_asked,
+            killed_while_it_downloads,
+            killed_while_it_writes_the_release,
+            killed_after_the_release,
+            killed_at_any_moment,
+            a_sigterm_ends_it_in_order,
+            the_api_server_restarts,
+            containerd_dies_while_it_pulls,
+            the_node_reboots_without_a_registry,
+            without_an_agent_the_gate_opens_by_itself,
+        ],
+    }
+}
+
+/// Kills the agent with SIGKILL, and its pod too: the kubelet would start it again after a growing
+/// pause, as it does with all that die often. A new pod comes at once.
+async fn kill_agent(node: &Node) -> anyhow::Result<()> {
+    let agent = node.install.agent().await?;
+    let id = running_container(&agent).context("the agent does not run")?;
+    node.cluster.kill_container(&id).await?;
+    let name = agent.metadata.name.unwrap_or_default();
+    let now = DeleteParams::default().grace_period(0);
+    node.install.pods().delete(&name, &now).await?;
+    Ok(())
+}
+
+/// A pod with a copy that says `one` on the node.
+async fn cached<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
+    let space = node.space(name).await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    Ok(space)
+}
+
+/// The pod runs, from `version`, by a release and not by the gate's patience.
+async fn was_released(space: &Space<'_>, name: &str, version: &str) -> anyhow::Result<()> {
+    let pod = space
+        .work
+        .wait_pod(name, "it runs", SOON, is_running)
+        .await?;
+    let log = space.work.gate_log(name).await?;
+    ensure!(
+        !log.contains("no sign of"),
+        "the gate of {name} opened by itself: {log}"
+    );
+    let release = release(&pod).with_context(|| format!("{name} carries no release"))?;
+    let said = space.work.log(name, "app").await?;
+    ensure!(
+        said.trim() == version,
+        "{name} runs {said:?}; released as {release}"
+    );
+    Ok(())
+}
+
+async fn create(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let image = space.image();
+    space.work.create(&tried(name, &image)).await.map(|_| ())
+}
+
+async fn asked(space: &Space<'_>, kind: RequestKind, before: u64) -> anyhow::Result<()> {
+    let asked = space
+        .node
+        .cluster
+        .registry()
+        .wait_until(|requests| requests.count_on(&space.repository, kind) > before);
+    tokio::time::timeout(SOON, asked)
+        .await
+        .context("the registry was not asked")
+}
+
+fn count(space: &Space<'_>, kind: RequestKind) -> u64 {
+    space
+        .node
+        .cluster
+        .registry()
+        .requests()
+        .count_on(&space.repository, kind)
+}
+
+async fn end(space: Space<'_>) -> anyhow::Result<()> {
+    space.node.install.wait_ready().await?;
+    space.end().await
+}
+
+async fn killed_before_it_sees_the_pod(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "unseen").await?;
+    kill_agent(node).await?;
+    create(&space, "app").await?;
+    was_released(&space, "app", "one").await?;
+    end(space).await
+}
+
+async fn killed_while_the_registry_is_asked(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "asked").await?;
+    space.push("two").await?;
+    let late = Fault::Latency(Duration::from_secs(3));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let before = count(&space, RequestKind::HeadManifest);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::HeadManifest, before).await?;
+    kill_agent(node).await?;
+    node.cluster.registry().heal_on(&space.repository);
+    was_released(&space, "app", "two").await?;
+    end(space).await
+}
+
+async fn killed_while_it_downloads(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "download").await?;
+    space.push_big("two", 8 << 20).await?;
+    let slow = Fault::SlowBlob {
+        bytes_per_second: 1 << 20,
+    };
+    node.cluster.registry().fault_on(&space.repository, slow)?;
+    let before = count(&space, RequestKind::GetBlob);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::GetBlob, before).await?;
+    kill_agent(node).await?;
+    node.cluster.registry().heal_on(&space.repository);
+    was_released(&space, "app", "two").await?;
+    end(space).await
+}
+
+async fn killed_while_it_writes_the_release(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "writing").await?;
+    let late = Fault::Latency(Duration::from_secs(2));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let before = count(&space, RequestKind::HeadManifest);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::HeadManifest, before).await?;
+    let agent = node.install.container().await?;
+    node.cluster.control_plane().stop_apiserver().await?;
+    // The pull ends while nobody takes the release: the agent is killed with it in hand.
+    node.cluster.registry().heal_on(&space.repository);
+    let tried = || async {
+        let (_, metrics) = node.install.get("/metrics").await?;
+        let series = "trylatest_api_calls_total{operation=\"release\",result=\"error\"} 0";
+        Ok((!metrics.contains(series)).then_some(()))
+    };
+    wait::until("a release could not be written", SOON, tried).await?;
+    node.cluster.kill_container(&agent).await?;
+    node.cluster.control_plane().start_apiserver().await?;
+    was_released(&space, "app", "one").await?;
+    let agent = node
+        .install
+        .agent()
+        .await?
+        .metadata
+        .name
+        .unwrap_or_default();
+    node.install
+        .pods()
+        .delete(&agent, &DeleteParams::default())
+        .await?;
+    end(space).await
+}
+
+async fn killed_after_the_release(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "after").await?;
+    create(&space, "app").await?;
+    let has_release = |pod: &Pod| annotation(pod, "trylatest.dev/released").is_some();
+    space
+        .work
+        .wait_pod("app", "it is released", SOON, has_release)
+        .await?;
+    kill_agent(node).await?;
+    was_released(&space, "app", "one").await?;
+    end(space).await
+}
+
+/// The steps between a pod's creation and its release take some 100 ms; this goes through them.
+async fn killed_at_any_moment(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "moments").await?;
+    for moment in 0..8_u64 {
+        node.install.wait_ready().await?;
+        let agent = node.install.agent().await?;
+        let id = running_container(&agent).context("the agent does not run")?;
+        let name = format!("app-{moment}");
+        let image = space.image();
+        let spec = tried(&name, &image);
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(15 * moment)).await;
+            node.cluster.kill_container(&id).await
+        };
+        let (created, killed) = tokio::join!(space.work.create(&spec), kill);
+        created?;
+        killed?;
+        let now = DeleteParams::default().grace_period(0);
+        node.install
+            .pods()
+            .delete(&agent.metadata.name.unwrap_or_default(), &now)
+            .await?;
+        was_released(&space, &name, "one")
+            .await
+            .with_context(|| format!("moment {moment}"))?;
+    }
+    end(space).await
+}
+
+async fn a_sigterm_ends_it_in_order(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "sigterm").await?;
+    let late = Fault::Latency(Duration::from_secs(3));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let before = count(&space, RequestKind::HeadManifest);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::HeadManifest, before).await?;
+    let agent = node.install.agent().await?;
+    let id = running_container(&agent).context("the agent does not run")?;
+    let id = id.trim_start_matches("containerd://").to_owned();
+    node.cluster
+        .containerd()
+        .ctr(&["tasks", "kill", "--signal", "SIGTERM", &id])
+        .await?;
+    let name = agent.metadata.name.unwrap_or_default();
+    let ended = |pod: &Pod| exit_code(pod, &id).is_some();
+    let agents = node.install.pods();
+    let pod = wait::object(agents, &name, "the agent has ended", SOON, ended).await?;
+    ensure!(
+        exit_code(&pod, &id) == Some(0),
+        "it ended with {:?}",
+        exit_code(&pod, &id)
+    );
+    node.cluster.registry().heal_on(&space.repository);
+    was_released(&space, "app", "one").await?;
+    end(space).await
+}
+
+/// How the container `id` of a pod ended, if it is the one that ended last.
+fn exit_code(pod: &Pod, id: &str) -> Option<i32> {
+    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    [&status.state, &status.last_state]
+        .into_iter()
+        .filter_map(|state| state.as_ref()?.terminated.as_ref())
+        .find(|ended| {
+            ended
+                .container_id
+                .as_ref()
+                .is_some_and(|ended| ended.ends_with(id))
+        })
+        .map(|ended| ended.exit_code)
+}
+
+async fn the_api_server_restarts(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "apiserver").await?;
+    let late = Fault::Latency(Duration::from_secs(2));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let before = count(&space, RequestKind::HeadManifest);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::HeadManifest, before).await?;
+    node.cluster.restart_apiserver().await?;
+    node.cluster.registry().heal_on(&space.repository);
+    was_released(&space, "app", "one").await?;
+    // And the watch goes on.
+    create(&space, "later").await?;
+    was_released(&space, "later", "one").await?;
+    end(space).await
+}
+
+async fn containerd_dies_while_it_pulls(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "containerd").await?;
+    let late = Fault::Latency(Duration::from_secs(3));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let before = count(&space, RequestKind::HeadManifest);
+    create(&space, "app").await?;
+    asked(&space, RequestKind::HeadManifest, before).await?;
+    node.cluster.containerd().kill().await?;
+    node.cluster.registry().heal_on(&space.repository);
+    node.cluster.containerd().revive().await?;
+    was_released(&space, "app", "one").await?;
+    create(&space, "later").await?;
+    was_released(&space, "later", "one").await?;
+    end(space).await
+}
+
+async fn the_node_reboots_without_a_registry(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "reboot").await?;
+    create(&space, "app").await?;
+    was_released(&space, "app", "one").await?;
+    let before = space.work.pods().get("app").await?;
+    make_stale(&space, &before).await?;
+    node.cluster.registry().fault(Fault::Closed).await?;
+    node.cluster.reboot().await?;
+    let again = space.work.runs_again(&before, SOON).await;
+    node.cluster.registry().heal().await?;
+    ensure!(again.is_some(), "{}", space.work.describe().await);
+    let release = space.work.released("app", "app").await?;
+    ensure!(release["outcome"] == "fallback", "{release}");
+    ensure!(release["class"] == "network", "{release}");
+    let log = space.work.gate_log("app").await?;
+    ensure!(
+        log.contains("fallback: app: using the cached copy of"),
+        "{log}"
+    );
+    end(space).await
+}
+
+/// Makes a release look as if it had been given long before the reboot.
+async fn make_stale(space: &Space<'_>, pod: &Pod) -> anyhow::Result<()> {
+    let mut release = release(pod).context("no release")?;
+    release["time"] = json!("2026-01-01T00:00:00Z");
+    let patch =
+        json!({"metadata": {"annotations": {"trylatest.dev/released": release.to_string()}}});
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let pods = space.work.pods();
+    pods.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+async fn without_an_agent_the_gate_opens_by_itself(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "agentless").await?;
+    node.install.away().await?;
+    let image = space.image();
+    let ran = space.work.run(&tried("app", &image), SOON).await;
+    let log = space.work.gate_log("app").await;
+    node.install.back().await?;
+    let took = ran?;
+    ensure!(took >= Duration::from_secs(20), "it opened after {took:?}");
+    let log = log?;
+    ensure!(
+        log.contains("no sign of a TryLatest agent for 20s"),
+        "{log}"
+    );
+    end(space).await
+}

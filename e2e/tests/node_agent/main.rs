@@ -1,0 +1,235 @@
+//! TryLatest on a real kubelet, installed by its own manifests: what a pod gets in each situation,
+//! and that no pod waits for ever, whoever dies.
+
+mod deaths;
+mod input;
+mod node;
+mod outages;
+mod outcomes;
+mod refused;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures::future::BoxFuture;
+use serde_json::Value;
+use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
+use trylatest_e2e::install::Install;
+use trylatest_e2e::suite::{Case, Fixture, Suite};
+use trylatest_e2e::testimage;
+use trylatest_e2e::workload::{PodSpec, Workloads};
+
+/// How long a pod may take that is not held up: a second is usual, more beside other tests.
+const SOON: Duration = Duration::from_secs(45);
+
+/// How long what follows from a stall may take: the stall deadline, and the same.
+const STALLED: Duration = Duration::from_secs(5 + 45);
+
+/// A cluster with TryLatest on it.
+struct Node {
+    cluster: Cluster,
+    install: Install,
+    tools: Tools,
+}
+
+impl Node {
+    async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
+        let options = Options {
+            containerd,
+            ..Options::default()
+        };
+        let cluster = Cluster::start(&tools, options).await?;
+        let install = Install::new(&cluster, &tools, &["--log=debug"]).await;
+        let install = install.with_context(|| format!("logs: {}", cluster.logs().display()))?;
+        Ok(Self {
+            cluster,
+            install,
+            tools,
+        })
+    }
+
+    /// A namespace and an image repository for one test, both named after it.
+    async fn space(&self, name: &str) -> anyhow::Result<Space<'_>> {
+        let namespace = self.cluster.namespace(name).await?;
+        let repository = format!("{}/app", namespace.name());
+        Ok(Space {
+            node: self,
+            work: Workloads::from(namespace),
+            repository,
+        })
+    }
+}
+
+/// What one test works with.
+struct Space<'a> {
+    node: &'a Node,
+    work: Workloads,
+    repository: String,
+}
+
+impl Space<'_> {
+    /// Lets the tag point to an image that says `version`; its digest.
+    async fn push(&self, version: &str) -> anyhow::Result<String> {
+        self.push_to(&self.repository, version).await
+    }
+
+    async fn push_to(&self, repository: &str, version: &str) -> anyhow::Result<String> {
+        self.push_sized(repository, version, 16).await
+    }
+
+    /// The same with a layer of `bytes` random bytes.
+    async fn push_big(&self, version: &str, bytes: usize) -> anyhow::Result<String> {
+        self.push_sized(&self.repository, version, bytes).await
+    }
+
+    /// No two images have all their layers in common: each is really downloaded.
+    async fn push_sized(
+        &self,
+        repository: &str,
+        version: &str,
+        bytes: usize,
+    ) -> anyhow::Result<String> {
+        let app = testimage::app_of_size(&self.node.tools, &format!("{version}\n"), bytes)?;
+        let registry = self.node.cluster.registry();
+        registry.push(&app, repository, "latest").await
+    }
+
+    fn image(&self) -> String {
+        self.node
+            .cluster
+            .registry()
+            .image(&self.repository, "latest")
+    }
+
+    /// Runs a TryLatest pod and checks what it was told; the release of its container.
+    async fn run(&self, name: &str, outcome: &str, version: &str) -> anyhow::Result<Value> {
+        self.run_within(name, SOON, outcome, version).await
+    }
+
+    async fn run_within(
+        &self,
+        name: &str,
+        limit: Duration,
+        outcome: &str,
+        version: &str,
+    ) -> anyhow::Result<Value> {
+        let image = self.image();
+        self.run_spec(&tried(name, &image), limit, outcome, version)
+            .await
+    }
+
+    async fn run_spec(
+        &self,
+        spec: &PodSpec<'_>,
+        limit: Duration,
+        outcome: &str,
+        version: &str,
+    ) -> anyhow::Result<Value> {
+        let name = spec.name;
+        self.work.run(spec, limit).await?;
+        let release = self.work.released(name, "app").await?;
+        ensure!(
+            release["outcome"] == outcome,
+            "{name}: released as {release}"
+        );
+        let said = self.work.log(name, "app").await?;
+        ensure!(
+            said.trim() == version,
+            "{name} runs {said:?}, not {version}"
+        );
+        Ok(release)
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.node.cluster.registry().heal_on(&self.repository);
+        self.work.delete().await
+    }
+}
+
+/// A TryLatest pod.
+fn tried<'a>(name: &'a str, image: &'a str) -> PodSpec<'a> {
+    PodSpec::new(name, image, "TryLatest")
+}
+
+/// With the newest containerd.
+struct Newest(Node);
+
+/// With Debian's containerd 1.6.
+struct Oldest(Node);
+
+macro_rules! fixture {
+    ($name:ident, $version:ident) => {
+        impl Fixture for $name {
+            async fn start(tools: Tools) -> anyhow::Result<Self> {
+                let node = Node::start(tools, ContainerdVersion::$version).await;
+                node.map(Self)
+            }
+
+            async fn stop(&self, well: bool) -> anyhow::Result<()> {
+                self.0.cluster.stop(well).await
+            }
+
+            fn logs(&self) -> PathBuf {
+                self.0.cluster.logs()
+            }
+        }
+
+        impl AsRef<Node> for $name {
+            fn as_ref(&self) -> &Node {
+                &self.0
+            }
+        }
+    };
+}
+
+fixture!(Newest, V2);
+fixture!(Oldest, V1_6);
+
+type Test = for<'a> fn(&'a Node) -> BoxFuture<'a, anyhow::Result<()>>;
+
+/// Some tests with their names: those that run beside others, and those that want the node alone.
+struct Tests {
+    beside: Vec<(&'static str, Test)>,
+    alone: Vec<(&'static str, Test)>,
+}
+
+/// Pairs of a name and the test function of that name.
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => {
+        vec![$((stringify!($test), (|node| Box::pin($test(node))) as crate::Test)),*]
+    };
+}
+pub(crate) use tests;
+
+fn cases<F: Fixture + AsRef<Node>>(on: &str) -> Vec<Case<F>> {
+    let modules = [
+        ("outcomes", outcomes::tests()),
+        ("outages", outages::tests()),
+        ("refused", refused::tests()),
+        ("input", input::tests()),
+        ("deaths", deaths::tests()),
+        ("node", node::tests()),
+    ];
+    let mut cases = Vec::new();
+    for (module, tests) in modules {
+        for (name, test) in tests.beside {
+            let run = move |fixture: Arc<F>| async move { test((*fixture).as_ref()).await };
+            cases.push(Case::new(format!("{on}::{module}::{name}"), run));
+        }
+        for (name, test) in tests.alone {
+            let run = move |fixture: Arc<F>| async move { test((*fixture).as_ref()).await };
+            cases.push(Case::exclusive(format!("{on}::{module}::{name}"), run));
+        }
+    }
+    cases
+}
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    suite.run(cases::<Newest>("containerd_2_4"));
+    suite.run(cases::<Oldest>("containerd_1_6"));
+    suite.exit_code()
+}

@@ -1,0 +1,235 @@
+//! What a pod gets while the registry fails, with a cached copy and without.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::Node as Object;
+use kube::Api;
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::registry::{Fault, RequestKind};
+use trylatest_e2e::workload::is_running;
+
+use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            server_errors_fall_back,
+            a_removed_tag_falls_back,
+            a_rate_limit_falls_back,
+            a_reset_falls_back,
+            no_answer_falls_back_after_the_stall_deadline,
+            a_stalled_blob_falls_back_after_the_stall_deadline,
+            a_corrupt_blob_falls_back,
+            a_cut_blob_is_resumed,
+            without_a_copy_it_is_tried_until_it_works,
+            without_a_copy_the_kubelet_tells_in_the_end,
+        ],
+        alone: tests![
+            a_closed_registry_falls_back,
+            a_silent_registry_falls_back,
+            the_node_says_so_and_takes_it_back,
+        ],
+    }
+}
+
+/// A pod with a copy that says `one`, on which a fault of its repository is tried.
+async fn falls_back(
+    node: &Node,
+    name: &str,
+    fault: Fault,
+    class: &str,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let space = node.space(name).await?;
+    let digest = space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    space.push("two").await?;
+    node.cluster.registry().fault_on(&space.repository, fault)?;
+    says_so(&space, "after", class, &digest, limit).await?;
+    node.cluster.registry().heal_on(&space.repository);
+    space.run("healed", "fresh", "two").await?;
+    space.end().await
+}
+
+/// Runs a pod, and looks everywhere a user would look.
+async fn says_so(
+    space: &Space<'_>,
+    pod: &str,
+    class: &str,
+    digest: &str,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let release = space.run_within(pod, limit, "fallback", "one").await?;
+    ensure!(release["class"] == class, "{release}");
+    ensure!(release["digest"] == digest, "{release}");
+    ensure!(release["confirmed"].is_string(), "no age: {release}");
+    let log = space.work.gate_log(pod).await?;
+    ensure!(
+        log.contains("fallback: app: using the cached copy of") && log.contains(class),
+        "{log}"
+    );
+    let event = space
+        .work
+        .wait_event(pod, "Warning TryLatestFallback: app:", SOON);
+    let event = event.await?;
+    ensure!(event.contains(class), "{event}");
+    Ok(())
+}
+
+async fn server_errors_fall_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "e500", Fault::InternalError, "server-error", SOON).await?;
+    falls_back(node, "e503", Fault::Unavailable, "server-error", SOON).await
+}
+
+async fn a_removed_tag_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "e404", Fault::NotFound, "not-found", SOON).await
+}
+
+async fn a_rate_limit_falls_back(node: &Node) -> anyhow::Result<()> {
+    let fault = Fault::RateLimited {
+        retry_after: Duration::from_secs(1),
+    };
+    falls_back(node, "e429", fault, "rate-limited", SOON).await
+}
+
+async fn a_reset_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "reset", Fault::Reset, "network", SOON).await
+}
+
+async fn no_answer_falls_back_after_the_stall_deadline(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "mute", Fault::NeverAnswers, "timeout", STALLED).await
+}
+
+async fn a_stalled_blob_falls_back_after_the_stall_deadline(node: &Node) -> anyhow::Result<()> {
+    let fault = Fault::StalledBlob { after_bytes: 4 };
+    falls_back(node, "stalled", fault, "timeout", STALLED).await
+}
+
+async fn a_corrupt_blob_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "corrupt", Fault::CorruptBlob, "invalid", SOON).await
+}
+
+async fn a_cut_blob_is_resumed(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("cut").await?;
+    space.push_big("one", 2 << 20).await?;
+    let cut = Fault::CutBlob.times(2);
+    node.cluster.registry().fault_on(&space.repository, cut)?;
+    space.run("app", "fresh", "one").await?;
+    space.end().await
+}
+
+async fn without_a_copy_it_is_tried_until_it_works(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("healing").await?;
+    space.push("one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    let image = space.image();
+    space.work.create(&tried("app", &image)).await?;
+    // Two tries at least have failed when the registry comes back.
+    let repository = space.repository.clone();
+    let tried_again = registry
+        .wait_until(|requests| requests.count_on(&repository, RequestKind::HeadManifest) >= 2);
+    tokio::time::timeout(SOON, tried_again).await?;
+    let pod = space.work.pods().get("app").await?;
+    ensure!(!is_running(&pod), "it runs without an image");
+    registry.heal_on(&space.repository);
+    space
+        .work
+        .wait_pod("app", "it runs", SOON, is_running)
+        .await?;
+    let release = space.work.released("app", "app").await?;
+    ensure!(release["outcome"] == "fresh", "{release}");
+    space.end().await
+}
+
+async fn without_a_copy_the_kubelet_tells_in_the_end(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("nothing").await?;
+    let image = space.image();
+    let spec = tried("app", &image).annotated("trylatest.dev/timeout", "3s");
+    space.work.create(&spec).await?;
+    let event = "Warning TryLatestUnavailable: app:";
+    let event = space.work.wait_event("app", event, SOON).await?;
+    ensure!(
+        event.contains("not-found") && event.contains("left to the kubelet"),
+        "{event}"
+    );
+    space
+        .work
+        .wait_event("app", "Warning Failed: Error: ErrImagePull", SOON)
+        .await?;
+    space.end().await
+}
+
+async fn a_closed_registry_falls_back(node: &Node) -> anyhow::Result<()> {
+    whole_registry(node, "closed", Fault::Closed, "network", SOON).await
+}
+
+async fn a_silent_registry_falls_back(node: &Node) -> anyhow::Result<()> {
+    whole_registry(node, "silent", Fault::Blackhole, "timeout", STALLED).await
+}
+
+async fn whole_registry(
+    node: &Node,
+    name: &str,
+    fault: Fault,
+    class: &str,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let space = node.space(name).await?;
+    let digest = space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    node.cluster.registry().fault(fault).await?;
+    let result = says_so(&space, "after", class, &digest, limit).await;
+    node.cluster.registry().heal().await?;
+    result?;
+    space.end().await
+}
+
+async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("condition").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    let series = "trylatest_tries_total{class=\"server-error\",outcome=\"fallback\"}";
+    let before = node.install.metric(series).await?;
+    space.run("after", "fallback", "one").await?;
+    let image = space.image();
+    wait_node(node, "the node names the image", |node| {
+        condition(node) == Some("True") && images(node).contains(&image)
+    })
+    .await?;
+    let after = node.install.metric(series).await?;
+    ensure!(after > before, "{series} stays {before}");
+    registry.heal_on(&space.repository);
+    space.run("healed", "unchanged", "one").await?;
+    wait_node(node, "the node takes it back", |node| {
+        condition(node) == Some("False")
+    })
+    .await?;
+    space.end().await
+}
+
+async fn wait_node(
+    node: &Node,
+    what: &str,
+    wanted: impl Fn(&Object) -> bool,
+) -> anyhow::Result<()> {
+    let nodes: Api<Object> = Api::all(node.cluster.client());
+    wait::object(nodes, &node.cluster.node_name(), what, SOON, wanted).await?;
+    Ok(())
+}
+
+fn images(node: &Object) -> &str {
+    let annotations = node.metadata.annotations.as_ref();
+    annotations
+        .and_then(|annotations| annotations.get("trylatest.dev/images"))
+        .map_or("", String::as_str)
+}
+
+fn condition(node: &Object) -> Option<&str> {
+    let mut conditions = node.status.as_ref()?.conditions.as_ref()?.iter();
+    let ours = conditions.find(|condition| condition.type_ == "TryLatestFallback")?;
+    Some(&ours.status)
+}

@@ -1,0 +1,99 @@
+//! Who may not use a cached copy, until private images are looked after.
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::Pod;
+use trylatest_e2e::registry::{Challenge, Fault};
+use trylatest_e2e::workload::{GATE, is_running};
+
+use crate::{Node, SOON, Space, Tests, tests, tried};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            a_cached_copy_is_refused_when_the_registry_wants_credentials,
+            a_forbidden_copy_is_refused,
+            what_is_not_there_is_left_to_the_kubelet_at_once,
+        ],
+        alone: tests![],
+    }
+}
+
+async fn a_cached_copy_is_refused_when_the_registry_wants_credentials(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = node.space("e401").await?;
+    is_refused(
+        &space,
+        Fault::Unauthorized(Challenge::Bearer { token: 200 }),
+    )
+    .await?;
+    // What needs credentials is not handed out in an outage either.
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    refuses(&space, "outage").await?;
+    // What may be pulled without credentials again is.
+    registry.heal_on(&space.repository);
+    space.run("healed", "unchanged", "one").await?;
+    space.end().await
+}
+
+async fn a_forbidden_copy_is_refused(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("e403").await?;
+    is_refused(&space, Fault::Forbidden).await?;
+    space.end().await
+}
+
+async fn is_refused(space: &Space<'_>, fault: Fault) -> anyhow::Result<()> {
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let registry = space.node.cluster.registry();
+    registry.fault_on(&space.repository, fault)?;
+    refuses(space, "after").await
+}
+
+/// The gate ends non-zero, the pod does not run, and the user is told.
+async fn refuses(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let image = space.image();
+    space.work.create(&tried(name, &image)).await?;
+    let pod = space.work.wait_pod(name, "its gate refuses", SOON, |pod| {
+        gate_exit_code(pod) == Some(1)
+    });
+    let pod = pod.await?;
+    ensure!(!is_running(&pod), "{name} runs");
+    let release = space.work.released(name, "app").await?;
+    ensure!(release["outcome"] == "refused", "{release}");
+    let event = "Warning TryLatestRefused: app: the cached copy";
+    space.work.wait_event(name, event, SOON).await?;
+    Ok(())
+}
+
+/// How the gate's last run ended.
+fn gate_exit_code(pod: &Pod) -> Option<i32> {
+    let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
+    let gate = statuses.iter().find(|status| status.name == GATE)?;
+    let ended = [&gate.state, &gate.last_state]
+        .into_iter()
+        .find_map(|state| state.as_ref()?.terminated.as_ref())?;
+    Some(ended.exit_code)
+}
+
+async fn what_is_not_there_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("private").await?;
+    space.push("one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unauthorized(Challenge::Basic))?;
+    let image = space.image();
+    space.work.create(&tried("app", &image)).await?;
+    let opened = |pod: &Pod| gate_exit_code(pod) == Some(0);
+    space
+        .work
+        .wait_pod("app", "its gate opens", SOON, opened)
+        .await?;
+    let log = space.work.gate_log("app").await?;
+    ensure!(
+        log.contains("unauthorized") && log.contains("left to the kubelet"),
+        "{log}"
+    );
+    ensure!(!log.contains("trying"), "it was tried again: {log}");
+    space.end().await
+}
