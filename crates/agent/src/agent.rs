@@ -146,7 +146,7 @@ async fn start(
         allow_unverified_fallback,
     };
     let index = state_dir.join(INDEX);
-    let (history, planner) = remember(&index, limits, &runtime, &metrics).await;
+    let (history, planner) = remember(&index, limits, &node_name, &runtime, &metrics).await;
     let api = Api {
         writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
         metrics: Arc::clone(&metrics),
@@ -195,6 +195,7 @@ async fn start(
 async fn remember(
     index: &Path,
     limits: Limits,
+    node: &str,
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
 ) -> (History, Planner) {
@@ -202,7 +203,7 @@ async fn remember(
     if lost {
         history.rebuild(runtime).await;
     }
-    let mut planner = Planner::new(limits);
+    let mut planner = Planner::new(limits).on_node(node);
     match history.all().await {
         Ok(records) => planner.learn(&records),
         Err(error) => warn!(error, "starting without what earlier runs have remembered"),

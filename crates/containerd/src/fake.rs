@@ -336,7 +336,8 @@ impl ImageRuntime for FakeContainerd {
         let state = self.up("listing images")?;
         let named = state.names.iter().filter_map(|(name, copy)| {
             Some(LocalImage {
-                image: name.parse().ok()?,
+                // As CRI does, which passes over names without a tag or digest.
+                image: name.contains([':', '@']).then(|| name.parse().ok())??,
                 digest: copy.digest.clone(),
                 size_bytes: copy.size_bytes,
             })

@@ -58,8 +58,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
     fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send;
 
     /// Makes the alias point to what the image points to now, and pins it, so that the kubelet's
-    /// image collector leaves that content alone. The alias must be no valid image reference (see
-    /// [`crate::alias`]): one that is would show up in pod and node statuses.
+    /// image collector leaves that content alone. The alias must not read as an image's name (see
+    /// [`crate::alias`]): one that does would show up in pod and node statuses.
     ///
     /// # Errors
     /// The image is not there, the alias could be taken for an image, or containerd did not answer.

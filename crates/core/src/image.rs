@@ -1,10 +1,13 @@
 //! Image names, read the way the kubelet and containerd read them.
 
+mod parse;
+
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::distribution::Reference;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use self::parse::{Version, parse};
 
 /// An image name in full: `nginx` is `docker.io/library/nginx:latest`.
 ///
@@ -50,16 +53,21 @@ impl FromStr for ImageName {
             name: name.to_owned(),
             why,
         };
-        let reference = Reference::from_str(name).map_err(|error| invalid(error.to_string()))?;
-        if reference
-            .repository()
-            .contains(|c: char| c.is_ascii_uppercase())
-        {
-            return Err(invalid("the repository must be lowercase".to_owned()));
+        let parts = parse(name).map_err(|why| invalid(why.to_owned()))?;
+        let mut full = parts.registry.to_owned();
+        for part in parts.prefix.into_iter().chain([parts.path]) {
+            full.push('/');
+            full.push_str(part);
         }
+        let (separator, version) = match parts.version {
+            Version::Tag(tag) => (':', tag),
+            Version::Digest(digest) => ('@', digest),
+        };
+        full.push(separator);
+        full.push_str(version);
         Ok(Self {
-            full: reference.whole(),
-            registry_len: reference.registry().len(),
+            full,
+            registry_len: parts.registry.len(),
         })
     }
 }
@@ -130,7 +138,7 @@ mod tests {
     fn bad_names_say_what_is_wrong() {
         for bad in [
             "",
-            "UPPER/case",
+            "upper/Case",
             "a b",
             "reg.example/app:",
             "http://x/y",

@@ -98,6 +98,7 @@ pub struct Planner {
     pods: BTreeMap<String, Pod>,
     images: BTreeMap<ImageName, Image>,
     attempts: u64,
+    node: String,
 }
 
 impl Planner {
@@ -108,7 +109,15 @@ impl Planner {
             pods: BTreeMap::new(),
             images: BTreeMap::new(),
             attempts: 0,
+            node: String::new(),
         }
+    }
+
+    /// Whose planner it is. Nodes that lost the same registry do not come back in step.
+    #[must_use]
+    pub fn on_node(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.node);
+        self
     }
 
     /// Takes over what earlier runs of the agent have written down. Call it before anything else.
@@ -203,7 +212,7 @@ impl Planner {
                     } else {
                         slot.attempts += 1;
                         slot.failure = Some(failure);
-                        image.queue_retry(now, &name);
+                        image.queue_retry(now, &name, &self.node);
                     }
                 }
             }

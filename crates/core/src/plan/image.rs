@@ -65,9 +65,9 @@ impl Image {
     }
 
     /// Somebody has nothing to start from: try again after a pause.
-    pub(super) fn queue_retry(&mut self, now: Now, name: &ImageName) {
+    pub(super) fn queue_retry(&mut self, now: Now, name: &ImageName, node: &str) {
         if self.queue.is_none() {
-            self.queue(now.up + backoff(self.failures_in_a_row, name));
+            self.queue(now.up + backoff(self.failures_in_a_row, name, node));
         }
     }
 
@@ -141,14 +141,15 @@ impl Image {
 }
 
 /// Doubles from the first to the longest pause, with a quarter of jitter either way. The jitter
-/// comes from the image and the count, and so differs between images but needs no randomness.
-fn backoff(failures: u32, name: &ImageName) -> Duration {
+/// comes from the image, the node and the count: it differs between all of them and needs no
+/// randomness.
+fn backoff(failures: u32, name: &ImageName, node: &str) -> Duration {
     let (first, longest) = BACKOFF;
     let pause = first
         .saturating_mul(1 << failures.saturating_sub(1).min(10))
         .min(longest);
     let mut hasher = DefaultHasher::new();
-    (name, failures).hash(&mut hasher);
+    (name, node, failures).hash(&mut hasher);
     let percent = u32::try_from(hasher.finish() % 51).unwrap_or(0) + 75;
     pause * percent / 100
 }
@@ -158,20 +159,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_the_longest_and_differ_between_images() {
+    fn pauses_grow_to_the_longest_and_differ_between_images_and_nodes() {
         let names: Vec<ImageName> = (0..20)
             .map(|n| format!("reg.example/app{n}").parse().unwrap())
             .collect();
         for name in &names {
             for failures in 0..40 {
-                let pause = backoff(failures, name);
+                let pause = backoff(failures, name, "node");
                 assert!(pause >= BACKOFF.0 * 3 / 4 && pause <= BACKOFF.1 * 5 / 4);
             }
-            assert!(backoff(1, name) < Duration::from_millis(1251));
-            assert!(backoff(8, name) > Duration::from_secs(7));
+            assert!(backoff(1, name, "node") < Duration::from_millis(1251));
+            assert!(backoff(8, name, "node") > Duration::from_secs(7));
         }
         let different: std::collections::BTreeSet<_> =
-            names.iter().map(|name| backoff(3, name)).collect();
+            names.iter().map(|name| backoff(3, name, "node")).collect();
+        assert!(different.len() > 5);
+        let nodes = (0..20).map(|n| backoff(3, &names[0], &format!("node{n}")));
+        let different: std::collections::BTreeSet<_> = nodes.collect();
         assert!(different.len() > 5);
     }
 }
