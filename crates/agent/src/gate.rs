@@ -72,7 +72,8 @@ pub fn run(args: &GateArgs) -> ExitCode {
             }
             Step::Refuse => {
                 println!(
-                    "refused after {waited:.2}s; the agent looks again when the gate is restarted"
+                    "refused after {waited:.2}s; this answer holds for {}, the kubelet asks again",
+                    humantime::format_duration(*freshness)
                 );
                 return ExitCode::FAILURE;
             }

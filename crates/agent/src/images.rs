@@ -80,7 +80,8 @@ async fn ask(stream: UnixStream) -> anyhow::Result<Vec<ImageRecord>> {
     let request = Request::get("/images")
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())?;
-    let answer = async {
+    // The sender goes when it is done, and so the connection ends.
+    let answer = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
