@@ -129,7 +129,13 @@ impl Install {
             READY,
             ready,
         );
-        match set.await {
+        let ready = async {
+            set.await?;
+            // The DaemonSet's status lags behind a pod that was deleted a moment ago.
+            let runs = || async { Ok(self.agent().await.ok().filter(is_ready)) };
+            wait::until("the agent's pod is ready", READY, runs).await
+        };
+        match ready.await {
             Ok(_) => Ok(()),
             Err(error) => {
                 let log = self
@@ -259,6 +265,15 @@ impl Install {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         Ok(namespaces.get_opt(NAMESPACE).await?.is_some())
     }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The id of a pod's first container, if it runs.

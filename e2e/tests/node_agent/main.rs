@@ -42,7 +42,7 @@ impl Node {
             ..Options::default()
         };
         let cluster = Cluster::start(&tools, options).await?;
-        let install = Install::new(&cluster, &tools, &["--log=debug"]).await;
+        let install = Install::new(&cluster, &tools, &["--log=trylatest=debug,info"]).await;
         let install = install.with_context(|| format!("logs: {}", cluster.logs().display()))?;
         Ok(Self {
             cluster,

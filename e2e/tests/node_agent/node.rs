@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::DeleteParams;
 use serde_json::Value;
 use trylatest_e2e::cluster::wait;
-use trylatest_e2e::install::{DAEMON_SET, IMAGE, NAMESPACE, running_container};
+use trylatest_e2e::install::{DAEMON_SET, IMAGE, NAMESPACE};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::GATE;
@@ -63,8 +62,9 @@ async fn the_gate_is_small_while_it_waits(node: &Node) -> anyhow::Result<()> {
     wait::until("the gate shows progress", SOON, waits).await?;
     let usage = Usage::of(pid)?;
     eprintln!(
-        "a waiting gate: {} KiB, {:?} of CPU",
+        "a waiting gate: {} KiB, {} KiB of it its own, {:?} of CPU",
         usage.resident_bytes >> 10,
+        usage.anonymous_bytes >> 10,
         usage.cpu
     );
     ensure!(usage.resident_bytes < GATE_BYTES_MAX, "{usage:?}");
@@ -186,15 +186,11 @@ async fn the_agent_is_small(node: &Node) -> anyhow::Result<()> {
         .pid_of(id.trim_start_matches("containerd://"))
         .await?;
     let usage = Usage::of(pid)?;
-    eprintln!("the agent: {} KiB", usage.resident_bytes >> 10);
+    eprintln!(
+        "the agent: {} KiB, {} KiB of it its own",
+        usage.resident_bytes >> 10,
+        usage.anonymous_bytes >> 10
+    );
     ensure!(usage.resident_bytes < AGENT_BYTES_MAX, "{usage:?}");
-    // A new one comes as it went.
-    let agent = node.install.agent().await?;
-    ensure!(running_container(&agent).is_some());
-    let name = agent.metadata.name.unwrap_or_default();
-    node.install
-        .pods()
-        .delete(&name, &DeleteParams::default())
-        .await?;
-    node.install.wait_ready().await
+    Ok(())
 }
