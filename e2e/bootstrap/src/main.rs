@@ -1,1 +1,69 @@
-fn main() {}
+//! `cargo demo`, `cargo verify`, `just bench`: brings in what is missing, then hands over to cargo.
+
+mod args;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command as Process, ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use trylatest_bootstrap::debian::{self, Need};
+use trylatest_bootstrap::oci::Architecture;
+use trylatest_bootstrap::{Tools, golang, image, lock};
+
+use args::{Cli, Command, Rest};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(args::escaped(std::env::args_os().collect()));
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let tools = Tools::here()?;
+    match command {
+        Command::Tools => bring_in_tools(&tools),
+        Command::Image { arch } => make_image(&tools, arch.map_or(Architecture::HOST, Into::into)),
+        Command::Demo(Rest { args }) => cluster_program(&tools, "demo", &args),
+        Command::Bench(Rest { args }) => cluster_program(&tools, "bench", &args),
+        Command::Verify(Rest { args }) => {
+            bring_in_tools(&tools)?;
+            make_image(&tools, Architecture::HOST)?;
+            become_cargo(&tools, &["test", "--workspace"], &args)
+        }
+    }
+}
+
+/// Runs a program of the package that has the cluster.
+fn cluster_program(tools: &Tools, name: &str, args: &[OsString]) -> anyhow::Result<()> {
+    bring_in_tools(tools)?;
+    make_image(tools, Architecture::HOST)?;
+    let run = ["run", "--package", "trylatest-e2e", "--bin", name, "--"];
+    become_cargo(tools, &run, args)
+}
+
+fn bring_in_tools(tools: &Tools) -> anyhow::Result<()> {
+    let _lock = lock(tools.root())?;
+    debian::bring_in(tools, Need::Cluster)?;
+    golang::build(tools)
+}
+
+fn make_image(tools: &Tools, architecture: Architecture) -> anyhow::Result<()> {
+    let _lock = lock(tools.root())?;
+    debian::bring_in(tools, Need::Image)?;
+    image::build(tools, architecture)
+}
+
+/// Puts cargo into this process's place, so that its exit code and the signals are its own.
+/// Returns only if that fails.
+fn become_cargo(tools: &Tools, ours: &[&str], args: &[OsString]) -> anyhow::Result<()> {
+    let mut cargo = Process::new("cargo");
+    cargo.args(ours).args(args).current_dir(tools.root());
+    Err(cargo.exec()).context("run cargo")
+}
