@@ -5,10 +5,19 @@
 //! over names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
 //! The upper-case letters keep people's tools from reading the name as one of Docker Hub's.
 
+use trylatest_core::image::ImageName;
+
 use crate::runtime::RuntimeError;
 
 /// The alias of the gate's image.
 pub const GATE: &str = "TryLatest/keep/gate";
+
+/// The alias that keeps an image's copy while its tag is tried. A `:` or `@` would make it a name
+/// that CRI shows; the two letters in their place occur in no name.
+pub fn of(image: &ImageName) -> String {
+    let name = image.as_str().replace(':', "+").replace('@', "=");
+    format!("TryLatest/keep/{name}")
+}
 
 /// Refuses an alias that could be taken for an image's name.
 pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
@@ -28,6 +37,9 @@ mod tests {
     #[test]
     fn an_alias_is_no_image_name() {
         assert_eq!(check(GATE), Ok(()));
+        let image = "[::1]:5000/app".parse().unwrap();
+        assert_eq!(of(&image), "TryLatest/keep/[++1]+5000/app+latest");
+        assert_eq!(check(&of(&image)), Ok(()));
         for bad in [
             "",
             "keep/gate",

@@ -10,7 +10,8 @@ use futures::{FutureExt, StreamExt};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::FailureClass;
 
-use crate::runtime::{ImageChange, ImageRuntime, Local, RuntimeError};
+use crate::alias;
+use crate::runtime::{ImageChange, ImageRuntime, Local, Pin, RuntimeError};
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -102,6 +103,7 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         an_alias_follows_a_moved_tag,
         an_alias_undoes_what_a_captive_portal_did,
         an_alias_that_cannot_be_is_refused,
+        a_forgotten_alias_keeps_nothing,
         changes_of_names_are_told,
         a_restart_ends_events_and_nothing_else,
     ]
@@ -311,8 +313,14 @@ async fn an_alias_keeps_and_restores<H: Harness>(h: &H) -> Verdict {
     let image = h.image("kept", "latest");
     let digest = h.push(&image, 1).await;
     pull(h, &image).await?;
-    h.runtime().keep(&image, alias).await.map_err(said)?;
-    h.runtime().keep(&image, alias).await.map_err(said)?;
+    h.runtime()
+        .keep(&image, alias, Pin::Pinned)
+        .await
+        .map_err(said)?;
+    h.runtime()
+        .keep(&image, alias, Pin::Pinned)
+        .await
+        .map_err(said)?;
     ensure(!restore(h, alias, &image).await?, "nothing to restore yet")?;
     h.remove(&image).await;
     until("the name is gone", || async {
@@ -337,10 +345,16 @@ async fn an_alias_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
     let image = h.image("kept-moved", "latest");
     h.push(&image, 1).await;
     pull(h, &image).await?;
-    h.runtime().keep(&image, alias).await.map_err(said)?;
+    h.runtime()
+        .keep(&image, alias, Pin::Pinned)
+        .await
+        .map_err(said)?;
     let second = h.push(&image, 2).await;
     pull(h, &image).await?;
-    h.runtime().keep(&image, alias).await.map_err(said)?;
+    h.runtime()
+        .keep(&image, alias, Pin::Pinned)
+        .await
+        .map_err(said)?;
     h.remove(&image).await;
     until("the name is gone", || async {
         Ok(local(h, &image).await? == Local::Absent)
@@ -355,7 +369,10 @@ async fn an_alias_undoes_what_a_captive_portal_did<H: Harness>(h: &H) -> Verdict
     let image = h.image("portal", "latest");
     let digest = h.push(&image, 1).await;
     pull(h, &image).await?;
-    h.runtime().keep(&image, alias).await.map_err(said)?;
+    h.runtime()
+        .keep(&image, alias, Pin::Pinned)
+        .await
+        .map_err(said)?;
     h.fault(&image, Some(Fault::HtmlPage)).await;
     let failed = h.runtime().pull(&image).await;
     h.fault(&image, None).await;
@@ -370,16 +387,34 @@ async fn an_alias_undoes_what_a_captive_portal_did<H: Harness>(h: &H) -> Verdict
     is_usable(h, &image, &digest).await
 }
 
+async fn a_forgotten_alias_keeps_nothing<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("forgotten", "latest");
+    let alias = alias::of(&image);
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    let kept = h.runtime().keep(&image, &alias, Pin::Unpinned).await;
+    kept.map_err(said)?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    is_usable(h, &image, &digest).await?;
+    h.remove(&image).await;
+    let restored = h.runtime().restore(&alias, &image).await;
+    ensure(is_not_found(&restored), &format!("restored: {restored:?}"))
+}
+
 async fn an_alias_that_cannot_be_is_refused<H: Harness>(h: &H) -> Verdict {
     let image = h.image("bad-alias", "latest");
     h.push(&image, 1).await;
-    let absent = h.runtime().keep(&image, "TryLatest/keep/nothing").await;
+    let absent = h
+        .runtime()
+        .keep(&image, "TryLatest/keep/nothing", Pin::Pinned)
+        .await;
     ensure(
         is_not_found(&absent),
         &format!("an absent image: {absent:?}"),
     )?;
     pull(h, &image).await?;
-    let leaky = h.runtime().keep(&image, "keep/leaky").await;
+    let leaky = h.runtime().keep(&image, "keep/leaky", Pin::Pinned).await;
     ensure(
         matches!(leaky, Err(RuntimeError::BadAlias { .. })),
         &format!("an alias that is an image's name: {leaky:?}"),

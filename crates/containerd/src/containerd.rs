@@ -17,7 +17,8 @@ use crate::classify;
 use crate::manifest::Platform;
 use crate::progress::Progress;
 use crate::runtime::{
-    ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError, RuntimeError, RuntimeVersion,
+    ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin, PullError, RuntimeError,
+    RuntimeVersion,
 };
 use crate::snapshotter::Snapshotter;
 use crate::{events, names, proof};
@@ -153,8 +154,12 @@ impl ImageRuntime for Containerd {
             .collect())
     }
 
-    async fn keep(&self, image: &ImageName, alias: &str) -> Result<(), RuntimeError> {
-        names::keep(self, image, alias).await
+    async fn keep(&self, image: &ImageName, alias: &str, pin: Pin) -> Result<(), RuntimeError> {
+        names::keep(self, image, alias, pin).await
+    }
+
+    async fn forget(&self, alias: &str) -> Result<(), RuntimeError> {
+        names::forget(self, alias).await
     }
 
     async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {

@@ -16,8 +16,8 @@ use trylatest_core::outcome::{Failure, FailureClass};
 use crate::alias;
 use crate::containerd::locked;
 use crate::runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError,
-    RuntimeError, RuntimeVersion,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin,
+    PullError, RuntimeError, RuntimeVersion,
 };
 
 /// Events that a slow follower may fall behind by.
@@ -347,7 +347,12 @@ impl ImageRuntime for FakeContainerd {
         Ok(images)
     }
 
-    async fn keep(&self, image: &ImageName, alias: &str) -> Result<(), RuntimeError> {
+    async fn forget(&self, alias: &str) -> Result<(), RuntimeError> {
+        self.up("removing an alias")?.names.remove(alias);
+        Ok(())
+    }
+
+    async fn keep(&self, image: &ImageName, alias: &str, _pin: Pin) -> Result<(), RuntimeError> {
         alias::check(alias)?;
         let operation = "keeping an image";
         let mut state = self.up(operation)?;

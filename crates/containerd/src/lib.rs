@@ -35,6 +35,6 @@ mod snapshotter;
 
 pub use containerd::{Containerd, ContainerdOptions};
 pub use runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, PullError,
-    RuntimeError, RuntimeVersion,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin,
+    PullError, RuntimeError, RuntimeVersion,
 };

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use containerd_client::services::v1::{CreateImageRequest, Image, UpdateImageRequest};
+use containerd_client::services::v1::{
+    CreateImageRequest, DeleteImageRequest, Image, UpdateImageRequest,
+};
 use containerd_client::types::Descriptor;
 use prost_types::FieldMask;
 use tonic::{Code, Status};
@@ -11,7 +13,7 @@ use trylatest_core::image::ImageName;
 use crate::alias;
 use crate::containerd::Containerd;
 use crate::proof::cri_name;
-use crate::runtime::{ImageRuntime, Local, RuntimeError};
+use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 
 /// Says that CRI may list the image; it sets it on all that it pulls.
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
@@ -27,6 +29,7 @@ pub(crate) async fn keep(
     node: &Containerd,
     image: &ImageName,
     alias: &str,
+    pin: Pin,
 ) -> Result<(), RuntimeError> {
     alias::check(alias)?;
     let operation = "keeping an image";
@@ -36,7 +39,24 @@ pub(crate) async fn keep(
         operation,
         name: image.to_string(),
     })?;
-    point(node, operation, alias, &target, &[MANAGED, PINNED]).await
+    // CRI then removes the alias as well when it is asked to remove the image.
+    let labels = match pin {
+        Pin::Pinned => &[MANAGED, PINNED][..],
+        Pin::Unpinned => &[MANAGED][..],
+    };
+    point(node, operation, alias, &target, labels).await
+}
+
+/// See [`crate::ImageRuntime::forget`].
+pub(crate) async fn forget(node: &Containerd, alias: &str) -> Result<(), RuntimeError> {
+    let request = DeleteImageRequest {
+        name: alias.to_owned(),
+        ..DeleteImageRequest::default()
+    };
+    let mut images = node.calls.images();
+    let remove = async { done_unless(images.delete(request).await.err(), Code::NotFound) };
+    let gone = node.calls.within("removing an alias", remove).await;
+    gone.map(|_was_there| ())
 }
 
 /// See [`crate::ImageRuntime::restore`].

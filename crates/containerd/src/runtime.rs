@@ -57,9 +57,9 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send;
 
-    /// Makes the alias point to what the image points to now, and pins it, so that the kubelet's
-    /// image collector leaves that content alone. The alias must not read as an image's name (see
-    /// [`crate::alias`]): one that does would show up in pod and node statuses.
+    /// Makes the alias point to what the image points to now: its content stays, whatever happens to
+    /// the name. The alias must not read as an image's name (see [`crate::alias`]): one that does
+    /// would show up in pod and node statuses.
     ///
     /// # Errors
     /// The image is not there, the alias could be taken for an image, or containerd did not answer.
@@ -67,7 +67,14 @@ pub trait ImageRuntime: Send + Sync + 'static {
         &self,
         image: &ImageName,
         alias: &str,
+        pin: Pin,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes an alias, if there is one. Content that no name points to goes with it.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn forget(&self, alias: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Makes the image's name again from the alias, if the name is gone or points to something that
     /// no container could start from. True if it had to.
@@ -97,6 +104,15 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// # Errors
     /// containerd did not answer.
     fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send;
+}
+
+/// Whether the kubelet's image collector may remove what an alias keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// It may not. containerd 1.6 before 1.6.36 does not know this.
+    Pinned,
+    /// It may, as without the alias.
+    Unpinned,
 }
 
 /// Changes of image names. Its last item is an error.
@@ -299,8 +315,13 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         &self,
         image: &ImageName,
         alias: &str,
+        pin: Pin,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send {
-        R::keep(self, image, alias)
+        R::keep(self, image, alias, pin)
+    }
+
+    fn forget(&self, alias: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send {
+        R::forget(self, alias)
     }
 
     fn restore(

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
-use trylatest_containerd::{ImageRuntime, Local, Movement};
+use tracing::warn;
+use trylatest_containerd::{ImageRuntime, Local, Movement, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::Ended;
@@ -23,8 +24,13 @@ pub(super) struct Moved {
 
 /// Tries an image once. Ends when the pull ends, or when nothing has moved for `stall`.
 ///
+/// containerd moves the image's name before it finds out that nothing can start from what it pulled
+/// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
+/// an alias keeps that copy meanwhile.
+///
 /// # Cancel safety
-/// Dropping the future stops the pull; see [`ImageRuntime::pull`].
+/// Dropping the future stops the pull; see [`ImageRuntime::pull`]. The alias stays, and the next try
+/// of the image restores from it what has to be restored.
 pub(super) async fn attempt<R: ImageRuntime>(
     runtime: &R,
     image: ImageName,
@@ -32,20 +38,53 @@ pub(super) async fn attempt<R: ImageRuntime>(
     stall: Duration,
     moved: mpsc::Sender<Moved>,
 ) -> Ended {
-    let before = prove(runtime, &image).await;
-    // A digest cannot move: what is here is what the registry would say.
-    let failure = if image.has_digest() && before.digest().is_some() {
-        None
+    let alias = alias::of(&image);
+    let mut before = prove(runtime, &image).await;
+    if matches!(before, Copy::Unusable { .. }) {
+        // A try that was cut off may have left it so.
+        restore(runtime, &image, &alias, &mut before).await;
+    }
+    let (failure, after) = if image.has_digest() && before.digest().is_some() {
+        // A digest cannot move: what is here is what the registry would say.
+        (None, before.clone())
     } else {
-        pull(runtime, &image, attempt, stall, moved).await.err()
+        let kept =
+            before.digest().is_some() && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
+        let pulled = pull(runtime, &image, attempt, stall, moved).await;
+        let mut after = prove(runtime, &image).await;
+        let mut failure = pulled.err();
+        if let (None, Copy::Unusable { why }) = (&failure, &after) {
+            failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
+        }
+        if kept {
+            if after.digest().is_none() {
+                restore(runtime, &image, &alias, &mut after).await;
+            }
+            if after.digest().is_some() {
+                // One that stays keeps some content too long, and the next try removes it.
+                let _ = runtime.forget(&alias).await;
+            }
+        }
+        (failure, after)
     };
-    let after = prove(runtime, &image).await;
     Ended {
         image,
         attempt,
         failure,
         before,
         after,
+    }
+}
+
+/// Gives the name back what the alias keeps, and proves it. Without an alias nothing changes.
+async fn restore<R: ImageRuntime>(runtime: &R, image: &ImageName, alias: &str, copy: &mut Copy) {
+    match runtime.restore(alias, image).await {
+        Ok(true) => {
+            *copy = prove(runtime, image).await;
+            warn!(%image, "what was pulled cannot be started; the cached copy has its name again");
+        }
+        Ok(false) | Err(RuntimeError::NotFound { .. }) => {}
+        Err(error) => warn!(%image, %error, "the cached copy could not be given its name again"),
     }
 }
 

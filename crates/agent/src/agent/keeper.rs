@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use trylatest_containerd::{ImageRuntime, RuntimeError, alias};
+use trylatest_containerd::{ImageRuntime, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_k8s::Operation;
 
@@ -114,6 +114,6 @@ impl<R: ImageRuntime> Keeper<R> {
             Ok(false) | Err(RuntimeError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        self.runtime.keep(image, alias::GATE).await
+        self.runtime.keep(image, alias::GATE, Pin::Pinned).await
     }
 }
