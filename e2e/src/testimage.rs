@@ -17,6 +17,13 @@ use crate::registry::{Content, Manifest, digest_of_bytes};
 /// The image of pod sandboxes.
 pub const PAUSE: &str = "e2e.trylatest.dev/pause:1";
 
+/// This machine's kind, in the words of OCI.
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
 const SOURCE: &str = include_str!("../testapp/main.rs");
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -45,6 +52,23 @@ pub fn app_of_size(tools: &Tools, version: &str, padding: usize) -> anyhow::Resu
         layers.push(layer("padding", &random, 0o644)?);
     }
     Ok(content(&["/testapp"], layers))
+}
+
+/// The same for a machine of another kind than this one: it can be pulled here and not started.
+///
+/// # Errors
+/// If the program cannot be built.
+pub fn app_for_another_machine(tools: &Tools, version: &str) -> anyhow::Result<Content> {
+    let other = if ARCHITECTURE == "amd64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let layers = vec![
+        program_layer(tools)?,
+        layer("version", version.as_bytes(), 0o644)?,
+    ];
+    Ok(content_for(other, &["/testapp"], layers))
 }
 
 /// The image of pod sandboxes as an archive for `ctr images import`.
@@ -81,8 +105,12 @@ pub fn write_archive(path: &Path, name: &str, image: &Content) -> anyhow::Result
 }
 
 fn content(entrypoint: &[&str], layers: Vec<Bytes>) -> Content {
+    content_for(ARCHITECTURE, entrypoint, layers)
+}
+
+fn content_for(architecture: &str, entrypoint: &[&str], layers: Vec<Bytes>) -> Content {
     let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "architecture": architecture,
         "os": "linux",
         "config": {"Entrypoint": entrypoint},
         "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| digest_of_bytes(layer)).collect::<Vec<_>>()},

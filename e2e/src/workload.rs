@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
 
-use crate::cluster::Namespace;
+use crate::cluster::{Namespace, wait};
 
 /// The gate's container name, as users see it.
 pub const GATE: &str = "trylatest-gate";
@@ -150,6 +150,23 @@ impl Workloads {
     /// The kubelet has no such log.
     pub async fn gate_log(&self, pod: &str) -> anyhow::Result<String> {
         self.log(pod, GATE).await
+    }
+
+    /// What a container has printed, once it has: it runs a moment before it says anything.
+    ///
+    /// # Errors
+    /// It says nothing within `limit`.
+    pub async fn wait_log(
+        &self,
+        pod: &str,
+        container: &str,
+        limit: Duration,
+    ) -> anyhow::Result<String> {
+        wait::until("the container says something", limit, || async {
+            let said = self.log(pod, container).await.unwrap_or_default();
+            Ok((!said.is_empty()).then_some(said))
+        })
+        .await
     }
 
     /// What the release annotation of a pod says of a container.

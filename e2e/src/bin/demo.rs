@@ -249,6 +249,7 @@ impl Demo {
             running_after(ours, LIMIT),
             running_after(always, ALWAYS_LIMIT)
         );
+        let said = self.work.wait_log(pod, "my-container", LIMIT).await;
         self.show("logs", &["logs", pod, "-c", "trylatest-gate"])
             .await;
         self.show("logs", &["logs", pod, "-c", "my-container"])
@@ -272,7 +273,7 @@ impl Demo {
             .await
             .unwrap_or_default();
         let word = |key: &str| release[key].as_str().map(str::to_owned);
-        let said = self.work.log(pod, "my-container").await.unwrap_or_default();
+        let said = said.unwrap_or_default();
         let mut problems = Vec::new();
         let mut check = |ok: bool, what: String| {
             if !ok {

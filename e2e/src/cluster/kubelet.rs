@@ -5,10 +5,13 @@
 //! it as theirs, and nothing needs to listen beyond loopback.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use super::containerd::ContainerdNode;
 use super::control_plane::ControlPlane;
@@ -16,13 +19,22 @@ use super::kubeconfig;
 use super::part::Part;
 use super::run::Run;
 use super::tools::Tools;
+use super::wait::until;
 use crate::pki::Subject;
 use crate::process::Spec;
+
+/// How long it may take to serve; half a second is usual.
+const SERVES: Duration = Duration::from_secs(60);
+
+/// So often it is started again, and after this pause.
+const STARTS: usize = 20;
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A running kubelet. Dropping it kills it; its pods end with the run.
 #[derive(Debug)]
 pub struct Kubelet {
     part: Part,
+    serves: SocketAddr,
 }
 
 impl Kubelet {
@@ -54,7 +66,9 @@ impl Kubelet {
             authority,
             &own,
         )?;
-        let config = configuration(run, control_plane, containerd, settings)?;
+        let [port] = run.slot().free_ports()?;
+        let serves = SocketAddr::from((run.slot().address(), port));
+        let config = configuration(run, control_plane, containerd, serves, settings)?;
         let spec = Spec::new("kubelet", tools.kubelet(), run.log("kubelet"))
             .args([
                 format!("--config={}", config.display()),
@@ -64,9 +78,12 @@ impl Kubelet {
                 format!("--cert-dir={}", run.folder().join("pki/kubelet").display()),
             ])
             .cgroup(run.cgroup().members());
-        Ok(Self {
+        let kubelet = Self {
             part: Part::start_new(spec).await?,
-        })
+            serves,
+        };
+        kubelet.up().await?;
+        Ok(kubelet)
     }
 
     /// Kills it. Its containers run on.
@@ -77,12 +94,35 @@ impl Kubelet {
         self.part.kill().await
     }
 
-    /// Starts it after [`Kubelet::kill`].
+    /// Starts it after [`Kubelet::kill`], and waits until it serves.
     ///
     /// # Errors
     /// If it cannot be started.
     pub async fn revive(&self) -> anyhow::Result<()> {
-        self.part.start().await
+        self.part.start().await?;
+        self.up().await
+    }
+
+    /// A kubelet ends when containerd has not read its own state yet, and whoever runs both starts
+    /// it again.
+    async fn up(&self) -> anyhow::Result<()> {
+        for _ in 0..STARTS {
+            if self.serves().await.is_ok() {
+                return Ok(());
+            }
+            self.part.kill().await?;
+            tokio::time::sleep(PAUSE).await;
+            self.part.start().await?;
+        }
+        self.serves().await
+    }
+
+    async fn serves(&self) -> anyhow::Result<()> {
+        until("the kubelet serves", SERVES, || async {
+            self.part.check().await?;
+            Ok(TcpStream::connect(self.serves).await.ok().map(drop))
+        })
+        .await
     }
 
     /// Fails if it has ended by itself.
@@ -98,9 +138,10 @@ fn configuration(
     run: &Run,
     control_plane: &ControlPlane,
     containerd: &ContainerdNode,
+    serves: SocketAddr,
     settings: &Value,
 ) -> anyhow::Result<PathBuf> {
-    let address = run.slot().address().to_string();
+    let address = serves.ip().to_string();
     let authority = control_plane.authority();
     let serving = authority.issue(
         "kubelet-serving",
@@ -110,13 +151,12 @@ fn configuration(
             serves: std::slice::from_ref(&address),
         },
     )?;
-    let [port] = run.slot().free_ports()?;
     let socket = format!("unix://{}", containerd.socket().display());
     let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": address,
-        "port": port,
+        "port": serves.port(),
         "readOnlyPort": 0,
         "healthzPort": 0,
         "tlsCertFile": serving.cert,

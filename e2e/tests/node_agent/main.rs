@@ -135,12 +135,17 @@ impl Space<'_> {
             release["outcome"] == outcome,
             "{name}: released as {release}"
         );
-        let said = self.work.log(name, "app").await?;
+        self.says(name, "app", version).await?;
+        Ok(release)
+    }
+
+    async fn says(&self, pod: &str, container: &str, version: &str) -> anyhow::Result<()> {
+        let said = self.work.wait_log(pod, container, SOON).await?;
         ensure!(
             said.trim() == version,
-            "{name} runs {said:?}, not {version}"
+            "{container} of {pod} says {said:?}, not {version}"
         );
-        Ok(release)
+        Ok(())
     }
 
     async fn end(self) -> anyhow::Result<()> {

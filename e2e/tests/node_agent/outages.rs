@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node as Object;
 use kube::Api;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, RequestKind};
+use trylatest_e2e::testimage;
 use trylatest_e2e::workload::is_running;
 
 use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
@@ -21,6 +22,8 @@ pub(crate) fn tests() -> Tests {
             no_answer_falls_back_after_the_stall_deadline,
             a_stalled_blob_falls_back_after_the_stall_deadline,
             a_corrupt_blob_falls_back,
+            a_captive_portal_falls_back,
+            an_image_for_another_machine_falls_back,
             a_cut_blob_is_resumed,
             without_a_copy_it_is_tried_until_it_works,
             without_a_copy_the_kubelet_tells_in_the_end,
@@ -108,6 +111,26 @@ async fn a_stalled_blob_falls_back_after_the_stall_deadline(node: &Node) -> anyh
 
 async fn a_corrupt_blob_falls_back(node: &Node) -> anyhow::Result<()> {
     falls_back(node, "corrupt", Fault::CorruptBlob, "invalid", SOON).await
+}
+
+/// containerd takes the page for a manifest, and lets the image's name point to it.
+async fn a_captive_portal_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "portal", Fault::HtmlPage, "invalid", SOON).await
+}
+
+/// The pull succeeds and the name moves, and yet nothing could start from it.
+async fn an_image_for_another_machine_falls_back(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("machine").await?;
+    let digest = space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let foreign = testimage::app_for_another_machine(&node.tools, "two\n")?;
+    let registry = node.cluster.registry();
+    registry.push(&foreign, &space.repository, "latest").await?;
+    says_so(&space, "after", "invalid", &digest, SOON).await?;
+    says_so(&space, "again", "invalid", &digest, SOON).await?;
+    space.push("three").await?;
+    space.run("healed", "fresh", "three").await?;
+    space.end().await
 }
 
 async fn a_cut_blob_is_resumed(node: &Node) -> anyhow::Result<()> {

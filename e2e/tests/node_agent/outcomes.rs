@@ -7,6 +7,7 @@ use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use serde_json::json;
+use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::workload::{PodSpec, image_id, is_running};
 
@@ -116,8 +117,8 @@ async fn init_containers_and_sidecars_are_held_too(node: &Node) -> anyhow::Resul
         let release = space.work.released("app", container).await?;
         ensure!(release["outcome"] == "fresh", "{container}: {release}");
     }
-    ensure!(space.work.log("app", "setup").await?.trim() == "one");
-    ensure!(space.work.log("app", "sidecar").await?.trim() == "other");
+    space.says("app", "setup", "one").await?;
+    space.says("app", "sidecar", "other").await?;
     space.end().await
 }
 
@@ -147,7 +148,7 @@ async fn a_slow_download_is_caught_up(node: &Node) -> anyhow::Result<()> {
 
 async fn wait_for_copy(space: &Space<'_>, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     let filter = format!("name=={}", space.image());
-    trylatest_e2e::cluster::wait::until("the copy is there", SOON, || async {
+    wait::until("the copy is there", SOON, || async {
         let list = space
             .node
             .cluster
