@@ -7,9 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::Tools;
 use crate::oci::{self, Architecture, Config, File, Image, Layer};
 use crate::progress::say;
+use crate::{Tools, cargo};
 
 /// The version of this repository.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -130,7 +130,7 @@ impl Target {
 fn compile(root: &Path, target: &Target) -> anyhow::Result<Vec<u8>> {
     say("Building the image's program (about 5 minutes on 2 cores if nothing of it is there)");
     let folder = root.join("target/image-build");
-    let mut command = Command::new("cargo");
+    let mut command = cargo();
     command
         .args(["build", "--release", "--locked", "--package", "trylatest"])
         // With a target, build scripts and macros are spared the flags.

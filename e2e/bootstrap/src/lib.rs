@@ -13,6 +13,7 @@
 //! In: the repository, package lists, Go modules. Out: files below `target`, packages on a
 //! Debian-like system when root. It starts no cluster and changes nothing else.
 
+mod cargo;
 pub mod debian;
 pub mod golang;
 pub mod image;
@@ -20,6 +21,7 @@ pub mod oci;
 mod progress;
 mod tools;
 
+pub use cargo::cargo;
 pub use progress::say;
 pub use tools::{ContainerdVersion, Tools};
 

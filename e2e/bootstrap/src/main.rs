@@ -4,13 +4,13 @@ mod args;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command as Process, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use trylatest_bootstrap::debian::{self, Need};
 use trylatest_bootstrap::oci::Architecture;
-use trylatest_bootstrap::{Tools, golang, image, lock};
+use trylatest_bootstrap::{Tools, cargo, golang, image, lock};
 
 use args::{Cli, Command, Rest};
 
@@ -63,7 +63,7 @@ fn make_image(tools: &Tools, architecture: Architecture) -> anyhow::Result<()> {
 /// Puts cargo into this process's place, so that its exit code and the signals are its own.
 /// Returns only if that fails.
 fn become_cargo(tools: &Tools, ours: &[&str], args: &[OsString]) -> anyhow::Result<()> {
-    let mut cargo = Process::new("cargo");
+    let mut cargo = cargo();
     cargo.args(ours).args(args).current_dir(tools.root());
     Err(cargo.exec()).context("run cargo")
 }
