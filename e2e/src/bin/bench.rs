@@ -1,0 +1,437 @@
+//! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
+//! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use comfy_table::Table;
+use futures::future::try_join_all;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::Instant;
+use trylatest_e2e::cluster::{Cluster, Namespace, Options, Tools, wait};
+use trylatest_e2e::install::Install;
+use trylatest_e2e::registry::Fault;
+use trylatest_e2e::testimage;
+use trylatest_e2e::usage::Usage;
+use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
+
+/// Measure how long pods take to run, with each policy, on a real one-node cluster.
+#[derive(Parser)]
+#[command(name = "just bench", version)]
+struct Args {
+    /// How often each case is measured; medians need at least 8
+    #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// Where the numbers are written as JSON
+    #[arg(long, default_value = "target/bench.json")]
+    json: PathBuf,
+}
+
+const POLICIES: [&str; 3] = ["IfNotPresent", "Always", "TryLatest"];
+
+/// Pods of a burst.
+const BURST: usize = 20;
+
+/// A burst of `Always` took 17 s; no case takes longer but those that never end.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What cannot run is waited for this long: longer than the stall deadline and a start take.
+const NEVER: Duration = Duration::from_secs(8);
+
+/// How long a pod may take to be gone.
+const GONE: Duration = Duration::from_secs(60);
+
+const MIB: u64 = 1 << 20;
+
+/// Times of one case with one policy.
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    policy: &'static str,
+    /// How many ran.
+    n: usize,
+    /// Null if none did.
+    p50_ms: Option<u64>,
+    min_ms: Option<u64>,
+    max_ms: Option<u64>,
+    /// The median of a round.
+    registry_requests: u64,
+}
+
+#[derive(Serialize)]
+struct Agent {
+    own_part_p50_ms: u64,
+    rss_idle_bytes: u64,
+    rss_after_burst_bytes: u64,
+    image_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    pods: Vec<Row>,
+    agent: Agent,
+}
+
+/// One measured round.
+struct Round {
+    took: Option<Duration>,
+    requests: u64,
+}
+
+struct Bench {
+    cluster: Cluster,
+    install: Install,
+    tools: Tools,
+    work: Workloads,
+    rounds: u32,
+    serial: std::cell::Cell<u32>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Runtime::new().context("starting the async runtime");
+    match runtime.and_then(|runtime| runtime.block_on(run(args))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let Args { rounds, json } = args;
+    let tools = Tools::locate_here()?;
+    eprintln!("starting a cluster and installing TryLatest");
+    let cluster = Cluster::start(&tools, Options::default()).await?;
+    let install = Install::new(&cluster, &tools, &["--log-format=json"]).await?;
+    let work = Workloads::from(Namespace::existing(cluster.client(), "default"));
+    let bench = Bench {
+        cluster,
+        install,
+        tools,
+        work,
+        rounds,
+        serial: std::cell::Cell::new(0),
+    };
+    let report = Box::pin(bench.measure()).await;
+    bench.cluster.stop(report.is_ok()).await?;
+    let report = report?;
+    fs::write(
+        &json,
+        format!("{}\n", serde_json::to_string_pretty(&report)?),
+    )
+    .with_context(|| format!("writing {}", json.display()))?;
+    println!("{}", table(&report));
+    println!("{}", targets(&report));
+    println!("written to {}", json.display());
+    Ok(())
+}
+
+impl Bench {
+    async fn measure(&self) -> anyhow::Result<Report> {
+        let rss_idle_bytes = self.agent_rss().await?;
+        let mut pods = Vec::new();
+        pods.extend(self.case("one-unchanged", Self::one_unchanged).await?);
+        let own_part_p50_ms = self.own_part().await?;
+        pods.extend(self.case("one-moved", Self::one_moved).await?);
+        pods.extend(self.case("burst-20", Self::burst).await?);
+        let rss_after_burst_bytes = self.agent_rss().await?;
+        pods.extend(self.never_answers().await?);
+        let agent = Agent {
+            own_part_p50_ms,
+            rss_idle_bytes,
+            rss_after_burst_bytes,
+            image_bytes: fs::metadata(self.tools.image())?.len(),
+        };
+        Ok(Report { pods, agent })
+    }
+
+    /// Measures each policy in turn, as often as asked for, after one round that does not count.
+    async fn case<F>(&self, case: &'static str, round: F) -> anyhow::Result<Vec<Row>>
+    where
+        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    {
+        let mut measured: [Vec<Round>; POLICIES.len()] = Default::default();
+        for number in 0..=self.rounds {
+            eprintln!("{case}: round {number} of {}", self.rounds);
+            for (policy, measured) in POLICIES.iter().zip(&mut measured) {
+                let one = round(self, case, policy).await?;
+                if number > 0 {
+                    measured.push(one);
+                }
+            }
+        }
+        let rows = POLICIES.into_iter().zip(measured);
+        Ok(rows
+            .map(|(policy, rounds)| row(case, policy, &rounds))
+            .collect())
+    }
+
+    async fn one_unchanged(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repository = repository(case, policy);
+        if self
+            .cluster
+            .registry()
+            .digest_of(&repository, "latest")
+            .await
+            .is_err()
+        {
+            self.push(&repository).await?;
+        }
+        self.pods(&repository, policy, 1, LIMIT).await
+    }
+
+    async fn one_moved(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repository = repository(case, policy);
+        self.push(&repository).await?;
+        self.pods(&repository, policy, 1, LIMIT).await
+    }
+
+    async fn burst(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repository = repository(case, policy);
+        if self
+            .cluster
+            .registry()
+            .digest_of(&repository, "latest")
+            .await
+            .is_err()
+        {
+            self.push(&repository).await?;
+            self.pods(&repository, policy, 1, LIMIT).await?;
+        }
+        self.pods(&repository, policy, BURST, LIMIT).await
+    }
+
+    /// `Always` goes last and on its own: the pulls that it leaves behind hang for long, and the
+    /// kubelet does one after the other.
+    async fn never_answers(&self) -> anyhow::Result<Vec<Row>> {
+        let case = "never-answers";
+        let mut rows = Vec::new();
+        for policy in ["IfNotPresent", "TryLatest", "Always"] {
+            let repository = repository(case, policy);
+            self.push(&repository).await?;
+            self.pods(&repository, policy, 1, LIMIT).await?;
+            self.cluster
+                .registry()
+                .fault_on(&repository, Fault::NeverAnswers)?;
+            let mut rounds = Vec::new();
+            for number in 1..=self.rounds {
+                eprintln!("{case}, {policy}: round {number} of {}", self.rounds);
+                rounds.push(self.pods(&repository, policy, 1, NEVER).await?);
+            }
+            self.cluster.registry().heal_on(&repository);
+            rows.push(row(case, policy, &rounds));
+        }
+        rows.swap(1, 2);
+        Ok(rows)
+    }
+
+    /// Creates pods at once, waits until the last one runs, and takes them away again.
+    async fn pods(
+        &self,
+        repository: &str,
+        policy: &'static str,
+        count: usize,
+        limit: Duration,
+    ) -> anyhow::Result<Round> {
+        let registry = self.cluster.registry();
+        let image = registry.image(repository, "latest");
+        let before = registry.requests();
+        let serial = self.serial.replace(self.serial.get() + 1);
+        let names: Vec<_> = (0..count)
+            .map(|n| format!("{}-{serial}-{n}", policy.to_lowercase()))
+            .collect();
+        let start = Instant::now();
+        let runs = names.iter().map(|name| async {
+            let spec = PodSpec::new(name, &image, policy);
+            self.work.create(&spec).await?;
+            let pods = self.work.pods();
+            wait::object(pods, name, "it runs", limit, is_running).await
+        });
+        let ran = try_join_all(runs).await;
+        let took = start.elapsed();
+        let requests = registry.requests().since(&before).total_on(repository);
+        try_join_all(names.iter().map(|name| self.remove(name))).await?;
+        let took = match ran {
+            Ok(_) => Some(took),
+            Err(_) if limit == NEVER => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Round { took, requests })
+    }
+
+    async fn remove(&self, name: &str) -> anyhow::Result<()> {
+        self.work.delete_pod(name).await?;
+        wait::until("the pod is gone", GONE, || async {
+            let pod = self.work.pods().get_opt(name).await?;
+            Ok(pod.is_none().then_some(()))
+        })
+        .await
+    }
+
+    async fn push(&self, repository: &str) -> anyhow::Result<String> {
+        let image = testimage::app_of_size(&self.tools, "bench\n", 64)?;
+        self.cluster
+            .registry()
+            .push(&image, repository, "latest")
+            .await
+    }
+
+    async fn agent_rss(&self) -> anyhow::Result<u64> {
+        let id = self.install.container().await?;
+        let id = id.trim_start_matches("containerd://");
+        Ok(Usage::of(self.cluster.containerd().pid_of(id).await?)?.resident_bytes)
+    }
+
+    /// From the pod seen to its release written, as the agent's log says for unchanged tags.
+    async fn own_part(&self) -> anyhow::Result<u64> {
+        let log = self.install.log(false).await?;
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut took: Vec<u64> = lines
+            .filter(|line| line["message"] == "released" && line["outcome"] == "unchanged")
+            .filter_map(|line| line["took_ms"].as_u64())
+            .collect();
+        took.sort_unstable();
+        middle(&took).context("the agent's log tells of no release")
+    }
+}
+
+/// Each policy has its own: what one has pulled is no help to another.
+fn repository(case: &str, policy: &str) -> String {
+    format!("{case}/{}", policy.to_lowercase())
+}
+
+fn row(case: &'static str, policy: &'static str, rounds: &[Round]) -> Row {
+    let mut times: Vec<u64> = rounds
+        .iter()
+        .filter_map(|round| u64::try_from(round.took?.as_millis()).ok())
+        .collect();
+    times.sort_unstable();
+    let mut requests: Vec<u64> = rounds.iter().map(|round| round.requests).collect();
+    requests.sort_unstable();
+    Row {
+        case,
+        policy,
+        n: times.len(),
+        p50_ms: middle(&times),
+        min_ms: times.first().copied(),
+        max_ms: times.last().copied(),
+        registry_requests: middle(&requests).unwrap_or_default(),
+    }
+}
+
+/// The median of sorted numbers.
+fn middle(sorted: &[u64]) -> Option<u64> {
+    let half = sorted.len() / 2;
+    let upper = *sorted.get(half)?;
+    if sorted.len() % 2 == 1 {
+        return Some(upper);
+    }
+    Some(u64::midpoint(upper, sorted[half - 1]))
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header([
+        "case",
+        "policy",
+        "n",
+        "p50 ms",
+        "min",
+        "max",
+        "registry requests",
+    ]);
+    let ms = |ms: Option<u64>| ms.map_or("never".to_owned(), |ms| ms.to_string());
+    for row in &report.pods {
+        table.add_row([
+            row.case.to_owned(),
+            row.policy.to_owned(),
+            row.n.to_string(),
+            ms(row.p50_ms),
+            ms(row.min_ms),
+            ms(row.max_ms),
+            row.registry_requests.to_string(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// What TryLatest wants to reach, and whether it does.
+fn targets(report: &Report) -> String {
+    let p50 = |case: &str, policy: &str| {
+        let row = report
+            .pods
+            .iter()
+            .find(|row| row.case == case && row.policy == policy);
+        row.and_then(|row| row.p50_ms).unwrap_or(u64::MAX)
+    };
+    let requests = |case: &str| {
+        let row = report
+            .pods
+            .iter()
+            .find(|row| row.case == case && row.policy == "TryLatest");
+        row.map_or(u64::MAX, |row| row.registry_requests)
+    };
+    let agent = &report.agent;
+    let rss = agent.rss_idle_bytes.max(agent.rss_after_burst_bytes);
+    let one =
+        p50("one-unchanged", "TryLatest").saturating_sub(p50("one-unchanged", "IfNotPresent"));
+    let lines = [
+        ("one pod, beyond IfNotPresent, ms", one, 650),
+        (
+            "20 at once, against Always, ms",
+            p50("burst-20", "TryLatest"),
+            p50("burst-20", "Always"),
+        ),
+        ("20 at once, registry requests", requests("burst-20"), 2),
+        ("never answers, ms", p50("never-answers", "TryLatest"), 6500),
+        ("the agent's own part, ms", agent.own_part_p50_ms, 60),
+        ("the agent's memory, KiB", rss / 1024, 20 * MIB / 1024),
+        (
+            "the image's size, KiB",
+            agent.image_bytes / 1024,
+            12 * MIB / 1024,
+        ),
+    ];
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["target", "measured", "at most", ""]);
+    for (what, measured, most) in lines {
+        let met = if measured <= most { "met" } else { "MISSED" };
+        table.add_row([what, &measured.to_string(), &most.to_string(), met]);
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(middle(&[]), None);
+        assert_eq!(middle(&[3]), Some(3));
+        assert_eq!(middle(&[1, 4]), Some(2));
+        assert_eq!(middle(&[1, 2, 9]), Some(2));
+    }
+
+    #[test]
+    fn what_never_ran_has_no_median() {
+        let never = || Round {
+            took: None,
+            requests: 3,
+        };
+        let row = row("case", "Always", &[never(), never()]);
+        assert_eq!((row.n, row.p50_ms, row.registry_requests), (0, None, 3));
+    }
+}
