@@ -48,6 +48,11 @@ pub trait Fixture: Send + Sync + Sized + 'static {
     /// Whether it needs root; without, its tests are skipped.
     const NEEDS_ROOT: bool = true;
 
+    /// What this machine lacks of what only this fixture needs; its tests are then skipped.
+    fn missing(_tools: &Tools) -> Option<String> {
+        None
+    }
+
     /// Starts it.
     fn start(tools: Tools) -> impl Future<Output = anyhow::Result<Self>> + Send;
 
@@ -252,5 +257,8 @@ fn why_skipped<F: Fixture>() -> Option<String> {
     if F::NEEDS_ROOT && !rustix::process::geteuid().is_root() {
         return Some("needs root".to_owned());
     }
-    Tools::locate_here().err().map(|error| format!("{error:#}"))
+    match Tools::locate_here() {
+        Ok(tools) => F::missing(&tools),
+        Err(error) => Some(format!("{error:#}")),
+    }
 }

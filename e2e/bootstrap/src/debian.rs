@@ -74,6 +74,11 @@ const CONTAINERD: Unpacked = Unpacked {
     version: "1.6.",
 };
 
+/// Whether there is a containerd 1.6, the machine's own or an unpacked one.
+pub(crate) fn has_containerd(tools: &Tools) -> bool {
+    CONTAINERD.is_there(tools)
+}
+
 /// Brings in what is missing.
 ///
 /// # Errors

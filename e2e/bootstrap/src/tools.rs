@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use crate::debian;
+
 /// Which containerd runs a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ContainerdVersion {
@@ -56,6 +58,17 @@ impl Tools {
             .canonicalize()
             .with_context(|| format!("look for the repository at {}", root.display()))?;
         Ok(Self { root })
+    }
+
+    /// Why nothing can run on this containerd, if it is not there: not every Debian has 1.6.
+    pub fn missing(&self, version: ContainerdVersion) -> Option<String> {
+        let program = self.containerd(version);
+        let of_another_version =
+            version == ContainerdVersion::V1_6 && !debian::has_containerd(self);
+        (of_another_version || !program.exists()).then(|| match version {
+            ContainerdVersion::V2 => format!("{} is missing", program.display()),
+            ContainerdVersion::V1_6 => "this machine has no containerd 1.6".to_owned(),
+        })
     }
 
     /// Every program but containerd 1.6, which not every Debian has.

@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::part::Part;
 use super::run::Run;
-use super::tools::{ContainerdVersion, Tools};
 use super::wait::until;
 use crate::process::{self, Spec};
 use crate::testimage;
+use trylatest_bootstrap::{ContainerdVersion, Tools};
 
 /// How long containerd may take to answer; 0.3 s is usual.
 const READY: Duration = Duration::from_secs(30);

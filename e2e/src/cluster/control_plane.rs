@@ -19,10 +19,10 @@ use super::kubeconfig;
 use super::namespace::Namespace;
 use super::part::Part;
 use super::run::Run;
-use super::tools::Tools;
 use super::wait::until;
 use crate::pki::{Authority, Leaf, Subject, TokenKeys, apiserver_names};
 use crate::process::{self, Spec};
+use trylatest_bootstrap::Tools;
 
 /// How long the API server may take to be ready; 4 s is usual on 2 cores, more when several start.
 const READY: Duration = Duration::from_secs(60);

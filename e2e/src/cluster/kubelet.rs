@@ -18,10 +18,10 @@ use super::control_plane::ControlPlane;
 use super::kubeconfig;
 use super::part::Part;
 use super::run::Run;
-use super::tools::Tools;
 use super::wait::until;
 use crate::pki::Subject;
 use crate::process::Spec;
+use trylatest_bootstrap::Tools;
 
 /// How long it may take to serve; half a second is usual.
 const SERVES: Duration = Duration::from_secs(60);

@@ -11,7 +11,6 @@ mod namespace;
 mod part;
 mod run;
 mod slot;
-mod tools;
 pub mod wait;
 
 use std::net::Ipv4Addr;
@@ -31,7 +30,7 @@ pub use namespace::Namespace;
 pub use part::Part;
 pub use run::Run;
 pub use slot::Slot;
-pub use tools::{ContainerdVersion, Tools};
+pub use trylatest_bootstrap::{ContainerdVersion, Tools};
 
 use crate::process::kill_pid;
 use crate::registry::Registry;

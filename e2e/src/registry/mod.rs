@@ -26,6 +26,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use serde_json::json;
+use trylatest_bootstrap::oci::Image;
 
 use crate::process::{Process, Spec};
 
@@ -48,6 +49,18 @@ pub struct Content {
     pub manifest: Manifest,
     /// The configuration and the layers, in any order.
     pub blobs: Vec<Bytes>,
+}
+
+impl From<Image> for Content {
+    fn from(image: Image) -> Self {
+        Self {
+            manifest: Manifest {
+                bytes: image.manifest.into(),
+                media_type: image.media_type.to_owned(),
+            },
+            blobs: image.blobs.into_iter().map(Bytes::from).collect(),
+        }
+    }
 }
 
 /// A registry, with the faults and counts of its [`FaultProxy`]. Dropping it kills it.

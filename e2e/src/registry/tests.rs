@@ -19,6 +19,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use trylatest_bootstrap::Tools;
+
 use super::*;
 
 /// What must happen happens within this time, also on a busy machine.
@@ -27,7 +29,6 @@ const SOON: Duration = Duration::from_secs(10);
 /// How long we watch that something does not happen. An answer over loopback takes a hundredth.
 const WHILE: Duration = Duration::from_millis(300);
 
-const PROGRAM: &str = "/usr/bin/docker-registry";
 const REPOSITORY: &str = "my/app";
 
 /// A registry that holds one image.
@@ -40,14 +41,13 @@ struct Fixture {
 impl Fixture {
     /// None, and a line on the real stderr, where docker-registry is not installed.
     async fn start() -> Option<Self> {
-        if !Path::new(PROGRAM).exists() {
-            let _ = writeln!(io::stderr(), "SKIPPED: {PROGRAM} is not installed");
+        let program = Tools::here().unwrap().docker_registry();
+        if !program.exists() {
+            let _ = writeln!(io::stderr(), "SKIPPED: {} is missing", program.display());
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::start(Path::new(PROGRAM), dir.path(), 0)
-            .await
-            .unwrap();
+        let registry = Registry::start(&program, dir.path(), 0).await.unwrap();
         let image = content(200_000);
         registry.push(&image, REPOSITORY, "latest").await.unwrap();
         Some(Self {

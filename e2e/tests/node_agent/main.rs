@@ -168,6 +168,10 @@ struct Oldest(Node);
 macro_rules! fixture {
     ($name:ident, $version:ident) => {
         impl Fixture for $name {
+            fn missing(tools: &Tools) -> Option<String> {
+                tools.missing(ContainerdVersion::$version)
+            }
+
             async fn start(tools: Tools) -> anyhow::Result<Self> {
                 let node = Node::start(tools, ContainerdVersion::$version).await;
                 node.map(Self)

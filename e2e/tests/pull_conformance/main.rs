@@ -2,27 +2,24 @@
 //!
 //! The suite is in `trylatest_containerd::conformance`, where it also runs on the fake runtime.
 
-mod node;
-
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use libtest_mimic::{Arguments, Failed, Trial};
-use serde_json::{Value, json};
-use tokio::sync::RwLock;
-use trylatest_containerd::Containerd;
+use serde_json::Value;
+use trylatest_bootstrap::oci::{Architecture, Config, File, Image, Layer};
 use trylatest_containerd::conformance::{self, Fault, Harness};
+use trylatest_containerd::{Containerd, ContainerdOptions};
 use trylatest_core::image::ImageName;
-use trylatest_e2e::registry::{self, Challenge, Content, Manifest, Registry, digest_of_bytes};
+use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
+use trylatest_e2e::registry::{self, Challenge, Content, Registry};
+use trylatest_e2e::suite::{Case, Fixture, Suite};
 
-use node::{Node, Version};
-
-/// Debian's docker-registry.
-const REGISTRY: &str = "/usr/bin/docker-registry";
+/// Long enough for a machine that builds something else meanwhile.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Size of each image's only layer. containerd's downloads move in steps of 1 MiB.
 const LAYER_BYTES: usize = 5 << 20;
@@ -30,10 +27,8 @@ const LAYER_BYTES: usize = 5 << 20;
 /// One containerd and the registry that it pulls from.
 struct OnContainerd {
     runtime: Containerd,
-    node: Node,
-    registry: Arc<Registry>,
-    /// Keeps the repositories of the two containerds apart: faults are the repository's.
-    prefix: &'static str,
+    node: ContainerdNode,
+    registry: Registry,
 }
 
 impl OnContainerd {
@@ -83,8 +78,7 @@ impl Harness for OnContainerd {
 
     #[expect(clippy::expect_used, reason = "the names are the suite's own")]
     fn image(&self, repository: &str, tag: &str) -> ImageName {
-        let repository = format!("{}/{repository}", self.prefix);
-        let name = self.registry.image(&repository, tag);
+        let name = self.registry.image(repository, tag);
         name.parse().expect("an image name")
     }
 
@@ -98,7 +92,7 @@ impl Harness for OnContainerd {
             .as_str()
             .rsplit_once(':')
             .map_or("latest", |(_, tag)| tag);
-        let content = content(&format!("{repository} {version}"));
+        let content = content(&format!("{repository} {version}")).expect("an image is packed");
         let pushed = self.registry.push(&content, &repository, tag).await;
         pushed.expect("the registry takes the image")
     }
@@ -163,126 +157,91 @@ fn fault_of(fault: Fault) -> registry::Fault {
 }
 
 /// An image whose only layer no other image has. Nothing in it could run; nothing has to.
-fn content(name: &str) -> Content {
-    let layer = Bytes::from(layer(name));
-    let config = Bytes::from(
-        json!({
-            "architecture": architecture(),
-            "os": "linux",
-            "config": {"Labels": {"name": name}},
-            "rootfs": {"type": "layers", "diff_ids": [digest_of_bytes(&layer)]},
-        })
-        .to_string(),
-    );
-    let part = |media_type: &str, blob: &Bytes| json!({"mediaType": media_type, "digest": digest_of_bytes(blob), "size": blob.len()});
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type,
-        "config": part("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [part("application/vnd.oci.image.layer.v1.tar", &layer)],
-    });
-    Content {
-        manifest: Manifest {
-            bytes: manifest.to_string().into(),
-            media_type: media_type.to_owned(),
-        },
-        blobs: vec![config, layer],
-    }
-}
-
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "aarch64" => "arm64",
-        _ => "amd64",
-    }
-}
-
-/// A tar archive with one file, filled with the repeated name.
-fn layer(name: &str) -> Vec<u8> {
-    let file: Vec<u8> = name.bytes().cycle().take(LAYER_BYTES).collect();
-    let mut header = tar::Header::new_ustar();
-    header.set_size(file.len() as u64);
-    header.set_mode(0o644);
-    let mut archive = tar::Builder::new(Vec::new());
-    archive
-        .append_data(&mut header, "pad", file.as_slice())
-        .and_then(|()| archive.into_inner())
-        .unwrap_or_default()
+fn content(name: &str) -> anyhow::Result<Content> {
+    let pad: Vec<u8> = name.bytes().cycle().take(LAYER_BYTES).collect();
+    let layer = Layer::plain(&[File {
+        path: "pad",
+        mode: 0o644,
+        content: &pad,
+    }])?;
+    let config = Config {
+        architecture: Architecture::HOST,
+        entrypoint: &[],
+        user: "",
+        labels: BTreeMap::from([("name", name)]),
+    };
+    Ok(Image::new(&config, vec![layer]).into())
 }
 
 /// The case that no other may run beside.
 const ALONE: &str = "a_restart_ends_events_and_nothing_else";
 
-/// One trial for each case of the suite. They run in parallel, but for the one that restarts
-/// containerd.
-fn trials(version: &str, harness: OnContainerd, handle: &tokio::runtime::Handle) -> Vec<Trial> {
-    let harness = Arc::new(RwLock::new(harness));
-    let trial = |case: conformance::Case<OnContainerd>| {
-        let (harness, handle) = (Arc::clone(&harness), handle.clone());
-        Trial::test(format!("{version}::{}", case.name), move || {
-            let verdict = handle.block_on(async {
-                if case.name == ALONE {
-                    (case.run)(&*harness.write().await).await
-                } else {
-                    (case.run)(&*harness.read().await).await
-                }
-            });
-            verdict.map_err(Failed::from)
-        })
+/// A node with the newest containerd, or with the oldest that is tested.
+struct On<const OLDEST: bool> {
+    harness: OnContainerd,
+    run: Run,
+}
+
+impl<const OLDEST: bool> On<OLDEST> {
+    const VERSION: ContainerdVersion = if OLDEST {
+        ContainerdVersion::V1_6
+    } else {
+        ContainerdVersion::V2
     };
-    conformance::cases().into_iter().map(trial).collect()
 }
 
-/// What is missing to run the suite on this containerd.
-fn missing(version: Version) -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("needs root".to_owned());
+impl<const OLDEST: bool> Fixture for On<OLDEST> {
+    fn missing(tools: &Tools) -> Option<String> {
+        tools.missing(Self::VERSION)
     }
-    let needed = [version.program(), node::built("ctr"), REGISTRY.into()];
-    let missing = needed.iter().find(|program| !program.exists())?;
-    Some(format!("needs {}", missing.display()))
+
+    async fn start(tools: Tools) -> anyhow::Result<Self> {
+        let run = Run::start(tools.root()).await?;
+        let folder = run.folder().join("registry");
+        let registry = Registry::start(&tools.docker_registry(), &folder, 0).await?;
+        let node = ContainerdNode::start(&tools, &run, Self::VERSION).await?;
+        node.add_registry(&registry.host())?;
+        let runtime = Containerd::new(ContainerdOptions {
+            socket: node.socket().to_path_buf(),
+            snapshotter: None,
+            call_timeout: CALL_TIMEOUT,
+        });
+        let harness = OnContainerd {
+            runtime,
+            node,
+            registry,
+        };
+        Ok(Self { harness, run })
+    }
+
+    async fn stop(&self, well: bool) -> anyhow::Result<()> {
+        self.run.end(!well).await
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.run.logs()
+    }
 }
 
-async fn harness(version: Version, registry: &Arc<Registry>) -> anyhow::Result<OnContainerd> {
-    let (node, runtime) = Node::start(version, &registry.host()).await?;
-    Ok(OnContainerd {
-        runtime,
-        node,
-        registry: Arc::clone(registry),
-        prefix: match version {
-            Version::V2 => "v2",
-            Version::V1_6 => "v1-6",
-        },
-    })
-}
-
-fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::from_args();
-    let runtime = tokio::runtime::Runtime::new()?;
-    let mut all = Vec::new();
-    let mut registry: Option<Arc<Registry>> = None;
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    for version in [Version::V2, Version::V1_6] {
-        if let Some(why) = missing(version) {
-            eprintln!("{}: ignored: {why}", version.name());
-            let ignored = |case: conformance::Case<OnContainerd>| {
-                let name = format!("{}::{}", version.name(), case.name);
-                Trial::test(name, || Ok(())).with_ignored_flag(true)
-            };
-            all.extend(conformance::cases().into_iter().map(ignored));
-            continue;
+fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<On<OLDEST>>> {
+    let case = |case: conformance::Case<OnContainerd>| {
+        let name = format!("{on}::{}", case.name);
+        let run = move |on: Arc<On<OLDEST>>| async move {
+            let verdict = (case.run)(&on.harness).await;
+            verdict.map_err(anyhow::Error::msg)
+        };
+        if case.name == ALONE {
+            Case::exclusive(name, run)
+        } else {
+            Case::new(name, run)
         }
-        let harness = runtime.block_on(async {
-            let shared = match &registry {
-                Some(shared) => Arc::clone(shared),
-                None => Arc::new(Registry::start(Path::new(REGISTRY), dir.path(), 0).await?),
-            };
-            registry = Some(Arc::clone(&shared));
-            harness(version, &shared).await
-        })?;
-        all.extend(trials(version.name(), harness, runtime.handle()));
-    }
-    let conclusion = libtest_mimic::run(&arguments, all);
-    Ok(conclusion.exit_code())
+    };
+    conformance::cases().into_iter().map(case).collect()
+}
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    suite.run(cases::<false>("containerd_2_4"));
+    suite.run(cases::<true>("containerd_1_6"));
+    suite.exit_code()
 }
