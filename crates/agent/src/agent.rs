@@ -13,6 +13,7 @@
 
 mod api;
 mod attempt;
+mod handover;
 mod health;
 mod history;
 mod http;
@@ -28,7 +29,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -130,9 +130,7 @@ async fn start(
     fs::create_dir_all(&state_dir)
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
     let metrics = Arc::new(Metrics::new(VERSION)?);
-    let listener = TcpListener::bind(SocketAddr::new(address, port))
-        .await
-        .with_context(|| format!("listening on {address} port {port}"))?;
+    let listener = http::listen(SocketAddr::new(address, port)).await?;
     let client = kube::Client::try_default()
         .await
         .context("finding the API server")?;
@@ -199,7 +197,7 @@ async fn remember(
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
 ) -> (History, Planner) {
-    let (history, lost) = History::open(index, Arc::clone(metrics));
+    let (history, lost) = History::open(index, Arc::clone(metrics)).await;
     if lost {
         history.rebuild(runtime).await;
     }

@@ -1,5 +1,7 @@
 //! Every flag and every environment variable.
 
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +21,19 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the command line and the environment. Help, and what cannot be used, end the process.
+    pub fn read() -> Self {
+        let variables = env::vars_os().map(|(name, _)| name);
+        match GateArgs::bare(env::args_os(), variables) {
+            Some(args) => Self {
+                command: Command::Gate(args),
+            },
+            None => Self::parse(),
+        }
+    }
 }
 
 /// The commands.
@@ -109,19 +124,42 @@ pub enum LogFormat {
 }
 
 /// What `trylatest gate` takes.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, PartialEq, Eq)]
 pub struct GateArgs {
     /// The folder of the downward-API volume that holds the pod's annotations
-    #[arg(long, env = "TRYLATEST_VOLUME", default_value = "/run/trylatest")]
+    #[arg(long, env = "TRYLATEST_VOLUME", default_value = VOLUME)]
     pub volume: PathBuf,
 
     /// How long to wait without any sign of an agent before the pod starts as it is
-    #[arg(long, env = "TRYLATEST_PATIENCE", default_value = "20s", value_parser = duration)]
+    #[arg(long, env = "TRYLATEST_PATIENCE", default_value = PATIENCE, value_parser = duration)]
     pub patience: Duration,
 
     /// How far a release's time may lie from now
-    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "2m", value_parser = positive)]
+    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = FRESHNESS, value_parser = positive)]
     pub freshness: Duration,
+}
+
+const VOLUME: &str = "/run/trylatest";
+const PATIENCE: &str = "20s";
+const FRESHNESS: &str = "2m";
+
+impl GateArgs {
+    /// The gate as the admission policy starts it: nothing to read but the word `gate`. It waits in
+    /// every gated pod, and clap's pages would be a third of its memory.
+    fn bare(
+        args: impl Iterator<Item = OsString>,
+        mut variables: impl Iterator<Item = OsString>,
+    ) -> Option<Self> {
+        let ours = |name: OsString| name.as_encoded_bytes().starts_with(b"TRYLATEST_");
+        if !args.skip(1).eq([OsStr::new("gate")]) || variables.any(ours) {
+            return None;
+        }
+        Some(Self {
+            volume: VOLUME.into(),
+            patience: duration(PATIENCE).ok()?,
+            freshness: positive(FRESHNESS).ok()?,
+        })
+    }
 }
 
 /// What `trylatest images` takes.
@@ -206,6 +244,32 @@ mod tests {
         assert_eq!(args.stall, Duration::from_secs(90));
         assert!(args.allow_unverified_fallback);
         assert_eq!(args.port, 9776);
+    }
+
+    fn bare(args: &[&str], variables: &[&str]) -> Option<GateArgs> {
+        let owned = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        GateArgs::bare(owned(args).into_iter(), owned(variables).into_iter())
+    }
+
+    #[test]
+    fn a_bare_gate_is_what_clap_would_make_of_it() {
+        let Command::Gate(args) = Cli::parse_from(["trylatest", "gate"]).command else {
+            panic!("not the gate");
+        };
+        assert_eq!(bare(&["trylatest", "gate"], &["PATH"]), Some(args));
+    }
+
+    #[test]
+    fn a_gate_with_settings_is_read_by_clap() {
+        let set = ["PATH", "TRYLATEST_PATIENCE"];
+        assert_eq!(bare(&["trylatest", "gate"], &set), None);
+        for args in [
+            &["trylatest", "gate", "--help"],
+            &["trylatest", "agent", "gate"],
+        ] {
+            assert_eq!(bare(args, &[]), None);
+        }
+        assert_eq!(bare(&["trylatest"], &[]), None);
     }
 
     #[test]

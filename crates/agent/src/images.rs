@@ -116,7 +116,7 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 |then| format!("{} ago", trylatest_core::time::short_age(now, then)),
             )
         };
-        let digest = last.and_then(|last| last.digest.as_deref()).unwrap_or("-");
+        let digest = record.copy.as_ref().map_or("-", |copy| &copy.digest);
         table.add_row([
             record.image.to_string(),
             last.map_or("-", |last| last.outcome.as_str()).to_owned(),
@@ -138,7 +138,7 @@ mod tests {
     use std::time::Duration;
 
     use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-    use trylatest_core::record::{Try, Week};
+    use trylatest_core::record::{LocalCopy, Try, Week};
 
     use super::*;
 
@@ -149,6 +149,10 @@ mod tests {
             image: "reg.example/app".parse().unwrap(),
             confirmed: None,
             needs_credentials: false,
+            copy: Some(LocalCopy {
+                digest: format!("sha256:{}", "ab".repeat(32)),
+                size_bytes: None,
+            }),
             seen: started,
             tries: vec![Try {
                 image: "reg.example/app".parse().unwrap(),

@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use trylatest::args::Cli;
 
 fn main() -> ExitCode {
-    trylatest::run(Cli::parse())
+    trylatest::run(Cli::read())
 }

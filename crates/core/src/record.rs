@@ -79,12 +79,27 @@ pub struct ImageRecord {
     /// out on trust. A later anonymous success clears it.
     #[serde(default)]
     pub needs_credentials: bool,
+    /// The copy that the node held when the image was last tried, or when the index was rebuilt;
+    /// none if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LocalCopy>,
     /// When the image was last tried or seen on the node; what ages an entry out.
     pub seen: Timestamp,
     /// The last tries, newest first, bounded.
     pub tries: Vec<Try>,
     /// Tries of the last seven days, counted when the record was read.
     pub week: Week,
+}
+
+/// A copy on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalCopy {
+    /// What the name points to (`sha256:…`, of the manifest or of the index of manifests).
+    pub digest: String,
+    /// Its size in bytes, as CRI reports it; none if it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// How the tries of an image went in the last seven days.

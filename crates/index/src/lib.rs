@@ -22,7 +22,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use trylatest_core::image::ImageName;
-use trylatest_core::record::{ImageRecord, Try};
+use trylatest_core::record::{ImageRecord, LocalCopy, Try};
 use trylatest_core::time::age;
 
 pub use crate::recover::Recovered;
@@ -206,15 +206,15 @@ impl Index {
     /// [`IndexError`]: nothing was written.
     pub fn seed(
         &self,
-        images: &[(ImageName, String, u64)],
+        images: &[(ImageName, LocalCopy)],
         now: Timestamp,
     ) -> Result<(), IndexError> {
         let write = self.begin_write()?;
         {
             let mut table = write.open_table(IMAGES).map_err(writing)?;
-            for (image, _, _) in images {
+            for (image, copy) in images {
                 if table.get(image.as_str()).map_err(writing)?.is_none() {
-                    let bytes = Stored::new(now).encode();
+                    let bytes = Stored::new(now, Some(copy.clone())).encode();
                     table
                         .insert(image.as_str(), bytes.as_slice())
                         .map_err(writing)?;
@@ -270,7 +270,7 @@ impl Index {
             let found = table.get(image.as_str()).map_err(writing)?;
             let mut stored = found
                 .and_then(|value| Stored::decode(value.value()))
-                .unwrap_or_else(|| Stored::new(now));
+                .unwrap_or_else(|| Stored::new(now, None));
             change(&mut stored);
             let bytes = stored.encode();
             table

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::Outcome;
-use trylatest_core::record::{ImageRecord, Try, Week};
+use trylatest_core::record::{ImageRecord, LocalCopy, Try, Week};
 
 use crate::TRIES_MAX;
 
@@ -23,6 +23,8 @@ pub(crate) struct Stored {
     confirmed: Option<Timestamp>,
     #[serde(default)]
     needs_credentials: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy: Option<LocalCopy>,
     seen: Timestamp,
     #[serde(default)]
     tries: Vec<Try>,
@@ -32,8 +34,9 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    pub(crate) fn new(now: Timestamp) -> Self {
+    pub(crate) fn new(now: Timestamp, copy: Option<LocalCopy>) -> Self {
         Self {
+            copy,
             confirmed: None,
             needs_credentials: false,
             seen: now,
@@ -57,6 +60,10 @@ impl Stored {
         if let Some(needs) = needs_credentials {
             self.needs_credentials = needs;
         }
+        self.copy = tried.digest.clone().map(|digest| LocalCopy {
+            digest,
+            size_bytes: tried.size_bytes,
+        });
         self.saw(tried.started);
         self.tries.insert(0, tried.clone());
         self.tries.truncate(TRIES_MAX);
@@ -84,6 +91,7 @@ impl Stored {
             image,
             confirmed: self.confirmed,
             needs_credentials: self.needs_credentials,
+            copy: self.copy,
             seen: self.seen,
             tries: self.tries,
             week,

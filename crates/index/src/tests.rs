@@ -126,12 +126,18 @@ fn a_lost_index_is_seeded_and_what_is_known_stays() {
     index
         .record(&tried("app", now(), Outcome::Fresh), None)
         .unwrap();
-    let images = ["app", "new"].map(|name| (name.parse().unwrap(), "sha256:1".to_owned(), 7));
+    let found = LocalCopy {
+        digest: "sha256:2".into(),
+        size_bytes: Some(9),
+    };
+    let images = ["app", "new"].map(|name| (name.parse().unwrap(), found.clone()));
     index.seed(&images, now()).unwrap();
     let all = index.all(now()).unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!(all[0].tries.len(), 1);
+    assert_eq!(all[0].copy.as_ref().unwrap().digest, "sha256:1");
     assert_eq!(all[1].confirmed, None);
+    assert_eq!(all[1].copy, Some(found));
 }
 
 #[test]

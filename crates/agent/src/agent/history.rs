@@ -9,10 +9,11 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
-use trylatest_core::record::{ImageRecord, Try};
+use trylatest_core::record::{ImageRecord, LocalCopy, Try};
 use trylatest_index::{Index, OpenError, Opened};
 
 use super::api::words;
+use super::handover;
 use super::metrics::Metrics;
 use crate::clock;
 
@@ -33,9 +34,11 @@ pub(super) struct History {
 
 impl History {
     /// Opens the index, or says why the agent runs without.
-    pub(super) fn open(path: &Path, metrics: Arc<Metrics>) -> (Self, bool) {
+    pub(super) async fn open(path: &Path, metrics: Arc<Metrics>) -> (Self, bool) {
         let mut rebuilt = false;
-        let index = match Index::open(path, clock::wall()) {
+        let open = || Index::open(path, clock::wall());
+        let held = |error: &OpenError| matches!(error, OpenError::Locked { .. });
+        let index = match handover::take("the index", open, held).await {
             Ok(Opened { index, recovered }) => {
                 if let Some(recovered) = recovered {
                     rebuilt = true;
@@ -103,7 +106,7 @@ impl History {
             Ok(images) => {
                 let images: Vec<_> = images
                     .into_iter()
-                    .map(|local| (local.image, local.digest, local.size_bytes))
+                    .map(|local| (local.image, copy(local.digest, local.size_bytes)))
                     .collect();
                 let count = images.len();
                 let seed = self.blocking(move |index| index.seed(&images, clock::wall()));
@@ -154,5 +157,12 @@ impl History {
                 Err(error) => Err(error.to_string()),
             }
         })
+    }
+}
+
+fn copy(digest: String, size_bytes: u64) -> LocalCopy {
+    LocalCopy {
+        digest,
+        size_bytes: Some(size_bytes),
     }
 }

@@ -1,5 +1,7 @@
 //! Probes and metrics over TCP, and the index over a socket that only this node's root can open.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,12 +15,27 @@ use rustix::fs::Mode;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
+use super::handover;
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
 
 /// The socket's name in the state folder.
 pub(crate) const SOCKET: &str = "agent.sock";
+
+/// Takes the port, also from an agent that is still ending.
+pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || std::net::TcpListener::bind(address);
+    let held = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
+    let listener = async || -> std::io::Result<TcpListener> {
+        let listener = handover::take("the port", bind, held).await?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    listener()
+        .await
+        .with_context(|| format!("listening on {address}; choose another with --port"))
+}
 
 /// Serves `/livez`, `/readyz` and `/metrics` until `stop`.
 pub(super) async fn serve(
@@ -67,7 +84,7 @@ fn bind(path: &PathBuf) -> anyhow::Result<UnixListener> {
 
 fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

@@ -526,6 +526,7 @@ fn what_was_written_down_is_known_after_a_restart() {
         image: image(),
         confirmed,
         needs_credentials: false,
+        copy: None,
         seen: wall(Duration::ZERO),
         tries: Vec::new(),
         week: crate::record::Week::default(),

@@ -1,0 +1,43 @@
+# What is worth typing often. `just` alone lists it. Nothing here does more than its one command says;
+# .ci/run does not use it, so that neither can hide from the other.
+
+_default:
+    @just --list --unsorted
+
+# The whole story on a real one-node cluster (needs root); --keep, --containerd 1.6, --help
+demo *args:
+    cargo demo -- {{ args }}
+
+# All tests, with everything brought in that they need
+verify *args:
+    cargo verify {{ args }}
+
+# How long pods take with each policy, and what the agent needs (needs root)
+bench *args:
+    cargo run --quiet --package trylatest-bootstrap -- bench -- {{ args }}
+
+# TryLatest's container image, target/image/trylatest.tar; --arch arm64 for another machine's
+image *args:
+    cargo run --quiet --package trylatest-bootstrap -- image {{ args }}
+
+# A one-node cluster to play with (needs root); --help
+cluster *args: tools
+    cargo run --quiet --package trylatest-e2e --bin cluster -- {{ args }}
+
+# Bring in and build what the cluster needs
+tools:
+    cargo run --quiet --package trylatest-bootstrap -- tools
+
+# What CI says to a change before it runs a test
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- --deny warnings
+    RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --quiet
+
+# Licences, duplicate crates, sources and advisories (needs cargo-deny)
+deny:
+    cargo deny check
+
+# Tests that need neither root nor a cluster
+test *args:
+    cargo test --workspace --exclude trylatest-e2e {{ args }}
