@@ -107,4 +107,6 @@ fn status_behind(text: &str) -> Option<u16> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::release::{Progress, Release};
+use crate::text;
 use crate::time::Now;
 
 /// How long the gate waits without any sign of an agent.
@@ -92,6 +93,7 @@ fn describe_release(release: &Release, now: Timestamp) -> Vec<String> {
         .map(|(name, container)| {
             format!("{}: {name}: {}", container.outcome, container.describe(now))
         })
+        .map(|line| text::on_one_line(&line))
         .collect()
 }
 
@@ -100,6 +102,7 @@ fn describe_progress(progress: &Progress) -> Vec<String> {
         .containers
         .iter()
         .map(|(name, container)| format!("trying: {name}: {}", container.describe()))
+        .map(|line| text::on_one_line(&line))
         .collect()
 }
 

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// How a try for one image ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -142,11 +144,7 @@ impl Failure {
 
     /// A failure whose message is cut to [`Self::MESSAGE_MAX_BYTES`] and to one line.
     pub fn new(class: FailureClass, message: impl AsRef<str>) -> Self {
-        let mut message: String = message
-            .as_ref()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let mut message = text::on_one_line(message.as_ref());
         if message.len() > Self::MESSAGE_MAX_BYTES {
             let mut end = Self::MESSAGE_MAX_BYTES - '…'.len_utf8();
             while !message.is_char_boundary(end) {

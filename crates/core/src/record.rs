@@ -44,11 +44,6 @@ impl Try {
         let class = self.failure.as_ref().map(|failure| failure.class);
         class == Some(FailureClass::Unauthorized)
     }
-
-    /// When the try ended.
-    pub fn ended(&self) -> Timestamp {
-        self.started + self.duration
-    }
 }
 
 mod millis {
