@@ -138,6 +138,7 @@ async fn start(
         socket: containerd_socket,
         snapshotter,
         call_timeout: RUNTIME_DEADLINE,
+        observer: metrics.of_runtime_calls(),
     }));
     let limits = Limits {
         try_for,

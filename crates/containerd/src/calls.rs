@@ -1,5 +1,6 @@
 //! The connection to containerd: one channel for CRI and the native API, a deadline for each call.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,17 +48,43 @@ impl Interceptor for InNamespace {
     }
 }
 
+/// Hears how each call ended, a pull excepted: `None` for an answer. By default nobody listens.
+#[derive(Clone)]
+pub struct CallObserver(Arc<Hear>);
+
+type Hear = dyn Fn(Option<&RuntimeError>) + Send + Sync;
+
+impl CallObserver {
+    /// Runs in the caller's task: it should count, and not wait.
+    pub fn new(hear: impl Fn(Option<&RuntimeError>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hear))
+    }
+}
+
+impl Default for CallObserver {
+    fn default() -> Self {
+        Self::new(|_| {})
+    }
+}
+
+impl fmt::Debug for CallObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallObserver")
+    }
+}
+
 /// Makes clients and calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     channel: Channel,
     timeout: Duration,
     connections: Arc<AtomicU64>,
+    observer: CallObserver,
 }
 
 impl Calls {
     /// Connects at the first call, and again after the connection has broken.
-    pub(crate) fn new(socket: &Path, timeout: Duration) -> Self {
+    pub(crate) fn new(socket: &Path, timeout: Duration, observer: CallObserver) -> Self {
         let socket = PathBuf::from(socket);
         let connections = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&connections);
@@ -73,6 +100,7 @@ impl Calls {
             channel,
             timeout,
             connections,
+            observer,
         }
     }
 
@@ -140,13 +168,15 @@ impl Calls {
         operation: &'static str,
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, RuntimeError> {
-        match tokio::time::timeout(self.timeout, work).await {
+        let result = match tokio::time::timeout(self.timeout, work).await {
             Ok(result) => result.map_err(|status| error(operation, &status)),
             Err(_) => Err(RuntimeError::Timeout {
                 operation,
                 timeout: self.timeout,
             }),
-        }
+        };
+        (self.observer.0)(result.as_ref().err());
+        result
     }
 }
 
@@ -180,7 +210,11 @@ mod tests {
     #[tokio::test]
     async fn a_missing_socket_is_unreachable_and_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let calls = Calls::new(&dir.path().join("none.sock"), Duration::from_secs(5));
+        let calls = Calls::new(
+            &dir.path().join("none.sock"),
+            Duration::from_secs(5),
+            CallObserver::default(),
+        );
         let mut cri = calls.cri_runtime();
         let version = cri.version(k8s_cri::v1::VersionRequest::default());
         let error = calls.call("asking for the version", version).await;
@@ -198,7 +232,13 @@ mod tests {
         let socket = dir.path().join("silent.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let timeout = Duration::from_millis(50);
-        let calls = Calls::new(&socket, timeout);
+        let seen = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&seen);
+        let observer = CallObserver::new(move |error| {
+            assert!(matches!(error, Some(RuntimeError::Timeout { .. })));
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let calls = Calls::new(&socket, timeout, observer);
         let mut cri = calls.cri_runtime();
         let call = cri.version(k8s_cri::v1::VersionRequest::default());
         let error = calls.call("asking for the version", call).await;
@@ -209,6 +249,7 @@ mod tests {
                 timeout
             }
         );
+        assert_eq!(seen.load(Ordering::Relaxed), 1);
         drop(listener);
     }
 

@@ -12,7 +12,7 @@ use k8s_cri::v1::{
 };
 use trylatest_core::image::ImageName;
 
-use crate::calls::Calls;
+use crate::calls::{CallObserver, Calls};
 use crate::classify;
 use crate::manifest::Platform;
 use crate::progress::Progress;
@@ -32,6 +32,8 @@ pub struct ContainerdOptions {
     pub snapshotter: Option<String>,
     /// How long any call may take, but a pull.
     pub call_timeout: Duration,
+    /// Hears how each of these calls ended.
+    pub observer: CallObserver,
 }
 
 /// containerd on this node. Clones share one connection.
@@ -57,9 +59,10 @@ impl Containerd {
             socket,
             snapshotter,
             call_timeout,
+            observer,
         } = options;
         Self {
-            calls: Calls::new(&socket, call_timeout),
+            calls: Calls::new(&socket, call_timeout, observer),
             snapshotter: Arc::new(Snapshotter::new(snapshotter)),
             platform: Arc::new(Platform::of_this_node()),
             progress: Arc::default(),

@@ -143,6 +143,13 @@ impl FakeContainerd {
         }
     }
 
+    /// Makes what the registry's tag points to such content, too.
+    pub fn spoil_tag(&self, image: &ImageName, why: &str) {
+        if let Some(tag) = locked(&self.state).tags.get_mut(image) {
+            tag.spoiled = Some(why.to_owned());
+        }
+    }
+
     /// Removes a name or an alias from the node.
     pub fn remove(&self, name: &str) {
         let mut state = locked(&self.state);

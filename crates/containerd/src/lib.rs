@@ -33,6 +33,7 @@ mod proof;
 pub mod runtime;
 mod snapshotter;
 
+pub use calls::CallObserver;
 pub use containerd::{Containerd, ContainerdOptions};
 pub use runtime::{
     ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin,

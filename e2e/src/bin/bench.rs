@@ -245,6 +245,7 @@ impl Bench {
         let image = registry.image(repository, "latest");
         let before = registry.requests();
         let serial = self.serial.replace(self.serial.get() + 1);
+        out_of_step(serial).await;
         let names: Vec<_> = (0..count)
             .map(|n| format!("{}-{serial}-{n}", policy.to_lowercase()))
             .collect();
@@ -303,6 +304,17 @@ impl Bench {
         took.sort_unstable();
         middle(&took).context("the agent's log tells of no release")
     }
+}
+
+/// Waits for a part of a second, another one each time, and all of a second's parts in turn.
+///
+/// The kubelet looks at its containers once a second, and the removal of the pod before ends with
+/// such a look. Measured right behind it, every pod of a policy would fall into the same part of
+/// that second, and the median would show which part, and not how long a pod takes.
+async fn out_of_step(serial: u32) {
+    // The golden ratio's multiples are spread evenly however many there are.
+    let part = (f64::from(serial) * 0.618_034).fract();
+    tokio::time::sleep(Duration::from_secs_f64(part)).await;
 }
 
 /// Each policy has its own: what one has pulled is no help to another.

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use trylatest_bootstrap::oci::{Architecture, Config, File, Image, Layer};
 use trylatest_containerd::conformance::{self, Fault, Harness};
-use trylatest_containerd::{Containerd, ContainerdOptions};
+use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
 use trylatest_core::image::ImageName;
 use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
 use trylatest_e2e::registry::{self, Challenge, Content, Registry};
@@ -205,6 +205,7 @@ impl<const OLDEST: bool> Fixture for On<OLDEST> {
             socket: node.socket().to_path_buf(),
             snapshotter: None,
             call_timeout: CALL_TIMEOUT,
+            observer: CallObserver::default(),
         });
         let harness = OnContainerd {
             runtime,

@@ -146,3 +146,6 @@ fn stalled(stall: Duration, last: Movement) -> Failure {
     };
     Failure::new(FailureClass::Timeout, words)
 }
+
+#[cfg(test)]
+mod tests;

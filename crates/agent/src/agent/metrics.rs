@@ -7,6 +7,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use trylatest_containerd::{CallObserver, RuntimeError};
 use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::record::Try;
 use trylatest_core::release::Release;
@@ -31,6 +32,7 @@ pub struct Metrics {
     releases: IntCounterVec,
     release_seconds: Histogram,
     api_calls: IntCounterVec,
+    runtime_calls: IntCounterVec,
     index_failures: IntCounter,
     index_open: IntGauge,
     gate_image_restored: IntCounter,
@@ -97,6 +99,11 @@ impl Metrics {
                 "Calls to the API server, by operation and result.",
                 &["operation", "result"],
             )?,
+            runtime_calls: counters(
+                "trylatest_runtime_calls_total",
+                "Calls to containerd other than pulls, by result.",
+                &["result"],
+            )?,
             index_failures: counter(
                 "trylatest_index_failures_total",
                 "Writes to the index that failed or were left out.",
@@ -134,6 +141,9 @@ impl Metrics {
             let fallback = Outcome::Fallback.as_str();
             self.tries.with_label_values(&[fallback, class.as_str()]);
         }
+        for result in RUNTIME_RESULTS {
+            self.runtime_calls.with_label_values(&[result]);
+        }
         for operation in Operation::ALL {
             for result in CallResult::ALL {
                 self.api_calls
@@ -164,6 +174,12 @@ impl Metrics {
         self.api_calls
             .with_label_values(&[operation.as_str(), result.as_str()])
             .inc();
+    }
+
+    /// Counts containerd's answers.
+    pub(super) fn of_runtime_calls(&self) -> CallObserver {
+        let calls = self.runtime_calls.clone();
+        CallObserver::new(move |error| calls.with_label_values(&[runtime_result(error)]).inc())
     }
 
     pub(super) fn index_failed(&self) {
@@ -215,6 +231,17 @@ impl CallResult {
     }
 }
 
+const RUNTIME_RESULTS: [&str; 4] = ["success", "timeout", "unreachable", "error"];
+
+fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
+    match error {
+        None => "success",
+        Some(RuntimeError::Timeout { .. }) => "timeout",
+        Some(RuntimeError::Unreachable { .. }) => "unreachable",
+        Some(_) => "error",
+    }
+}
+
 fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: C,
@@ -235,6 +262,7 @@ mod tests {
             "trylatest_tries_total{class=\"network\",outcome=\"fallback\"} 0",
             "trylatest_container_releases_total{outcome=\"refused\"} 0",
             "trylatest_api_calls_total{operation=\"release\",result=\"timeout\"} 0",
+            "trylatest_runtime_calls_total{result=\"unreachable\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -1,0 +1,140 @@
+use trylatest_containerd::fake::{Answer, FakeContainerd};
+
+use super::*;
+
+const STALL: Duration = Duration::from_secs(5);
+const MIB: u64 = 1 << 20;
+
+fn image() -> ImageName {
+    "reg.example/app:latest".parse().unwrap()
+}
+
+/// A node that holds `one`, and a registry whose tag points to `two`.
+fn moved_tag() -> FakeContainerd {
+    let node = FakeContainerd::new();
+    node.hold(&image(), "sha256:one", MIB);
+    node.push(&image(), "sha256:two", MIB);
+    node
+}
+
+async fn attempt_on(node: &FakeContainerd, image: ImageName) -> Ended {
+    let (moved, _looks) = mpsc::channel(64);
+    attempt(node, image, 7, STALL, moved).await
+}
+
+async fn ended(node: &FakeContainerd) -> Ended {
+    attempt_on(node, image()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moved_tag_is_pulled_and_both_copies_are_told() {
+    let node = moved_tag();
+    let ended = ended(&node).await;
+    assert_eq!((ended.attempt, &ended.failure), (7, &None));
+    assert_eq!(ended.before.digest(), Some("sha256:one"));
+    assert_eq!(ended.after.digest(), Some("sha256:two"));
+    assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_pull_leaves_the_copy() {
+    let node = moved_tag();
+    node.answer(&image(), Answer::fail(FailureClass::ServerError));
+    let ended = ended(&node).await;
+    let class = ended.failure.map(|failure| failure.class);
+    assert_eq!(class, Some(FailureClass::ServerError));
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_after_the_stall_deadline() {
+    let node = moved_tag();
+    node.answer(&image(), Answer::Hang);
+    let start = Instant::now();
+    let ended = ended(&node).await;
+    assert_eq!(start.elapsed(), STALL);
+    let failure = ended.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Timeout);
+    assert_eq!(failure.message, "nothing came for 5s");
+    assert_eq!(node.running(&image()), 0, "the pull has been stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_that_stops_tells_how_far_it_came() {
+    let node = moved_tag();
+    let part = Answer::Receive(1000, Box::new(Answer::Hang));
+    let later = Answer::Wait(Duration::from_secs(3), Box::new(part));
+    node.answer(&image(), later);
+    let start = Instant::now();
+    let failure = ended(&node).await.failure.unwrap();
+    // Movement is seen at the next look.
+    assert!(start.elapsed() >= Duration::from_secs(3) + STALL);
+    assert!(start.elapsed() <= Duration::from_secs(3) + STALL + LOOK_EVERY);
+    let words = format!("nothing moved for 5s after 1000 of {MIB} bytes");
+    assert_eq!(failure.message, words);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
+    let node = moved_tag();
+    let slow = Answer::download(10, MIB / 10, Duration::from_secs(4));
+    node.answer(&image(), slow);
+    let (sender, mut looks) = mpsc::channel(1024);
+    let ended = attempt(&node, image(), 1, STALL, sender).await;
+    assert_eq!(ended.failure, None);
+    assert_eq!(ended.after.digest(), Some("sha256:two"));
+    let mut bytes = Vec::new();
+    while let Some(moved) = looks.recv().await {
+        bytes.push(moved.movement.bytes);
+    }
+    bytes.dedup();
+    assert!(bytes.len() >= 9 && bytes.is_sorted(), "{bytes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_start_gives_its_name_back() {
+    let node = moved_tag();
+    node.spoil_tag(&image(), "it is for windows/amd64");
+    let ended = ended(&node).await;
+    let failure = ended.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Invalid);
+    assert_eq!(failure.message, "it is for windows/amd64");
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_was_cut_off_is_made_good_by_the_next() {
+    let node = moved_tag();
+    let alias = alias::of(&image());
+    // The agent was killed after containerd had moved the name to something unusable.
+    node.keep(&image(), &alias, Pin::Unpinned).await.unwrap();
+    node.spoil(&image(), "half an image");
+    node.answer(&image(), Answer::fail(FailureClass::Network));
+    let ended = ended(&node).await;
+    assert_eq!(ended.before.digest(), Some("sha256:one"));
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(node.kept(&alias), None, "the alias is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_digest_that_is_here_is_not_asked_for() {
+    let node = FakeContainerd::new();
+    let digest = "a".repeat(64);
+    let image: ImageName = format!("reg.example/app@sha256:{digest}").parse().unwrap();
+    node.hold(&image, &format!("sha256:{digest}"), MIB);
+    node.answer(&image, Answer::Hang);
+    let ended = attempt_on(&node, image.clone()).await;
+    assert_eq!((ended.failure, node.pulls(&image)), (None, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_containerd_is_no_absent_image() {
+    let node = moved_tag();
+    node.set_down(true);
+    let ended = ended(&node).await;
+    assert!(matches!(ended.before, Copy::Unknown { .. }));
+    assert!(matches!(ended.after, Copy::Unknown { .. }));
+    assert_eq!(ended.failure.unwrap().class, FailureClass::Local);
+}
