@@ -49,22 +49,16 @@ impl Metrics {
         let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
             register(&registry, IntCounter::new(name, help)?)
         };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            register(&registry, IntGauge::new(name, help)?)
+        };
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(
                 &registry,
                 IntCounterVec::new(Opts::new(name, help), labels)?,
             )
         };
-        let build = IntGaugeVec::new(
-            Opts::new(
-                "trylatest_build_info",
-                "Always 1; the version is the label.",
-            ),
-            &["version"],
-        )?;
-        register(&registry, build)?
-            .with_label_values(&[version])
-            .set(1);
+        register_build_info(&registry, version)?;
         let metrics = Self {
             tries: counters(
                 "trylatest_tries_total",
@@ -108,12 +102,9 @@ impl Metrics {
                 "trylatest_index_failures_total",
                 "Writes to the index that failed or were left out.",
             )?,
-            index_open: register(
-                &registry,
-                IntGauge::new(
-                    "trylatest_index_open",
-                    "1 if there is a history, 0 without.",
-                )?,
+            index_open: gauge(
+                "trylatest_index_open",
+                "1 if there is a history, 0 without.",
             )?,
             gate_image_restored: counter(
                 "trylatest_gate_image_restored_total",
@@ -240,6 +231,15 @@ fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
         Some(RuntimeError::Unreachable { .. }) => "unreachable",
         Some(_) => "error",
     }
+}
+
+fn register_build_info(registry: &Registry, version: &str) -> prometheus::Result<()> {
+    let help = "Always 1; the version is the label.";
+    let build = IntGaugeVec::new(Opts::new("trylatest_build_info", help), &["version"])?;
+    register(registry, build)?
+        .with_label_values(&[version])
+        .set(1);
+    Ok(())
 }
 
 fn register<C: Collector + Clone + 'static>(
