@@ -39,7 +39,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions};
 use trylatest_core::plan::{Limits, Planner};
-use trylatest_k8s::{Writer, watch_pods};
+use trylatest_k8s::{WATCH_ENDS_AFTER, Writer, watch_pods};
 
 use self::api::Api;
 use self::health::Health;
@@ -76,11 +76,14 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     start_logging(&args)?;
     // One thread: the agent waits, it does not compute, and a second arena costs memory.
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("starting the async runtime")?
-        .block_on(serve(args))
+        .context("starting the async runtime")?;
+    let served = runtime.block_on(serve(args));
+    // A write to a disk that hangs must not keep the process from ending.
+    runtime.shutdown_background();
+    served
 }
 
 fn start_logging(args: &AgentArgs) -> anyhow::Result<()> {
@@ -97,11 +100,16 @@ fn start_logging(args: &AgentArgs) -> anyhow::Result<()> {
 async fn serve(args: AgentArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let health = Arc::new(Health::new());
-    let signals = (
+    let mut signals = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let mut tasks = Box::pin(start(args, &health, &stop)).await?;
+    let mut tasks = tokio::select! {
+        tasks = Box::pin(start(args, &health, &stop)) => tasks?,
+        // Nothing has begun: there is nothing to end in order.
+        _ = signals.0.recv() => return Ok(()),
+        _ = signals.1.recv() => return Ok(()),
+    };
     supervise(&mut tasks, &health, &stop, signals).await
 }
 
@@ -131,9 +139,7 @@ async fn start(
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
     let metrics = Arc::new(Metrics::new(VERSION)?);
     let listener = http::listen(SocketAddr::new(address, port)).await?;
-    let client = kube::Client::try_default()
-        .await
-        .context("finding the API server")?;
+    let client = client().await.context("finding the API server")?;
     let runtime = Arc::new(Containerd::new(ContainerdOptions {
         socket: containerd_socket,
         snapshotter,
@@ -188,6 +194,13 @@ async fn start(
         http::serve_images(&state_dir, history, socket_stop).await
     });
     Ok(tasks)
+}
+
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    // For lists and watches, which have no other deadline: a watch ends by itself before that.
+    config.read_timeout = Some(WATCH_ENDS_AFTER + API_DEADLINE);
+    Ok(kube::Client::try_from(config)?)
 }
 
 /// Opens what earlier runs have written down, and starts the planner from it.

@@ -134,8 +134,8 @@ pub struct GateArgs {
     #[arg(long, env = "TRYLATEST_PATIENCE", default_value = PATIENCE, value_parser = duration)]
     pub patience: Duration,
 
-    /// How far a release's time may lie from now
-    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = FRESHNESS, value_parser = positive)]
+    /// How far a release's time may lie from now; the agent counts on 2m at least
+    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = FRESHNESS, value_parser = freshness)]
     pub freshness: Duration,
 }
 
@@ -157,7 +157,7 @@ impl GateArgs {
         Some(Self {
             volume: VOLUME.into(),
             patience: duration(PATIENCE).ok()?,
-            freshness: positive(FRESHNESS).ok()?,
+            freshness: freshness(FRESHNESS).ok()?,
         })
     }
 }
@@ -194,6 +194,17 @@ fn positive(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("it must be more than 0".to_owned()),
         duration => Ok(duration),
+    }
+}
+
+/// A gate that honours releases for less than the agent thinks would miss some of them, refusals
+/// too.
+fn freshness(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        short if short < trylatest_core::release::FRESHNESS => {
+            Err("it must be 2m or more".to_owned())
+        }
+        freshness => Ok(freshness),
     }
 }
 

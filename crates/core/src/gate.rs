@@ -19,6 +19,8 @@ pub struct Gate {
     /// When the agent last showed itself, or the gate's start.
     last_sign: Duration,
     seen: Option<Timestamp>,
+    /// What was printed last.
+    told: Vec<String>,
 }
 
 /// What was read from the volume.
@@ -51,6 +53,7 @@ impl Gate {
             freshness,
             last_sign: now.up,
             seen: None,
+            told: Vec::new(),
         }
     }
 
@@ -75,7 +78,11 @@ impl Gate {
         {
             self.seen = Some(progress.time);
             self.last_sign = now.up;
-            lines = describe_progress(progress);
+            let told = describe_progress(progress);
+            if told != self.told {
+                lines.clone_from(&told);
+                self.told = told;
+            }
         }
         let left = (self.last_sign + self.patience).saturating_sub(now.up);
         if left.is_zero() {

@@ -91,7 +91,7 @@ impl NodeReport {
             cached.len()
         );
         let message = if cached.is_empty() {
-            "every TryLatest image runs what its tag pointed to at the last try".to_owned()
+            "no TryLatest image in use fell back to its cached copy at the last try".to_owned()
         } else {
             condition_message(&cached)
         };

@@ -53,6 +53,9 @@ pub enum Action {
         image: ImageName,
         /// Names this try.
         attempt: u64,
+        /// A copy that is here needs no registry: the name is a digest, which cannot move, and the
+        /// registry gave it to anybody.
+        settled: bool,
     },
     /// Prove the copy there is, now; then call [`Planner::inspected`].
     Inspect(ImageName),
@@ -236,6 +239,10 @@ impl Planner {
                 if !matches!(&slot.wait, Wait::Inspection(waits) if waits == name) {
                     continue;
                 }
+                if image.may_yet_be_refused() {
+                    slot.wait = Wait::LastTry(name.clone());
+                    continue;
+                }
                 let failure = slot.failure.clone().unwrap_or_else(|| time_is_up(image));
                 let end = End {
                     failure: Some(&failure),
@@ -345,7 +352,8 @@ impl Planner {
     pub fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
         let pods = &self.pods;
         self.images.retain(|name, image| {
-            image.is_busy() || pods.values().any(|pod| pod.uses(name)) || !gone(name)
+            let wanted = |pod: &Pod| pod.uses(name) || pod.waits_for(name);
+            image.is_busy() || pods.values().any(wanted) || !gone(name)
         });
     }
 
@@ -413,6 +421,8 @@ impl Planner {
             plan.actions.push(Action::Try {
                 image: name.clone(),
                 attempt: self.attempts,
+                // Only what the registry has given to anybody is taken for granted.
+                settled: name.has_digest() && image.known.is_public(),
             });
         }
     }

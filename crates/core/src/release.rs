@@ -78,7 +78,9 @@ impl ContainerRelease {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
             Outcome::Unavailable => {
-                format!("{image} could not be pulled and is not on this node; left to the kubelet")
+                format!(
+                    "{image} could not be pulled and no usable copy is on this node; left to the kubelet"
+                )
             }
             Outcome::Refused => {
                 format!("the cached copy of {image} may not be used: {digest}, {confirmed}")

@@ -52,6 +52,14 @@ pub struct Known {
     pub needs_credentials: bool,
 }
 
+impl Known {
+    /// Whether the registry has given the image to somebody without credentials, and has not said
+    /// otherwise since.
+    pub fn is_public(&self) -> bool {
+        self.confirmed.is_some() && !self.needs_credentials
+    }
+}
+
 /// What a container's try came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {

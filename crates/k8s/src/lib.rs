@@ -16,5 +16,5 @@ mod write;
 
 pub use convert::gated_pod;
 pub use error::{ApiError, Operation};
-pub use watch::{PodChange, WatchError, watch_pods};
+pub use watch::{PodChange, WATCH_ENDS_AFTER, WatchError, watch_pods};
 pub use write::{Notice, OwnPod, Writer};

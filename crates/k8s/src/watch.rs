@@ -1,5 +1,7 @@
 //! This node's gated pods, as a stream of changes.
 
+use std::time::Duration;
+
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -8,6 +10,10 @@ use trylatest_core::keys;
 use trylatest_core::pod::GatedPod;
 
 use crate::convert::gated_pod;
+
+/// The API server ends a watch after this time and it is begun anew: one that has died without a
+/// word is noticed about as soon.
+pub const WATCH_ENDS_AFTER: Duration = Duration::from_secs(60);
 
 /// What the watch has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +43,8 @@ pub fn watch_pods(
 ) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
     let config = watcher::Config::default()
         .labels(&format!("{}={}", keys::GATED, keys::GATED_VALUE))
-        .fields(&format!("spec.nodeName={node}"));
+        .fields(&format!("spec.nodeName={node}"))
+        .timeout(u32::try_from(WATCH_ENDS_AFTER.as_secs()).unwrap_or(u32::MAX));
     let node = node.to_owned();
     let mut list = None;
     watcher(Api::<Pod>::all(client), config)

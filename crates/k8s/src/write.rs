@@ -260,7 +260,7 @@ impl Writer {
     ) -> Result<T, ApiError> {
         match tokio::time::timeout(self.deadline, call).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
+            Ok(Err(kube::Error::Api(status))) if is_gone(&status) => {
                 Err(ApiError::Gone { operation, object })
             }
             Ok(Err(source)) => Err(ApiError::Call {
@@ -275,6 +275,13 @@ impl Writer {
             }),
         }
     }
+}
+
+/// The object is away, or another one has its name: every patch says the uid that it means. Other
+/// conflicts are the API server's own, of many writers at one object.
+fn is_gone(status: &kube::core::Status) -> bool {
+    // `Preconditions.Check` in apiserver/pkg/storage/interfaces.go, and validation of metadata.uid.
+    status.is_not_found() || (status.is_conflict() && status.message.to_lowercase().contains("uid"))
 }
 
 fn params() -> PatchParams {

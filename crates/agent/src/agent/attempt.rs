@@ -22,7 +22,8 @@ pub(super) struct Moved {
     pub(super) movement: Movement,
 }
 
-/// Tries an image once. Ends when the pull ends, or when nothing has moved for `stall`.
+/// Tries an image once. Ends when the pull ends, or when nothing has moved for `stall`. Where it is
+/// `settled`, a copy that is here is all that is asked for.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
@@ -35,6 +36,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     runtime: &R,
     image: ImageName,
     attempt: u64,
+    settled: bool,
     stall: Duration,
     moved: mpsc::Sender<Moved>,
 ) -> Ended {
@@ -44,8 +46,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
         // A try that was cut off may have left it so.
         restore(runtime, &image, &alias, &mut before).await;
     }
-    let (failure, after) = if image.has_digest() && before.digest().is_some() {
-        // A digest cannot move: what is here is what the registry would say.
+    let (failure, after) = if settled && before.digest().is_some() {
         (None, before.clone())
     } else {
         let kept =
@@ -118,8 +119,13 @@ async fn pull<R: ImageRuntime>(
         if let Ok(ended) = timeout_at(look, &mut pull).await {
             return ended.map_err(|error| error.failure());
         }
-        // The pull goes on in containerd while it is looked at. No answer is no movement.
-        if let Ok(movement) = runtime.movement(image).await {
+        // No answer is no movement, and no answer by the deadline is none.
+        let looked = timeout_at(deadline, runtime.movement(image));
+        let looked = tokio::select! {
+            ended = &mut pull => return ended.map_err(|error| error.failure()),
+            looked = looked => looked,
+        };
+        if let Ok(Ok(movement)) = looked {
             if movement.mark != last.mark {
                 deadline = Instant::now() + stall;
             }

@@ -36,6 +36,9 @@ use crate::clock::Clock;
 /// hundreds of images asks of its registries after a reboot.
 const TRIES_MAX: usize = 64;
 
+/// How long a try counts against [`TRIES_MAX`]: a slow download lets others begin.
+const TURN: Duration = Duration::from_secs(10);
+
 /// Movements that wait to be read; more are dropped, the next look repeats them.
 const MOVED_MAX: usize = 256;
 
@@ -67,6 +70,7 @@ enum Came {
     Inspected(ImageName, Copy),
     Sent(PodId, Release, Sent),
     Pruned(Option<Vec<ImageName>>),
+    Told,
     Done,
 }
 
@@ -76,6 +80,8 @@ struct Loop<R> {
     under_way: FuturesUnordered<BoxFuture<'static, Came>>,
     moved: mpsc::Sender<Moved>,
     permits: Arc<Semaphore>,
+    /// Events under way.
+    telling: usize,
     /// When each pod that waits was first seen, by uid; for the metric alone.
     seen: HashMap<String, Instant>,
     reported: Vec<NodeImage>,
@@ -95,6 +101,7 @@ impl<R: ImageRuntime> Pods<R> {
             under_way: FuturesUnordered::new(),
             moved: sender,
             permits: Arc::new(Semaphore::new(TRIES_MAX)),
+            telling: 0,
             seen: HashMap::new(),
             reported: Vec::new(),
         };
@@ -184,6 +191,10 @@ impl<R: ImageRuntime> Loop<R> {
                 }
                 Plan::default()
             }
+            Came::Told => {
+                self.telling -= 1;
+                Plan::default()
+            }
             Came::Done => Plan::default(),
         }
     }
@@ -207,9 +218,10 @@ impl<R: ImageRuntime> Loop<R> {
             );
         }
         let (api, pod, release) = (self.own.api.clone(), pod.clone(), release.clone());
+        self.telling += 1;
         self.begin(async move {
             api.announce(&pod, &release).await;
-            Came::Done
+            Came::Told
         });
     }
 
@@ -236,13 +248,23 @@ impl<R: ImageRuntime> Loop<R> {
     fn act(&mut self, action: Action) {
         let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
         match action {
-            Action::Try { image, attempt: id } => {
+            Action::Try {
+                image,
+                attempt: id,
+                settled,
+            } => {
                 let (moved, permits) = (self.moved.clone(), Arc::clone(&self.permits));
                 let stall = self.own.stall;
                 self.begin(async move {
                     // The semaphore is never closed; without a permit the try would run all the same.
-                    let _permit = permits.acquire().await;
-                    Came::Ended(attempt(&*runtime, image, id, stall, moved).await)
+                    let permit = permits.acquire().await;
+                    let tried = attempt(&*runtime, image, id, settled, stall, moved);
+                    let mut tried = std::pin::pin!(tried);
+                    if let Ok(ended) = timeout(TURN, &mut tried).await {
+                        return Came::Ended(ended);
+                    }
+                    drop(permit);
+                    Came::Ended(tried.await)
                 });
             }
             Action::Inspect(image) => self.begin(async move {
@@ -264,6 +286,7 @@ impl<R: ImageRuntime> Loop<R> {
                     error = words,
                     "a pod's settings cannot be used"
                 );
+                self.telling += 1;
                 self.begin(async move {
                     let notice = Notice {
                         reason: "TryLatestBadSetting",
@@ -271,7 +294,7 @@ impl<R: ImageRuntime> Loop<R> {
                         note: words,
                     };
                     api.notify(&pod, &notice).await;
-                    Came::Done
+                    Came::Told
                 });
             }
         }
@@ -307,23 +330,23 @@ impl<R: ImageRuntime> Loop<R> {
         });
     }
 
-    /// After SIGTERM: releases that are decided are still written; pulls stop, and the next agent
-    /// tries their pods anew.
+    /// After SIGTERM: releases that are decided are still written, again if need be, and told; pulls
+    /// stop, and the next agent tries their pods anew.
     async fn drain(mut self) {
         let drained = timeout(DRAIN, async {
             let mut tick = tokio::time::interval(Duration::from_millis(50));
-            while self.own.planner.is_releasing() {
-                tokio::select! {
-                    Some(came) = self.under_way.next() => {
-                        let plan = self.came(came);
-                        self.carry_out(plan).await;
-                    }
-                    _ = tick.tick() => {}
-                }
+            while self.own.planner.is_releasing() || self.telling > 0 {
+                let mut plan = tokio::select! {
+                    Some(came) = self.under_way.next() => self.came(came),
+                    _ = tick.tick() => self.own.planner.tick(self.own.clock.now()),
+                };
+                plan.actions
+                    .retain(|action| !matches!(action, Action::Try { .. }));
+                self.carry_out(plan).await;
             }
         });
         if drained.await.is_err() {
-            warn!("some releases could not be written before the end");
+            warn!("some releases or Events could not be written before the end");
         }
     }
 }

@@ -59,6 +59,8 @@ proptest! {
             Just("Authorization: Bearer SECRET"),
             Just("\"access_token\":\"SECRET\""),
             Just("password=SECRET"),
+            Just("password: SECRET"),
+            Just("{\"token\": \"SECRET\"}"),
         ],
         after in "[ ,.;)\"'][a-zA-Z0-9 ]{0,20}",
     ) {

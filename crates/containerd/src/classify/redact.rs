@@ -102,6 +102,7 @@ fn redacted_url(url: &str) -> String {
 fn without_secrets(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     let mut scheme_before = false;
+    let mut name_before = Named::No;
     for piece in message.split_inclusive(char::is_whitespace) {
         let word = piece.trim_end();
         let space = &piece[word.len()..];
@@ -109,7 +110,9 @@ fn without_secrets(message: &str) -> String {
         let credential = scheme_before && bare.len() >= CREDENTIAL_MIN;
         let last = bare.rsplit(['=', ':', '"']).next().unwrap_or_default();
         scheme_before = last.eq_ignore_ascii_case("bearer") || last.eq_ignore_ascii_case("basic");
-        if credential || bare.starts_with("eyJ") {
+        let named = name_before.hides(bare);
+        name_before = Named::by(word);
+        if credential || named || bare.starts_with("eyJ") {
             out.push_str(HIDDEN);
         } else {
             out.push_str(&without_values(word));
@@ -117,6 +120,40 @@ fn without_secrets(message: &str) -> String {
         out.push_str(space);
     }
     out
+}
+
+/// Whether a word is a secret's name, with its value in the next word.
+#[derive(Clone, Copy)]
+enum Named {
+    No,
+    /// `"token":`, as JSON has it.
+    Quoted,
+    /// `password:`, or prose such as `fetch token:`.
+    Bare,
+}
+
+impl Named {
+    fn by(word: &str) -> Self {
+        let Some(name) = word.strip_suffix([':', '=']) else {
+            return Self::No;
+        };
+        let lower = name.to_ascii_lowercase();
+        let secret = |end: &str| SECRET_NAMES.iter().any(|name| end.ends_with(name));
+        match lower.strip_suffix('"') {
+            Some(quoted) if secret(quoted.trim_end_matches('\\')) => Self::Quoted,
+            None if secret(&lower) => Self::Bare,
+            _ => Self::No,
+        }
+    }
+
+    /// Prose has no digits.
+    fn hides(self, next: &str) -> bool {
+        match self {
+            Self::No => false,
+            Self::Quoted => true,
+            Self::Bare => next.contains(|c: char| c.is_ascii_digit()),
+        }
+    }
 }
 
 /// `name=value` and `"name":"value"` with the value hidden, where the name is a secret's.

@@ -97,6 +97,16 @@ impl Image {
         self.attempt.is_some() || self.queue.is_some()
     }
 
+    /// Whether the try that runs may still end with the registry's refusal of an image that it has
+    /// never given to anybody: a pod with little time must not be faster than a 401.
+    pub(super) fn may_yet_be_refused(&self) -> bool {
+        let silent = self
+            .attempt
+            .as_ref()
+            .is_some_and(|running| running.bytes == 0);
+        silent && !self.known.is_public()
+    }
+
     /// A try begins.
     pub(super) fn start(&mut self, now: Now, id: u64) {
         self.queue = None;

@@ -114,15 +114,26 @@ impl Pod {
         !self.seen.ended && self.released.is_some() && self.seen.containers.iter().any(named)
     }
 
+    /// Whether this pod's round has not decided about the image.
+    pub(super) fn waits_for(&self, image: &ImageName) -> bool {
+        let mut slots = self.round.iter().flat_map(|round| &round.slots);
+        slots.any(|slot| slot.image() == Some(image))
+    }
+
     /// How long until a release that the gate has not used yet goes stale.
     pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
         let release = self.released.as_ref()?;
         if self.seen.ended || self.seen.gate == GateState::Open || self.round.is_some() {
             return None;
         }
-        let left =
-            (release.time + FRESHNESS).duration_since(now.wall) + SignedDuration::from_millis(1);
-        Some(left.try_into().unwrap_or(Duration::ZERO))
+        // Anybody may have written that time: nothing is added to it.
+        let age = now.wall.duration_since(release.time);
+        let left = SignedDuration::try_from(FRESHNESS).unwrap_or_default() - age;
+        Some(
+            (left + SignedDuration::from_millis(1))
+                .try_into()
+                .unwrap_or(Duration::ZERO),
+        )
     }
 
     /// The complaints to make, the first time they are asked for.

@@ -592,3 +592,81 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
     }
     panic!("the pod is held for ever");
 }
+
+/// An image of which the registry has said nothing yet.
+#[test]
+fn a_pod_with_little_time_is_not_faster_than_a_401() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_millis(1));
+    let attempt = the_try(&world.see(&hasty));
+    let actions = world.wait(Duration::from_secs(1));
+    assert_eq!(actions[0], Action::Inspect(image()));
+    assert_eq!(world.inspected(&usable("1")), []);
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Unauthorized),
+        usable("1"),
+        usable("1"),
+    );
+    let app = &the_release(&actions).containers["app"];
+    assert_eq!(app.outcome, Outcome::Refused);
+}
+
+/// Bytes that flow are the registry's word that anybody may have it.
+#[test]
+fn a_download_under_way_lets_a_pod_with_little_time_go() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_millis(1));
+    let attempt = the_try(&world.see(&hasty));
+    world.planner.moved(&image(), attempt, 1, Some(2));
+    world.wait(Duration::from_secs(1));
+    let actions = world.inspected(&usable("1"));
+    let app = &the_release(&actions).containers["app"];
+    assert_eq!(app.outcome, Outcome::Fallback);
+}
+
+#[test]
+fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
+    let name = format!("reg.example/app@sha256:{}", "a".repeat(64));
+    let name: ImageName = name.parse().unwrap();
+    let now = wall(Duration::ZERO);
+    for (confirmed, needs_credentials, expected) in [
+        (None, false, false),
+        (Some(now), true, false),
+        (Some(now), false, true),
+    ] {
+        let mut world = World::new();
+        world.planner.learn(&[ImageRecord {
+            image: name.clone(),
+            confirmed,
+            needs_credentials,
+            copy: None,
+            seen: now,
+            tries: Vec::new(),
+            week: crate::record::Week::default(),
+        }]);
+        let mut by_digest = pod("a", &world);
+        by_digest.containers[0].image = Ok(name.clone());
+        let actions = world.see(&by_digest);
+        let [Action::Try { settled, .. }] = actions.as_slice() else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(*settled, expected);
+    }
+}
+
+#[test]
+fn a_forged_time_at_the_end_of_all_times_does_no_harm() {
+    for time in ["9999-12-30T22:00:00.999999999Z", "-009999-01-02T01:59:59Z"] {
+        let mut world = World::new();
+        let mut forged = pod("forged", &world);
+        forged.released = Some(Release {
+            time: time.parse().unwrap(),
+            containers: [].into(),
+        });
+        the_try(&world.see(&forged));
+        world.wait(Duration::from_secs(1));
+    }
+}

@@ -13,6 +13,11 @@ struct Seen(Arc<Mutex<Vec<(String, String, Value)>>>);
 
 /// A writer whose calls are answered with `status`, and what it sent.
 fn writer(status: u16) -> (Writer, Seen) {
+    writer_saying(status, "x")
+}
+
+/// The same, with the words of a failure.
+fn writer_saying(status: u16, message: &'static str) -> (Writer, Seen) {
     let seen = Seen::default();
     let log = seen.clone();
     let service = service_fn(move |request: hyper::Request<Body>| {
@@ -38,7 +43,7 @@ fn writer(status: u16) -> (Writer, Seen) {
                 } else {
                     "Conflict"
                 };
-                json!({"kind": "Status", "status": "Failure", "reason": reason, "code": status, "message": "x"})
+                json!({"kind": "Status", "status": "Failure", "reason": reason, "code": status, "message": message})
             };
             hyper::Response::builder()
                 .status(status)
@@ -88,10 +93,20 @@ async fn a_release_is_one_patch_of_our_annotations_on_this_very_pod() {
 
 #[tokio::test]
 async fn a_pod_that_is_gone_or_another_is_not_tried_again() {
-    for status in [404, 409] {
-        let (writer, _) = writer(status);
+    let replaced = "Operation cannot be fulfilled on pods \"a\": StorageError: invalid object, \
+                    AdditionalErrorMsg: Precondition failed: UID in precondition: u, UID in object meta: v";
+    for (status, message, gone) in [
+        (404, "pods \"a\" not found", true),
+        (409, replaced, true),
+        (
+            409,
+            "Operation cannot be fulfilled on pods \"a\": the object has been modified",
+            false,
+        ),
+    ] {
+        let (writer, _) = writer_saying(status, message);
         let error = writer.release(&pod(), &release()).await.unwrap_err();
-        assert!(!error.is_retryable(), "{error}");
+        assert_eq!(!error.is_retryable(), gone, "{error}");
     }
 }
 

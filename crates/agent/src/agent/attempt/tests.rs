@@ -17,13 +17,13 @@ fn moved_tag() -> FakeContainerd {
     node
 }
 
-async fn attempt_on(node: &FakeContainerd, image: ImageName) -> Ended {
+async fn attempt_on(node: &FakeContainerd, image: ImageName, settled: bool) -> Ended {
     let (moved, _looks) = mpsc::channel(64);
-    attempt(node, image, 7, STALL, moved).await
+    attempt(node, image, 7, settled, STALL, moved).await
 }
 
 async fn ended(node: &FakeContainerd) -> Ended {
-    attempt_on(node, image()).await
+    attempt_on(node, image(), false).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +81,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     let slow = Answer::download(10, MIB / 10, Duration::from_secs(4));
     node.answer(&image(), slow);
     let (sender, mut looks) = mpsc::channel(1024);
-    let ended = attempt(&node, image(), 1, STALL, sender).await;
+    let ended = attempt(&node, image(), 1, false, STALL, sender).await;
     assert_eq!(ended.failure, None);
     assert_eq!(ended.after.digest(), Some("sha256:two"));
     let mut bytes = Vec::new();
@@ -119,14 +119,19 @@ async fn a_try_that_was_cut_off_is_made_good_by_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_digest_that_is_here_is_not_asked_for() {
+async fn a_settled_digest_is_not_asked_for_again() {
     let node = FakeContainerd::new();
     let digest = "a".repeat(64);
     let image: ImageName = format!("reg.example/app@sha256:{digest}").parse().unwrap();
     node.hold(&image, &format!("sha256:{digest}"), MIB);
     node.answer(&image, Answer::Hang);
-    let ended = attempt_on(&node, image.clone()).await;
+    let ended = attempt_on(&node, image.clone(), true).await;
     assert_eq!((ended.failure, node.pulls(&image)), (None, 0));
+    // Nobody has said that anybody may have it: the registry is asked.
+    node.answer(&image, Answer::fail(FailureClass::Unauthorized));
+    let ended = attempt_on(&node, image.clone(), false).await;
+    assert_eq!(node.pulls(&image), 1);
+    assert_eq!(ended.failure.unwrap().class, FailureClass::Unauthorized);
 }
 
 #[tokio::test(start_paused = true)]
