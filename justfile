@@ -32,7 +32,7 @@ tools:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- --deny warnings
-    RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --quiet
+    RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 # Licences, duplicate crates, sources and advisories (needs cargo-deny)
 deny:
