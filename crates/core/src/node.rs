@@ -53,7 +53,7 @@ impl NodeImage {
         }
     }
 
-    fn runs_from_cache(&self) -> bool {
+    pub(crate) fn runs_from_cache(&self) -> bool {
         self.outcome == Outcome::Fallback && self.pods > 0
     }
 }

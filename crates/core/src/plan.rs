@@ -186,7 +186,12 @@ impl Planner {
             ended,
             failure.as_ref(),
         );
+        let shown = image.last_try.take();
         image.finish(&record);
+        if let (Copy::Unknown { .. }, Some(shown)) = (&ended.after, shown) {
+            // A containerd that does not answer says nothing about what runs.
+            image.last_try = Some(shown);
+        }
         plan.records.push(record);
         for pod in self.pods.values_mut() {
             let Some(round) = &mut pod.round else {

@@ -108,10 +108,11 @@ impl Pod {
                 .is_some_and(|release| release.is_fresh(now.wall, FRESHNESS))
     }
 
-    /// Whether this pod was released with the image and has not ended.
+    /// Whether this pod was released with the image, not refused, and has not ended.
     pub(super) fn uses(&self, image: &ImageName) -> bool {
         let named = |c: &TryContainer| c.image.as_ref() == Ok(image);
-        !self.seen.ended && self.released.is_some() && self.seen.containers.iter().any(named)
+        let opened = self.released.as_ref().is_some_and(Release::opens);
+        !self.seen.ended && opened && self.seen.containers.iter().any(named)
     }
 
     /// Whether this pod's round has not decided about the image.

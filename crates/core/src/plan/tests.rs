@@ -670,3 +670,33 @@ fn a_forged_time_at_the_end_of_all_times_does_no_harm() {
         world.wait(Duration::from_secs(1));
     }
 }
+
+#[test]
+fn a_silent_containerd_does_not_clear_the_nodes_report() {
+    let mut world = World::new();
+    let attempt = the_try(&world.see(&pod("a", &world)));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    world.sent(&actions, Sent::Written);
+    assert!(world.planner.node_images()[0].runs_from_cache());
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    let unknown = || Copy::Unknown {
+        why: "no answer".into(),
+    };
+    world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
+    assert!(world.planner.node_images()[0].runs_from_cache());
+}
+
+#[test]
+fn a_refused_pod_runs_from_no_cache() {
+    let mut world = World::new();
+    let mut strict = pod("strict", &world);
+    strict.settings.fallback_on = Some([].into());
+    let attempt = the_try(&world.see(&strict));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.sent(&actions, Sent::Written);
+    assert!(!world.planner.node_images()[0].runs_from_cache());
+}
