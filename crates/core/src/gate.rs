@@ -78,10 +78,11 @@ impl Gate {
         {
             self.seen = Some(progress.time);
             self.last_sign = now.up;
-            let told = describe_progress(progress);
-            if told != self.told {
-                lines.clone_from(&told);
-                self.told = told;
+            lines = describe_progress(progress);
+            if lines == self.told {
+                lines.clear();
+            } else {
+                self.told.clone_from(&lines);
             }
         }
         let left = (self.last_sign + self.patience).saturating_sub(now.up);

@@ -186,12 +186,7 @@ impl Planner {
             ended,
             failure.as_ref(),
         );
-        let shown = image.last_try.take();
-        image.finish(&record);
-        if let (Copy::Unknown { .. }, Some(shown)) = (&ended.after, shown) {
-            // A containerd that does not answer says nothing about what runs.
-            image.last_try = Some(shown);
-        }
+        image.finish(&record, &ended.after);
         plan.records.push(record);
         for pod in self.pods.values_mut() {
             let Some(round) = &mut pod.round else {

@@ -280,7 +280,7 @@ impl Writer {
 /// The object is away, or another one has its name: every patch says the uid that it means. Other
 /// conflicts are the API server's own, of many writers at one object.
 fn is_gone(status: &kube::core::Status) -> bool {
-    // `Preconditions.Check` in apiserver/pkg/storage/interfaces.go, and validation of metadata.uid.
+    // `Preconditions.Check` in apiserver/pkg/storage/interfaces.go.
     status.is_not_found() || (status.is_conflict() && status.message.to_lowercase().contains("uid"))
 }
 

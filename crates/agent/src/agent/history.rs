@@ -106,7 +106,13 @@ impl History {
             Ok(images) => {
                 let images: Vec<_> = images
                     .into_iter()
-                    .map(|local| (local.image, copy(local.digest, local.size_bytes)))
+                    .map(|local| {
+                        let copy = LocalCopy {
+                            digest: local.digest,
+                            size_bytes: Some(local.size_bytes),
+                        };
+                        (local.image, copy)
+                    })
                     .collect();
                 let count = images.len();
                 let seed = self.blocking(move |index| index.seed(&images, clock::wall()));
@@ -157,12 +163,5 @@ impl History {
                 Err(error) => Err(error.to_string()),
             }
         })
-    }
-}
-
-fn copy(digest: String, size_bytes: u64) -> LocalCopy {
-    LocalCopy {
-        digest,
-        size_bytes: Some(size_bytes),
     }
 }

@@ -27,13 +27,12 @@ pub(crate) const SOCKET: &str = "agent.sock";
 pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bind = || std::net::TcpListener::bind(address);
     let held = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
-    let listener = async || -> std::io::Result<TcpListener> {
-        let listener = handover::take("the port", bind, held).await?;
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    };
-    listener()
-        .await
+    let taken = handover::take("the port", bind, held).await;
+    taken
+        .and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        })
         .with_context(|| format!("listening on {address}; choose another with --port"))
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::image::ImageName;
 use crate::record::Try;
 use crate::time::Now;
-use crate::verdict::Known;
+use crate::verdict::{Copy, Known};
 
 /// Pods that come this soon after a try began are likely one burst, and wait for each other.
 const MERGE_WINDOW: Duration = Duration::from_secs(2);
@@ -119,26 +119,34 @@ impl Image {
         });
     }
 
-    /// A try has ended; `record` says how.
-    pub(super) fn finish(&mut self, record: &Try) {
+    /// A try has ended; `record` says how, and `after` is the copy that was proven then.
+    pub(super) fn finish(&mut self, record: &Try, after: &Copy) {
         self.attempt = None;
         if record.confirmed() {
             self.failures_in_a_row = 0;
         } else {
             self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         }
-        self.remember(record);
+        self.learn(record);
+        // A containerd that does not answer says nothing about what runs.
+        if self.last_try.is_none() || !matches!(after, Copy::Unknown { .. }) {
+            self.last_try = Some(record.clone());
+        }
     }
 
     /// Takes over what a try has shown.
     pub(super) fn remember(&mut self, record: &Try) {
+        self.learn(record);
+        self.last_try = Some(record.clone());
+    }
+
+    fn learn(&mut self, record: &Try) {
         if record.confirmed() {
             self.known.confirmed = Some(record.started);
             self.known.needs_credentials = false;
         } else if record.says_unauthorized() {
             self.known.needs_credentials = true;
         }
-        self.last_try = Some(record.clone());
     }
 
     /// Takes over what an earlier run of the agent has written down.

@@ -133,6 +133,23 @@ fn pod(name: &str, world: &World) -> GatedPod {
     }
 }
 
+/// What an earlier run of the agent has left of an image.
+fn written_down(
+    image: ImageName,
+    confirmed: Option<Timestamp>,
+    needs_credentials: bool,
+) -> ImageRecord {
+    ImageRecord {
+        image,
+        confirmed,
+        needs_credentials,
+        copy: None,
+        seen: wall(Duration::ZERO),
+        tries: Vec::new(),
+        week: crate::record::Week::default(),
+    }
+}
+
 fn usable(digest: &str) -> Copy {
     Copy::Usable {
         digest: digest.into(),
@@ -321,6 +338,7 @@ fn a_private_image_stays_private_when_the_registry_goes_away() {
     assert_eq!(outcome(&actions), Outcome::Unchanged, "public again");
 }
 
+/// Bytes that flow are also the registry's word that anybody may have it.
 #[test]
 fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     let mut world = World::new();
@@ -522,15 +540,9 @@ fn one_refused_container_does_not_open_the_gate() {
 fn what_was_written_down_is_known_after_a_restart() {
     let mut world = World::new();
     let confirmed = Some(wall(Duration::ZERO));
-    world.planner.learn(&[ImageRecord {
-        image: image(),
-        confirmed,
-        needs_credentials: false,
-        copy: None,
-        seen: wall(Duration::ZERO),
-        tries: Vec::new(),
-        week: crate::record::Week::default(),
-    }]);
+    world
+        .planner
+        .learn(&[written_down(image(), confirmed, false)]);
     let attempt = the_try(&world.see(&pod("a", &world)));
     let actions = world.ends(
         attempt,
@@ -613,20 +625,6 @@ fn a_pod_with_little_time_is_not_faster_than_a_401() {
     assert_eq!(app.outcome, Outcome::Refused);
 }
 
-/// Bytes that flow are the registry's word that anybody may have it.
-#[test]
-fn a_download_under_way_lets_a_pod_with_little_time_go() {
-    let mut world = World::new();
-    let mut hasty = pod("hasty", &world);
-    hasty.settings.timeout = Some(Duration::from_millis(1));
-    let attempt = the_try(&world.see(&hasty));
-    world.planner.moved(&image(), attempt, 1, Some(2));
-    world.wait(Duration::from_secs(1));
-    let actions = world.inspected(&usable("1"));
-    let app = &the_release(&actions).containers["app"];
-    assert_eq!(app.outcome, Outcome::Fallback);
-}
-
 #[test]
 fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
     let name = format!("reg.example/app@sha256:{}", "a".repeat(64));
@@ -638,15 +636,8 @@ fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
         (Some(now), false, true),
     ] {
         let mut world = World::new();
-        world.planner.learn(&[ImageRecord {
-            image: name.clone(),
-            confirmed,
-            needs_credentials,
-            copy: None,
-            seen: now,
-            tries: Vec::new(),
-            week: crate::record::Week::default(),
-        }]);
+        let record = written_down(name.clone(), confirmed, needs_credentials);
+        world.planner.learn(&[record]);
         let mut by_digest = pod("a", &world);
         by_digest.containers[0].image = Ok(name.clone());
         let actions = world.see(&by_digest);
