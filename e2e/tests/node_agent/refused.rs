@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use trylatest_e2e::registry::{Challenge, Fault};
-use trylatest_e2e::workload::{GATE, is_running};
+use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
@@ -12,6 +12,8 @@ pub(crate) fn tests() -> Tests {
         beside: tests![
             a_cached_copy_is_refused_when_the_registry_wants_credentials,
             a_forbidden_copy_is_refused,
+            another_tenants_copy_is_refused_by_its_digest,
+            a_pod_in_a_hurry_is_refused_too,
             what_is_not_there_is_left_to_the_kubelet_at_once,
         ],
         alone: tests![],
@@ -43,6 +45,34 @@ async fn a_forbidden_copy_is_refused(node: &Node) -> anyhow::Result<()> {
     space.end().await
 }
 
+/// The kubelet pulled it for a pod that may have it; TryLatest has never asked for it.
+async fn another_tenants_copy(space: &Space<'_>, image: &str) -> anyhow::Result<()> {
+    let theirs = PodSpec::new("theirs", image, "IfNotPresent");
+    space.work.run(&theirs, SOON).await?;
+    let challenge = Challenge::Bearer { token: 200 };
+    let registry = space.node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unauthorized(challenge))
+}
+
+async fn another_tenants_copy_is_refused_by_its_digest(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("bydigest").await?;
+    let digest = space.push("one").await?;
+    let image = format!("{}@{digest}", space.image());
+    another_tenants_copy(&space, &image).await?;
+    refuses_pod(&space, &tried("ours", &image)).await?;
+    space.end().await
+}
+
+async fn a_pod_in_a_hurry_is_refused_too(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("hurry").await?;
+    space.push("one").await?;
+    let image = space.image();
+    another_tenants_copy(&space, &image).await?;
+    let hurried = tried("ours", &image).annotated("trylatest.dev/timeout", "1ms");
+    refuses_pod(&space, &hurried).await?;
+    space.end().await
+}
+
 async fn is_refused(space: &Space<'_>, fault: Fault) -> anyhow::Result<()> {
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
@@ -53,8 +83,12 @@ async fn is_refused(space: &Space<'_>, fault: Fault) -> anyhow::Result<()> {
 
 /// The gate ends non-zero, the pod does not run, and the user is told.
 async fn refuses(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
-    let image = space.image();
-    space.work.create(&tried(name, &image)).await?;
+    refuses_pod(space, &tried(name, &space.image())).await
+}
+
+async fn refuses_pod(space: &Space<'_>, spec: &PodSpec<'_>) -> anyhow::Result<()> {
+    let name = spec.name;
+    space.work.create(spec).await?;
     let pod = space.work.wait_pod(name, "its gate refuses", SOON, |pod| {
         gate_exit_code(pod) == Some(1)
     });
