@@ -21,6 +21,7 @@ mod keeper;
 mod metrics;
 mod node;
 mod pods;
+mod serve;
 
 use std::fs;
 use std::net::SocketAddr;

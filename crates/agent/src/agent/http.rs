@@ -48,10 +48,8 @@ pub(super) async fn serve(
         .route("/livez", get(async move || probe(live.dead())))
         .route("/readyz", get(async move || probe(health.unready())))
         .route("/metrics", get(async move || metrics_text(&metrics)));
-    axum::serve(listener, app)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("serving probes and metrics")
+    super::serve::serve(listener, app, stop).await;
+    Ok(())
 }
 
 /// Serves `/images` on the socket until `stop`.
@@ -64,13 +62,12 @@ pub(super) async fn serve_images(
     let listener = bind(&path).with_context(|| format!("listening on {}", path.display()))?;
     let app = Router::new()
         .route("/images", get(images))
-        .with_state(history);
-    let served = axum::serve(listener, app)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("serving the index");
-    remove(&path)?;
-    served
+        .with_state(history.clone());
+    super::serve::serve(listener, app, stop).await;
+    let removed = remove(&path).with_context(|| format!("removing {}", path.display()));
+    // As long as the index is ours, so is the socket: the next agent waits for both.
+    drop(history);
+    removed
 }
 
 fn bind(path: &PathBuf) -> anyhow::Result<UnixListener> {
