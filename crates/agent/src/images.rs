@@ -125,7 +125,7 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 .to_owned(),
             trylatest_core::image::short_digest(digest).to_owned(),
             ago(last.map(|last| last.started)),
-            ago(record.confirmed),
+            ago(record.copy_confirmed()),
             record.week.tries.to_string(),
             record.week.fallbacks.to_string(),
         ]);
@@ -162,6 +162,7 @@ mod tests {
                 failure: Some(Failure::new(FailureClass::Network, "refused")),
                 digest: Some(format!("sha256:{}", "ab".repeat(32))),
                 size_bytes: None,
+                copy_unknown: false,
             }],
             week: Week {
                 tries: 3,

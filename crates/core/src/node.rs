@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::image::{ImageName, short_digest};
 use crate::outcome::Outcome;
-use crate::record::Try;
 use crate::text;
 use crate::time::age;
 
@@ -32,29 +31,19 @@ pub struct NodeImage {
     pub digest: Option<String>,
     /// When the last try began.
     pub tried: Timestamp,
-    /// When the registry last said where the tag points.
+    /// When the registry last said that the tag points there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
     /// Pods of this node that were released with it and have not ended.
     pub pods: usize,
+    /// Of these, pods that started from a cached copy because their try failed, and to which the
+    /// registry has not said since that the tag points to what they run.
+    pub pods_from_cache: usize,
 }
 
 impl NodeImage {
-    /// An image after a try.
-    pub fn new(tried: &Try, confirmed: Option<Timestamp>, pods: usize) -> Self {
-        Self {
-            image: tried.image.clone(),
-            outcome: tried.outcome,
-            class: tried.failure.as_ref().map(|failure| failure.class),
-            digest: tried.digest.clone(),
-            tried: tried.started,
-            confirmed,
-            pods,
-        }
-    }
-
     pub(crate) fn runs_from_cache(&self) -> bool {
-        self.outcome == Outcome::Fallback && self.pods > 0
+        self.pods_from_cache > 0
     }
 }
 
@@ -65,7 +54,7 @@ pub struct NodeReport {
     pub summary: String,
     /// JSON, an array of [`NodeImage`].
     pub images: String,
-    /// Whether a pod of this node runs a copy whose last try failed.
+    /// Whether a pod of this node runs from cache, see [`NodeImage::pods_from_cache`].
     pub fallback: bool,
     /// The condition's reason, one word.
     pub reason: &'static str,
@@ -86,12 +75,13 @@ impl NodeReport {
         });
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
         let summary = format!(
-            "{} TryLatest image(s), {} running from the node's cache because the last try failed",
+            "{} TryLatest image(s), {} running from the node's cache because a try failed",
             images.len(),
             cached.len()
         );
         let message = if cached.is_empty() {
-            "no TryLatest image in use fell back to its cached copy at the last try".to_owned()
+            "no pod of this node runs a cached copy of a TryLatest image because its try failed"
+                .to_owned()
         } else {
             condition_message(&cached)
         };
@@ -117,7 +107,14 @@ fn condition_message(cached: &[&NodeImage]) -> String {
         .iter()
         .take(CONDITION_IMAGES_MAX)
         .map(|image| {
-            let digest = image.digest.as_deref().map_or("?", short_digest);
+            if image.outcome != Outcome::Fallback {
+                let (image, pods, now) = (&image.image, image.pods_from_cache, image.outcome);
+                return format!(
+                    "{image}: {now} by now, but {pods} pod(s) still run the copy before"
+                );
+            }
+            let digest = image.digest.as_deref().map(short_digest);
+            let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
             let class = image.class.map_or("unknown", |class| class.as_str());
             let confirmed = match image.confirmed {
                 Some(then) => format!(
@@ -126,7 +123,7 @@ fn condition_message(cached: &[&NodeImage]) -> String {
                 ),
                 None => "never confirmed".to_owned(),
             };
-            format!("{} ({digest}, {confirmed}): {class}", image.image)
+            format!("{} ({digest}{confirmed}): {class}", image.image)
         })
         .collect();
     if cached.len() > CONDITION_IMAGES_MAX {
@@ -151,6 +148,11 @@ mod tests {
             tried: "2026-01-01T12:00:00Z".parse().unwrap(),
             confirmed: Some("2026-01-01T11:00:00Z".parse().unwrap()),
             pods,
+            pods_from_cache: if outcome == Outcome::Fallback {
+                pods
+            } else {
+                0
+            },
         }
     }
 
@@ -176,10 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn it_is_false_when_no_such_pod_is_left_or_a_later_try_worked() {
+    fn it_is_false_when_no_such_pod_is_left() {
         for other in [image(2, Outcome::Fallback, 0), image(2, Outcome::Fresh, 1)] {
             assert!(!NodeReport::new(vec![other]).fallback);
         }
+    }
+
+    #[test]
+    fn pods_that_outlive_the_outage_with_an_older_copy_are_named() {
+        let mut moved = image(2, Outcome::Fresh, 3);
+        moved.pods_from_cache = 2;
+        let report = NodeReport::new(vec![moved]);
+        assert!(report.fallback);
+        let words = "app2:latest: fresh by now, but 2 pod(s) still run the copy before";
+        assert!(report.message.contains(words), "{}", report.message);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! pod's time is up first: [`Action::Inspect`] → [`Planner::inspected`].
 
 mod image;
+mod node;
 mod round;
 
 use std::collections::BTreeMap;
@@ -127,10 +128,7 @@ impl Planner {
     pub fn learn(&mut self, records: &[ImageRecord]) {
         for record in records {
             let image = self.images.entry(record.image.clone()).or_default();
-            if let Some(newest) = record.tries.first() {
-                image.remember(newest);
-            }
-            image.recall(record.confirmed, record.needs_credentials);
+            image.recall(record);
         }
     }
 
@@ -186,7 +184,7 @@ impl Planner {
             ended,
             failure.as_ref(),
         );
-        image.finish(&record, &ended.after);
+        image.finish(&record);
         plan.records.push(record);
         for pod in self.pods.values_mut() {
             let Some(round) = &mut pod.round else {
@@ -329,12 +327,14 @@ impl Planner {
     pub fn node_images(&self) -> Vec<NodeImage> {
         self.images
             .iter()
-            .filter_map(|(name, image)| {
-                let users = self.pods.values().filter(|pod| pod.uses(name)).count();
-                let last = image.last_try.as_ref()?;
-                Some(NodeImage::new(last, image.known.confirmed, users))
-            })
+            .filter_map(|(name, image)| node::node_image(name, image, self.pods.values()))
             .collect()
+    }
+
+    /// Since when, on [`Now::up`], this pod waits for a release; none if it does not.
+    pub fn waits_since(&self, pod: &PodId) -> Option<Duration> {
+        let round = self.pods.get(&pod.uid)?.round.as_ref()?;
+        Some(round.began)
     }
 
     /// Whether a decided release is not written yet.
@@ -343,16 +343,11 @@ impl Planner {
         rounds.any(round::Round::is_decided)
     }
 
-    /// Whether some pod waits for a release.
-    pub fn is_busy(&self) -> bool {
-        self.pods.values().any(|pod| pod.round.is_some())
-    }
-
     /// Forgets images that nobody uses and the index has dropped.
     pub fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
         let pods = &self.pods;
         self.images.retain(|name, image| {
-            let wanted = |pod: &Pod| pod.uses(name) || pod.waits_for(name);
+            let wanted = |pod: &Pod| pod.released_with(name).is_some() || pod.waits_for(name);
             image.is_busy() || pods.values().any(wanted) || !gone(name)
         });
     }
@@ -366,6 +361,9 @@ impl Planner {
             }
             std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Pod::new(pod)),
         };
+        for name in entry.images() {
+            self.images.entry(name.clone()).or_default();
+        }
         if !entry.wants_release(now) {
             entry.round = None;
         } else if entry.round.is_none() {
@@ -470,9 +468,10 @@ fn settle(
         now.wall,
     );
     if let Verdict::Decided { outcome, note } = verdict {
-        let digest = end.after.digest().map(str::to_owned);
+        let digest = end.after.digest();
+        let confirmed = digest.and_then(|digest| image.known.confirmed_at(digest));
         let failure = end.failure.cloned();
-        slot.decide(outcome, failure, digest, image.known.confirmed, note);
+        slot.decide(outcome, failure, digest.map(str::to_owned), confirmed, note);
     }
 }
 
@@ -510,6 +509,7 @@ fn record(
         failure: failure.cloned(),
         digest,
         size_bytes,
+        copy_unknown: matches!(ended.after, Copy::Unknown { .. }),
     }
 }
 

@@ -25,24 +25,43 @@ pub struct Try {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// The digest that the name points to on this node after the try (`sha256:…`, of the manifest
-    /// or of the index of manifests); none without a local copy.
+    /// or of the index of manifests); none without a usable local copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// The size of that copy in bytes, as CRI reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// containerd could not say which copy there is: no digest then means nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_unknown: bool,
 }
 
 impl Try {
-    /// Whether the registry confirmed where the tag points.
-    pub fn confirmed(&self) -> bool {
-        matches!(self.outcome, Outcome::Fresh | Outcome::Unchanged)
+    /// The registry's word on where the tag points, if this try brought one.
+    pub fn confirmation(&self) -> Option<Confirmation> {
+        matches!(self.outcome, Outcome::Fresh | Outcome::Unchanged).then_some(())?;
+        Some(Confirmation {
+            time: self.started,
+            digest: self.digest.clone()?,
+        })
     }
 
-    /// Whether the registry asked for credentials that the try did not have.
-    pub fn says_unauthorized(&self) -> bool {
-        let class = self.failure.as_ref().map(|failure| failure.class);
-        class == Some(FailureClass::Unauthorized)
+    /// The copy that was there after the try.
+    pub fn copy(&self) -> Option<LocalCopy> {
+        Some(LocalCopy {
+            digest: self.digest.clone()?,
+            size_bytes: self.size_bytes,
+        })
+    }
+
+    /// What the registry said of credentials, if it said anything: its last word counts.
+    pub fn needs_credentials(&self) -> Option<bool> {
+        if self.confirmation().is_some() {
+            Some(false)
+        } else {
+            let class = self.failure.as_ref().map(|failure| failure.class);
+            (class == Some(FailureClass::Unauthorized)).then_some(true)
+        }
     }
 }
 
@@ -66,16 +85,16 @@ mod millis {
 pub struct ImageRecord {
     /// The image, in full.
     pub image: ImageName,
-    /// When the registry last said where the tag points (the start of that try); none if it never
-    /// did while TryLatest watched.
+    /// The registry's last word on where the tag points; none if it never said so while TryLatest
+    /// watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirmed: Option<Timestamp>,
+    pub confirmed: Option<Confirmation>,
     /// Whether the registry's last word was 401 or 403: nothing cached of such an image is handed
     /// out on trust. A later anonymous success clears it.
     #[serde(default)]
     pub needs_credentials: bool,
-    /// The copy that the node held when the image was last tried, or when the index was rebuilt;
-    /// none if there was none.
+    /// The copy that the node held when containerd last said so, after a try or when the index was
+    /// rebuilt; none if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<LocalCopy>,
     /// When the image was last tried or seen on the node; what ages an entry out.
@@ -84,6 +103,23 @@ pub struct ImageRecord {
     pub tries: Vec<Try>,
     /// Tries of the last seven days, counted when the record was read.
     pub week: Week,
+}
+
+impl ImageRecord {
+    /// When the registry last said that the tag points to the copy that is here.
+    pub fn copy_confirmed(&self) -> Option<Timestamp> {
+        let (copy, confirmed) = (self.copy.as_ref()?, self.confirmed.as_ref()?);
+        (copy.digest == confirmed.digest).then_some(confirmed.time)
+    }
+}
+
+/// A registry's word on where a tag points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// When the try began that brought it.
+    pub time: Timestamp,
+    /// What the tag pointed to: the age of another copy under the same name is unknown.
+    pub digest: String,
 }
 
 /// A copy on the node.

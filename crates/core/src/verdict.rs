@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::outcome::{Failure, FailureClass, Outcome};
+use crate::record::Confirmation;
 use crate::settings::Settings;
 use crate::text;
 use crate::time::age;
@@ -46,8 +47,8 @@ impl Copy {
 /// What is remembered of an image from earlier tries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// When the registry last said where the tag points.
-    pub confirmed: Option<Timestamp>,
+    /// The registry's last word on where the tag points.
+    pub confirmed: Option<Confirmation>,
     /// Whether the registry's last word was 401 or 403.
     pub needs_credentials: bool,
 }
@@ -57,6 +58,12 @@ impl Known {
     /// otherwise since.
     pub fn is_public(&self) -> bool {
         self.confirmed.is_some() && !self.needs_credentials
+    }
+
+    /// When the registry last said that the tag points to this digest.
+    pub fn confirmed_at(&self, digest: &str) -> Option<Timestamp> {
+        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == digest)?;
+        Some(confirmed.time)
     }
 }
 
@@ -107,9 +114,10 @@ pub fn judge(
                 Verdict::plain(Outcome::Fresh)
             }
         }
-        (Some(failure), Copy::Usable { .. }) => {
+        (Some(failure), Copy::Usable { digest, .. }) => {
             match refusal(
                 failure.class,
+                digest,
                 known,
                 settings,
                 allow_unverified_fallback,
@@ -132,6 +140,7 @@ pub fn judge(
 /// Why this pod may not use the cached copy, if so.
 fn refusal(
     class: FailureClass,
+    digest: &str,
     known: &Known,
     settings: &Settings,
     allow_unverified_fallback: bool,
@@ -147,7 +156,7 @@ fn refusal(
         return Some(format!("the pod's fallback-on does not list {class}"));
     }
     let max_age = settings.max_age?;
-    match known.confirmed.map(|then| age(now, then)) {
+    match known.confirmed_at(digest).map(|then| age(now, then)) {
         Some(age) if age <= max_age => None,
         Some(age) => Some(older_than(max_age, &text::short_duration(age))),
         None => Some(older_than(max_age, "an unknown time")),
@@ -320,14 +329,19 @@ mod tests {
     #[test]
     fn max_age_refuses_an_older_copy_and_one_of_unknown_age() {
         for (confirmed, expected) in [
-            (Some("2026-01-01T11:00:00Z"), Outcome::Fallback),
-            (Some("2026-01-01T10:59:59Z"), Outcome::Refused),
+            (Some(("2026-01-01T11:00:00Z", "a")), Outcome::Fallback),
+            (Some(("2026-01-01T10:59:59Z", "a")), Outcome::Refused),
+            // The tag was seen a moment ago, but it pointed elsewhere.
+            (Some(("2026-01-01T11:59:59Z", "b")), Outcome::Refused),
             (None, Outcome::Refused),
         ] {
             let case = Case {
                 failure: Some(FailureClass::Network),
                 known: Known {
-                    confirmed: confirmed.map(|t| t.parse().unwrap()),
+                    confirmed: confirmed.map(|(time, digest)| Confirmation {
+                        time: time.parse().unwrap(),
+                        digest: digest.into(),
+                    }),
                     needs_credentials: false,
                 },
                 settings: Settings {

@@ -39,9 +39,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 )),
                 digest: Some(format!("sha256:{}", "ab".repeat(32))),
                 size_bytes: Some(12_345_678),
+                copy_unknown: false,
             };
             let begin = Instant::now();
-            index.record(&tried, None)?;
+            index.record(&tried)?;
             took.push(begin.elapsed());
         }
     }

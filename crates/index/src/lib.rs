@@ -154,15 +154,12 @@ impl Index {
         })
     }
 
-    /// Remembers a try. `needs_credentials` is the registry's word on that, if it gave one.
-    /// On disk when it returns.
+    /// Remembers a try. On disk when it returns.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was written.
-    pub fn record(&self, tried: &Try, needs_credentials: Option<bool>) -> Result<(), IndexError> {
-        self.change(&tried.image, tried.started, |stored| {
-            stored.add(tried, needs_credentials);
-        })
+    pub fn record(&self, tried: &Try) -> Result<(), IndexError> {
+        self.change(&tried.image, tried.started, |stored| stored.add(tried))
     }
 
     /// What is remembered of an image.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::Outcome;
-use trylatest_core::record::{ImageRecord, LocalCopy, Try, Week};
+use trylatest_core::record::{Confirmation, ImageRecord, LocalCopy, Try, Week};
 
 use crate::TRIES_MAX;
 
@@ -20,7 +20,7 @@ const SLOTS_A_WEEK: i64 = 28;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    confirmed: Option<Timestamp>,
+    confirmed: Option<Confirmation>,
     #[serde(default)]
     needs_credentials: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,17 +53,16 @@ impl Stored {
         self.seen = self.seen.max(now);
     }
 
-    pub(crate) fn add(&mut self, tried: &Try, needs_credentials: Option<bool>) {
-        if tried.confirmed() {
-            self.confirmed = Some(tried.started);
+    pub(crate) fn add(&mut self, tried: &Try) {
+        if let Some(confirmed) = tried.confirmation() {
+            self.confirmed = Some(confirmed);
         }
-        if let Some(needs) = needs_credentials {
+        if let Some(needs) = tried.needs_credentials() {
             self.needs_credentials = needs;
         }
-        self.copy = tried.digest.clone().map(|digest| LocalCopy {
-            digest,
-            size_bytes: tried.size_bytes,
-        });
+        if !tried.copy_unknown {
+            self.copy = tried.copy();
+        }
         self.saw(tried.started);
         self.tries.insert(0, tried.clone());
         self.tries.truncate(TRIES_MAX);

@@ -24,6 +24,7 @@ fn tried(image: &str, started: Timestamp, outcome: Outcome) -> Try {
             .then(|| Failure::new(FailureClass::Network, "refused")),
         digest: Some("sha256:1".into()),
         size_bytes: Some(7),
+        copy_unknown: false,
     }
 }
 
@@ -42,7 +43,7 @@ fn tries_are_there_after_a_reopen() {
             Outcome::Fallback
         };
         index
-            .record(&tried("app", now() + Duration::from_secs(n), outcome), None)
+            .record(&tried("app", now() + Duration::from_secs(n), outcome))
             .unwrap();
     }
     drop(index);
@@ -51,7 +52,9 @@ fn tries_are_there_after_a_reopen() {
     let record = index.get(&"app".parse().unwrap(), now()).unwrap().unwrap();
     assert_eq!(record.tries.len(), TRIES_MAX);
     assert_eq!(record.tries[0].started, now() + Duration::from_secs(19));
-    assert_eq!(record.confirmed, Some(now() + Duration::from_secs(18)));
+    let confirmed = record.confirmed.as_ref().unwrap();
+    assert_eq!(confirmed.time, now() + Duration::from_secs(18));
+    assert_eq!(confirmed.digest, "sha256:1");
     assert_eq!(
         record.week,
         Week {
@@ -69,7 +72,7 @@ fn a_week_is_counted_and_no_more() {
     let index = open(&dir).index;
     for ago in [9, 8, 6, 1, 0] {
         index
-            .record(&tried("app", now() - days(ago), Outcome::Fallback), None)
+            .record(&tried("app", now() - days(ago), Outcome::Fallback))
             .unwrap();
     }
     assert_eq!(index.all(now()).unwrap()[0].week.fallbacks, 3);
@@ -80,11 +83,35 @@ fn a_week_is_counted_and_no_more() {
 fn credentials_are_remembered_until_the_registry_says_otherwise() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    for (word, needs) in [(Some(true), true), (None, true), (Some(false), false)] {
-        index
-            .record(&tried("app", now(), Outcome::Fallback), word)
-            .unwrap();
+    for (outcome, class, needs) in [
+        (Outcome::Refused, Some(FailureClass::Unauthorized), true),
+        (Outcome::Fallback, Some(FailureClass::Network), true),
+        (Outcome::Unchanged, None, false),
+    ] {
+        let tried = Try {
+            failure: class.map(|class| Failure::new(class, "why")),
+            ..tried("app", now(), outcome)
+        };
+        index.record(&tried).unwrap();
         assert_eq!(index.all(now()).unwrap()[0].needs_credentials, needs);
+    }
+}
+
+#[test]
+fn a_silent_containerd_says_nothing_about_the_copy() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
+    for (copy_unknown, expected) in [(true, Some("sha256:1")), (false, None)] {
+        let tried = Try {
+            digest: None,
+            size_bytes: None,
+            copy_unknown,
+            ..tried("app", now(), Outcome::Unavailable)
+        };
+        index.record(&tried).unwrap();
+        let copy = index.all(now()).unwrap().remove(0).copy;
+        assert_eq!(copy.map(|copy| copy.digest).as_deref(), expected);
     }
 }
 
@@ -98,9 +125,7 @@ fn images_that_are_gone_and_not_tried_for_30_days_go() {
         } else {
             now() - days(31)
         };
-        index
-            .record(&tried(image, then, Outcome::Fresh), None)
-            .unwrap();
+        index.record(&tried(image, then, Outcome::Fresh)).unwrap();
     }
     let names = |index: &Index| -> Vec<String> {
         let all = index.all(now()).unwrap().into_iter();
@@ -123,9 +148,7 @@ fn images_that_are_gone_and_not_tried_for_30_days_go() {
 fn a_lost_index_is_seeded_and_what_is_known_stays() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    index
-        .record(&tried("app", now(), Outcome::Fresh), None)
-        .unwrap();
+    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
     let found = LocalCopy {
         digest: "sha256:2".into(),
         size_bytes: Some(9),
@@ -147,7 +170,7 @@ fn whatever_is_in_the_file_it_opens_and_keeps_the_old_one() {
     let index = open(&dir).index;
     for n in 0..50 {
         index
-            .record(&tried(&format!("app{n}"), now(), Outcome::Fresh), None)
+            .record(&tried(&format!("app{n}"), now(), Outcome::Fresh))
             .unwrap();
     }
     drop(index);
@@ -173,7 +196,7 @@ fn whatever_is_in_the_file_it_opens_and_keeps_the_old_one() {
         }
         opened
             .index
-            .record(&tried("app", now(), Outcome::Fresh), None)
+            .record(&tried("app", now(), Outcome::Fresh))
             .unwrap();
         assert!(!opened.index.all(now()).unwrap().is_empty());
     }
@@ -244,15 +267,9 @@ fn it_is_read_only_where_that_was_asked_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("index.redb");
     let index = open(&dir).index;
-    index
-        .record(&tried("app", now(), Outcome::Fresh), None)
-        .unwrap();
+    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
     drop(index);
     let index = Index::open_read_only(&path).unwrap();
     assert_eq!(index.all(now()).unwrap().len(), 1);
-    assert!(
-        index
-            .record(&tried("app", now(), Outcome::Fresh), None)
-            .is_err()
-    );
+    assert!(index.record(&tried("app", now(), Outcome::Fresh)).is_err());
 }

@@ -40,10 +40,11 @@ fn write_until_killed(path: &str) -> ExitCode {
         failure: None,
         digest: None,
         size_bytes: None,
+        copy_unknown: false,
     };
     let mut out = std::io::stdout();
     loop {
-        index.record(&tried, None).expect("record");
+        index.record(&tried).expect("record");
         writeln!(out, "acknowledged").expect("the test listens");
         out.flush().expect("the test listens");
     }

@@ -13,6 +13,7 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::kubeconfig;
@@ -219,11 +220,32 @@ impl ControlPlane {
     /// If it is not ready in a minute.
     pub async fn start_apiserver(&self) -> anyhow::Result<()> {
         self.apiserver.start().await?;
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&self) -> anyhow::Result<()> {
         until("the API server is ready again", READY, || async {
             self.apiserver.check().await?;
             Ok(is_ready(&self.client).await.then_some(()))
         })
         .await
+    }
+
+    /// Stops the API server in its tracks: connections stay, and nothing answers on them.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn freeze_apiserver(&self) -> anyhow::Result<()> {
+        self.apiserver.signal(Signal::STOP).await
+    }
+
+    /// Undoes [`ControlPlane::freeze_apiserver`].
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start_apiserver`].
+    pub async fn thaw_apiserver(&self) -> anyhow::Result<()> {
+        self.apiserver.signal(Signal::CONT).await?;
+        self.wait_ready().await
     }
 
     /// Fails if a part has ended by itself.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::sync::Mutex;
 
 use crate::process::{Process, Spec};
@@ -61,6 +62,17 @@ impl Part {
             process.kill().await?;
         }
         Ok(())
+    }
+
+    /// Sends a signal to the program, if it runs.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        match &*self.process.lock().await {
+            Some(process) => process.signal(signal),
+            None => Ok(()),
+        }
     }
 
     /// Fails, with the last lines of its log, if the program should run and has ended.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -10,8 +11,11 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api as Objects, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
+use trylatest_core::pod::PodId;
+use trylatest_core::release::Release;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
+use trylatest_k8s::{ApiError, Writer};
 
 use crate::space::{Space, container, pod_of};
 use crate::{Api, SOON};
@@ -20,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
     vec![
         Case::new("the_agent_annotates_its_pods", annotates_its_pods),
         Case::new("the_agent_reports_on_its_node", reports_on_its_node),
+        Case::new("the_agent_sees_which_pods_are_gone", sees_what_is_gone),
         Case::new("the_agent_tells_events", tells_events),
         Case::new("the_agent_may_nothing_else", may_nothing_else),
         Case::new("a_token_without_a_node_is_worth_nothing", without_a_node),
@@ -252,6 +257,39 @@ async fn annotates_its_pods(api: Arc<Api>) -> anyhow::Result<()> {
         .patch(&own, &params, &Patch::Strategic(&image))
         .await;
     refused(answer, "an image", "may change nothing of a pod")
+}
+
+/// A release meant for a pod of which only the name is left must not reach the one that has it now.
+async fn sees_what_is_gone(api: Arc<Api>) -> anyhow::Result<()> {
+    let agents = Agents::make(&api).await?;
+    let name = agents.pod("own", &agents.node).await?;
+    let writer = Writer::new(agents.client.clone(), &agents.node, SOON);
+    let release = Release {
+        time: Timestamp::UNIX_EPOCH,
+        containers: [].into(),
+    };
+    let uid = agents.pods().get(&name).await?.metadata.uid;
+    let here = PodId {
+        namespace: agents.space.name().to_owned(),
+        name,
+        uid: uid.context("a uid")?,
+    };
+    writer.release(&here, &release).await?;
+    let another = PodId {
+        uid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        ..here.clone()
+    };
+    let never = PodId {
+        name: "never".to_owned(),
+        ..here.clone()
+    };
+    for gone in [another, never] {
+        match writer.release(&gone, &release).await {
+            Err(ApiError::Gone { .. }) => {}
+            other => bail!("{gone:?}: {other:?}"),
+        }
+    }
+    Ok(())
 }
 
 async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::running_container;
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::workload::{annotation, is_running, release};
+use trylatest_k8s::WATCH_ENDS_AFTER;
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
@@ -25,6 +26,7 @@ pub(crate) fn tests() -> Tests {
             killed_at_any_moment,
             a_sigterm_ends_it_in_order,
             the_api_server_restarts,
+            the_api_server_falls_silent,
             containerd_dies_while_it_pulls,
             the_node_reboots_without_a_registry,
             without_an_agent_the_gate_opens_by_itself,
@@ -268,6 +270,26 @@ async fn the_api_server_restarts(node: &Node) -> anyhow::Result<()> {
     // And the watch goes on.
     create(&space, "later").await?;
     was_released(&space, "later", "one").await?;
+    end(space).await
+}
+
+/// The connection of the watch stays and nothing comes on it, as behind a load balancer that has
+/// forgotten it. The agent must find out by itself.
+async fn the_api_server_falls_silent(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "silence").await?;
+    let series = "trylatest_watch_failures_total";
+    let before = node.install.metric(series).await?;
+    node.cluster.control_plane().freeze_apiserver().await?;
+    let limit = WATCH_ENDS_AFTER + SOON;
+    let noticed = wait::until("the agent notices", limit, || async {
+        let failures = node.install.metric(series).await?;
+        Ok((failures > before).then_some(()))
+    });
+    let noticed = noticed.await;
+    node.cluster.control_plane().thaw_apiserver().await?;
+    noticed?;
+    create(&space, "app").await?;
+    was_released(&space, "app", "one").await?;
     end(space).await
 }
 

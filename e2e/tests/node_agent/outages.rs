@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::Node as Object;
+use k8s_openapi::api::core::v1::{Node as Object, NodeCondition};
 use kube::Api;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, RequestKind};
@@ -32,6 +32,7 @@ pub(crate) fn tests() -> Tests {
             a_closed_registry_falls_back,
             a_silent_registry_falls_back,
             the_node_says_so_and_takes_it_back,
+            the_node_names_pods_that_outlive_the_outage,
         ],
     }
 }
@@ -234,6 +235,32 @@ async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
     space.end().await
 }
 
+/// A pod that fell back goes on running its old copy when the registry is back and the tag moved.
+async fn the_node_names_pods_that_outlive_the_outage(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("outlive").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.run("stale", "fallback", "one").await?;
+    registry.heal_on(&space.repository);
+    space.push("two").await?;
+    space.run("healed", "fresh", "two").await?;
+    let image = space.image();
+    wait_node(node, "the node still names the image", |node| {
+        let message = message(node).unwrap_or_default();
+        condition(node) == Some("True")
+            && message.contains(&format!("{image}: fresh by now, but 1 pod(s)"))
+    })
+    .await?;
+    space.work.delete_pod("stale").await?;
+    wait_node(node, "the node takes it back", |node| {
+        condition(node) == Some("False")
+    })
+    .await?;
+    space.end().await
+}
+
 async fn wait_node(
     node: &Node,
     what: &str,
@@ -252,7 +279,14 @@ fn images(node: &Object) -> &str {
 }
 
 fn condition(node: &Object) -> Option<&str> {
+    our_condition(node).map(|condition| condition.status.as_str())
+}
+
+fn message(node: &Object) -> Option<&str> {
+    our_condition(node)?.message.as_deref()
+}
+
+fn our_condition(node: &Object) -> Option<&NodeCondition> {
     let mut conditions = node.status.as_ref()?.conditions.as_ref()?.iter();
-    let ours = conditions.find(|condition| condition.type_ == "TryLatestFallback")?;
-    Some(&ours.status)
+    conditions.find(|condition| condition.type_ == "TryLatestFallback")
 }

@@ -24,8 +24,8 @@ impl Api {
     pub(super) async fn release(&self, pod: &PodId, release: &Release) -> Sent {
         match self.count(Operation::Release, self.writer.release(pod, release).await) {
             Ok(()) => Sent::Written,
-            Err(ApiError::Gone { .. }) => Sent::Gone,
-            Err(error @ (ApiError::Timeout { .. } | ApiError::Call { .. })) => {
+            Err(error) if !error.is_retryable() => Sent::Gone,
+            Err(error) => {
                 warn!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "a release could not be written; it is sent again");
                 Sent::Failed
             }

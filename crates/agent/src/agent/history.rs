@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
@@ -24,10 +25,14 @@ const RECORD_DEADLINE: Duration = Duration::from_secs(1);
 /// After a write that failed or hung, releases do not wait for the disk for this long.
 const REST: Duration = Duration::from_secs(30);
 
+/// Most calls to the index at once. Each holds a thread, for as long as the disk hangs.
+const CALLS_MAX: usize = 4;
+
 /// What is remembered on disk; none if the index cannot be used, in which case the agent runs on.
 #[derive(Clone)]
 pub(super) struct History {
     index: Option<Arc<Index>>,
+    calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     rest_until: Option<Instant>,
 }
@@ -62,6 +67,7 @@ impl History {
         metrics.set_index_open(index.is_some());
         let history = Self {
             index,
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
             metrics,
             rest_until: None,
         };
@@ -75,12 +81,7 @@ impl History {
             return;
         }
         let image = record.image.clone();
-        let needs_credentials = if record.confirmed() {
-            Some(false)
-        } else {
-            record.says_unauthorized().then_some(true)
-        };
-        let write = self.blocking(move |index| index.record(&record, needs_credentials));
+        let write = self.blocking(move |index| index.record(&record));
         let failed = match timeout(RECORD_DEADLINE, write).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => error,
@@ -144,7 +145,8 @@ impl History {
         }
     }
 
-    /// Runs on a thread that may block. None without an index.
+    /// Runs on a thread that may block. None without an index. A call that has begun goes on if the
+    /// caller does not wait for it.
     fn blocking<T, E>(
         &self,
         work: impl FnOnce(&Index) -> Result<T, E> + Send + 'static,
@@ -156,12 +158,58 @@ impl History {
         let Some(index) = self.index.clone() else {
             return Box::pin(std::future::ready(Ok(None)));
         };
+        let calls = Arc::clone(&self.calls);
         Box::pin(async move {
-            let done = tokio::task::spawn_blocking(move || work(&index).map_err(|e| words(&e)));
+            let permit = timeout(RECORD_DEADLINE, calls.acquire_owned()).await;
+            let Ok(Ok(permit)) = permit else {
+                return Err(format!("{CALLS_MAX} calls before it hang"));
+            };
+            let done = tokio::task::spawn_blocking(move || {
+                let done = work(&index).map_err(|e| words(&e));
+                drop((permit, index));
+                done
+            });
             match done.await {
                 Ok(done) => done.map(Some),
                 Err(error) => Err(error.to_string()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_takes_a_few_threads_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let (history, _) = History::open(&dir.path().join("index"), metrics).await;
+        let (heal, healed) = mpsc::channel::<()>();
+        let healed = Arc::new(std::sync::Mutex::new(healed));
+        let mut hung = JoinSet::new();
+        for _ in 0..CALLS_MAX {
+            let healed = Arc::clone(&healed);
+            hung.spawn(history.blocking(move |index| {
+                // Ends when the sender goes.
+                let _ = healed.lock().map(|healed| healed.recv());
+                index.all(clock::wall())
+            }));
+        }
+        while history.calls.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let refused = history.all().await.unwrap_err();
+        assert!(refused.contains("before it hang"), "{refused}");
+        drop(heal);
+        for call in hung.join_all().await {
+            call.unwrap();
+        }
+        assert_eq!(history.all().await.unwrap(), []);
     }
 }

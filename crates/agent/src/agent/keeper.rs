@@ -46,9 +46,14 @@ impl<R: ImageRuntime> Keeper<R> {
         let image = self.gate_image().await?;
         info!(%image, "looking after the gate's image");
         let mut complaint = None;
+        let mut answered = false;
         loop {
             // Subscribe first, look afterwards: nothing is missed in between.
             let events = self.runtime.image_events().await;
+            if events.is_ok() && !answered {
+                self.tell_version().await;
+            }
+            answered = events.is_ok();
             let result = match &events {
                 Ok(_) => self.look(&image).await,
                 Err(error) => Err(error.clone()),
@@ -79,6 +84,13 @@ impl<R: ImageRuntime> Keeper<R> {
                 }
                 Err(_) => sleep(PAUSE).await,
             }
+        }
+    }
+
+    /// At the start and after every silence: it may be another version by then.
+    async fn tell_version(&self) {
+        if let Ok(version) = self.runtime.version().await {
+            info!(runtime = %version, "the container runtime answers");
         }
     }
 

@@ -5,7 +5,6 @@
 //! its `select!` is cancel-safe: streams, channels and timers lose nothing when they are not
 //! chosen.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,8 +81,6 @@ struct Loop<R> {
     permits: Arc<Semaphore>,
     /// Events under way.
     telling: usize,
-    /// When each pod that waits was first seen, by uid; for the metric alone.
-    seen: HashMap<String, Instant>,
     reported: Vec<NodeImage>,
 }
 
@@ -102,7 +99,6 @@ impl<R: ImageRuntime> Pods<R> {
             moved: sender,
             permits: Arc::new(Semaphore::new(TRIES_MAX)),
             telling: 0,
-            seen: HashMap::new(),
             reported: Vec::new(),
         };
         let mut prune_at = Instant::now() + PRUNE_EVERY;
@@ -143,35 +139,18 @@ impl<R: ImageRuntime> Loop<R> {
         match change {
             Ok(PodChange::Reset(pods)) => {
                 info!(pods = pods.len(), "watching this node's TryLatest pods");
-                self.seen
-                    .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
-                for pod in &pods {
-                    self.saw(&pod.id);
-                }
                 let plan = self.own.planner.reset(now, pods);
                 self.own.health.set_watching();
                 plan
             }
-            Ok(PodChange::Seen(pod)) => {
-                self.saw(&pod.id);
-                self.own.planner.pod(now, *pod)
-            }
-            Ok(PodChange::Gone(uid)) => {
-                self.seen.remove(&uid);
-                self.own.planner.gone(now, &uid)
-            }
+            Ok(PodChange::Seen(pod)) => self.own.planner.pod(now, *pod),
+            Ok(PodChange::Gone(uid)) => self.own.planner.gone(now, &uid),
             Err(error) => {
                 self.own.metrics.watch_failed();
                 warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
                 Plan::default()
             }
         }
-    }
-
-    fn saw(&mut self, pod: &PodId) {
-        self.seen
-            .entry(pod.uid.clone())
-            .or_insert_with(Instant::now);
     }
 
     fn came(&mut self, came: Came) -> Plan {
@@ -181,7 +160,8 @@ impl<R: ImageRuntime> Loop<R> {
             Came::Inspected(image, copy) => self.own.planner.inspected(now, &image, &copy),
             Came::Sent(pod, release, sent) => {
                 if sent == Sent::Written {
-                    self.was_released(&pod, &release);
+                    let began = self.own.planner.waits_since(&pod).unwrap_or(now.up);
+                    self.was_released(&pod, &release, now.up.saturating_sub(began));
                 }
                 self.own.planner.sent(now, &pod, release, sent)
             }
@@ -199,10 +179,7 @@ impl<R: ImageRuntime> Loop<R> {
         }
     }
 
-    fn was_released(&mut self, pod: &PodId, release: &Release) {
-        // The clock starts anew for a later run of the same pod's gate.
-        let since = self.seen.insert(pod.uid.clone(), Instant::now());
-        let took = since.map_or(Duration::ZERO, |since| since.elapsed());
+    fn was_released(&mut self, pod: &PodId, release: &Release, took: Duration) {
         self.own.metrics.released(release, took);
         for (name, container) in &release.containers {
             info!(

@@ -4,12 +4,10 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use crate::image::ImageName;
-use crate::record::Try;
+use crate::record::{ImageRecord, Try};
 use crate::time::Now;
-use crate::verdict::{Copy, Known};
+use crate::verdict::Known;
 
 /// Pods that come this soon after a try began are likely one burst, and wait for each other.
 const MERGE_WINDOW: Duration = Duration::from_secs(2);
@@ -119,41 +117,34 @@ impl Image {
         });
     }
 
-    /// A try has ended; `record` says how, and `after` is the copy that was proven then.
-    pub(super) fn finish(&mut self, record: &Try, after: &Copy) {
+    /// A try has ended; `record` says how.
+    pub(super) fn finish(&mut self, record: &Try) {
         self.attempt = None;
-        if record.confirmed() {
+        if record.confirmation().is_some() {
             self.failures_in_a_row = 0;
         } else {
             self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         }
-        self.learn(record);
-        // A containerd that does not answer says nothing about what runs.
-        if self.last_try.is_none() || !matches!(after, Copy::Unknown { .. }) {
-            self.last_try = Some(record.clone());
-        }
+        self.remember(record);
     }
 
     /// Takes over what a try has shown.
     pub(super) fn remember(&mut self, record: &Try) {
-        self.learn(record);
+        if let Some(confirmed) = record.confirmation() {
+            self.known.confirmed = Some(confirmed);
+        }
+        if let Some(needs) = record.needs_credentials() {
+            self.known.needs_credentials = needs;
+        }
         self.last_try = Some(record.clone());
     }
 
-    fn learn(&mut self, record: &Try) {
-        if record.confirmed() {
-            self.known.confirmed = Some(record.started);
-            self.known.needs_credentials = false;
-        } else if record.says_unauthorized() {
-            self.known.needs_credentials = true;
-        }
-    }
-
     /// Takes over what an earlier run of the agent has written down.
-    pub(super) fn recall(&mut self, confirmed: Option<Timestamp>, needs_credentials: bool) {
+    pub(super) fn recall(&mut self, record: &ImageRecord) {
+        self.last_try = record.tries.first().cloned();
         self.known = Known {
-            confirmed,
-            needs_credentials,
+            confirmed: record.confirmed.clone(),
+            needs_credentials: record.needs_credentials,
         };
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Pod {
 /// What a run of the gate waits for.
 #[derive(Debug)]
 pub(super) struct Round {
+    /// When it began.
+    pub(super) began: Duration,
     /// A check that began no earlier than this is good for the pod.
     pub(super) since: Duration,
     /// When the pod takes the cached copy.
@@ -99,20 +101,35 @@ impl Pod {
     }
 
     /// Whether the gate waits, or will, for a release that it does not have.
+    ///
+    /// One that went stale before the gate ran is not given anew before it runs: its sandbox may
+    /// not come for hours, or the kubelet waits out a refusal.
     pub(super) fn wants_release(&self, now: Now) -> bool {
-        !self.seen.ended
-            && self.seen.gate != GateState::Open
-            && !self
-                .released
-                .as_ref()
-                .is_some_and(|release| release.is_fresh(now.wall, FRESHNESS))
+        match (&self.released, self.seen.gate) {
+            _ if self.seen.ended => false,
+            (_, GateState::Open) | (Some(_), GateState::Pending) => false,
+            (None, GateState::Pending | GateState::Running { .. }) => true,
+            (Some(release), GateState::Running { .. }) => !release.is_fresh(now.wall, FRESHNESS),
+        }
     }
 
-    /// Whether this pod was released with the image, not refused, and has not ended.
-    pub(super) fn uses(&self, image: &ImageName) -> bool {
-        let named = |c: &TryContainer| c.image.as_ref() == Ok(image);
-        let opened = self.released.as_ref().is_some_and(Release::opens);
-        !self.seen.ended && opened && self.seen.containers.iter().any(named)
+    /// The images of its containers.
+    pub(super) fn images(&self) -> impl Iterator<Item = &ImageName> {
+        let containers = self.seen.containers.iter();
+        containers.filter_map(|container| container.image.as_ref().ok())
+    }
+
+    /// How and when this pod was released with the image; none if it was not, was refused, or has
+    /// ended.
+    pub(super) fn released_with(
+        &self,
+        image: &ImageName,
+    ) -> Option<(Timestamp, &ContainerRelease)> {
+        let named = |c: &&TryContainer| c.image.as_ref() == Ok(image);
+        let container = self.seen.containers.iter().find(named)?;
+        let release = self.released.as_ref().filter(|release| release.opens())?;
+        let given = release.containers.get(&container.name)?;
+        (!self.seen.ended).then_some((release.time, given))
     }
 
     /// Whether this pod's round has not decided about the image.
@@ -124,7 +141,8 @@ impl Pod {
     /// How long until a release that the gate has not used yet goes stale.
     pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
         let release = self.released.as_ref()?;
-        if self.seen.ended || self.seen.gate == GateState::Open || self.round.is_some() {
+        let runs = matches!(self.seen.gate, GateState::Running { .. });
+        if self.seen.ended || !runs || self.round.is_some() {
             return None;
         }
         // Anybody may have written that time: nothing is added to it.
@@ -161,6 +179,7 @@ impl Pod {
     pub(super) fn begin(&mut self, now: Now, try_for: Duration) -> &Round {
         let slots = self.seen.containers.iter().map(Slot::new).collect();
         self.round.insert(Round {
+            began: now.up,
             since: since(&self.seen, self.released.is_some(), now),
             deadline: now.up + self.seen.settings.timeout.unwrap_or(try_for),
             slots,

@@ -2,6 +2,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::pod::{GateState, TryContainer};
+use crate::record::Confirmation;
 
 const TRY: Duration = Duration::from_secs(30);
 
@@ -98,6 +99,11 @@ impl World {
         all
     }
 
+    fn waits(&self) -> bool {
+        let mut pods = self.planner.pods.values();
+        pods.any(|pod| pod.round.is_some())
+    }
+
     fn tries(&self) -> usize {
         let is_try = |a: &&Action| matches!(a, Action::Try { .. });
         self.actions.iter().filter(is_try).count()
@@ -136,7 +142,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
 /// What an earlier run of the agent has left of an image.
 fn written_down(
     image: ImageName,
-    confirmed: Option<Timestamp>,
+    confirmed: Option<Confirmation>,
     needs_credentials: bool,
 ) -> ImageRecord {
     ImageRecord {
@@ -154,6 +160,13 @@ fn usable(digest: &str) -> Copy {
     Copy::Usable {
         digest: digest.into(),
         size_bytes: 7,
+    }
+}
+
+fn confirmation(digest: &str) -> Confirmation {
+    Confirmation {
+        time: wall(Duration::ZERO),
+        digest: digest.into(),
     }
 }
 
@@ -189,7 +202,7 @@ fn a_pod_is_tried_released_and_left_alone() {
     assert_eq!(release.time, world.now().wall);
     assert_eq!(world.records.len(), 1);
     assert_eq!(world.sent(&actions, Sent::Written), []);
-    assert!(!world.planner.is_busy());
+    assert!(!world.waits());
     // The watch still shows the pod without its release, then with it, then with an open gate.
     assert_eq!(world.see(&pod), []);
     let mut shown = pod;
@@ -430,13 +443,36 @@ fn a_rebooted_pod_is_tried_anew() {
 }
 
 #[test]
-fn a_release_that_goes_stale_before_the_gate_ran_is_given_anew() {
+fn a_release_that_goes_stale_before_the_gate_ran_is_given_anew_when_it_runs() {
     let mut world = World::new();
     let mut pod = pod("a", &world);
     let attempt = the_try(&world.see(&pod));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
     world.sent(&actions, Sent::Written);
     pod.released = Some(the_release(&actions).clone());
+    world.see(&pod);
+    assert_eq!(
+        world.wait(Duration::from_hours(5)),
+        [],
+        "its sandbox is not there yet"
+    );
+    pod.gate = GateState::Running {
+        since: world.now().wall,
+    };
+    the_try(&world.see(&pod));
+}
+
+#[test]
+fn a_release_that_goes_stale_while_the_gate_runs_is_given_anew() {
+    let mut world = World::new();
+    let mut pod = pod("a", &world);
+    let attempt = the_try(&world.see(&pod));
+    let actions = world.ends(attempt, None, usable("1"), usable("1"));
+    world.sent(&actions, Sent::Written);
+    pod.released = Some(the_release(&actions).clone());
+    pod.gate = GateState::Running {
+        since: world.now().wall,
+    };
     world.see(&pod);
     assert_eq!(world.wait(Duration::from_secs(120)), []);
     the_try(&world.wait(Duration::from_secs(1)));
@@ -454,7 +490,7 @@ fn a_release_that_cannot_be_written_is_sent_again_with_a_new_time() {
         assert!(world.now().wall.duration_since(release.time).as_secs() <= 5);
     }
     world.sent(&actions, Sent::Written);
-    assert!(!world.planner.is_busy());
+    assert!(!world.waits());
 }
 
 #[test]
@@ -482,7 +518,7 @@ fn a_relist_drops_what_it_does_not_name_and_begins_what_it_does() {
     let plan = world.planner.reset(world.now(), vec![b]);
     world.take(plan);
     assert_eq!(world.planner.pods.keys().collect::<Vec<_>>(), ["uid-b"]);
-    assert!(world.planner.is_busy());
+    assert!(world.waits());
 }
 
 #[test]
@@ -539,10 +575,10 @@ fn one_refused_container_does_not_open_the_gate() {
 #[test]
 fn what_was_written_down_is_known_after_a_restart() {
     let mut world = World::new();
-    let confirmed = Some(wall(Duration::ZERO));
+    let confirmed = confirmation("1");
     world
         .planner
-        .learn(&[written_down(image(), confirmed, false)]);
+        .learn(&[written_down(image(), Some(confirmed.clone()), false)]);
     let attempt = the_try(&world.see(&pod("a", &world)));
     let actions = world.ends(
         attempt,
@@ -550,7 +586,8 @@ fn what_was_written_down_is_known_after_a_restart() {
         usable("1"),
         usable("1"),
     );
-    assert_eq!(the_release(&actions).containers["app"].confirmed, confirmed);
+    let app = &the_release(&actions).containers["app"];
+    assert_eq!(app.confirmed, Some(confirmed.time));
 }
 
 #[test]
@@ -629,11 +666,11 @@ fn a_pod_with_little_time_is_not_faster_than_a_401() {
 fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
     let name = format!("reg.example/app@sha256:{}", "a".repeat(64));
     let name: ImageName = name.parse().unwrap();
-    let now = wall(Duration::ZERO);
+    let said = || Some(confirmation("1"));
     for (confirmed, needs_credentials, expected) in [
         (None, false, false),
-        (Some(now), true, false),
-        (Some(now), false, true),
+        (said(), true, false),
+        (said(), false, true),
     ] {
         let mut world = World::new();
         let record = written_down(name.clone(), confirmed, needs_credentials);
@@ -657,6 +694,9 @@ fn a_forged_time_at_the_end_of_all_times_does_no_harm() {
             time: time.parse().unwrap(),
             containers: [].into(),
         });
+        forged.gate = GateState::Running {
+            since: world.now().wall,
+        };
         the_try(&world.see(&forged));
         world.wait(Duration::from_secs(1));
     }
@@ -690,4 +730,69 @@ fn a_refused_pod_runs_from_no_cache() {
     assert_eq!(outcome(&actions), Outcome::Refused);
     world.sent(&actions, Sent::Written);
     assert!(!world.planner.node_images()[0].runs_from_cache());
+}
+
+/// A pod that is released after a try of the given end, on a world where time has passed.
+fn released(world: &mut World, name: &str, failure: Option<FailureClass>, after: Copy) {
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod(name, world)));
+    let actions = world.ends(attempt, failure, usable("1"), after);
+    world.sent(&actions, Sent::Written);
+}
+
+fn from_cache(world: &World) -> (usize, usize) {
+    let images = world.planner.node_images();
+    (images[0].pods, images[0].pods_from_cache)
+}
+
+#[test]
+fn a_pod_runs_from_cache_until_the_registry_says_that_its_copy_is_right() {
+    let failed = Some(FailureClass::Network);
+    let mut world = World::new();
+    released(&mut world, "a", failed, usable("1"));
+    assert_eq!(from_cache(&world), (1, 1));
+    // The registry is back, and the tag has moved: the first pod still runs the copy before.
+    released(&mut world, "b", None, usable("2"));
+    assert_eq!(from_cache(&world), (2, 1));
+
+    let mut world = World::new();
+    released(&mut world, "a", failed, usable("1"));
+    released(&mut world, "b", None, usable("1"));
+    assert_eq!(from_cache(&world), (2, 0));
+    // A pod that was released with what the tag pointed to does not run from cache.
+    released(&mut world, "c", failed, usable("1"));
+    assert_eq!(from_cache(&world), (3, 2));
+    let plan = world.planner.gone(world.now(), "uid-c");
+    world.take(plan);
+    let plan = world.planner.gone(world.now(), "uid-a");
+    world.take(plan);
+    assert_eq!(from_cache(&world), (1, 0));
+}
+
+#[test]
+fn pods_released_by_an_earlier_run_are_reported_without_an_index() {
+    let mut world = World::new();
+    released(&mut world, "a", Some(FailureClass::Network), usable("1"));
+    let mut pod = pod("a", &world);
+    let mut releases = world.actions.iter().filter_map(|action| match action {
+        Action::Release(_, release) => Some(release.clone()),
+        _ => None,
+    });
+    pod.released = releases.next_back();
+    pod.gate = GateState::Open;
+    let mut world = World::new();
+    world.see(&pod);
+    assert_eq!(from_cache(&world), (1, 1));
+}
+
+#[test]
+fn the_age_belongs_to_the_copy_and_not_to_the_name() {
+    let mut world = World::new();
+    released(&mut world, "a", None, usable("1"));
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    // Somebody has imported another copy by hand.
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("2"), usable("2"));
+    assert_eq!(the_release(&actions).containers["app"].confirmed, None);
 }

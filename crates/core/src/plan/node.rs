@@ -1,0 +1,68 @@
+//! What the planner says of an image to its node.
+
+use jiff::Timestamp;
+
+use super::image::Image;
+use super::round::Pod;
+use crate::image::ImageName;
+use crate::node::NodeImage;
+use crate::outcome::Outcome;
+use crate::record::Try;
+use crate::release::ContainerRelease;
+
+/// The image as its last try and the pods that were released with it show it; none if there is
+/// neither.
+pub(super) fn node_image<'a>(
+    name: &ImageName,
+    image: &Image,
+    pods: impl Iterator<Item = &'a Pod>,
+) -> Option<NodeImage> {
+    let users: Vec<_> = pods.filter_map(|pod| pod.released_with(name)).collect();
+    let mut said = match &image.last_try {
+        Some(tried) => of_try(tried, image),
+        // The index is lost or not used: the pods still say how they were released.
+        None => of_release(name, *users.iter().max_by_key(|(time, _)| *time)?),
+    };
+    said.pods = users.len();
+    said.pods_from_cache = users
+        .iter()
+        .filter(|(_, release)| release.outcome == Outcome::Fallback && !stands(release, image))
+        .count();
+    Some(said)
+}
+
+/// Whether the last try has said that the tag points to the copy of this release.
+fn stands(release: &ContainerRelease, image: &Image) -> bool {
+    let word = image.last_try.as_ref().and_then(Try::confirmation);
+    word.is_some_and(|word| release.digest.as_ref() == Some(&word.digest))
+}
+
+fn of_try(tried: &Try, image: &Image) -> NodeImage {
+    NodeImage {
+        image: tried.image.clone(),
+        outcome: tried.outcome,
+        class: tried.failure.as_ref().map(|failure| failure.class),
+        digest: tried.digest.clone(),
+        tried: tried.started,
+        confirmed: tried
+            .digest
+            .as_ref()
+            .and_then(|digest| image.known.confirmed_at(digest)),
+        pods: 0,
+        pods_from_cache: 0,
+    }
+}
+
+/// The pod's owner may have written this: no free text of it is taken over.
+fn of_release(name: &ImageName, (time, release): (Timestamp, &ContainerRelease)) -> NodeImage {
+    NodeImage {
+        image: name.clone(),
+        outcome: release.outcome,
+        class: release.failure.as_ref().map(|failure| failure.class),
+        digest: None,
+        tried: time,
+        confirmed: None,
+        pods: 0,
+        pods_from_cache: 0,
+    }
+}
