@@ -87,7 +87,7 @@ impl Writer {
         pod: &PodId,
         annotations: &Value,
     ) -> Result<(), ApiError> {
-        // The uid is a precondition: a pod of the same name that came later is answered 409.
+        // The uid is a precondition: with a pod of the same name that came later, this is refused.
         let patch = json!({ "metadata": { "uid": pod.uid, "annotations": annotations } });
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let call = async {
@@ -277,11 +277,12 @@ impl Writer {
     }
 }
 
-/// The object is away, or another one has its name: every patch says the uid that it means. Other
-/// conflicts are the API server's own, of many writers at one object.
+/// The object is away, or another one has its name: every patch says the uid that it means, and uids
+/// are immutable (`ValidateObjectMetaAccessorUpdate` in apimachinery/pkg/api/validation/objectmeta.go).
 fn is_gone(status: &kube::core::Status) -> bool {
-    // `Preconditions.Check` in apiserver/pkg/storage/interfaces.go.
-    status.is_not_found() || (status.is_conflict() && status.message.to_lowercase().contains("uid"))
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    status.is_not_found()
+        || (status.is_invalid() && causes.any(|cause| cause.field == "metadata.uid"))
 }
 
 fn params() -> PatchParams {

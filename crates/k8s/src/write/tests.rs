@@ -11,17 +11,17 @@ use super::*;
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<(String, String, Value)>>>);
 
-/// A writer whose calls are answered with `status`, and what it sent.
-fn writer(status: u16) -> (Writer, Seen) {
-    writer_saying(status, "x")
+/// A writer whose calls succeed, and what it sent.
+fn writer() -> (Writer, Seen) {
+    writer_failing(200, Value::Null)
 }
 
-/// The same, with the words of a failure.
-fn writer_saying(status: u16, message: &'static str) -> (Writer, Seen) {
+/// A writer whose calls are answered with `status`, if that is none of success with this failure.
+fn writer_failing(status: u16, failure: Value) -> (Writer, Seen) {
     let seen = Seen::default();
     let log = seen.clone();
     let service = service_fn(move |request: hyper::Request<Body>| {
-        let log = log.clone();
+        let (log, mut failure) = (log.clone(), failure.clone());
         async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
@@ -38,12 +38,12 @@ fn writer_saying(status: u16, message: &'static str) -> (Writer, Seen) {
                 };
                 json!({"apiVersion": api, "kind": kind, "metadata": {"name": "a"}, "eventTime": null})
             } else {
-                let reason = if status == 404 {
-                    "NotFound"
-                } else {
-                    "Conflict"
-                };
-                json!({"kind": "Status", "status": "Failure", "reason": reason, "code": status, "message": message})
+                let own =
+                    json!({"kind": "Status", "status": "Failure", "code": status, "message": "x"});
+                failure.as_object_mut().into_iter().for_each(|failure| {
+                    failure.extend(own.as_object().cloned().unwrap_or_default());
+                });
+                failure
             };
             hyper::Response::builder()
                 .status(status)
@@ -72,7 +72,7 @@ fn release() -> Release {
 
 #[tokio::test]
 async fn a_release_is_one_patch_of_our_annotations_on_this_very_pod() {
-    let (writer, seen) = writer(200);
+    let (writer, seen) = writer();
     writer.release(&pod(), &release()).await.unwrap();
     let calls = seen.0.lock().unwrap();
     let [(method, path, body)] = calls.as_slice() else {
@@ -93,18 +93,18 @@ async fn a_release_is_one_patch_of_our_annotations_on_this_very_pod() {
 
 #[tokio::test]
 async fn a_pod_that_is_gone_or_another_is_not_tried_again() {
-    let replaced = "Operation cannot be fulfilled on pods \"a\": StorageError: invalid object, \
-                    AdditionalErrorMsg: Precondition failed: UID in precondition: u, UID in object meta: v";
-    for (status, message, gone) in [
-        (404, "pods \"a\" not found", true),
-        (409, replaced, true),
-        (
-            409,
-            "Operation cannot be fulfilled on pods \"a\": the object has been modified",
-            false,
-        ),
+    let invalid = |field: &str| {
+        json!({"reason": "Invalid", "details": {"causes": [
+            {"reason": "FieldValueInvalid", "message": "field is immutable", "field": field},
+        ]}})
+    };
+    for (status, failure, gone) in [
+        (404, json!({"reason": "NotFound"}), true),
+        (422, invalid("metadata.uid"), true),
+        (422, invalid("metadata.annotations"), false),
+        (409, json!({"reason": "Conflict"}), false),
     ] {
-        let (writer, _) = writer_saying(status, message);
+        let (writer, _) = writer_failing(status, failure);
         let error = writer.release(&pod(), &release()).await.unwrap_err();
         assert_eq!(!error.is_retryable(), gone, "{error}");
     }
@@ -122,7 +122,7 @@ async fn a_call_without_an_answer_ends_at_its_deadline() {
 
 #[tokio::test]
 async fn an_event_names_the_pod_and_fits() {
-    let (writer, seen) = writer(200);
+    let (writer, seen) = writer();
     let notice = Notice {
         reason: "TryLatestFallback",
         warning: true,
@@ -141,7 +141,7 @@ async fn an_event_names_the_pod_and_fits() {
 
 #[tokio::test]
 async fn the_condition_is_a_patch_of_its_own_type_alone() {
-    let (writer, seen) = writer(200);
+    let (writer, seen) = writer();
     let report = NodeReport::new(Vec::new());
     let now = "2026-01-01T12:00:00.5Z".parse().unwrap();
     writer.set_condition(&report, now, now).await.unwrap();
