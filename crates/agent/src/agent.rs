@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod pods;
 mod serve;
+mod turns;
 
 use std::fs;
 use std::net::SocketAddr;

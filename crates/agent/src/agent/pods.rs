@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -29,14 +29,8 @@ use super::attempt::{Moved, attempt, prove};
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
+use super::turns::Turns;
 use crate::clock::Clock;
-
-/// Most tries at once. containerd bounds the downloads of each; this bounds what a node with
-/// hundreds of images asks of its registries after a reboot.
-const TRIES_MAX: usize = 64;
-
-/// How long a try counts against [`TRIES_MAX`]: a slow download lets others begin.
-const TURN: Duration = Duration::from_secs(10);
 
 /// Movements that wait to be read; more are dropped, the next look repeats them.
 const MOVED_MAX: usize = 256;
@@ -78,7 +72,7 @@ struct Loop<R> {
     own: Pods<R>,
     under_way: FuturesUnordered<BoxFuture<'static, Came>>,
     moved: mpsc::Sender<Moved>,
-    permits: Arc<Semaphore>,
+    turns: Turns,
     /// Events under way.
     telling: usize,
     reported: Vec<NodeImage>,
@@ -97,7 +91,7 @@ impl<R: ImageRuntime> Pods<R> {
             own: self,
             under_way: FuturesUnordered::new(),
             moved: sender,
-            permits: Arc::new(Semaphore::new(TRIES_MAX)),
+            turns: Turns::new(),
             telling: 0,
             reported: Vec::new(),
         };
@@ -230,18 +224,11 @@ impl<R: ImageRuntime> Loop<R> {
                 attempt: id,
                 settled,
             } => {
-                let (moved, permits) = (self.moved.clone(), Arc::clone(&self.permits));
+                let (moved, turns) = (self.moved.clone(), self.turns.clone());
                 let stall = self.own.stall;
                 self.begin(async move {
-                    // The semaphore is never closed; without a permit the try would run all the same.
-                    let permit = permits.acquire().await;
                     let tried = attempt(&*runtime, image, id, settled, stall, moved);
-                    let mut tried = std::pin::pin!(tried);
-                    if let Ok(ended) = timeout(TURN, &mut tried).await {
-                        return Came::Ended(ended);
-                    }
-                    drop(permit);
-                    Came::Ended(tried.await)
+                    Came::Ended(turns.wait_and_run(tried).await)
                 });
             }
             Action::Inspect(image) => self.begin(async move {
