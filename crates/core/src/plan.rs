@@ -325,10 +325,7 @@ impl Planner {
 
     /// The images of this node, for its report.
     pub fn node_images(&self) -> Vec<NodeImage> {
-        self.images
-            .iter()
-            .filter_map(|(name, image)| node::node_image(name, image, self.pods.values()))
-            .collect()
+        node::node_images(&self.images, self.pods.values())
     }
 
     /// Since when, on [`Now::up`], this pod waits for a release; none if it does not.
@@ -343,12 +340,12 @@ impl Planner {
         rounds.any(round::Round::is_decided)
     }
 
-    /// Forgets images that nobody uses and the index has dropped.
+    /// Forgets images that are `gone` and that no pod of this node names.
     pub fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
         let pods = &self.pods;
         self.images.retain(|name, image| {
-            let wanted = |pod: &Pod| pod.released_with(name).is_some() || pod.waits_for(name);
-            image.is_busy() || pods.values().any(wanted) || !gone(name)
+            let mut named = pods.values().flat_map(Pod::images);
+            image.is_busy() || named.any(|named| named == name) || !gone(name)
         });
     }
 

@@ -11,11 +11,12 @@
 //! ```
 //!
 //! Bounded: [`TRIES_MAX`] tries an image, a week of counts, and [`Index::prune`] drops images that
-//! are gone and were not tried for [`KEEP`].
+//! are gone and were not tried for [`KEEP`], or not among the last [`GONE_MAX`].
 
 mod recover;
 mod stored;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ pub const TRIES_MAX: usize = 10;
 
 /// How long an image is remembered that is neither on the node nor tried.
 pub const KEEP: Duration = Duration::from_hours(30 * 24);
+
+/// How many images are remembered that are not on the node. A node that runs a new tag every few
+/// minutes would have tens of thousands in a month.
+pub const GONE_MAX: usize = 1000;
 
 /// The layout that this version writes. A larger number in a file means a newer version wrote it.
 const SCHEMA: u64 = 1;
@@ -221,35 +226,42 @@ impl Index {
         write.commit().map_err(writing)
     }
 
-    /// Drops images that are not `present` on the node and were not tried for [`KEEP`]. Present
-    /// ones count as seen now.
+    /// Drops images that are not `present` on the node and were not tried for [`KEEP`], and of the
+    /// rest that is not present all but the last [`GONE_MAX`]. Present ones count as seen now.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was dropped.
     pub fn prune(&self, now: Timestamp, present: &[ImageName]) -> Result<(), IndexError> {
-        let present: std::collections::BTreeSet<&str> =
-            present.iter().map(ImageName::as_str).collect();
+        let present: BTreeSet<&str> = present.iter().map(ImageName::as_str).collect();
         let write = self.begin_write()?;
         {
             let mut table = write.open_table(IMAGES).map_err(writing)?;
-            let mut seen = Vec::new();
+            let (mut seen, mut gone) = (Vec::new(), Vec::new());
             table
                 .retain(|name, value| {
                     let Some(mut stored) = Stored::decode(value) else {
                         return false;
                     };
-                    let here = present.contains(name);
-                    if here && age(now, stored.seen()) > KEEP / 2 {
+                    let age = age(now, stored.seen());
+                    if !present.contains(name) {
+                        gone.push((age, name.to_owned()));
+                        return age <= KEEP;
+                    }
+                    if age > KEEP / 2 {
                         stored.saw(now);
                         seen.push((name.to_owned(), stored.encode()));
                     }
-                    here || age(now, stored.seen()) <= KEEP
+                    true
                 })
                 .map_err(writing)?;
             for (name, bytes) in seen {
                 table
                     .insert(name.as_str(), bytes.as_slice())
                     .map_err(writing)?;
+            }
+            gone.sort_unstable();
+            for (_, name) in gone.iter().skip(GONE_MAX) {
+                table.remove(name.as_str()).map_err(writing)?;
             }
         }
         write.commit().map_err(writing)

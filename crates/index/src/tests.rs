@@ -145,6 +145,37 @@ fn images_that_are_gone_and_not_tried_for_30_days_go() {
 }
 
 #[test]
+fn of_images_that_are_gone_the_last_are_remembered() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    let found = |digest: &str| LocalCopy {
+        digest: digest.into(),
+        size_bytes: None,
+    };
+    let old: Vec<_> = (0..3)
+        .map(|n| (format!("old{n}").parse().unwrap(), found("sha256:1")))
+        .collect();
+    index.seed(&old, now() - days(1)).unwrap();
+    let new: Vec<_> = (0..GONE_MAX - 1)
+        .map(|n| (format!("new{n}").parse().unwrap(), found("sha256:2")))
+        .collect();
+    index.seed(&new, now()).unwrap();
+    index.prune(now(), &[old[0].0.clone()]).unwrap();
+    let all = index.all(now()).unwrap();
+    let left = all.iter().map(|record| record.image.to_string());
+    let old: Vec<_> = left.filter(|name| name.contains("/old")).collect();
+    assert_eq!(all.len(), GONE_MAX + 1);
+    // The one that is here, and one of the two others.
+    assert_eq!(
+        old,
+        [
+            "docker.io/library/old0:latest",
+            "docker.io/library/old1:latest"
+        ]
+    );
+}
+
+#[test]
 fn a_lost_index_is_seeded_and_what_is_known_stays() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;

@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Tests {
         beside: tests![
             the_gate_is_small_while_it_waits,
             the_agent_is_ready_and_counts,
+            the_agent_counts_how_long_pods_wait,
             the_index_is_shown_while_the_agent_runs,
             applying_the_manifests_again_changes_nothing,
         ],
@@ -92,6 +93,19 @@ async fn the_agent_is_ready_and_counts(node: &Node) -> anyhow::Result<()> {
     ensure!(node.install.metric(&version).await? > 0.0);
     ensure!(node.install.metric("trylatest_index_open").await? > 0.0);
     Ok(())
+}
+
+async fn the_agent_counts_how_long_pods_wait(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("waits").await?;
+    space.push("one").await?;
+    let late = Fault::Latency(Duration::from_secs(2));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    let series = "trylatest_release_seconds_sum";
+    let before = node.install.metric(series).await?;
+    space.run("app", "fresh", "one").await?;
+    let waited = node.install.metric(series).await? - before;
+    ensure!(waited >= 2.0, "{series} has grown by {waited}");
+    space.end().await
 }
 
 async fn the_index_is_shown_while_the_agent_runs(node: &Node) -> anyhow::Result<()> {

@@ -129,8 +129,12 @@ impl History {
         }
     }
 
-    /// Forgets images that are neither here nor were tried for long; what is left.
+    /// Forgets images that are neither here nor were tried for long; what is left. Without an index
+    /// that is what is here.
     pub(super) async fn prune(&self, present: Vec<ImageName>) -> Option<Vec<ImageName>> {
+        if self.index.is_none() {
+            return Some(present);
+        }
         let pruned = self.blocking(move |index| {
             index.prune(clock::wall(), &present)?;
             index.all(clock::wall())

@@ -61,7 +61,8 @@ pub(super) struct Pods<R> {
 enum Came {
     Ended(Ended),
     Inspected(ImageName, Copy),
-    Sent(PodId, Release, Sent),
+    /// A release, and when its pod began to wait for it.
+    Sent(PodId, Release, Duration, Sent),
     Pruned(Option<Vec<ImageName>>),
     Told,
     Done,
@@ -152,9 +153,8 @@ impl<R: ImageRuntime> Loop<R> {
         match came {
             Came::Ended(ended) => self.own.planner.ended(now, &ended),
             Came::Inspected(image, copy) => self.own.planner.inspected(now, &image, &copy),
-            Came::Sent(pod, release, sent) => {
+            Came::Sent(pod, release, began, sent) => {
                 if sent == Sent::Written {
-                    let began = self.own.planner.waits_since(&pod).unwrap_or(now.up);
                     self.was_released(&pod, &release, now.up.saturating_sub(began));
                 }
                 self.own.planner.sent(now, &pod, release, sent)
@@ -235,10 +235,15 @@ impl<R: ImageRuntime> Loop<R> {
                 let copy = prove(&*runtime, &image).await;
                 Came::Inspected(image, copy)
             }),
-            Action::Release(pod, release) => self.begin(async move {
-                let sent = api.release(&pod, &release).await;
-                Came::Sent(pod, release, sent)
-            }),
+            Action::Release(pod, release) => {
+                // The watch may show the release, and the pod waits no more, before the answer is here.
+                let began = self.own.planner.waits_since(&pod);
+                let began = began.unwrap_or(self.own.clock.now().up);
+                self.begin(async move {
+                    let sent = api.release(&pod, &release).await;
+                    Came::Sent(pod, release, began, sent)
+                });
+            }
             Action::Progress(pod, progress) => self.begin(async move {
                 api.progress(&pod, &progress).await;
                 Came::Done

@@ -1,4 +1,6 @@
-//! What the planner says of an image to its node.
+//! What the planner says of the images to their node.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
@@ -10,14 +12,28 @@ use crate::outcome::Outcome;
 use crate::record::Try;
 use crate::release::ContainerRelease;
 
-/// The image as its last try and the pods that were released with it show it; none if there is
-/// neither.
-pub(super) fn node_image<'a>(
-    name: &ImageName,
-    image: &Image,
+/// When and how a pod was released with an image.
+pub(super) type Given<'a> = (Timestamp, &'a ContainerRelease);
+
+/// Every image that was tried, or that a pod was released with.
+pub(super) fn node_images<'a>(
+    images: &BTreeMap<ImageName, Image>,
     pods: impl Iterator<Item = &'a Pod>,
-) -> Option<NodeImage> {
-    let users: Vec<_> = pods.filter_map(|pod| pod.released_with(name)).collect();
+) -> Vec<NodeImage> {
+    let mut users: BTreeMap<&ImageName, Vec<Given<'a>>> = BTreeMap::new();
+    for (name, given) in pods.flat_map(Pod::released_images) {
+        users.entry(name).or_default().push(given);
+    }
+    images
+        .iter()
+        .filter_map(|(name, image)| {
+            let users = users.get(name).map_or(&[][..], Vec::as_slice);
+            node_image(name, image, users)
+        })
+        .collect()
+}
+
+fn node_image(name: &ImageName, image: &Image, users: &[Given<'_>]) -> Option<NodeImage> {
     let mut said = match &image.last_try {
         Some(tried) => of_try(tried, image),
         // The index is lost or not used: the pods still say how they were released.
@@ -54,7 +70,7 @@ fn of_try(tried: &Try, image: &Image) -> NodeImage {
 }
 
 /// The pod's owner may have written this: no free text of it is taken over.
-fn of_release(name: &ImageName, (time, release): (Timestamp, &ContainerRelease)) -> NodeImage {
+fn of_release(name: &ImageName, (time, release): Given<'_>) -> NodeImage {
     NodeImage {
         image: name.clone(),
         outcome: release.outcome,

@@ -1,9 +1,11 @@
 //! One run of a pod's gate, from the moment it needs a release until it has one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::node::Given;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, GatedPod, TryContainer};
@@ -119,23 +121,18 @@ impl Pod {
         containers.filter_map(|container| container.image.as_ref().ok())
     }
 
-    /// How and when this pod was released with the image; none if it was not, was refused, or has
-    /// ended.
-    pub(super) fn released_with(
-        &self,
-        image: &ImageName,
-    ) -> Option<(Timestamp, &ContainerRelease)> {
-        let named = |c: &&TryContainer| c.image.as_ref() == Ok(image);
-        let container = self.seen.containers.iter().find(named)?;
-        let release = self.released.as_ref().filter(|release| release.opens())?;
-        let given = release.containers.get(&container.name)?;
-        (!self.seen.ended).then_some((release.time, given))
-    }
-
-    /// Whether this pod's round has not decided about the image.
-    pub(super) fn waits_for(&self, image: &ImageName) -> bool {
-        let mut slots = self.round.iter().flat_map(|round| &round.slots);
-        slots.any(|slot| slot.image() == Some(image))
+    /// Each of its images with one container's release; nothing if the pod was not released, was
+    /// refused, or has ended.
+    pub(super) fn released_images(&self) -> BTreeMap<&ImageName, Given<'_>> {
+        let release = self.released.as_ref().filter(|release| release.opens());
+        let release = release.filter(|_| !self.seen.ended);
+        let containers = release.iter().flat_map(|_| &self.seen.containers);
+        containers
+            .filter_map(|container| {
+                let given = release?.containers.get(&container.name)?;
+                Some((container.image.as_ref().ok()?, (release?.time, given)))
+            })
+            .collect()
     }
 
     /// How long until a release that the gate has not used yet goes stale.
