@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("a_value_that_is_removed", a_value_that_is_removed),
         Case::new("one_value_of_two_removed", one_value_of_two_removed),
         Case::new("other_changes_keep_it", other_changes_keep_it),
+        Case::new("an_upgrade_to_server_side_apply_keeps_it", upgrade_keeps_it),
         Case::new("a_rollback_brings_it_back", a_rollback_brings_it_back),
         Case::new("names_by_hand_stay_by_hand", names_by_hand_stay_by_hand),
         Case::new("a_deployments_pods_are_gated", a_deployments_pods_are_gated),
@@ -244,6 +245,52 @@ async fn other_changes_keep_it(api: Arc<Api>) -> anyhow::Result<()> {
             "{by:?}: {got:?}"
         );
     }
+    Ok(())
+}
+
+/// kubectl's own steps, one by one: a template that is without the word for a moment rolls out pods
+/// that are not gated.
+async fn upgrade_keeps_it(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("upgrade").await?;
+    let manifest = deployment(&[container("app", "TryLatest")]);
+    space.apply(&manifest).await?;
+    let shown = [
+        "get",
+        "deployment/deployment",
+        "--show-managed-fields",
+        "-o",
+        "json",
+    ];
+    let stored: Value = serde_json::from_str(&space.kubectl(&shown, None).await?)?;
+    let mut managers = stored["metadata"]["managedFields"].clone();
+    let managers = managers.as_array_mut().context("managers")?;
+    let client = managers
+        .iter_mut()
+        .find(|manager| manager["manager"] == "kubectl-client-side-apply");
+    let client = client.context("kubectl's client side")?;
+    client["manager"] = json!("kubectl");
+    client["operation"] = json!("Apply");
+    let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": managers}]);
+    let patch = patch.to_string();
+    let upgrade = [
+        "patch",
+        "deployment/deployment",
+        "--type=json",
+        "--field-manager=kubectl",
+        "-p",
+        &patch,
+    ];
+    space.kubectl(&upgrade, None).await?;
+    let kept = (Some("app"), "app=IfNotPresent".to_owned());
+    let stored = space.get("deployment", "deployment").await?;
+    ensure!(told(&stored) == kept, "{stored:#}");
+    let stored = space.apply_by(Apply::Server, &manifest).await?;
+    ensure!(told(&stored) == kept, "{stored:#}");
+    // From then on, server-side apply is what says so.
+    let changed = deployment(&[container("app", "IfNotPresent")]);
+    let stored = space.apply_by(Apply::Server, &changed).await?;
+    let got = told(&stored);
+    ensure!(got == (None, "app=IfNotPresent".to_owned()), "{got:?}");
     Ok(())
 }
 
