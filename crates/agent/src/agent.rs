@@ -240,6 +240,7 @@ async fn supervise(
     stop: &CancellationToken,
     (mut terminate, mut interrupt): (Signal, Signal),
 ) -> anyhow::Result<()> {
+    // All can be dropped: the set keeps its tasks, and a signal that came is not waited for again.
     tokio::select! {
         ended = tasks.join_next() => {
             health.set_stopping();

@@ -4,7 +4,7 @@
 //! in `poll` until the kubelet replaces the file.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use trylatest_core::gate::{Gate, Reading, Step, annotation};
+use trylatest_core::gate::{Gate, Reading, Step, UNANSWERED, annotation};
 use trylatest_core::keys;
 use trylatest_core::time::Now;
 
@@ -27,6 +27,9 @@ use crate::clock;
 
 /// The file's name in the volume, as the admission policy mounts it.
 const FILE: &str = "annotations";
+
+/// Where the kubelet takes a container's last words from, by default.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Look at the file at least this often: a lost event costs no more. One small read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -52,32 +55,45 @@ pub fn run(args: &GateArgs) -> ExitCode {
         let reading = read(&volume.join(FILE), &mut unreadable);
         let now = now();
         let (lines, step) = gate.observe(now, &reading);
-        for line in lines {
+        for line in &lines {
             println!("{line}");
         }
         let waited = now.up.saturating_sub(start.up).as_secs_f64();
-        match step {
-            Step::Wait(at_most) => changes.wait(at_most),
-            Step::Open => {
-                println!("opened after {waited:.2}s");
-                return ExitCode::SUCCESS;
+        let (last, code) = match step {
+            Step::Wait(at_most) => {
+                changes.wait(at_most);
+                continue;
             }
+            Step::Open => (format!("opened after {waited:.2}s"), ExitCode::SUCCESS),
             Step::OpenUnanswered => {
-                println!(
-                    "no sign of a TryLatest agent for {}: opened after {waited:.2}s; the pod starts \
-                     as with IfNotPresent, from this node's copy if there is one",
-                    humantime::format_duration(*patience)
+                let patience = humantime::format_duration(*patience);
+                let words = format!(
+                    "{UNANSWERED} for {patience}: opened after {waited:.2}s; the pod starts as with \
+                     IfNotPresent, from this node's copy if there is one"
                 );
-                return ExitCode::SUCCESS;
+                (words, ExitCode::SUCCESS)
             }
             Step::Refuse => {
-                println!(
-                    "refused after {waited:.2}s; this answer holds for {}, the kubelet asks again",
-                    humantime::format_duration(*freshness)
+                let freshness = humantime::format_duration(*freshness);
+                let words = format!(
+                    "refused after {waited:.2}s; this answer holds for {freshness}, the kubelet asks again"
                 );
-                return ExitCode::FAILURE;
+                (words, ExitCode::FAILURE)
             }
-        }
+        };
+        println!("{last}");
+        say_in_status(&lines, &last);
+        return code;
+    }
+}
+
+/// Leaves how it ended in the pod's status, where `kubectl describe pod` shows it. The kubelet makes
+/// the file; where it is missing, as outside of a pod, nothing is lost.
+fn say_in_status(lines: &[String], last: &str) {
+    let words = [lines, &[last.to_owned()]].concat().join("\n");
+    let file = fs::OpenOptions::new().write(true).open(TERMINATION_LOG);
+    if let Ok(mut file) = file {
+        let _ = file.write_all(words.as_bytes());
     }
 }
 

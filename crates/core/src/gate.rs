@@ -11,6 +11,10 @@ use crate::time::Now;
 /// How long the gate waits without any sign of an agent.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How the message begins with which a gate ends that has opened by itself. The kubelet puts it into
+/// the pod's status, where people and the agent find it.
+pub const UNANSWERED: &str = "no sign of a TryLatest agent";
+
 /// The gate's state between two looks at the pod's annotations.
 #[derive(Debug)]
 pub struct Gate {
@@ -73,7 +77,7 @@ impl Gate {
         }
         let mut lines = Vec::new();
         if let Some(progress) = &reading.progress
-            && self.seen.is_none_or(|seen| seen < progress.time)
+            && self.seen != Some(progress.time)
             && crate::time::near(now.wall, progress.time, self.freshness)
         {
             self.seen = Some(progress.time);
@@ -87,7 +91,7 @@ impl Gate {
         }
         let left = (self.last_sign + self.patience).saturating_sub(now.up);
         if left.is_zero() {
-            (lines, Step::OpenUnanswered)
+            (Vec::new(), Step::OpenUnanswered)
         } else {
             (lines, Step::Wait(left))
         }
@@ -250,6 +254,22 @@ mod tests {
         let (lines, step) = gate.observe(at(25), &progress(14));
         assert_eq!((lines, step), (vec![], Step::Wait(Duration::from_secs(10))));
         assert_eq!(gate.observe(at(35), &progress(14)).1, Step::OpenUnanswered);
+    }
+
+    #[test]
+    fn an_agent_is_seen_though_the_clock_was_set_back() {
+        let mut gate = gate();
+        let (_, step) = gate.observe(at(10), &progress(10));
+        assert_eq!(step, Step::Wait(PATIENCE));
+        let back = |mut now: Now| {
+            now.wall -= Duration::from_secs(3600);
+            now
+        };
+        let mut later = progress(15);
+        let sign = later.progress.as_mut().unwrap();
+        sign.time = back(at(15)).wall;
+        let (_, step) = gate.observe(back(at(15)), &later);
+        assert_eq!(step, Step::Wait(PATIENCE));
     }
 
     #[test]

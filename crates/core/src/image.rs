@@ -39,6 +39,12 @@ impl ImageName {
         &self.full[..self.registry_len]
     }
 
+    /// The name without tag and digest, e.g. `docker.io/library/nginx`.
+    pub fn repository(&self) -> &str {
+        let version = self.full[self.registry_len..].find(['@', ':']);
+        &self.full[..version.map_or(self.full.len(), |at| self.registry_len + at)]
+    }
+
     /// Whether the name carries a digest: such an image cannot move.
     pub fn has_digest(&self) -> bool {
         self.full.contains('@')
@@ -122,6 +128,7 @@ mod tests {
             let name: ImageName = written.parse().unwrap();
             assert_eq!(name.as_str(), full);
             assert_eq!(name.registry(), registry);
+            assert_eq!(name.repository(), full.rsplit_once(':').unwrap().0);
             assert!(!name.has_digest());
         }
     }
@@ -131,6 +138,7 @@ mod tests {
         let digest = format!("sha256:{}", "a".repeat(64));
         let name: ImageName = format!("reg.example/app@{digest}").parse().unwrap();
         assert_eq!(name.as_str(), format!("reg.example/app@{digest}"));
+        assert_eq!(name.repository(), "reg.example/app");
         assert!(name.has_digest());
     }
 

@@ -12,6 +12,10 @@ use crate::time::age;
 /// etcd and every watcher of nodes carry the annotation.
 const IMAGES_MAX: usize = 40;
 
+/// Longest annotation. All annotations of an object together may have 256 KiB; names of images can
+/// be a kilobyte each.
+const IMAGES_MAX_BYTES: usize = 32 << 10;
+
 /// Most images named in the condition's message.
 const CONDITION_IMAGES_MAX: usize = 5;
 
@@ -91,7 +95,7 @@ impl NodeReport {
             (true, "RunningFromCache")
         };
         images.truncate(IMAGES_MAX);
-        let images = serde_json::to_string(&images).unwrap_or_default();
+        let images = array(&images, IMAGES_MAX_BYTES);
         Self {
             summary,
             images,
@@ -100,6 +104,23 @@ impl NodeReport {
             message,
         }
     }
+}
+
+/// As many of these as fit, as a JSON array.
+fn array(images: &[NodeImage], max_bytes: usize) -> String {
+    let mut json = String::from("[");
+    for image in images {
+        let entry = serde_json::to_string(image).unwrap_or_default();
+        if json.len() + entry.len() + 2 > max_bytes {
+            break;
+        }
+        if json.len() > 1 {
+            json.push(',');
+        }
+        json.push_str(&entry);
+    }
+    json.push(']');
+    json
 }
 
 fn condition_message(cached: &[&NodeImage]) -> String {
@@ -198,8 +219,28 @@ mod tests {
     fn the_size_is_bounded() {
         let images = (0..1000).map(|n| image(n, Outcome::Fallback, 1)).collect();
         let report = NodeReport::new(images);
+        assert_eq!(named(&report), IMAGES_MAX);
         assert!(report.images.len() < 24 * 1024, "{}", report.images.len());
         assert!(report.message.len() < 2048, "{}", report.message.len());
         assert!(report.message.ends_with("and 995 more"));
+    }
+
+    #[test]
+    fn the_longest_names_are_bounded_too() {
+        let (host, path, tag) = ("h".repeat(251), "a".repeat(255), "t".repeat(128));
+        let long = NodeImage {
+            image: format!("{host}.example/{path}:{tag}").parse().unwrap(),
+            ..image(1, Outcome::Fallback, 1)
+        };
+        let report = NodeReport::new(vec![long; IMAGES_MAX]);
+        assert!(report.images.len() <= IMAGES_MAX_BYTES);
+        assert!((10..IMAGES_MAX).contains(&named(&report)));
+        assert!(report.message.len() < 8192, "{}", report.message.len());
+    }
+
+    /// How many images the annotation names.
+    fn named(report: &NodeReport) -> usize {
+        let images: Vec<serde_json::Value> = serde_json::from_str(&report.images).unwrap();
+        images.len()
     }
 }

@@ -4,28 +4,32 @@
 //! goes out as a [`Plan`]. Nothing here waits: [`Planner::next_wakeup`] says when to call
 //! [`Planner::tick`].
 //!
-//! One pod's way: [`Planner::pod`] begins a round and queues its images → [`Action::Try`] →
-//! [`Planner::ended`] judges (`verdict`) → [`Action::Release`] → [`Planner::sent`]. Where the
-//! pod's time is up first: [`Action::Inspect`] → [`Planner::inspected`].
+//! One pod's way: [`Planner::pod`] begins a round (`round`) and queues its images (`image`) →
+//! [`Action::Try`] → [`Planner::ended`] settles its containers (`settle`, by `verdict`) →
+//! [`Action::Release`] → [`Planner::sent`]. Where the pod's time is up first: [`Action::Inspect`] →
+//! [`Planner::inspected`]. Whatever has become due, tries and releases too, is begun in
+//! `Planner::advance`, with which every event ends.
 
 mod image;
 mod node;
 mod round;
+mod settle;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use self::image::Image;
-use self::round::{Pod, Send, Slot, Wait};
+use self::round::{Pod, Send, Slot};
 use crate::image::ImageName;
 use crate::node::NodeImage;
-use crate::outcome::{Failure, FailureClass, Outcome};
-use crate::pod::{GatedPod, PodId};
+use crate::outcome::Failure;
+use crate::pod::{GateState, GatedPod, PodId};
 use crate::record::{ImageRecord, Try};
 use crate::release::{ContainerProgress, Progress, Release};
-use crate::settings::Settings;
 use crate::time::Now;
-use crate::verdict::{Copy, Verdict, judge};
+use crate::verdict::{Copy, Known};
 
 /// The node's settings.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +70,8 @@ pub enum Action {
     Progress(PodId, Progress),
     /// Tell the pod's owner what is wrong, as a Warning Event.
     Complain(PodId, String),
+    /// Tell the pod's owner, once, that its gate has opened by itself at this time.
+    Unanswered(PodId, Timestamp),
 }
 
 /// A try that has ended.
@@ -81,6 +87,29 @@ pub struct Ended {
     pub before: Copy,
     /// The copy proven after it.
     pub after: Copy,
+}
+
+/// A try that runs has come this far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The image.
+    pub image: ImageName,
+    /// The try's name.
+    pub attempt: u64,
+    /// How far.
+    pub flow: Flow,
+}
+
+/// How much of an image has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// How many there will be, once that is known.
+    pub total_bytes: Option<u64>,
+    /// Whether any came during this try: then the registry gives them to it. What an earlier try
+    /// has left behind says nothing of that kind.
+    pub flows: bool,
 }
 
 /// How writing a release went.
@@ -156,126 +185,15 @@ impl Planner {
         self.advance(now, Plan::default())
     }
 
-    /// A running try has received this much.
-    pub fn moved(&mut self, image: &ImageName, attempt: u64, bytes: u64, total_bytes: Option<u64>) {
-        if let Some(running) = self.images.get_mut(image).and_then(|i| i.attempt.as_mut())
-            && running.id == attempt
+    /// A running try has come this far.
+    pub fn moved(&mut self, now: Now, moved: &Moved) -> Plan {
+        let image = self.images.get_mut(&moved.image);
+        if let Some(running) = image.and_then(|image| image.attempt.as_mut())
+            && running.id == moved.attempt
         {
-            running.bytes = bytes;
-            running.total_bytes = total_bytes;
+            running.flow = moved.flow;
         }
-    }
-
-    /// A try has ended.
-    pub fn ended(&mut self, now: Now, ended: &Ended) -> Plan {
-        let mut plan = Plan::default();
-        let Some(image) = self.images.get_mut(&ended.image) else {
-            return plan;
-        };
-        let Some(attempt) = image.attempt.take_if(|a| a.id == ended.attempt) else {
-            return plan;
-        };
-        let failure = ended.failure.clone().or_else(|| unusable(&ended.after));
-        let record = record(
-            self.limits,
-            image,
-            &attempt.started,
-            now,
-            ended,
-            failure.as_ref(),
-        );
-        image.finish(&record);
-        plan.records.push(record);
-        for pod in self.pods.values_mut() {
-            let Some(round) = &mut pod.round else {
-                continue;
-            };
-            let answers = answers(failure.as_ref(), attempt.started.up, round.since);
-            let overdue = now.up >= round.deadline;
-            for slot in &mut round.slots {
-                if slot.image() != Some(&ended.image) {
-                    continue;
-                }
-                if !answers && matches!(slot.wait, Wait::Try(_)) {
-                    image.queue(now.up);
-                    continue;
-                }
-                let end = End {
-                    failure: failure.as_ref(),
-                    before: &ended.before,
-                    after: &ended.after,
-                };
-                settle(slot, image, &end, &pod.seen.settings, self.limits, now);
-                if let Some(name) = slot.image().cloned() {
-                    let failure = failure.clone().unwrap_or_else(no_answer);
-                    if overdue {
-                        slot.give_up(failure);
-                    } else {
-                        slot.attempts += 1;
-                        slot.failure = Some(failure);
-                        image.queue_retry(now, &name, &self.node);
-                    }
-                }
-            }
-        }
-        self.advance(now, plan)
-    }
-
-    /// The copy that was asked for by [`Action::Inspect`].
-    pub fn inspected(&mut self, now: Now, name: &ImageName, copy: &Copy) -> Plan {
-        let mut plan = Plan::default();
-        let Some(image) = self.images.get_mut(name) else {
-            return plan;
-        };
-        let running = image.attempt.is_some();
-        let mut timed_out = None;
-        for pod in self.pods.values_mut() {
-            let Some(round) = &mut pod.round else {
-                continue;
-            };
-            for slot in &mut round.slots {
-                if !matches!(&slot.wait, Wait::Inspection(waits) if waits == name) {
-                    continue;
-                }
-                if image.may_yet_be_refused() {
-                    slot.wait = Wait::LastTry(name.clone());
-                    continue;
-                }
-                let failure = slot.failure.clone().unwrap_or_else(|| time_is_up(image));
-                let end = End {
-                    failure: Some(&failure),
-                    before: copy,
-                    after: copy,
-                };
-                settle(slot, image, &end, &pod.seen.settings, self.limits, now);
-                match &slot.wait {
-                    Wait::Done(release) if release.outcome != Outcome::Unavailable => {
-                        timed_out = Some((round.since, failure));
-                    }
-                    Wait::Done(_) => {}
-                    // As long as bytes flow, a pod with nothing to start from waits.
-                    _ if running => slot.wait = Wait::LastTry(name.clone()),
-                    _ => slot.give_up(failure),
-                }
-            }
-        }
-        if let Some((since, failure)) = timed_out {
-            let started = Now {
-                wall: now.wall - now.up.saturating_sub(since),
-                up: since,
-            };
-            let ended = Ended {
-                image: name.clone(),
-                attempt: 0,
-                failure: Some(failure.clone()),
-                before: copy.clone(),
-                after: copy.clone(),
-            };
-            let record = record(self.limits, image, &started, now, &ended, Some(&failure));
-            image.remember(&record);
-            plan.records.push(record);
-        }
-        self.advance(now, plan)
+        self.advance(now, Plan::default())
     }
 
     /// A release was written, or was not.
@@ -361,9 +279,15 @@ impl Planner {
         for name in entry.images() {
             self.images.entry(name.clone()).or_default();
         }
+        if let GateState::GaveUp { at } = entry.seen.gate
+            && entry.tells_unanswered(at)
+        {
+            let id = entry.seen.id.clone();
+            plan.actions.push(Action::Unanswered(id, at));
+        }
         if !entry.wants_release(now) {
             entry.round = None;
-        } else if entry.round.is_none() {
+        } else if !entry.is_in_its_round() {
             begin(entry, &mut self.images, now, self.limits, plan);
         }
     }
@@ -378,15 +302,10 @@ impl Planner {
             let Some(round) = &mut pod.round else {
                 continue;
             };
-            if now.up >= round.deadline {
-                for slot in &mut round.slots {
-                    if let Wait::Try(image) = &slot.wait {
-                        let inspect = Action::Inspect(image.clone());
-                        slot.wait = Wait::Inspection(image.clone());
-                        if !plan.actions.contains(&inspect) {
-                            plan.actions.push(inspect);
-                        }
-                    }
+            for image in round.overdue(now, &self.images) {
+                let inspect = Action::Inspect(image);
+                if !plan.actions.contains(&inspect) {
+                    plan.actions.push(inspect);
                 }
             }
             if let Some(release) = round.release_due(now) {
@@ -439,129 +358,18 @@ fn begin(
     }
 }
 
-/// How a try ended, for one container.
-struct End<'a> {
-    failure: Option<&'a Failure>,
-    before: &'a Copy,
-    after: &'a Copy,
-}
-
-/// Decides a container if this end decides it.
-fn settle(
-    slot: &mut Slot,
-    image: &Image,
-    end: &End<'_>,
-    settings: &Settings,
-    limits: Limits,
-    now: Now,
-) {
-    let verdict = judge(
-        end.failure,
-        end.before,
-        end.after,
-        &image.known,
-        settings,
-        limits.allow_unverified_fallback,
-        now.wall,
-    );
-    if let Verdict::Decided { outcome, note } = verdict {
-        let digest = end.after.digest();
-        let confirmed = digest.and_then(|digest| image.known.confirmed_at(digest));
-        let failure = end.failure.cloned();
-        slot.decide(outcome, failure, digest.map(str::to_owned), confirmed, note);
+/// What is known of an image. Who may have it is the registry's word on the repository: a name of
+/// which it has said nothing itself is as private as the others.
+fn known(images: &BTreeMap<ImageName, Image>, name: &ImageName) -> Known {
+    let own = images.get(name).map(|image| image.known.clone());
+    let mut known = own.unwrap_or_default();
+    if known.confirmed.is_none() {
+        let mut siblings = images
+            .iter()
+            .filter(|(other, _)| other.repository() == name.repository());
+        known.needs_credentials |= siblings.any(|(_, image)| image.known.needs_credentials);
     }
-}
-
-/// What is remembered of a try: the outcome for a pod without settings of its own.
-fn record(
-    limits: Limits,
-    image: &Image,
-    started: &Now,
-    now: Now,
-    ended: &Ended,
-    failure: Option<&Failure>,
-) -> Try {
-    let verdict = judge(
-        failure,
-        &ended.before,
-        &ended.after,
-        &image.known,
-        &Settings::default(),
-        limits.allow_unverified_fallback,
-        now.wall,
-    );
-    let outcome = match verdict {
-        Verdict::Decided { outcome, .. } => outcome,
-        Verdict::TryAgain => Outcome::Unavailable,
-    };
-    let (digest, size_bytes) = match &ended.after {
-        Copy::Usable { digest, size_bytes } => (Some(digest.clone()), Some(*size_bytes)),
-        Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. } => (None, None),
-    };
-    Try {
-        image: ended.image.clone(),
-        started: started.wall,
-        duration: now.up.saturating_sub(started.up),
-        outcome,
-        failure: failure.cloned(),
-        digest,
-        size_bytes,
-        copy_unknown: matches!(ended.after, Copy::Unknown { .. }),
-    }
-}
-
-/// Whether an ended try says something about a pod that came at `since`.
-///
-/// A success does if it began after the pod: the tag may have moved in between. So do a registry's
-/// answers. That the registry gave none is as true for a pod that came meanwhile, and spares it
-/// the same wait.
-fn answers(failure: Option<&Failure>, started: Duration, since: Duration) -> bool {
-    let silence = failure.is_some_and(|failure| match failure.class {
-        FailureClass::Timeout | FailureClass::Network | FailureClass::Local => true,
-        FailureClass::ServerError
-        | FailureClass::RateLimited
-        | FailureClass::NotFound
-        | FailureClass::Unauthorized
-        | FailureClass::Invalid
-        | FailureClass::Unknown => false,
-    });
-    silence || started >= since
-}
-
-/// A pull that worked and left nothing to start from is a failure too.
-fn unusable(after: &Copy) -> Option<Failure> {
-    match after {
-        Copy::Usable { .. } => None,
-        Copy::Absent => Some(Failure::new(
-            FailureClass::Local,
-            "pulled, but the image is gone again",
-        )),
-        Copy::Unusable { why } => Some(Failure::new(
-            FailureClass::Invalid,
-            format!("pulled, but no container can start from it: {why}"),
-        )),
-        Copy::Unknown { why } => Some(Failure::new(
-            FailureClass::Local,
-            format!("pulled, but not proven: {why}"),
-        )),
-    }
-}
-
-fn no_answer() -> Failure {
-    Failure::new(FailureClass::Unknown, "no reason was given")
-}
-
-/// The pod's time is up before the try has ended.
-fn time_is_up(image: &Image) -> Failure {
-    let flowing = image.attempt.as_ref().is_some_and(|a| a.bytes > 0);
-    Failure::new(
-        FailureClass::Timeout,
-        if flowing {
-            "the pod's time to try is up; the download goes on for the next pod"
-        } else {
-            "the pod's time to try is up and the registry has not answered"
-        },
-    )
+    known
 }
 
 fn progress(slots: &[Slot], images: &BTreeMap<ImageName, Image>, now: Now) -> Progress {
@@ -570,8 +378,8 @@ fn progress(slots: &[Slot], images: &BTreeMap<ImageName, Image>, now: Now) -> Pr
         let progress = ContainerProgress {
             image: slot.written.clone(),
             attempt: slot.attempts + 1,
-            bytes: running.map_or(0, |attempt| attempt.bytes),
-            total_bytes: running.and_then(|attempt| attempt.total_bytes),
+            bytes: running.map_or(0, |attempt| attempt.flow.bytes),
+            total_bytes: running.and_then(|attempt| attempt.flow.total_bytes),
             failure: slot.failure.clone(),
         };
         Some((slot.name.clone(), progress))

@@ -61,4 +61,9 @@ pub enum GateState {
     },
     /// It has opened, or the pod has no gate: nothing waits for a release.
     Open,
+    /// It has opened by itself, because no agent answered: the pod runs what the kubelet found.
+    GaveUp {
+        /// When, in whole seconds, rounded down.
+        at: Timestamp,
+    },
 }

@@ -66,7 +66,10 @@ impl ContainerRelease {
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
-        let digest = self.digest.as_deref().map_or("no local copy", short_digest);
+        let digest = self
+            .digest
+            .as_deref()
+            .map_or("no proven copy", short_digest);
         let confirmed = match self.confirmed {
             Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
             None => "never confirmed by TryLatest".to_owned(),
@@ -78,9 +81,7 @@ impl ContainerRelease {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
             Outcome::Unavailable => {
-                format!(
-                    "{image} could not be pulled and no usable copy is on this node; left to the kubelet"
-                )
+                format!("{image} could not be pulled and is left to the kubelet")
             }
             Outcome::Refused => {
                 format!("the cached copy of {image} may not be used: {digest}, {confirmed}")

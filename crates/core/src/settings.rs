@@ -70,17 +70,18 @@ fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<Fa
         .split(',')
         .map(str::trim)
         .filter(|word| !word.is_empty());
-    match words.map(str::parse).collect::<Result<_, _>>() {
-        Ok(classes) => Some(classes),
-        Err(error) => {
-            let known = FailureClass::ALL.map(FailureClass::as_str).join(", ");
-            complaints.push(format!(
-                "{}: {error} (known: {known}); the default is used",
-                keys::FALLBACK_ON
-            ));
-            None
-        }
-    }
+    let why = match words.map(str::parse).collect::<Result<BTreeSet<_>, _>>() {
+        // Most often a value that a template has left out; never to fall back is what `Always` says.
+        Ok(classes) if classes.is_empty() => "it names no failure class".to_owned(),
+        Ok(classes) => return Some(classes),
+        Err(error) => error.to_string(),
+    };
+    let known = FailureClass::ALL.map(FailureClass::as_str).join(", ");
+    complaints.push(format!(
+        "{}: {why} (known: {known}); the default is used",
+        keys::FALLBACK_ON
+    ));
+    None
 }
 
 #[cfg(test)]
@@ -122,6 +123,8 @@ mod tests {
             (keys::TIMEOUT, "99999999999999999999999s"),
             (keys::MAX_AGE, "soon"),
             (keys::FALLBACK_ON, "network,dns"),
+            (keys::FALLBACK_ON, ""),
+            (keys::FALLBACK_ON, " , "),
         ] {
             let (settings, complaints) = parse(&[(key, value)]);
             assert_eq!(settings, Settings::default(), "{key}={value}");

@@ -8,7 +8,7 @@ use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::Confirmation;
 use crate::settings::Settings;
 use crate::text;
-use crate::time::age;
+use crate::time::{age, near};
 
 /// What the node holds under an image's name, as proven at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,85 +67,105 @@ impl Known {
     }
 }
 
-/// What a container's try came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is decided.
-    Decided {
-        /// How.
-        outcome: Outcome,
-        /// A refusal's reason, or what was left to whom.
-        note: Option<String>,
-    },
-    /// There is nothing to start from, and another try may change that.
-    TryAgain,
+/// How a try ended, or how things stand when a pod's time is up.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// Why the pull failed; none if it succeeded.
+    pub failure: Option<&'a Failure>,
+    /// The copy proven before the pull.
+    pub before: &'a Copy,
+    /// The copy proven after it.
+    pub after: &'a Copy,
 }
 
-impl Verdict {
-    fn plain(outcome: Outcome) -> Self {
+/// What a cached copy is measured against.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// What is remembered of the image.
+    pub known: &'a Known,
+    /// What the pod has set.
+    pub settings: &'a Settings,
+    /// Hand out cached copies of private images without proof.
+    pub allow_unverified_fallback: bool,
+    /// The time of the decision.
+    pub now: Timestamp,
+}
+
+/// What a container gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// How its image's try ended for it.
+    pub outcome: Outcome,
+    /// A refusal's reason, or what was left to whom.
+    pub note: Option<String>,
+}
+
+impl Decision {
+    /// Without a note.
+    pub(crate) fn plain(outcome: Outcome) -> Self {
         let note = None;
-        Self::Decided { outcome, note }
+        Self { outcome, note }
     }
 
     fn because(outcome: Outcome, note: impl Into<String>) -> Self {
         let note = Some(note.into());
-        Self::Decided { outcome, note }
+        Self { outcome, note }
     }
 }
 
-/// Judges one ended try.
+/// Judges one ended try. None if there is nothing to start from, and another try may change that.
 ///
-/// `before` and `after` are the copies proven around the pull; without `failure` the pull itself
-/// succeeded. A copy that is not proven usable *after* the pull is never handed out.
-pub fn judge(
-    failure: Option<&Failure>,
-    before: &Copy,
-    after: &Copy,
-    known: &Known,
-    settings: &Settings,
-    allow_unverified_fallback: bool,
-    now: Timestamp,
-) -> Verdict {
-    match (failure, after) {
-        (None, Copy::Usable { digest, .. }) => {
-            if before.digest() == Some(digest) {
-                Verdict::plain(Outcome::Unchanged)
-            } else {
-                Verdict::plain(Outcome::Fresh)
-            }
-        }
+/// A copy that is not proven usable *after* the pull is never handed out.
+pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
+    match (evidence.failure, evidence.after) {
+        (None, Copy::Usable { digest, .. }) => Some(if evidence.before.digest() == Some(digest) {
+            Decision::plain(Outcome::Unchanged)
+        } else {
+            Decision::plain(Outcome::Fresh)
+        }),
         (Some(failure), Copy::Usable { digest, .. }) => {
-            match refusal(
-                failure.class,
-                digest,
-                known,
-                settings,
-                allow_unverified_fallback,
-                now,
-            ) {
-                Some(why) => Verdict::because(Outcome::Refused, why),
-                None => Verdict::plain(Outcome::Fallback),
-            }
+            Some(match refusal(failure.class, Some(digest), terms) {
+                Some(why) => Decision::because(Outcome::Refused, why),
+                None => Decision::plain(Outcome::Fallback),
+            })
         }
         (Some(failure), Copy::Absent) if failure.class == FailureClass::Unauthorized => {
-            Verdict::because(
+            Some(Decision::because(
                 Outcome::Unavailable,
                 "private images are pulled by the kubelet, with the pod's own secrets",
-            )
+            ))
         }
-        (_, Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. }) => Verdict::TryAgain,
+        (_, Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. }) => None,
     }
 }
 
-/// Why this pod may not use the cached copy, if so.
-fn refusal(
-    class: FailureClass,
-    digest: &str,
-    known: &Known,
-    settings: &Settings,
-    allow_unverified_fallback: bool,
-    now: Timestamp,
-) -> Option<String> {
+/// Decides without a proven copy, because nothing more is tried.
+///
+/// An open gate lets the kubelet start from whatever it finds under the image's name. So where the
+/// copy is not known to be absent, what would refuse a proven copy refuses this one, too.
+pub fn give_up(class: FailureClass, copy: &Copy, terms: Terms<'_>) -> Decision {
+    let what = match copy {
+        Copy::Usable { .. } | Copy::Absent => {
+            return Decision::because(Outcome::Unavailable, "no copy is on this node");
+        }
+        Copy::Unusable { why } => format!("the copy on this node cannot be used: {why}"),
+        Copy::Unknown { why } => format!("the copy on this node could not be looked at: {why}"),
+    };
+    match refusal(class, None, terms) {
+        Some(why) => Decision::because(Outcome::Refused, format!("{why}; {what}")),
+        None => Decision::because(Outcome::Unavailable, what),
+    }
+}
+
+/// Why this pod may not use the cached copy, if so; without a digest, a copy of which nothing is
+/// known.
+fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Option<String> {
+    let Terms {
+        known,
+        settings,
+        allow_unverified_fallback,
+        now,
+    } = terms;
     let private = class == FailureClass::Unauthorized || known.needs_credentials;
     if private && !allow_unverified_fallback {
         return Some(
@@ -156,12 +176,18 @@ fn refusal(
         return Some(format!("the pod's fallback-on does not list {class}"));
     }
     let max_age = settings.max_age?;
-    match known.confirmed_at(digest).map(|then| age(now, then)) {
+    let confirmed = digest.and_then(|digest| known.confirmed_at(digest));
+    // A time that lies ahead was written by a clock that was set back since: it tells no age.
+    let confirmed = confirmed.filter(|&then| then <= now || near(then, now, CLOCK_STEP));
+    match confirmed.map(|then| age(now, then)) {
         Some(age) if age <= max_age => None,
         Some(age) => Some(older_than(max_age, &text::short_duration(age))),
         None => Some(older_than(max_age, "an unknown time")),
     }
 }
+
+/// Clocks are set by less than this while they are kept in time.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 fn older_than(max_age: Duration, age: &str) -> String {
     format!(
@@ -208,24 +234,31 @@ mod tests {
     impl Case {
         fn outcome(&self) -> Option<Outcome> {
             let failure = self.failure.map(|class| Failure::new(class, "why"));
-            let verdict = judge(
-                failure.as_ref(),
-                &self.before,
-                &self.after,
-                &self.known,
-                &self.settings,
-                self.allow,
-                NOW.parse().unwrap(),
+            let evidence = Evidence {
+                failure: failure.as_ref(),
+                before: &self.before,
+                after: &self.after,
+            };
+            let Decision { outcome, note } = judge(evidence, self.terms())?;
+            assert_eq!(
+                outcome == Outcome::Refused,
+                note.is_some() && outcome != Outcome::Unavailable
             );
-            match verdict {
-                Verdict::Decided { outcome, note } => {
-                    assert_eq!(
-                        outcome == Outcome::Refused,
-                        note.is_some() && outcome != Outcome::Unavailable
-                    );
-                    Some(outcome)
-                }
-                Verdict::TryAgain => None,
+            Some(outcome)
+        }
+
+        /// Nothing more is tried.
+        fn last_outcome(&self) -> Outcome {
+            let class = self.failure.unwrap();
+            give_up(class, &self.after, self.terms()).outcome
+        }
+
+        fn terms(&self) -> Terms<'_> {
+            Terms {
+                known: &self.known,
+                settings: &self.settings,
+                allow_unverified_fallback: self.allow,
+                now: NOW.parse().unwrap(),
             }
         }
     }
@@ -331,6 +364,9 @@ mod tests {
         for (confirmed, expected) in [
             (Some(("2026-01-01T11:00:00Z", "a")), Outcome::Fallback),
             (Some(("2026-01-01T10:59:59Z", "a")), Outcome::Refused),
+            // The clock was set by a little, and by much.
+            (Some(("2026-01-01T12:00:30Z", "a")), Outcome::Fallback),
+            (Some(("2026-02-01T12:00:00Z", "a")), Outcome::Refused),
             // The tag was seen a moment ago, but it pointed elsewhere.
             (Some(("2026-01-01T11:59:59Z", "b")), Outcome::Refused),
             (None, Outcome::Refused),
@@ -351,6 +387,42 @@ mod tests {
                 ..Case::default()
             };
             assert_eq!(case.outcome(), Some(expected), "{confirmed:?}");
+        }
+    }
+
+    /// The kubelet starts from what it finds, proven or not.
+    #[test]
+    fn a_copy_that_is_not_known_to_be_absent_is_refused_as_a_proven_one_would_be() {
+        let unknown = || Copy::Unknown { why: "x".into() };
+        let unusable = || Copy::Unusable { why: "x".into() };
+        let private = || Known {
+            needs_credentials: true,
+            confirmed: None,
+        };
+        let strict = || Settings {
+            max_age: Some(Duration::from_secs(3600)),
+            ..Settings::default()
+        };
+        for (after, known, settings, expected) in [
+            (unknown(), private(), Settings::default(), Outcome::Refused),
+            (unusable(), private(), Settings::default(), Outcome::Refused),
+            (unknown(), Known::default(), strict(), Outcome::Refused),
+            (
+                unknown(),
+                Known::default(),
+                Settings::default(),
+                Outcome::Unavailable,
+            ),
+            (Copy::Absent, private(), strict(), Outcome::Unavailable),
+        ] {
+            let case = Case {
+                failure: Some(FailureClass::Local),
+                after,
+                known,
+                settings,
+                ..Case::default()
+            };
+            assert_eq!(case.last_outcome(), expected, "{:?}", case.after);
         }
     }
 }

@@ -1,12 +1,30 @@
 //! From a Kubernetes Pod to what the core needs to know of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateTerminated, Pod, PodSpec,
+};
+use trylatest_core::gate::UNANSWERED;
 use trylatest_core::keys;
 use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
 use trylatest_core::settings::Settings;
+
+// Anybody may label a pod and write a megabyte into it. What is kept of each pod is bounded.
+
+/// Longest complaint: what an Event takes.
+const COMPLAINT_MAX_BYTES: usize = 1024;
+
+/// Most names that one complaint lists.
+const NAMES_MAX: usize = 5;
+
+/// Longest release that is read. Ours have about a kilobyte a container.
+const RELEASE_MAX_BYTES: usize = 64 << 10;
+
+/// Longest image name that is kept: no valid one has more than 800 bytes, and none of what is cut
+/// off here becomes valid by it.
+const IMAGE_MAX_BYTES: usize = 1024;
 
 /// Reads a pod that carries the gated label; none if it lacks what every stored pod has.
 pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
@@ -16,6 +34,9 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     let (settings, mut complaints) = Settings::parse(annotations);
     let containers = try_containers(spec, annotations, &mut complaints);
+    for complaint in &mut complaints {
+        complaint.truncate(complaint.floor_char_boundary(COMPLAINT_MAX_BYTES));
+    }
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     Some(GatedPod {
         id: PodId {
@@ -34,6 +55,7 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
         // A release that cannot be read is as good as none: the gate does not honour it either.
         released: annotations
             .get(keys::RELEASED)
+            .filter(|json| json.len() <= RELEASE_MAX_BYTES)
             .and_then(|json| serde_json::from_str(json).ok()),
         ended: meta.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
     })
@@ -45,35 +67,53 @@ fn try_containers(
     annotations: &BTreeMap<String, String>,
     complaints: &mut Vec<String>,
 ) -> Vec<TryContainer> {
-    let named: Vec<&str> = annotations
+    let named: BTreeSet<&str> = annotations
         .get(keys::CONTAINERS)
         .map(|names| names.split(',').map(str::trim).collect())
         .unwrap_or_default();
-    let all = named.contains(&"*");
-    let own = || {
-        let inits = spec.init_containers.iter().flatten();
-        inits
-            .chain(&spec.containers)
-            .filter(|container| container.name != keys::GATE)
-    };
-    for name in &named {
-        if !name.is_empty() && *name != "*" && !own().any(|container| container.name == *name) {
-            let known: Vec<_> = own().map(|container| container.name.as_str()).collect();
-            complaints.push(format!(
-                "{}: no container is called {name:?} (this pod has: {}); it is left out",
-                keys::CONTAINERS,
-                known.join(", ")
-            ));
-        }
+    let all = named.contains("*");
+    let inits = spec.init_containers.iter().flatten();
+    let own = inits
+        .chain(&spec.containers)
+        .filter(|container| container.name != keys::GATE);
+    let known: BTreeSet<&str> = own.clone().map(|own| own.name.as_str()).collect();
+    let unknown: Vec<&str> = named
+        .iter()
+        .copied()
+        .filter(|name| !matches!(*name, "" | "*") && !known.contains(name))
+        .collect();
+    if !unknown.is_empty() {
+        complaints.push(format!(
+            "{}: no container is called {} (this pod has: {}); it is left out",
+            keys::CONTAINERS,
+            some_of(unknown.into_iter()),
+            some_of(known.into_iter())
+        ));
     }
-    own()
-        .filter(|container| all || named.contains(&container.name.as_str()))
+    own.filter(|container| all || named.contains(&container.name.as_str()))
         .map(try_container)
         .collect()
 }
 
+/// The first of these names, and how many more there are.
+fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMES_MAX);
+    let mut some: Vec<String> = names.take(NAMES_MAX).map(shown).collect();
+    if more > 0 {
+        some.push(format!("and {more} more"));
+    }
+    some.join(", ")
+}
+
+/// A name in quotes, no longer than a container's can be.
+fn shown(name: &str) -> String {
+    const NAME_MAX: usize = 63;
+    format!("{:?}", &name[..name.floor_char_boundary(NAME_MAX)])
+}
+
 fn try_container(container: &Container) -> TryContainer {
-    let written = container.image.clone().unwrap_or_default();
+    let image = container.image.as_deref().unwrap_or_default();
+    let written = image[..image.floor_char_boundary(IMAGE_MAX_BYTES)].to_owned();
     TryContainer {
         name: container.name.clone(),
         image: written.parse(),
@@ -97,7 +137,7 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
         Some(ContainerState {
             terminated: Some(end),
             ..
-        }) if end.exit_code == 0 => GateState::Open,
+        }) if end.exit_code == 0 => opened(end),
         Some(ContainerState {
             running: Some(running),
             ..
@@ -106,6 +146,15 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
             None => GateState::Pending,
         },
         _ => GateState::Pending,
+    }
+}
+
+/// An open gate says by its last message whether anybody has answered it.
+fn opened(end: &ContainerStateTerminated) -> GateState {
+    let message = end.message.as_deref().unwrap_or_default();
+    match &end.finished_at {
+        Some(at) if message.starts_with(UNANSWERED) => GateState::GaveUp { at: at.0 },
+        _ => GateState::Open,
     }
 }
 
@@ -193,8 +242,13 @@ mod tests {
         let names = json!({"metadata": {"annotations": {"trylatest.dev/containers": "main, typo,,trylatest-gate"}}});
         let pod = pod(&names);
         assert_eq!(pod.containers.len(), 1);
-        assert_eq!(pod.complaints.len(), 2);
-        assert!(pod.complaints[0].contains("\"typo\" (this pod has: main)"));
+        assert_eq!(
+            pod.complaints,
+            [
+                "trylatest.dev/containers: no container is called \"trylatest-gate\", \"typo\" \
+                 (this pod has: \"main\"); it is left out"
+            ]
+        );
     }
 
     #[test]
@@ -218,6 +272,51 @@ mod tests {
         assert!(pod.containers[0].image.is_err());
         assert_eq!(pod.complaints.len(), 1);
         assert_eq!(pod.released, None);
+    }
+
+    #[test]
+    fn what_one_pod_writes_is_bounded() {
+        let names = (0..50_000).map(|n| format!("c{n}")).collect::<Vec<_>>();
+        let image = format!("reg.example/{}", "a/".repeat(100_000));
+        let release = format!(
+            r#"{{"time":"2026-01-01T12:00:00Z","containers":{{"a":{{"image":"{}","outcome":"fresh"}}}}}}"#,
+            "a".repeat(100_000)
+        );
+        let pod = pod(&json!({
+            "metadata": {"annotations": {
+                "trylatest.dev/containers": format!("main,{}", names.join(",")),
+                "trylatest.dev/timeout": "x".repeat(100_000),
+                "trylatest.dev/released": release,
+            }},
+            "spec": {"containers": [{"name": "main", "image": image}]},
+        }));
+        assert_eq!(pod.complaints.len(), 2);
+        assert!(
+            pod.complaints[1].contains("and 49995 more"),
+            "{:?}",
+            pod.complaints[1]
+        );
+        assert!(format!("{pod:?}").len() < 8192);
+    }
+
+    #[test]
+    fn a_gate_that_opened_by_itself_says_so() {
+        let gate = |message: &str| {
+            pod(&json!({"status": {"initContainerStatuses": [{
+                "name": "trylatest-gate", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"terminated": {
+                    "exitCode": 0, "finishedAt": "2026-01-01T12:00:00Z", "message": message,
+                }},
+            }]}}))
+            .gate
+        };
+        let at = "2026-01-01T12:00:00Z".parse().unwrap();
+        let words = "no sign of a TryLatest agent for 20s: opened after 20.00s";
+        assert_eq!(gate(words), GateState::GaveUp { at });
+        assert_eq!(
+            gate("fallback: app: no sign of a TryLatest agent"),
+            GateState::Open
+        );
     }
 
     #[test]

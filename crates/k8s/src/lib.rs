@@ -17,4 +17,4 @@ mod write;
 pub use convert::gated_pod;
 pub use error::{ApiError, Operation};
 pub use watch::{PodChange, WATCH_ENDS_AFTER, WatchError, watch_pods};
-pub use write::{Notice, OwnPod, Writer};
+pub use write::{Notice, Writer};

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::ExponentialBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use trylatest_core::keys;
@@ -11,9 +13,17 @@ use trylatest_core::pod::GatedPod;
 
 use crate::convert::gated_pod;
 
-/// The API server ends a watch after this time and it is begun anew: one that has died without a
-/// word is noticed about as soon.
-pub const WATCH_ENDS_AFTER: Duration = Duration::from_secs(60);
+/// The API server ends a watch after this time and it is begun anew, at the cost of one request. One
+/// that has died without a word is noticed 5 s later (kube-runtime's margin): before the gates of
+/// pods that came meanwhile have lost their patience, which is 20 s.
+pub const WATCH_ENDS_AFTER: Duration = Duration::from_secs(10);
+
+/// First and longest pause before an interrupted watch goes on; jitter adds up to as much. Longer
+/// pauses, as kube-runtime's own, would let the API server come back unseen, and gates open.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
+
+/// Pods of one page of a list. A pod may have more than a megabyte, and the agent little memory.
+const PAGE: u32 = 10;
 
 /// What the watch has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +53,21 @@ pub fn watch_pods(
 ) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
     let config = watcher::Config::default()
         .labels(&format!("{}={}", keys::GATED, keys::GATED_VALUE))
-        .fields(&format!("spec.nodeName={node}"))
+        // Nothing is owed to pods that have ended.
+        .fields(&format!(
+            "spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
+        ))
+        .page_size(PAGE)
         .timeout(u32::try_from(WATCH_ENDS_AFTER.as_secs()).unwrap_or(u32::MAX));
     let node = node.to_owned();
     let mut list = None;
+    let pauses = ExponentialBuilder::new()
+        .with_min_delay(PAUSE.0)
+        .with_max_delay(PAUSE.1)
+        .with_jitter()
+        .without_max_times();
     watcher(Api::<Pod>::all(client), config)
-        .default_backoff()
+        .backoff(ExponentialBackoff::from(pauses))
         .filter_map(move |event| {
             let change = match event {
                 Ok(event) => change(event, &mut list).map(Ok),

@@ -42,13 +42,37 @@ pub struct Notice {
     pub warning: bool,
     /// The text; cut to what an Event takes.
     pub note: String,
+    /// The Event's name, for what must not be told again by an agent that starts anew.
+    pub once: Option<String>,
 }
 
-/// What the agent needs to know of the pod it runs in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnPod {
-    /// The image as its manifest names it: the gate's image as well.
-    pub image: String,
+impl Notice {
+    /// A setting that could not be read.
+    pub fn bad_setting(note: String) -> Self {
+        Self {
+            reason: "TryLatestBadSetting",
+            warning: true,
+            note,
+            once: None,
+        }
+    }
+
+    /// The gate has opened by itself at this time.
+    pub fn unanswered(pod: &PodId, at: Timestamp) -> Self {
+        Self {
+            reason: "TryLatestUnanswered",
+            warning: true,
+            note:
+                "no agent of this node answered in time: the pod started as with IfNotPresent, and \
+                   whether its images are what their tags point to is not known"
+                    .to_owned(),
+            once: Some(format!(
+                "trylatest-unanswered-{}-{}",
+                pod.uid,
+                at.as_second()
+            )),
+        }
+    }
 }
 
 impl Writer {
@@ -115,8 +139,9 @@ impl Writer {
         let event = Event {
             metadata: ObjectMeta {
                 namespace: Some(pod.namespace.clone()),
+                name: notice.once.clone(),
                 // A pod's name is valid here; with a dot after it, as is the custom, it would not be.
-                generate_name: Some(format!("{}-", pod.name)),
+                generate_name: notice.once.is_none().then(|| format!("{}-", pod.name)),
                 ..ObjectMeta::default()
             },
             action: Some("TryLatest".to_owned()),
@@ -141,7 +166,12 @@ impl Writer {
             field_manager: Some(keys::FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let call = async { api.create(&params, &event).await };
+        let call = async {
+            match api.create(&params, &event).await {
+                Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(event),
+                created => created,
+            }
+        };
         self.call(
             Operation::Event,
             format!("pod {}/{}", pod.namespace, pod.name),
@@ -223,24 +253,23 @@ impl Writer {
         Ok(ours.and_then(|ours| Some((ours.status == "True", ours.last_transition_time?.0))))
     }
 
-    /// Reads the pod that the agent runs in, and the name of the image it runs from.
+    /// The image of a container of a pod, as its manifest names it; none if there is no such
+    /// container.
     ///
     /// # Errors
     /// [`ApiError`]; worth a retry.
-    pub async fn own_pod(&self, namespace: &str, name: &str) -> Result<Option<OwnPod>, ApiError> {
+    pub async fn image_of(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<Option<String>, ApiError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let pod = self
-            .fetch(
-                Operation::OwnPod,
-                format!("pod {namespace}/{name}"),
-                api.get(name),
-            )
-            .await?;
-        let image = pod
-            .spec
-            .and_then(|spec| spec.containers.into_iter().next())
-            .and_then(|container| container.image);
-        Ok(image.map(|image| OwnPod { image }))
+        let object = format!("pod {namespace}/{pod}");
+        let pod = self.fetch(Operation::OwnPod, object, api.get(pod)).await?;
+        let containers = pod.spec.into_iter().flat_map(|spec| spec.containers);
+        let mut named = containers.filter(|found| found.name == container);
+        Ok(named.next().and_then(|found| found.image))
     }
 
     async fn call<T>(

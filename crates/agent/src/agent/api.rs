@@ -84,6 +84,7 @@ fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice
         reason,
         warning,
         note: format!("{name}: {}", container.describe(release.time)),
+        once: None,
     }
 }
 

@@ -8,19 +8,11 @@ use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Movement, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
-use trylatest_core::plan::Ended;
+use trylatest_core::plan::{Ended, Flow, Moved};
 use trylatest_core::verdict::Copy;
 
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// What a running try has received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub(super) image: ImageName,
-    pub(super) attempt: u64,
-    pub(super) movement: Movement,
-}
 
 /// Tries an image once. Ends when the pull ends, or when nothing has moved for `stall`. Where it is
 /// `settled`, a copy that is here is all that is asked for.
@@ -122,6 +114,7 @@ async fn pull<R: ImageRuntime>(
         // No answer is no movement, and no answer by the deadline is none.
         let looked = timeout_at(deadline, runtime.movement(image));
         let looked = tokio::select! {
+            // The pull is only borrowed; the look may be lost, the next one repeats it.
             ended = &mut pull => return ended.map_err(|error| error.failure()),
             looked = looked => looked,
         };
@@ -134,7 +127,11 @@ async fn pull<R: ImageRuntime>(
             let _ = moved.try_send(Moved {
                 image: image.clone(),
                 attempt,
-                movement,
+                flow: Flow {
+                    bytes: movement.bytes,
+                    total_bytes: movement.total_bytes,
+                    flows: movement.bytes > 0,
+                },
             });
         }
         if Instant::now() >= deadline {

@@ -14,6 +14,7 @@ use axum::routing::get;
 use rustix::fs::Mode;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::handover;
 use super::health::Health;
@@ -52,14 +53,22 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Serves `/images` on the socket until `stop`.
+/// Serves `/images` on the socket until `stop`. Pods come first: an agent that cannot make its socket
+/// (the disk is full, or became read-only) says so and runs without.
 pub(super) async fn serve_images(
     state_dir: &Path,
     history: History,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let path = state_dir.join(SOCKET);
-    let listener = bind(&path).with_context(|| format!("listening on {}", path.display()))?;
+    let listener = match bind(&path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(path = %path.display(), error = format!("{error:#}"), "`trylatest images` cannot ask this agent");
+            stop.cancelled().await;
+            return Ok(());
+        }
+    };
     let app = Router::new()
         .route("/images", get(images))
         .with_state(history.clone());

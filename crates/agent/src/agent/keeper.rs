@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use trylatest_containerd::{ImageRuntime, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_k8s::Operation;
@@ -22,6 +23,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Between two tries to reach the API server or containerd.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause between two tries to reach the API server.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The agent's container in its pod, as the manifest calls it.
+const CONTAINER: &str = "agent";
 
 /// Looks after the gate's image.
 pub(super) struct Keeper<R> {
@@ -97,21 +104,29 @@ impl<R: ImageRuntime> Keeper<R> {
     /// The gate runs from the agent's own image.
     async fn gate_image(&self) -> anyhow::Result<ImageName> {
         let (namespace, name) = &self.own_pod;
+        // All agents of a cluster may wait for the same API server.
+        let mut pauses = ExponentialBuilder::new()
+            .with_min_delay(PAUSE)
+            .with_max_delay(PAUSE_MAX)
+            .with_jitter()
+            .without_max_times()
+            .build();
         loop {
-            let read = self.api.writer.own_pod(namespace, name).await;
+            let read = self.api.writer.image_of(namespace, name, CONTAINER).await;
             match self.api.count(Operation::OwnPod, read) {
-                Ok(Some(own)) => {
-                    return own
-                        .image
+                Ok(Some(image)) => {
+                    return image
                         .parse()
                         .context("the agent's own image cannot be the gate's");
                 }
-                Ok(None) => debug!("the agent's own pod names no image"),
+                Ok(None) => {
+                    bail!("the pod {namespace}/{name} has no container {CONTAINER:?}")
+                }
                 Err(error) => {
                     warn!(error = %words(&error), "the agent's own pod cannot be read; it is tried again");
                 }
             }
-            sleep(PAUSE).await;
+            sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
         }
     }
 

@@ -37,6 +37,7 @@ pub struct Metrics {
     index_open: IntGauge,
     gate_image_restored: IntCounter,
     watch_failures: IntCounter,
+    unanswered: IntCounter,
 }
 
 impl Metrics {
@@ -114,6 +115,10 @@ impl Metrics {
                 "trylatest_watch_failures_total",
                 "Interruptions of the watch of pods.",
             )?,
+            unanswered: counter(
+                "trylatest_gates_unanswered_total",
+                "Gates of this node that opened by themselves because no agent answered.",
+            )?,
             registry,
         };
         metrics.make_expected_series();
@@ -171,6 +176,10 @@ impl Metrics {
     pub(super) fn of_runtime_calls(&self) -> CallObserver {
         let calls = self.runtime_calls.clone();
         CallObserver::new(move |error| calls.with_label_values(&[runtime_result(error)]).inc())
+    }
+
+    pub(super) fn was_unanswered(&self) {
+        self.unanswered.inc();
     }
 
     pub(super) fn index_failed(&self) {

@@ -79,11 +79,11 @@ impl NodeWriter {
                 now
             }
         };
-        let written = self.api.writer.annotate_node(report).await;
-        self.api.count(Operation::NodeAnnotations, written)?;
+        // The condition is what people are woken by: it does not wait for the annotations.
         let written = self.api.writer.set_condition(report, changed, now).await;
         self.api.count(Operation::NodeCondition, written)?;
         *since = Some((report.fallback, changed));
-        Ok(())
+        let written = self.api.writer.annotate_node(report).await;
+        self.api.count(Operation::NodeAnnotations, written)
     }
 }

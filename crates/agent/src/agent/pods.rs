@@ -5,6 +5,7 @@
 //! its `select!` is cancel-safe: streams, channels and timers lose nothing when they are not
 //! chosen.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +19,14 @@ use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
 use trylatest_core::node::{NodeImage, NodeReport};
-use trylatest_core::plan::{Action, Ended, Plan, Planner, Sent};
+use trylatest_core::plan::{Action, Ended, Moved, Plan, Planner, Sent};
 use trylatest_core::pod::PodId;
 use trylatest_core::release::Release;
 use trylatest_core::verdict::Copy;
 use trylatest_k8s::{Notice, PodChange, WatchError};
 
 use super::api::{Api, words};
-use super::attempt::{Moved, attempt, prove};
+use super::attempt::{attempt, prove};
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
@@ -63,7 +64,8 @@ enum Came {
     Inspected(ImageName, Copy),
     /// A release, and when its pod began to wait for it.
     Sent(PodId, Release, Duration, Sent),
-    Pruned(Option<Vec<ImageName>>),
+    /// What is still known; none if that could not be found out.
+    Pruned(Option<BTreeSet<ImageName>>),
     Told,
     Done,
 }
@@ -109,9 +111,7 @@ impl<R: ImageRuntime> Pods<R> {
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
                 Some(moved) = moved.recv() => {
-                    let Moved { image, attempt, movement } = moved;
-                    running.own.planner.moved(&image, attempt, movement.bytes, movement.total_bytes);
-                    continue;
+                    running.own.planner.moved(running.own.clock.now(), &moved)
                 }
                 () = sleep(wakeup.min(BEAT_EVERY)) => {
                     running.own.planner.tick(running.own.clock.now())
@@ -255,18 +255,28 @@ impl<R: ImageRuntime> Loop<R> {
                     error = words,
                     "a pod's settings cannot be used"
                 );
-                self.telling += 1;
-                self.begin(async move {
-                    let notice = Notice {
-                        reason: "TryLatestBadSetting",
-                        warning: true,
-                        note: words,
-                    };
-                    api.notify(&pod, &notice).await;
-                    Came::Told
-                });
+                self.tell(pod, Notice::bad_setting(words));
+            }
+            Action::Unanswered(pod, at) => {
+                self.own.metrics.was_unanswered();
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "a pod's gate has opened by itself"
+                );
+                let notice = Notice::unanswered(&pod, at);
+                self.tell(pod, notice);
             }
         }
+    }
+
+    fn tell(&mut self, pod: PodId, notice: Notice) {
+        let api = self.own.api.clone();
+        self.telling += 1;
+        self.begin(async move {
+            api.notify(&pod, &notice).await;
+            Came::Told
+        });
     }
 
     fn begin(&mut self, work: impl Future<Output = Came> + Send + 'static) {
@@ -291,8 +301,10 @@ impl<R: ImageRuntime> Loop<R> {
             // Without containerd's word, nothing is known to be gone.
             match runtime.images().await {
                 Ok(images) => {
-                    let present = images.into_iter().map(|local| local.image).collect();
-                    Came::Pruned(history.prune(present).await)
+                    let present: Vec<_> = images.into_iter().map(|local| local.image).collect();
+                    // What is here is never forgotten, also if its tries could not be written down.
+                    let left = history.prune(present.clone()).await;
+                    Came::Pruned(left.map(|left| left.into_iter().chain(present).collect()))
                 }
                 Err(_) => Came::Done,
             }
@@ -306,6 +318,7 @@ impl<R: ImageRuntime> Loop<R> {
             let mut tick = tokio::time::interval(Duration::from_millis(50));
             while self.own.planner.is_releasing() || self.telling > 0 {
                 let mut plan = tokio::select! {
+                    // Both can be dropped, as in the loop above.
                     Some(came) = self.under_way.next() => self.came(came),
                     _ = tick.tick() => self.own.planner.tick(self.own.clock.now()),
                 };

@@ -40,6 +40,7 @@ async fn serve_within(
     let mut connections = JoinSet::new();
     loop {
         let io = tokio::select! {
+            // All can be dropped: a connection is accepted or still waits, a task joined or not.
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
             (io, _) = listener.accept(), if connections.len() < CONNECTIONS_MAX => io,

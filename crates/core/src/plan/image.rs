@@ -4,6 +4,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
+use super::Flow;
 use crate::image::ImageName;
 use crate::record::{ImageRecord, Try};
 use crate::time::Now;
@@ -14,10 +17,10 @@ const MERGE_WINDOW: Duration = Duration::from_secs(2);
 
 /// A burst is over when no pod of it came for this long. The gate's own start takes far longer,
 /// so the wait is not seen.
-const QUIET: Duration = Duration::from_millis(200);
+const QUIET: Duration = Duration::from_millis(300);
 
 /// The first pod of a burst waits no longer than this for the others.
-const QUIET_MAX: Duration = Duration::from_millis(800);
+const QUIET_MAX: Duration = Duration::from_millis(1000);
 
 /// First and longest pause between tries that leave a pod with nothing to start from.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -26,6 +29,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 #[derive(Debug, Default)]
 pub(super) struct Image {
     pub(super) known: Known,
+    /// When the try ended that brought [`Known::confirmed`].
+    confirmed_until: Option<Timestamp>,
     pub(super) last_try: Option<Try>,
     pub(super) attempt: Option<Attempt>,
     last_start: Option<Duration>,
@@ -38,8 +43,7 @@ pub(super) struct Image {
 pub(super) struct Attempt {
     pub(super) id: u64,
     pub(super) started: Now,
-    pub(super) bytes: u64,
-    pub(super) total_bytes: Option<u64>,
+    pub(super) flow: Flow,
 }
 
 /// Who waits for the next try to begin.
@@ -101,7 +105,7 @@ impl Image {
         let silent = self
             .attempt
             .as_ref()
-            .is_some_and(|running| running.bytes == 0);
+            .is_some_and(|running| !running.flow.flows);
         silent && !self.known.is_public()
     }
 
@@ -112,8 +116,7 @@ impl Image {
         self.attempt = Some(Attempt {
             id,
             started: now,
-            bytes: 0,
-            total_bytes: None,
+            flow: Flow::default(),
         });
     }
 
@@ -132,6 +135,7 @@ impl Image {
     pub(super) fn remember(&mut self, record: &Try) {
         if let Some(confirmed) = record.confirmation() {
             self.known.confirmed = Some(confirmed);
+            self.confirmed_until = Some(record.started + record.duration);
         }
         if let Some(needs) = record.needs_credentials() {
             self.known.needs_credentials = needs;
@@ -139,9 +143,17 @@ impl Image {
         self.last_try = Some(record.clone());
     }
 
+    /// Whether the registry has said, at this time or later, that the tag points to this digest.
+    pub(super) fn is_confirmed_since(&self, time: Timestamp, digest: &str) -> bool {
+        let confirmed = self.known.confirmed.as_ref();
+        confirmed.is_some_and(|confirmed| confirmed.digest == digest)
+            && self.confirmed_until.is_some_and(|until| until >= time)
+    }
+
     /// Takes over what an earlier run of the agent has written down.
     pub(super) fn recall(&mut self, record: &ImageRecord) {
         self.last_try = record.tries.first().cloned();
+        self.confirmed_until = record.confirmed.as_ref().map(|confirmed| confirmed.time);
         self.known = Known {
             confirmed: record.confirmed.clone(),
             needs_credentials: record.needs_credentials,

@@ -42,15 +42,15 @@ fn node_image(name: &ImageName, image: &Image, users: &[Given<'_>]) -> Option<No
     said.pods = users.len();
     said.pods_from_cache = users
         .iter()
-        .filter(|(_, release)| release.outcome == Outcome::Fallback && !stands(release, image))
+        .filter(|given| given.1.outcome == Outcome::Fallback && !stands(**given, image))
         .count();
     Some(said)
 }
 
-/// Whether the last try has said that the tag points to the copy of this release.
-fn stands(release: &ContainerRelease, image: &Image) -> bool {
-    let word = image.last_try.as_ref().and_then(Try::confirmation);
-    word.is_some_and(|word| release.digest.as_ref() == Some(&word.digest))
+/// Whether the registry has said since that the tag points to the copy of this release.
+fn stands((time, release): Given<'_>, image: &Image) -> bool {
+    let digest = release.digest.as_deref();
+    digest.is_some_and(|digest| image.is_confirmed_since(time, digest))
 }
 
 fn of_try(tried: &Try, image: &Image) -> NodeImage {

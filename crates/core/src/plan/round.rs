@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::image::Image;
 use super::node::Given;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, GatedPod, TryContainer};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::time::Now;
+use crate::verdict::{Copy, Decision, Evidence, Terms, give_up, judge};
 
 /// The first sign of life on a pod. Most tries are over by then, and cost one write in all.
 const FIRST_PROGRESS: Duration = Duration::from_secs(2);
@@ -29,6 +31,8 @@ pub(super) struct Pod {
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     released: Option<Release>,
     complained: bool,
+    /// When the gate opened by itself, if that was told.
+    told_unanswered: Option<Timestamp>,
 }
 
 /// What a run of the gate waits for.
@@ -63,12 +67,22 @@ pub(super) struct Slot {
 }
 
 /// What a container waits for.
+///
+/// ```text
+/// Try ── its try ends ────────────────────────────────► Done
+///  └─ the pod's time is up ─► Inspection ── a copy ───► Done
+///        Inspection ── no copy, and a try runs ─► LastTry ── it ends ─► Done
+///        Inspection ── the registry has not said yet who may have it ─► FirstWord
+///        FirstWord ── bytes flow ─► Inspection;  its try ends ─► Done
+/// ```
 #[derive(Clone, Debug)]
 pub(super) enum Wait {
     /// The image's try.
     Try(ImageName),
     /// The pod's time is up: the proof of a cached copy.
     Inspection(ImageName),
+    /// The pod's time is up, but the registry may yet refuse the image: its first word.
+    FirstWord(ImageName),
     /// The pod's time is up and there is no copy: the end of the try that runs.
     LastTry(ImageName),
     /// Nothing.
@@ -76,30 +90,55 @@ pub(super) enum Wait {
 }
 
 impl Pod {
-    pub(super) fn new(pod: GatedPod) -> Self {
+    pub(super) fn new(mut pod: GatedPod) -> Self {
         Self {
-            released: pod.released.clone(),
+            released: pod.released.take(),
             seen: pod,
             round: None,
             complained: false,
+            told_unanswered: None,
         }
     }
 
     /// Takes over a newer state of the pod. The watch may lag behind our own write.
-    pub(super) fn update(&mut self, pod: GatedPod) {
-        let newer = match (&pod.released, &self.released) {
+    pub(super) fn update(&mut self, mut pod: GatedPod) {
+        let theirs = pod.released.take();
+        let newer = match (&theirs, &self.released) {
             (Some(theirs), Some(ours)) => theirs.time >= ours.time,
             (theirs, _) => theirs.is_some(),
         };
         if newer {
-            self.released.clone_from(&pod.released);
+            self.released = theirs;
         }
         self.seen = pod;
     }
 
     pub(super) fn release_sent(&mut self, release: Release) {
+        // Of a pod whose images have changed meanwhile, the round is about the new ones.
+        if self.is_about_its_images(&release) {
+            self.round = None;
+        }
         self.released = Some(release);
-        self.round = None;
+    }
+
+    /// Whether a round runs, and is about the images that the pod has now: they may be changed while
+    /// the gate holds it.
+    pub(super) fn is_in_its_round(&self) -> bool {
+        let now = self.seen.containers.iter().map(|c| (&c.name, &c.written));
+        let round = self.round.as_ref();
+        round.is_some_and(|round| round.slots.iter().map(|s| (&s.name, &s.written)).eq(now))
+    }
+
+    fn is_about_its_images(&self, release: &Release) -> bool {
+        self.seen.containers.iter().all(|container| {
+            let given = release.containers.get(&container.name);
+            given.is_some_and(|given| given.image == container.written)
+        })
+    }
+
+    /// Whether its owner is yet to be told that the gate has opened by itself at this time.
+    pub(super) fn tells_unanswered(&mut self, at: Timestamp) -> bool {
+        !self.seen.ended && self.told_unanswered.replace(at) != Some(at)
     }
 
     /// Whether the gate waits, or will, for a release that it does not have.
@@ -109,9 +148,12 @@ impl Pod {
     pub(super) fn wants_release(&self, now: Now) -> bool {
         match (&self.released, self.seen.gate) {
             _ if self.seen.ended => false,
-            (_, GateState::Open) | (Some(_), GateState::Pending) => false,
+            (_, GateState::Open | GateState::GaveUp { .. }) => false,
             (None, GateState::Pending | GateState::Running { .. }) => true,
-            (Some(release), GateState::Running { .. }) => !release.is_fresh(now.wall, FRESHNESS),
+            (Some(release), GateState::Pending) => !self.is_about_its_images(release),
+            (Some(release), GateState::Running { .. }) => {
+                !release.is_fresh(now.wall, FRESHNESS) || !self.is_about_its_images(release)
+            }
         }
     }
 
@@ -130,7 +172,8 @@ impl Pod {
         containers
             .filter_map(|container| {
                 let given = release?.containers.get(&container.name)?;
-                Some((container.image.as_ref().ok()?, (release?.time, given)))
+                let image = container.image.as_ref().ok()?;
+                (given.image == container.written).then_some((image, (release?.time, given)))
             })
             .collect()
     }
@@ -194,8 +237,32 @@ impl Round {
     pub(super) fn wanted(&self) -> impl Iterator<Item = &ImageName> {
         self.slots.iter().filter_map(|slot| match &slot.wait {
             Wait::Try(image) => Some(image),
-            Wait::Inspection(_) | Wait::LastTry(_) | Wait::Done(_) => None,
+            Wait::Inspection(_) | Wait::FirstWord(_) | Wait::LastTry(_) | Wait::Done(_) => None,
         })
+    }
+
+    /// The images whose cached copy is to be proven now, because there is no more time for a try.
+    pub(super) fn overdue(
+        &mut self,
+        now: Now,
+        images: &BTreeMap<ImageName, Image>,
+    ) -> Vec<ImageName> {
+        let late = now.up >= self.deadline;
+        let mut overdue = Vec::new();
+        for slot in &mut self.slots {
+            let image = match &slot.wait {
+                Wait::Try(image) if late => image.clone(),
+                Wait::FirstWord(image)
+                    if !images.get(image).is_some_and(Image::may_yet_be_refused) =>
+                {
+                    image.clone()
+                }
+                _ => continue,
+            };
+            slot.wait = Wait::Inspection(image.clone());
+            overdue.push(image);
+        }
+        overdue
     }
 
     /// The release, if every container is decided and it is time to send it; it counts as sent.
@@ -215,7 +282,7 @@ impl Round {
     fn release(&self, now: Now) -> Option<Release> {
         let containers = self.slots.iter().map(|slot| match &slot.wait {
             Wait::Done(release) => Some((slot.name.clone(), (**release).clone())),
-            Wait::Try(_) | Wait::Inspection(_) | Wait::LastTry(_) => None,
+            Wait::Try(_) | Wait::Inspection(_) | Wait::FirstWord(_) | Wait::LastTry(_) => None,
         });
         Some(Release {
             time: now.wall,
@@ -262,7 +329,13 @@ impl Slot {
         };
         match &container.image {
             Ok(image) => slot.wait = Wait::Try(image.clone()),
-            Err(error) => slot.give_up(Failure::new(FailureClass::Invalid, error.to_string())),
+            // The kubelet's own error tells the rest.
+            Err(error) => slot.decide(
+                Decision::plain(Outcome::Unavailable),
+                Some(Failure::new(FailureClass::Invalid, error.to_string())),
+                None,
+                None,
+            ),
         }
         slot
     }
@@ -270,24 +343,48 @@ impl Slot {
     /// The image that this container still waits for.
     pub(super) fn image(&self) -> Option<&ImageName> {
         match &self.wait {
-            Wait::Try(image) | Wait::Inspection(image) | Wait::LastTry(image) => Some(image),
+            Wait::Try(image)
+            | Wait::Inspection(image)
+            | Wait::FirstWord(image)
+            | Wait::LastTry(image) => Some(image),
             Wait::Done(_) => None,
         }
     }
 
-    /// Nothing to start from: the kubelet's own error tells the rest.
-    pub(super) fn give_up(&mut self, failure: Failure) {
-        self.decide(Outcome::Unavailable, Some(failure), None, None, None);
+    /// How it was decided.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        match &self.wait {
+            Wait::Done(release) => Some(release.outcome),
+            _ => None,
+        }
     }
 
-    pub(super) fn decide(
+    /// Decides the container if this evidence does.
+    pub(super) fn settle(&mut self, evidence: Evidence<'_>, terms: Terms<'_>) -> bool {
+        let Some(decision) = judge(evidence, terms) else {
+            return false;
+        };
+        let digest = evidence.after.digest();
+        let confirmed = digest.and_then(|digest| terms.known.confirmed_at(digest));
+        let failure = evidence.failure.cloned();
+        self.decide(decision, failure, digest.map(str::to_owned), confirmed);
+        true
+    }
+
+    /// Decides the container without a proven copy.
+    pub(super) fn give_up(&mut self, failure: Failure, copy: &Copy, terms: Terms<'_>) {
+        let decision = give_up(failure.class, copy, terms);
+        self.decide(decision, Some(failure), None, None);
+    }
+
+    fn decide(
         &mut self,
-        outcome: Outcome,
+        decision: Decision,
         failure: Option<Failure>,
         digest: Option<String>,
         confirmed: Option<Timestamp>,
-        note: Option<String>,
     ) {
+        let Decision { outcome, note } = decision;
         self.wait = Wait::Done(Box::new(ContainerRelease {
             image: self.written.clone(),
             outcome,
@@ -307,7 +404,7 @@ fn since(pod: &GatedPod, again: bool, now: Now) -> Duration {
     let began = match (again, pod.gate) {
         (false, _) => pod.created,
         (true, GateState::Running { since }) => since,
-        (true, GateState::Pending | GateState::Open) => return now.up,
+        (true, GateState::Pending | GateState::Open | GateState::GaveUp { .. }) => return now.up,
     };
     let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
     now.up

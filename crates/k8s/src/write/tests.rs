@@ -127,6 +127,7 @@ async fn an_event_names_the_pod_and_fits() {
         reason: "TryLatestFallback",
         warning: true,
         note: "ä".repeat(1000),
+        once: None,
     };
     let now = "2026-01-01T12:00:00Z".parse().unwrap();
     writer.notify(&pod(), &notice, now).await.unwrap();
@@ -137,6 +138,19 @@ async fn an_event_names_the_pod_and_fits() {
     assert_eq!(body["type"], "Warning");
     assert_eq!(body["regarding"]["uid"], "u");
     assert_eq!(body["note"].as_str().unwrap().len(), 1024);
+}
+
+/// A name that is taken means that it was told; what it needs of the API server is the same error.
+#[tokio::test]
+async fn what_is_told_once_has_a_name_of_its_own() {
+    let at: jiff::Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+    let notice = Notice::unanswered(&pod(), at);
+    let (writer, seen) = writer();
+    writer.notify(&pod(), &notice, at).await.unwrap();
+    let name = seen.0.lock().unwrap()[0].2["metadata"]["name"].clone();
+    assert_eq!(name, format!("trylatest-unanswered-u-{}", at.as_second()));
+    let (writer, _) = writer_failing(409, json!({"reason": "AlreadyExists"}));
+    writer.notify(&pod(), &notice, at).await.unwrap();
 }
 
 #[tokio::test]

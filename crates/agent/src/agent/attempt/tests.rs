@@ -86,7 +86,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     assert_eq!(ended.after.digest(), Some("sha256:two"));
     let mut bytes = Vec::new();
     while let Some(moved) = looks.recv().await {
-        bytes.push(moved.movement.bytes);
+        bytes.push(moved.flow.bytes);
     }
     bytes.dedup();
     assert!(bytes.len() >= 9 && bytes.is_sorted(), "{bytes:?}");

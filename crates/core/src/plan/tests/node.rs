@@ -1,0 +1,134 @@
+//! What the node says of its images.
+
+use super::*;
+
+#[test]
+fn the_node_reports_who_runs_from_cache() {
+    let mut world = World::new();
+    let attempt = the_try(&world.see(&pod("a", &world)));
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Network),
+        usable("1"),
+        usable("1"),
+    );
+    world.sent(&actions, Sent::Written);
+    let images = world.planner.node_images();
+    assert_eq!(images.len(), 1);
+    assert_eq!((images[0].outcome, images[0].pods), (Outcome::Fallback, 1));
+    let plan = world.planner.gone(world.now(), "uid-a");
+    world.take(plan);
+    assert_eq!(world.planner.node_images()[0].pods, 0);
+    world.planner.forget(|_| true);
+    assert_eq!(world.planner.node_images(), []);
+}
+
+#[test]
+fn a_silent_containerd_does_not_clear_the_nodes_report() {
+    let mut world = World::new();
+    let attempt = the_try(&world.see(&pod("a", &world)));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    world.sent(&actions, Sent::Written);
+    assert!(world.planner.node_images()[0].runs_from_cache());
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    let unknown = || Copy::Unknown {
+        why: "no answer".into(),
+    };
+    world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
+    assert!(world.planner.node_images()[0].runs_from_cache());
+}
+
+#[test]
+fn a_refused_pod_runs_from_no_cache() {
+    let mut world = World::new();
+    let mut strict = pod("strict", &world);
+    strict.settings.fallback_on = Some([].into());
+    let attempt = the_try(&world.see(&strict));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.sent(&actions, Sent::Written);
+    assert!(!world.planner.node_images()[0].runs_from_cache());
+}
+
+/// A pod that is released after a try of the given end, on a world where time has passed.
+fn released(world: &mut World, name: &str, failure: Option<FailureClass>, after: Copy) {
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod(name, world)));
+    let actions = world.ends(attempt, failure, usable("1"), after);
+    world.sent(&actions, Sent::Written);
+}
+
+fn from_cache(world: &World) -> (usize, usize) {
+    let images = world.planner.node_images();
+    (images[0].pods, images[0].pods_from_cache)
+}
+
+#[test]
+fn a_pod_runs_from_cache_until_the_registry_says_that_its_copy_is_right() {
+    let failed = Some(FailureClass::Network);
+    let mut world = World::new();
+    released(&mut world, "a", failed, usable("1"));
+    assert_eq!(from_cache(&world), (1, 1));
+    // The registry is back, and the tag has moved: the first pod still runs the copy before.
+    released(&mut world, "b", None, usable("2"));
+    assert_eq!(from_cache(&world), (2, 1));
+
+    let mut world = World::new();
+    released(&mut world, "a", failed, usable("1"));
+    released(&mut world, "b", None, usable("1"));
+    assert_eq!(from_cache(&world), (2, 0));
+    // The registry's word on the first pod's copy stands; a new one waits for its own.
+    released(&mut world, "c", failed, usable("1"));
+    assert_eq!(from_cache(&world), (3, 1));
+    let plan = world.planner.gone(world.now(), "uid-c");
+    world.take(plan);
+    assert_eq!(from_cache(&world), (2, 0));
+}
+
+/// The try that a pod has not waited for ends after its release, and began before.
+#[test]
+fn the_end_of_the_try_that_a_pod_did_not_wait_for_confirms_its_copy() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_secs(1));
+    let attempt = the_try(&world.see(&hasty));
+    world.moved(attempt, 1, true);
+    world.wait(Duration::from_secs(1));
+    let actions = world.inspected(&usable("1"));
+    world.sent(&actions, Sent::Written);
+    assert_eq!(from_cache(&world), (1, 1));
+    world.up += Duration::from_secs(1);
+    world.ends(attempt, None, usable("1"), usable("1"));
+    assert_eq!(from_cache(&world), (1, 0));
+}
+
+#[test]
+fn pods_released_by_an_earlier_run_are_reported_without_an_index() {
+    let mut world = World::new();
+    released(&mut world, "a", Some(FailureClass::Network), usable("1"));
+    let mut pod = pod("a", &world);
+    let mut releases = world.actions.iter().filter_map(|action| match action {
+        Action::Release(_, release) => Some(release.clone()),
+        _ => None,
+    });
+    pod.released = releases.next_back();
+    pod.gate = GateState::Open;
+    let mut world = World::new();
+    world.see(&pod);
+    assert_eq!(from_cache(&world), (1, 1));
+}
+
+#[test]
+fn the_age_belongs_to_the_copy_and_not_to_the_name() {
+    let mut world = World::new();
+    released(&mut world, "a", None, usable("1"));
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    // Somebody has imported another copy by hand.
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("2"), usable("2"));
+    assert_eq!(the_release(&actions).containers["app"].confirmed, None);
+}

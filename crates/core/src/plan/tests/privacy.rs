@@ -1,0 +1,174 @@
+//! Who may have a copy: what the registry has refused stays refused.
+
+use super::*;
+
+#[test]
+fn a_private_image_that_is_absent_is_left_to_the_kubelet_at_once() {
+    let mut world = World::new();
+    let attempt = the_try(&world.see(&pod("a", &world)));
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Unauthorized),
+        Copy::Absent,
+        Copy::Absent,
+    );
+    assert_eq!(outcome(&actions), Outcome::Unavailable);
+}
+
+#[test]
+fn a_private_image_stays_private_when_the_registry_goes_away() {
+    let mut world = World::new();
+    let attempt = the_try(&world.see(&pod("a", &world)));
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Unauthorized),
+        usable("1"),
+        usable("1"),
+    );
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.wait(Duration::from_secs(5));
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Network),
+        usable("1"),
+        usable("1"),
+    );
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.wait(Duration::from_secs(5));
+    let attempt = the_try(&world.see(&pod("c", &world)));
+    let actions = world.ends(attempt, None, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Unchanged, "public again");
+}
+
+#[test]
+fn one_refused_container_does_not_open_the_gate() {
+    let mut world = World::new();
+    let mut pod = pod("a", &world);
+    pod.containers.push(TryContainer {
+        name: "bad".into(),
+        written: "?".into(),
+        image: "?".parse(),
+    });
+    let actions = world.see(&pod);
+    assert!(matches!(actions[0], Action::Complain(..)));
+    let attempt = the_try(&actions[1..]);
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Unauthorized),
+        usable("1"),
+        usable("1"),
+    );
+    let release = the_release(&actions);
+    assert!(!release.opens());
+    assert_eq!(release.containers["bad"].outcome, Outcome::Unavailable);
+}
+
+/// An image of which the registry has said nothing yet.
+#[test]
+fn a_pod_with_little_time_is_not_faster_than_a_401() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_millis(1));
+    let attempt = the_try(&world.see(&hasty));
+    let actions = world.wait(Duration::from_secs(1));
+    assert_eq!(actions[0], Action::Inspect(image()));
+    assert_eq!(world.inspected(&usable("1")), []);
+    let actions = world.ends(
+        attempt,
+        Some(FailureClass::Unauthorized),
+        usable("1"),
+        usable("1"),
+    );
+    let app = &the_release(&actions).containers["app"];
+    assert_eq!(app.outcome, Outcome::Refused);
+}
+
+/// What an earlier pull has left behind says nothing; bytes of this try do.
+#[test]
+fn a_pod_with_little_time_waits_for_the_first_word_and_no_longer() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_secs(1));
+    let attempt = the_try(&world.see(&hasty));
+    world.moved(attempt, 4096, false);
+    let actions = world.wait(Duration::from_secs(1));
+    assert_eq!(actions, [Action::Inspect(image())]);
+    assert_eq!(world.inspected(&usable("1")), []);
+    assert_eq!(world.moved(attempt, 4096, false), []);
+    assert_eq!(world.moved(attempt, 5000, true), [Action::Inspect(image())]);
+    let actions = world.inspected(&usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+}
+
+#[test]
+fn a_name_without_a_word_of_its_own_is_as_private_as_its_repository() {
+    let digest: ImageName = format!("reg.example/app@sha256:{}", "a".repeat(64))
+        .parse()
+        .unwrap();
+    let other = "reg.example/other".parse::<ImageName>().unwrap();
+    for (name, expected) in [(digest, Outcome::Refused), (other, Outcome::Fallback)] {
+        let mut world = World::new();
+        world.planner.learn(&[written_down(image(), None, true)]);
+        let mut pod = pod("a", &world);
+        pod.containers[0].image = Ok(name.clone());
+        let attempt = the_try(&world.see(&pod));
+        let ended = Ended {
+            image: name,
+            attempt,
+            failure: Some(Failure::new(FailureClass::Network, "why")),
+            before: usable("1"),
+            after: usable("1"),
+        };
+        let plan = world.planner.ended(world.now(), &ended);
+        assert_eq!(outcome(&plan.actions), expected);
+    }
+}
+
+#[test]
+fn a_private_copy_that_cannot_be_looked_at_is_not_left_to_the_kubelet() {
+    let unknown = || Copy::Unknown {
+        why: "no answer".into(),
+    };
+    for (private, expected) in [(true, Outcome::Refused), (false, Outcome::Unavailable)] {
+        let mut world = World::new();
+        world
+            .planner
+            .learn(&[written_down(image(), Some(confirmation("1")), private)]);
+        let attempt = the_try(&world.see(&pod("a", &world)));
+        world.wait(TRY);
+        if private {
+            assert_eq!(world.inspected(&unknown()), []);
+        } else {
+            // It is looked at again while the try runs.
+            assert_eq!(world.inspected(&unknown()), []);
+            let again = world.wait(Duration::from_secs(2));
+            assert!(again.contains(&Action::Inspect(image())), "{again:?}");
+        }
+        let actions = world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
+        assert_eq!(outcome(&actions), expected);
+    }
+}
+
+#[test]
+fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
+    let name = format!("reg.example/app@sha256:{}", "a".repeat(64));
+    let name: ImageName = name.parse().unwrap();
+    let said = || Some(confirmation("1"));
+    for (confirmed, needs_credentials, expected) in [
+        (None, false, false),
+        (said(), true, false),
+        (said(), false, true),
+    ] {
+        let mut world = World::new();
+        let record = written_down(name.clone(), confirmed, needs_credentials);
+        world.planner.learn(&[record]);
+        let mut by_digest = pod("a", &world);
+        by_digest.containers[0].image = Ok(name.clone());
+        let actions = world.see(&by_digest);
+        let [Action::Try { settled, .. }] = actions.as_slice() else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(*settled, expected);
+    }
+}
