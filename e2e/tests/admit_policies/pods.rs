@@ -190,6 +190,14 @@ async fn windows_pods_are_not_gated(api: Arc<Api>) -> anyhow::Result<()> {
             "selector",
             json!({"containers": containers, "nodeSelector": {"kubernetes.io/os": "windows"}}),
         ),
+        (
+            "affinity",
+            json!({"containers": containers, "affinity": on_os("In", "windows")}),
+        ),
+        (
+            "not-linux",
+            json!({"containers": containers, "affinity": on_os("NotIn", "linux")}),
+        ),
     ] {
         let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
         not_gated(&stored)?;
@@ -197,12 +205,19 @@ async fn windows_pods_are_not_gated(api: Arc<Api>) -> anyhow::Result<()> {
     }
     let linux = json!({
         "containers": containers, "os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"},
+        "affinity": on_os("In", "linux"),
     });
     gate_of(
         &space.create(&pod_of("linux", &json!({}), &linux)).await?,
         "app",
     )?;
     Ok(())
+}
+
+fn on_os(operator: &str, os: &str) -> Value {
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/os", "operator": operator, "values": [os]}]},
+    ]}}})
 }
 
 /// `kubectl get -o yaml`, deleted, and created again from what was printed.

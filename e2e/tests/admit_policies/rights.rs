@@ -28,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("the_agent_tells_events", tells_events),
         Case::new("the_agent_may_nothing_else", may_nothing_else),
         Case::new("a_token_without_a_node_is_worth_nothing", without_a_node),
+        Case::new("another_namespace_gives_no_more", elsewhere),
         Case::new("every_status_field_is_guarded", every_status_field),
     ]
 }
@@ -171,7 +172,11 @@ impl<'a> Agents<'a> {
 
 /// A client with a token of the agent's service account, asked for with these flags.
 async fn client(api: &Api, flags: &[&str]) -> anyhow::Result<Client> {
-    let create = ["-n", NAMESPACE, "create", "token", "trylatest-agent"];
+    client_of(api, NAMESPACE, flags).await
+}
+
+async fn client_of(api: &Api, namespace: &str, flags: &[&str]) -> anyhow::Result<Client> {
+    let create = ["-n", namespace, "create", "token", "trylatest-agent"];
     let token = api.plane.kubectl(&[&create[..], flags].concat()).await?;
     let kubeconfig = Kubeconfig::read_from(api.plane.kubeconfig())?;
     let options = KubeConfigOptions::default();
@@ -440,6 +445,39 @@ async fn without_a_node(api: Arc<Api>) -> anyhow::Result<()> {
     )?;
     let event = agents.event(keys::FIELD_MANAGER, &agents.node).await;
     refused(event, "an Event", "may tell Events about pods")
+}
+
+/// An install that was moved to another namespace, with all that RBAC gives.
+async fn elsewhere(api: Arc<Api>) -> anyhow::Result<()> {
+    let mut agents = Agents::make(&api).await?;
+    let own = agents.pod("own", &agents.node).await?;
+    let namespace = agents.space.name().to_owned();
+    let account = format!("{namespace}:trylatest-agent");
+    for args in [
+        vec![
+            "-n",
+            &namespace,
+            "create",
+            "serviceaccount",
+            "trylatest-agent",
+        ],
+        vec![
+            "-n",
+            &namespace,
+            "create",
+            "rolebinding",
+            "agent",
+            "--clusterrole=trylatest-agent",
+            "--serviceaccount",
+            &account,
+        ],
+    ] {
+        api.plane.kubectl(&args).await?;
+    }
+    agents.client = client_of(&api, &namespace, &[]).await?;
+    let foreign = annotations(&json!({"example.com/foreign": "x"}));
+    let words = "this token belongs to node ?";
+    refused(agents.patch_pod(&own, &foreign).await, "a pod", words)
 }
 
 /// A field that a later Kubernetes brings must not be free to the agent.
