@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::running_container;
 use trylatest_e2e::registry::{Fault, RequestKind};
-use trylatest_e2e::workload::{annotation, is_running, release};
+use trylatest_e2e::workload::{GATE, annotation, is_running, release};
 use trylatest_k8s::WATCH_ENDS_AFTER;
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
@@ -354,9 +354,31 @@ async fn without_an_agent_the_gate_opens_by_itself(node: &Node) -> anyhow::Resul
     let took = ran?;
     ensure!(took >= Duration::from_secs(20), "it opened after {took:?}");
     let log = log?;
+    let words = "no sign of a TryLatest agent for 20s";
+    ensure!(log.contains(words), "{log}");
+    let pod = space.work.pods().get("app").await?;
+    let gate = gate_end(&pod).context("the gate has not ended")?;
+    let message = gate.message.unwrap_or_default();
+    ensure!(message.starts_with(words), "its last words: {message:?}");
+    // Told by the agent when it is back, and counted.
+    let event = "Warning TryLatestUnanswered";
+    space.work.wait_event("app", event, SOON).await?;
+    let unanswered = "trylatest_gates_unanswered_total";
     ensure!(
-        log.contains("no sign of a TryLatest agent for 20s"),
-        "{log}"
+        node.install.metric(unanswered).await? >= 1.0,
+        "{unanswered}"
     );
     end(space).await
+}
+
+/// How the gate's last run ended.
+fn gate_end(pod: &Pod) -> Option<ContainerStateTerminated> {
+    let mut statuses = pod
+        .status
+        .as_ref()?
+        .init_container_statuses
+        .iter()
+        .flatten();
+    let gate = statuses.find(|status| status.name == GATE)?;
+    gate.state.as_ref()?.terminated.clone()
 }
