@@ -46,6 +46,10 @@ pub(super) const RULES: &[Rule] = &[
     rule(Unauthorized, &[AnyStatus(403)]),
     // A token service that refuses answers 400 or 404 as well.
     rule(
+        Timeout,
+        &[Says("failed to authorize"), Sign::Status(408..=408)],
+    ),
+    rule(
         Unauthorized,
         &[Says("failed to authorize"), Sign::Status(400..=428)],
     ),
@@ -55,6 +59,23 @@ pub(super) const RULES: &[Rule] = &[
     rule(NotFound, &[Sign::Status(404..=404)]),
     rule(Unauthorized, &[SaysAnywhere("authorization failed")]),
     rule(Unauthorized, &[SaysAnywhere("pull access denied")]),
+    // It has asked for credentials, in words that containerd does not understand.
+    rule(Unauthorized, &[Says("token auth challenge")]),
+    // A page to log in at, where a token should come from.
+    rule(
+        Unauthorized,
+        &[
+            Says("unable to decode token response: "),
+            Says("invalid character"),
+        ],
+    ),
+    rule(
+        Unauthorized,
+        &[
+            Says("unable to decode token response: "),
+            Says("cannot unmarshal"),
+        ],
+    ),
     // The name is none, or what came cannot be used.
     rule(Invalid, &[Says("failed to parse image reference")]),
     rule(Invalid, &[Says("invalid reference format")]),
@@ -133,12 +154,17 @@ pub(super) const RULES: &[Rule] = &[
     rule(Network, &[Says("http response to https client")]),
     rule(Network, &[Says("transport connection broken")]),
     rule(Network, &[Says("goaway")]),
+    rule(Network, &[Says("stream error: ")]),
+    rule(Network, &[Says("client connection lost")]),
     rule(Network, &[Says("stopped after 10 redirects")]),
-    rule(Network, &[Says("failed to do request: "), Ends(": eof")]),
     rule(Network, &[Ends("unexpected eof")]),
     rule(Network, &[Says("dial tcp")]),
+    // The token service gave no answer: the error of Go's HTTP client begins with the method.
+    rule(Network, &[Says("failed to fetch anonymous token: get ")]),
     // Asked for credentials, and something is wrong with how; not a connection, as seen above.
     rule(Unauthorized, &[Says("failed to authorize")]),
+    // The registry gave no answer, whatever the reason: an answer would have a status.
+    rule(Network, &[Says("failed to do request: ")]),
 ];
 
 impl Rule {

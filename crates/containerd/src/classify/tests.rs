@@ -75,6 +75,38 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Unknown,
             "failed to authorize: failed to fetch anonymous token: Get \"https://a/token\": dial tcp 10.0.0.1:443: connect: connection refused",
         ),
+        // What the token service did not say is no refusal.
+        (
+            Network,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: Get \"https://a/token?scope=x\": EOF",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: Get \"https://a/token\": Bad Gateway",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: unexpected status: 408 Request Timeout",
+        ),
+        // What it said and nobody understands is one: the registry has asked for credentials.
+        (
+            Unauthorized,
+            Unknown,
+            "failed to resolve image: failed to authorize: failed to fetch anonymous token: unable to decode token response: invalid character '<' looking for beginning of value",
+        ),
+        (
+            Unauthorized,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: unable to decode token response: json: cannot unmarshal number into Go struct field FetchTokenResponse.token of type string",
+        ),
+        (
+            Unauthorized,
+            Unknown,
+            "failed to resolve image: no realm specified for token auth challenge",
+        ),
         (
             NotFound,
             Unknown,
@@ -249,6 +281,21 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Network,
             Unknown,
             "failed to copy: http2: server sent GOAWAY and closed the connection",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: httpReadSeeker: stream error: stream ID 5; INTERNAL_ERROR; received from peer",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: http2: client connection lost",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": Service Unavailable",
         ),
         (
             Network,
