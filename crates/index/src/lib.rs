@@ -18,6 +18,7 @@ mod stored;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -49,13 +50,41 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
 /// The index, open.
+///
+/// After a failed read or write redb wants the file to be closed and opened again: the call that
+/// fails closes it, and the next one opens it. So a disk that was full for a moment costs what was to
+/// be written in that moment.
 pub struct Index {
-    database: Store,
+    /// None from a failure to the next call.
+    store: RwLock<Option<Store>>,
+    reopen: Reopen,
 }
+
+type Images<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
+type Reopen = Box<dyn Fn() -> Result<Store, redb::DatabaseError> + Send + Sync>;
 
 enum Store {
     Owned(Database),
     ReadOnly(redb::ReadOnlyDatabase),
+}
+
+impl Store {
+    fn begin_read(&self) -> Result<redb::ReadTransaction, IndexError> {
+        match self {
+            Self::Owned(database) => database.begin_read().map_err(reading),
+            Self::ReadOnly(database) => database.begin_read().map_err(reading),
+        }
+    }
+
+    fn begin_write(&self) -> Result<redb::WriteTransaction, IndexError> {
+        match self {
+            Self::Owned(database) => database.begin_write().map_err(writing),
+            Self::ReadOnly(_) => Err(writing(redb::Error::Io(std::io::Error::from(
+                std::io::ErrorKind::ReadOnlyFilesystem,
+            )))),
+        }
+    }
 }
 
 /// An index after [`Index::open`].
@@ -71,14 +100,12 @@ pub struct Opened {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A newer version wrote it. It was not touched.
-    #[error("the index {} has schema {found}, this version knows {known}", path.display())]
+    #[error("the index {} was written by a newer version: {what}", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its schema.
-        found: u64,
-        /// The newest that this version knows.
-        known: u64,
+        /// What this version does not know.
+        what: String,
     },
     /// Another process has it open.
     #[error("the index {} is in use by another process", path.display())]
@@ -112,6 +139,20 @@ pub struct IndexError {
     source: Box<redb::Error>,
 }
 
+impl IndexError {
+    /// redb refuses everything from then on.
+    fn is_of_the_disk(&self) -> bool {
+        matches!(*self.source, redb::Error::Io(_) | redb::Error::PreviousIo)
+    }
+}
+
+fn opening<E: Into<redb::Error>>(error: E) -> IndexError {
+    IndexError {
+        attempted: "opening",
+        source: Box::new(error.into()),
+    }
+}
+
 fn reading<E: Into<redb::Error>>(error: E) -> IndexError {
     IndexError {
         attempted: "reading",
@@ -134,8 +175,12 @@ impl Index {
     /// [`OpenError`]; the caller goes on without history.
     pub fn open(path: &Path, now: Timestamp) -> Result<Opened, OpenError> {
         let (database, recovered) = recover::open(path, now)?;
+        let path = path.to_owned();
+        // An existing file only: a new one would have no tables.
+        let reopen = move || builder().open(&path).map(Store::Owned);
         let index = Self {
-            database: Store::Owned(database),
+            store: RwLock::new(Some(Store::Owned(database))),
+            reopen: Box::new(reopen),
         };
         Ok(Opened { index, recovered })
     }
@@ -145,17 +190,18 @@ impl Index {
     /// # Errors
     /// [`OpenError`], also for a damaged file: it is left as it is.
     pub fn open_read_only(path: &Path) -> Result<Self, OpenError> {
-        let open = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .open_read_only(path);
+        let open = builder().open_read_only(path);
         let database = open.map_err(|error| open_error(path, error))?;
         let found = schema(&database).map_err(|source| OpenError::Open {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
         check_schema(path, found)?;
+        let path = path.to_owned();
+        let reopen = move || builder().open_read_only(&path).map(Store::ReadOnly);
         Ok(Self {
-            database: Store::ReadOnly(database),
+            store: RwLock::new(Some(Store::ReadOnly(database))),
+            reopen: Box::new(reopen),
         })
     }
 
@@ -164,24 +210,16 @@ impl Index {
     /// # Errors
     /// [`IndexError`]: nothing was written.
     pub fn record(&self, tried: &Try) -> Result<(), IndexError> {
-        self.change(&tried.image, tried.started, |stored| stored.add(tried))
-    }
-
-    /// What is remembered of an image.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn get(
-        &self,
-        image: &ImageName,
-        now: Timestamp,
-    ) -> Result<Option<ImageRecord>, IndexError> {
-        let read = self.begin_read()?;
-        let table = read.open_table(IMAGES).map_err(reading)?;
-        let value = table.get(image.as_str()).map_err(reading)?;
-        Ok(value
-            .and_then(|value| Stored::decode(value.value()))
-            .map(|stored| stored.into_record(image.clone(), now)))
+        let name = tried.image.as_str();
+        self.write(|table| {
+            let mut stored = table
+                .get(name)?
+                .and_then(|value| Stored::decode(value.value()))
+                .unwrap_or_else(|| Stored::new(tried.started, None));
+            stored.add(tried);
+            table.insert(name, stored.encode().as_slice())?;
+            Ok(())
+        })
     }
 
     /// Everything remembered, by image name. An entry that cannot be read is left out.
@@ -189,17 +227,19 @@ impl Index {
     /// # Errors
     /// [`IndexError`].
     pub fn all(&self, now: Timestamp) -> Result<Vec<ImageRecord>, IndexError> {
-        let read = self.begin_read()?;
-        let table = read.open_table(IMAGES).map_err(reading)?;
-        let mut records = Vec::new();
-        for entry in table.iter().map_err(reading)? {
-            let (name, value) = entry.map_err(reading)?;
-            let stored = Stored::decode(value.value());
-            if let (Ok(image), Some(stored)) = (name.value().parse(), stored) {
-                records.push(stored.into_record(image, now));
+        self.with(|store| {
+            let read = store.begin_read()?;
+            let table = read.open_table(IMAGES).map_err(reading)?;
+            let mut records = Vec::new();
+            for entry in table.iter().map_err(reading)? {
+                let (name, value) = entry.map_err(reading)?;
+                let stored = Stored::decode(value.value());
+                if let (Ok(image), Some(stored)) = (name.value().parse(), stored) {
+                    records.push(stored.into_record(image, now));
+                }
             }
-        }
-        Ok(records)
+            Ok(records)
+        })
     }
 
     /// Notes images that are on the node, after the index was lost. What is known stays.
@@ -211,19 +251,15 @@ impl Index {
         images: &[(ImageName, LocalCopy)],
         now: Timestamp,
     ) -> Result<(), IndexError> {
-        let write = self.begin_write()?;
-        {
-            let mut table = write.open_table(IMAGES).map_err(writing)?;
+        self.write(|table| {
             for (image, copy) in images {
-                if table.get(image.as_str()).map_err(writing)?.is_none() {
+                if table.get(image.as_str())?.is_none() {
                     let bytes = Stored::new(now, Some(copy.clone())).encode();
-                    table
-                        .insert(image.as_str(), bytes.as_slice())
-                        .map_err(writing)?;
+                    table.insert(image.as_str(), bytes.as_slice())?;
                 }
             }
-        }
-        write.commit().map_err(writing)
+            Ok(())
+        })
     }
 
     /// Drops images that are not `present` on the node and were not tried for [`KEEP`], and of the
@@ -233,76 +269,73 @@ impl Index {
     /// [`IndexError`]: nothing was dropped.
     pub fn prune(&self, now: Timestamp, present: &[ImageName]) -> Result<(), IndexError> {
         let present: BTreeSet<&str> = present.iter().map(ImageName::as_str).collect();
-        let write = self.begin_write()?;
-        {
-            let mut table = write.open_table(IMAGES).map_err(writing)?;
+        self.write(|table| {
             let (mut seen, mut gone) = (Vec::new(), Vec::new());
-            table
-                .retain(|name, value| {
-                    let Some(mut stored) = Stored::decode(value) else {
-                        return false;
-                    };
-                    let age = age(now, stored.seen());
-                    if !present.contains(name) {
-                        gone.push((age, name.to_owned()));
-                        return age <= KEEP;
-                    }
-                    if age > KEEP / 2 {
-                        stored.saw(now);
-                        seen.push((name.to_owned(), stored.encode()));
-                    }
-                    true
-                })
-                .map_err(writing)?;
+            table.retain(|name, value| {
+                let Some(mut stored) = Stored::decode(value) else {
+                    return false;
+                };
+                let age = age(now, stored.seen());
+                if !present.contains(name) {
+                    gone.push((age, name.to_owned()));
+                    return age <= KEEP;
+                }
+                if age > KEEP / 2 {
+                    stored.saw(now);
+                    seen.push((name.to_owned(), stored.encode()));
+                }
+                true
+            })?;
             for (name, bytes) in seen {
-                table
-                    .insert(name.as_str(), bytes.as_slice())
-                    .map_err(writing)?;
+                table.insert(name.as_str(), bytes.as_slice())?;
             }
             gone.sort_unstable();
             for (_, name) in gone.iter().skip(GONE_MAX) {
-                table.remove(name.as_str()).map_err(writing)?;
+                table.remove(name.as_str())?;
             }
-        }
-        write.commit().map_err(writing)
+            Ok(())
+        })
     }
 
-    fn change(
+    /// Changes entries in one transaction.
+    fn write(
         &self,
-        image: &ImageName,
-        now: Timestamp,
-        change: impl FnOnce(&mut Stored),
+        change: impl FnOnce(&mut Images<'_>) -> Result<(), redb::StorageError>,
     ) -> Result<(), IndexError> {
-        let write = self.begin_write()?;
-        {
-            let mut table = write.open_table(IMAGES).map_err(writing)?;
-            let found = table.get(image.as_str()).map_err(writing)?;
-            let mut stored = found
-                .and_then(|value| Stored::decode(value.value()))
-                .unwrap_or_else(|| Stored::new(now, None));
-            change(&mut stored);
-            let bytes = stored.encode();
-            table
-                .insert(image.as_str(), bytes.as_slice())
-                .map_err(writing)?;
-        }
-        write.commit().map_err(writing)
+        self.with(|store| {
+            let write = store.begin_write()?;
+            change(&mut write.open_table(IMAGES).map_err(writing)?).map_err(writing)?;
+            write.commit().map_err(writing)
+        })
     }
 
-    fn begin_read(&self) -> Result<redb::ReadTransaction, IndexError> {
-        match &self.database {
-            Store::Owned(database) => database.begin_read().map_err(reading),
-            Store::ReadOnly(database) => database.begin_read().map_err(reading),
+    /// Does something with the open file; what happens to it otherwise is said at [`Index`].
+    fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        let done = {
+            let mut store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+            if store.is_none() {
+                drop(store);
+                self.open_again()?;
+                store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+            }
+            // Another call may have failed in between: it is as good as a failure of this one.
+            let store = store
+                .as_ref()
+                .ok_or_else(|| opening(redb::Error::PreviousIo))?;
+            work(store)
+        };
+        if done.as_ref().is_err_and(IndexError::is_of_the_disk) {
+            *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
+        done
     }
 
-    fn begin_write(&self) -> Result<redb::WriteTransaction, IndexError> {
-        match &self.database {
-            Store::Owned(database) => database.begin_write().map_err(writing),
-            Store::ReadOnly(_) => Err(writing(redb::Error::Io(std::io::Error::from(
-                std::io::ErrorKind::ReadOnlyFilesystem,
-            )))),
+    fn open_again(&self) -> Result<(), IndexError> {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        if store.is_none() {
+            *store = Some((self.reopen)().map_err(opening)?);
         }
+        Ok(())
     }
 }
 
@@ -320,11 +353,16 @@ fn check_schema(path: &Path, found: Option<u64>) -> Result<(), OpenError> {
     match found {
         Some(found) if found > SCHEMA => Err(OpenError::Newer {
             path: path.to_owned(),
-            found,
-            known: SCHEMA,
+            what: format!("it has schema {found}, and {SCHEMA} is the newest known here"),
         }),
         _ => Ok(()),
     }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
 }
 
 fn open_error(path: &Path, error: DatabaseError) -> OpenError {

@@ -6,9 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+};
 
-use crate::{CACHE_BYTES, IMAGES, META, OpenError, SCHEMA, check_schema, open_error, schema};
+use crate::{IMAGES, META, OpenError, SCHEMA, builder, check_schema, open_error, schema};
 
 /// Damaged files that are kept for a person to look at.
 const ASIDE_MAX: usize = 3;
@@ -49,17 +52,52 @@ pub(crate) fn open(
     }
 }
 
-/// Opening for writes changes a file, so a newer index is looked for without. What cannot be read
-/// this way (there is no file, it needs a repair) is not known to be newer, and decided later.
+/// Opening for writes changes a file, so a newer index is looked for without: read-only or, where the
+/// file needs a repair first, in a copy. What cannot be read this way is not known to be newer, and
+/// decided later.
 fn refuse_newer(path: &Path) -> Result<(), OpenError> {
-    let looked = catch_unwind(AssertUnwindSafe(|| {
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .open_read_only(path)
-            .ok()?;
-        schema(&database).ok()?
+    let looked = catch_unwind(AssertUnwindSafe(|| match builder().open_read_only(path) {
+        Ok(database) => Ok(schema(&database)),
+        Err(DatabaseError::RepairAborted) => builder()
+            .create_with_backend(copy(path)?)
+            .map(|database| schema(&database)),
+        Err(error) => Err(error),
     }));
-    check_schema(path, looked.unwrap_or_default())
+    match looked {
+        Ok(Ok(Ok(found))) => check_schema(path, found),
+        Ok(Err(DatabaseError::Storage(StorageError::Corrupted(why))))
+            if is_of_a_newer_format(&why) =>
+        {
+            Err(OpenError::Newer {
+                path: path.to_owned(),
+                what: why,
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// redb has no error of its own for a format that it does not know yet, only these words.
+fn is_of_a_newer_format(why: &str) -> bool {
+    let numbers = why
+        .strip_prefix("Expected file format version <= ")
+        .and_then(|rest| rest.split_once(", found "));
+    let [known, found] = match numbers {
+        Some((known, found)) => [known, found].map(|number| number.parse::<u8>().ok()),
+        None => return false,
+    };
+    found > known && known.is_some()
+}
+
+/// The file in memory. It is some hundred kilobytes.
+fn copy(path: &Path) -> Result<InMemoryBackend, StorageError> {
+    let bytes = fs::read(path).map_err(StorageError::Io)?;
+    let backend = InMemoryBackend::new();
+    backend
+        .set_len(bytes.len() as u64)
+        .and_then(|()| backend.write(0, &bytes))
+        .map_err(StorageError::Io)?;
+    Ok(backend)
 }
 
 enum Problem {
@@ -76,8 +114,7 @@ fn try_open(path: &Path) -> Result<Database, Problem> {
     }
     // redb checks its checksums; a file that was made to fool them may still trip an assertion.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
+        let database = builder()
             .set_check_integrity_on_open(true)
             .create(path)
             .map_err(|error| problem(path, error))?;

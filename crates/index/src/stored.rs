@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::Outcome;
 use trylatest_core::record::{Confirmation, ImageRecord, LocalCopy, Try, Week};
@@ -26,7 +26,7 @@ pub(crate) struct Stored {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copy: Option<LocalCopy>,
     seen: Timestamp,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
     tries: Vec<Try>,
     /// By slot since 1970.
     #[serde(default)]
@@ -106,6 +106,14 @@ impl Stored {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
+}
+
+/// The tries that this version can read. A later one may know more outcomes and failure classes; its
+/// entry is worth more than these words.
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Try>, D::Error> {
+    let tries = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    let tries = tries.into_iter().map(serde_json::from_value);
+    Ok(tries.filter_map(Result::ok).collect())
 }
 
 fn slot(time: Timestamp) -> i64 {

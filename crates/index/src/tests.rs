@@ -1,5 +1,9 @@
-use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
 use tempfile::TempDir;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::record::Week;
@@ -49,7 +53,7 @@ fn tries_are_there_after_a_reopen() {
     drop(index);
     let Opened { index, recovered } = open(&dir);
     assert_eq!(recovered, None);
-    let record = index.get(&"app".parse().unwrap(), now()).unwrap().unwrap();
+    let record = index.all(now()).unwrap().remove(0);
     assert_eq!(record.tries.len(), TRIES_MAX);
     assert_eq!(record.tries[0].started, now() + Duration::from_secs(19));
     let confirmed = record.confirmed.as_ref().unwrap();
@@ -62,8 +66,7 @@ fn tries_are_there_after_a_reopen() {
             fallbacks: 10
         }
     );
-    assert_eq!(index.all(now()).unwrap(), [record]);
-    assert_eq!(index.get(&"other".parse().unwrap(), now()).unwrap(), None);
+    assert_eq!(record.image.as_str(), "docker.io/library/app:latest");
 }
 
 #[test]
@@ -247,12 +250,17 @@ fn an_empty_file_is_a_new_index_and_a_folder_is_moved_aside() {
     assert!(open(&dir).recovered.is_some());
 }
 
-#[test]
-fn a_newer_index_is_refused_and_not_touched() {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("index.redb");
-    drop(open(&dir));
-    let database = Database::create(&path).unwrap();
+/// Neither opening refuses to say so, nor changes anything.
+fn is_newer(path: &Path) {
+    let before = fs::read(path).unwrap();
+    let error = Index::open(path, now()).err().unwrap();
+    assert!(matches!(error, OpenError::Newer { .. }), "{error}");
+    assert!(fs::read(path).unwrap() == before, "it was written to");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+}
+
+fn with_newer_schema(path: &Path) -> Database {
+    let database = Database::create(path).unwrap();
     let write = database.begin_write().unwrap();
     write
         .open_table(META)
@@ -260,26 +268,143 @@ fn a_newer_index_is_refused_and_not_touched() {
         .insert("schema", SCHEMA + 1)
         .unwrap();
     write.commit().unwrap();
+    database
+}
+
+#[test]
+fn a_newer_index_is_refused_and_not_touched() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    drop(open(&dir));
+    drop(with_newer_schema(&path));
+    is_newer(&path);
+    let error = Index::open_read_only(&path).err().unwrap();
+    assert!(matches!(error, OpenError::Newer { .. }), "{error}");
+}
+
+/// As a kill leaves it: it wants a repair before it can be read.
+#[test]
+fn a_newer_index_that_was_not_closed_is_refused_and_not_touched() {
+    let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let [open, killed] = dirs.each_ref().map(|dir| dir.path().join("index.redb"));
+    let database = with_newer_schema(&open);
+    fs::copy(&open, &killed).unwrap();
+    let why = Builder::new().open_read_only(&killed).err();
+    assert!(matches!(why, Some(DatabaseError::RepairAborted)), "{why:?}");
+    is_newer(&killed);
     drop(database);
-    let before = fs::read(&path).unwrap();
-    for error in [
-        Index::open(&path, now()).err().unwrap(),
-        Index::open_read_only(&path).err().unwrap(),
-    ] {
-        assert!(
-            matches!(
-                error,
-                OpenError::Newer {
-                    found: 2,
-                    known: 1,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+}
+
+#[test]
+fn a_newer_file_format_is_refused_and_not_touched() {
+    // redb's docs/design.md: where the two commit slots have the version of the format.
+    const VERSIONS: [usize; 2] = [64, 192];
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    drop(open(&dir));
+    let mut bytes = fs::read(&path).unwrap();
+    for at in VERSIONS {
+        bytes[at] += 1;
     }
-    assert!(fs::read(&path).unwrap() == before, "it was written to");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    fs::write(&path, &bytes).unwrap();
+    is_newer(&path);
+    // What is no version at all is damage.
+    for at in VERSIONS {
+        bytes[at] = 0;
+    }
+    fs::write(&path, &bytes).unwrap();
+    assert!(open(&dir).recovered.is_some());
+}
+
+#[test]
+fn words_of_a_later_version_cost_the_try_and_not_the_entry() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    let refused = Try {
+        failure: Some(Failure::new(FailureClass::Unauthorized, "why")),
+        ..tried("app", now(), Outcome::Refused)
+    };
+    index.record(&refused).unwrap();
+    index
+        .write(|table| {
+            let name = refused.image.as_str();
+            let json = table.get(name)?.map(|value| value.value().to_vec());
+            let json = String::from_utf8(json.unwrap()).unwrap();
+            let later = json.replace("\"refused\"", "\"quarantined\"");
+            assert_ne!(json, later);
+            table.insert(name, later.as_bytes())?;
+            Ok(())
+        })
+        .unwrap();
+    let record = index.all(now()).unwrap().remove(0);
+    assert!(record.needs_credentials);
+    assert_eq!(record.tries, []);
+}
+
+/// A disk that can be filled.
+#[derive(Clone, Debug)]
+struct Disk {
+    bytes: Arc<InMemoryBackend>,
+    full: Arc<AtomicBool>,
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.bytes.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.bytes.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.bytes.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.bytes.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.bytes.write(offset, data)
+    }
+}
+
+#[test]
+fn a_disk_that_was_full_for_a_moment_costs_that_moment() {
+    let disk = Disk {
+        bytes: Arc::new(InMemoryBackend::new()),
+        full: Arc::default(),
+    };
+    let full = Arc::clone(&disk.full);
+    let reopen = move || {
+        builder()
+            .create_with_backend(disk.clone())
+            .map(Store::Owned)
+    };
+    let index = Index {
+        store: RwLock::new(None),
+        reopen: Box::new(reopen),
+    };
+    index
+        .record(&tried("before", now(), Outcome::Fresh))
+        .unwrap();
+    full.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let error = index
+            .record(&tried("lost", now(), Outcome::Fresh))
+            .unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(!cause.contains("Previous"), "{cause}");
+    }
+    full.store(false, Ordering::Relaxed);
+    index
+        .record(&tried("after", now(), Outcome::Fresh))
+        .unwrap();
+    assert_eq!(index.all(now()).unwrap().len(), 2);
 }
 
 #[test]
