@@ -104,6 +104,11 @@ impl Calls {
         }
     }
 
+    /// How long a call may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// How many connections were tried: what was learned over an earlier one may have changed.
     pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)

@@ -212,6 +212,7 @@ async fn a_download_moves<H: Harness>(h: &H) -> Verdict {
     let mut marks = Vec::new();
     let mut most = 0;
     let mut total = None;
+    let mut flows = false;
     let pull = h.runtime().pull(&image);
     tokio::pin!(pull);
     loop {
@@ -225,6 +226,7 @@ async fn a_download_moves<H: Harness>(h: &H) -> Verdict {
                 let seen = seen.map_err(said)?;
                 marks.push(seen.mark);
                 most = most.max(seen.bytes);
+                flows |= seen.flows;
                 total = seen.total_bytes.or(total);
             }
         }
@@ -236,6 +238,7 @@ async fn a_download_moves<H: Harness>(h: &H) -> Verdict {
         &format!("it moved more than {} times", marks.len()),
     )?;
     ensure(most > 0, "bytes were counted")?;
+    ensure(flows, "they came during this pull")?;
     ensure(
         total.is_some_and(|total| most <= total),
         "their sum was known",

@@ -36,6 +36,10 @@ pub struct ContainerdOptions {
     pub observer: CallObserver,
 }
 
+/// A proof takes a few milliseconds and a dozen calls one after the other, each of which may take its
+/// time. All of them together may take as long as so many.
+const PROOF_CALLS: u32 = 2;
+
 /// containerd on this node. Clones share one connection.
 ///
 /// The connection is made at the first call. After containerd has been restarted the call that
@@ -129,7 +133,12 @@ impl ImageRuntime for Containerd {
 
     async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
         // Boxed: it is large, and lies in every task that tries an image.
-        Box::pin(proof::local(self, image)).await
+        let proof = Box::pin(proof::local(self, image));
+        let timeout = PROOF_CALLS * self.calls.timeout();
+        tokio::time::timeout(timeout, proof).await.unwrap_or({
+            let operation = "proving a copy";
+            Err(RuntimeError::Timeout { operation, timeout })
+        })
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {
@@ -184,15 +193,10 @@ impl ImageRuntime for Containerd {
     }
 }
 
-/// One entry per tag of an image that CRI lists, or per digest where it has no tag.
+/// One entry per name of an image that CRI lists, with a tag or with a digest.
 fn named(image: &k8s_cri::v1::Image, targets: &HashMap<String, String>) -> Vec<LocalImage> {
-    let names = if image.repo_tags.is_empty() {
-        &image.repo_digests
-    } else {
-        &image.repo_tags
-    };
+    let names = image.repo_tags.iter().chain(&image.repo_digests);
     names
-        .iter()
         .filter_map(|name| {
             Some(LocalImage {
                 image: name.parse().ok()?,

@@ -320,6 +320,7 @@ impl ImageRuntime for FakeContainerd {
                 .get(image)
                 .filter(|_| known)
                 .map(|tag| tag.size_bytes),
+            flows: known,
             mark: pulls.mark,
         })
     }

@@ -12,7 +12,6 @@ use trylatest_core::image::ImageName;
 
 use crate::alias;
 use crate::containerd::Containerd;
-use crate::proof::cri_name;
 use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 
 /// Says that CRI may list the image; it sets it on all that it pulls.
@@ -33,7 +32,7 @@ pub(crate) async fn keep(
 ) -> Result<(), RuntimeError> {
     alias::check(alias)?;
     let operation = "keeping an image";
-    let stored = node.stored(&cri_name(image)).await?;
+    let stored = node.stored(image.as_str()).await?;
     let target = stored.and_then(|stored| stored.target);
     let target = target.ok_or_else(|| RuntimeError::NotFound {
         operation,
@@ -66,8 +65,8 @@ pub(crate) async fn restore(
     image: &ImageName,
 ) -> Result<bool, RuntimeError> {
     let operation = "restoring an image's name";
-    let name = cri_name(image);
-    let there = node.stored(&name).await?;
+    let name = image.as_str();
+    let there = node.stored(name).await?;
     if there.is_some() && matches!(node.local(image).await?, Local::Usable(_)) {
         return Ok(false);
     }
@@ -77,11 +76,11 @@ pub(crate) async fn restore(
         name: alias.to_owned(),
     })?;
     let made = match there {
-        None => create(node, operation, &name, &target, &[MANAGED]).await?,
+        None => create(node, operation, name, &target, &[MANAGED]).await?,
         Some(there) if is_as_wanted(&there, &target, &[]) => return Ok(false),
-        Some(_) => update(node, operation, &name, &target, &[MANAGED]).await?,
+        Some(_) => update(node, operation, name, &target, &[MANAGED]).await?,
     };
-    if let Some(by_digest) = name_by_digest(&name, &target.digest) {
+    if let Some(by_digest) = name_by_digest(image, &target.digest) {
         // The kubelet shows it as the container's imageID.
         create(node, operation, &by_digest, &target, &[MANAGED]).await?;
     }
@@ -89,12 +88,8 @@ pub(crate) async fn restore(
 }
 
 /// `repository@digest`, which CRI makes beside each tag that it pulls.
-fn name_by_digest(name: &str, digest: &str) -> Option<String> {
-    if name.contains('@') {
-        return None;
-    }
-    let (repository, _tag) = name.rsplit_once(':')?;
-    Some(format!("{repository}@{digest}"))
+fn name_by_digest(image: &ImageName, digest: &str) -> Option<String> {
+    (!image.has_digest()).then(|| format!("{}@{digest}", image.repository()))
 }
 
 /// Makes the name point to the target with these labels, whatever was there before.

@@ -36,6 +36,10 @@ const REMEMBERED: usize = 128;
 /// containerd labels it anew with each pull.
 const NEWEST: usize = 8;
 
+/// Looks for which a download that is whole and not committed counts as movement: a minute, at the
+/// agent's four looks a second. One that is left over stays so for ever.
+const WRITING_OUT_MAX: u64 = 240;
+
 /// What is known of running pulls. It only helps; movement is always read from containerd.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
@@ -72,7 +76,9 @@ impl Seen {
     fn look(&mut self, chosen: &Candidate, bytes: u64) {
         let same = self.manifest.as_ref() == Some(&chosen.digest);
         self.downloads |= same && self.bytes != bytes;
-        self.writing_out += u64::from(self.downloads && chosen.writing_out);
+        if self.downloads && chosen.writing_out && self.writing_out < WRITING_OUT_MAX {
+            self.writing_out += 1;
+        }
         self.bytes = bytes;
         if !same {
             self.manifest = Some(chosen.digest.clone());
@@ -145,13 +151,16 @@ impl Progress {
             return Ok(Movement::default());
         };
         let bytes = chosen.received.values().sum();
+        let mut flows = false;
         if let Some(seen) = seen {
             seen.look(chosen, bytes);
             seen.writing_out.hash(&mut mark);
+            flows = seen.downloads;
         }
         Ok(Movement {
             bytes,
             total_bytes: Some(chosen.manifest.total_bytes()),
+            flows,
             mark: mark.finish(),
         })
     }
@@ -303,14 +312,13 @@ async fn manifests_of(node: &Containerd, image: &ImageName) -> Result<Vec<Info>,
 /// containerd's filter for manifests labelled with the image's repository. A manifest, unlike an
 /// index or a layer, refers to a configuration.
 fn manifest_filter(image: &ImageName) -> String {
-    let full = proof::cri_name(image);
-    let path = full[image.registry().len()..].trim_start_matches('/');
-    let end = path.find(['@', ':']).unwrap_or(path.len());
+    let repository = image.repository();
+    let path = repository[image.registry().len()..].trim_start_matches('/');
     // The only character of a repository's name that means something else in an expression.
-    let repository = path[..end].replace('.', "[.]");
+    let path = path.replace('.', "[.]");
     let host = host_without_port(image.registry());
     format!(
-        "labels.\"containerd.io/distribution.source.{host}\"~=\"(^|,){repository}(,|$)\",\
+        "labels.\"containerd.io/distribution.source.{host}\"~=\"(^|,){path}(,|$)\",\
          labels.\"containerd.io/gc.ref.content.config\""
     )
 }
@@ -393,11 +401,8 @@ mod tests {
             ("[::1]:5000/app:v1", "::1", "app"),
             (&format!("ghcr.io/my/app:v1@{digest}"), "ghcr.io", "my/app"),
         ] {
-            let Ok(image) = image.parse() else {
-                continue;
-            };
             assert_eq!(
-                manifest_filter(&image),
+                manifest_filter(&image.parse().unwrap()),
                 format!(
                     "labels.\"containerd.io/distribution.source.{host}\"~=\"(^|,){repository}(,|$)\",\
                      labels.\"containerd.io/gc.ref.content.config\""
@@ -438,6 +443,10 @@ mod tests {
             downloaded.look(&candidate(true), 9);
             assert_eq!(downloaded.writing_out, looks);
         }
+        for _ in 0..2 * WRITING_OUT_MAX {
+            downloaded.look(&candidate(true), 9);
+        }
+        assert_eq!(downloaded.writing_out, WRITING_OUT_MAX);
     }
 
     #[test]

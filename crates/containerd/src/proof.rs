@@ -24,17 +24,17 @@ const MAX_MANIFESTS: usize = 32;
 
 /// See [`crate::ImageRuntime::local`].
 pub(crate) async fn local(node: &Containerd, image: &ImageName) -> Result<Local, RuntimeError> {
-    let full = cri_name(image);
-    let short = short_name(&full);
+    let full = image.as_str();
+    let short = short_name(full);
     let (in_cri, in_cri_short, stored) = futures::try_join!(
-        node.in_cri(&full),
+        node.in_cri(full),
         async {
             match short {
                 Some(short) => node.in_cri(short).await,
                 None => Ok(None),
             }
         },
-        node.stored(&full),
+        node.stored(full),
     )?;
     let Some(known) = in_cri else {
         return Ok(Local::Absent);
@@ -64,19 +64,6 @@ pub(crate) async fn local(node: &Containerd, image: &ImageName) -> Result<Local,
 fn unusable(why: &str) -> Local {
     Local::Unusable {
         why: why.to_owned(),
-    }
-}
-
-/// The name as containerd normalizes it: where there is a digest, the tag does not count.
-pub(crate) fn cri_name(image: &ImageName) -> String {
-    let full = image.as_str();
-    match full.split_once('@') {
-        None => full.to_owned(),
-        Some((name, digest)) => {
-            let path = name.rfind('/').map_or(0, |slash| slash + 1);
-            let tag = name[path..].find(':').map(|colon| path + colon);
-            format!("{}@{digest}", &name[..tag.unwrap_or(name.len())])
-        }
     }
 }
 
@@ -193,28 +180,6 @@ pub(crate) async fn present(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_digest_wins_over_a_tag() {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        for (written, expected) in [
-            ("nginx", "docker.io/library/nginx:latest".to_owned()),
-            (
-                "127.0.0.1:5000/my/app:v1",
-                "127.0.0.1:5000/my/app:v1".to_owned(),
-            ),
-            (
-                &format!("127.0.0.1:5000/my/app:v1@{digest}"),
-                format!("127.0.0.1:5000/my/app@{digest}"),
-            ),
-            (
-                &format!("127.0.0.1:5000/my/app@{digest}"),
-                format!("127.0.0.1:5000/my/app@{digest}"),
-            ),
-        ] {
-            assert_eq!(cri_name(&written.parse().unwrap()), expected);
-        }
-    }
 
     #[test]
     fn only_images_of_the_default_registry_have_a_short_name() {

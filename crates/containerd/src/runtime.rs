@@ -153,6 +153,10 @@ pub struct Movement {
     pub bytes: u64,
     /// How many there will be, once the manifest is known.
     pub total_bytes: Option<u64>,
+    /// Whether bytes have come in from one look at this pull to another. Without, what is there may
+    /// be left over from an earlier one. The kubelet's pull of the same image at the same time cannot
+    /// be told from ours.
+    pub flows: bool,
     /// Differs from an earlier answer's mark iff something moved in between: bytes came in, or a
     /// layer is being unpacked. It means nothing else.
     pub mark: u64,

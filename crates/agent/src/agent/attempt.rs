@@ -130,7 +130,7 @@ async fn pull<R: ImageRuntime>(
                 flow: Flow {
                     bytes: movement.bytes,
                     total_bytes: movement.total_bytes,
-                    flows: movement.bytes > 0,
+                    flows: movement.flows,
                 },
             });
         }

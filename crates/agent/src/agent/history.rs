@@ -107,6 +107,8 @@ impl History {
             Ok(images) => {
                 let images: Vec<_> = images
                     .into_iter()
+                    // Every pull makes a name with a digest beside the tag's.
+                    .filter(|local| !local.image.has_digest())
                     .map(|local| {
                         let copy = LocalCopy {
                             digest: local.digest,
