@@ -24,12 +24,15 @@ image *args:
 cluster *args: tools
     cargo run --quiet --package trylatest-e2e --bin cluster -- {{ args }}
 
+_to-build:
+    cargo run --quiet --package trylatest-bootstrap -- tools --to-build
+
 # Bring in and build what the cluster needs
 tools:
     cargo run --quiet --package trylatest-bootstrap -- tools
 
 # What CI says to a change before it runs a test
-lint:
+lint: _to-build
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
@@ -39,5 +42,5 @@ deny:
     cargo deny check
 
 # Tests that need neither root nor a cluster
-test *args:
+test *args: _to-build
     cargo test --workspace --exclude trylatest-e2e {{ args }}

@@ -47,7 +47,11 @@ pub(crate) enum Command {
     },
 
     /// Bring in and build what the cluster needs, and run nothing
-    Tools,
+    Tools {
+        /// Only what TryLatest itself needs to be built
+        #[arg(long)]
+        to_build: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

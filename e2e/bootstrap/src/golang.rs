@@ -70,6 +70,9 @@ const MODULES: [Module; 3] = [
 pub fn build(tools: &Tools) -> anyhow::Result<()> {
     let go = go_version()?;
     for module in &MODULES {
+        module.check_go(tools, &go)?;
+    }
+    for module in &MODULES {
         module.make(tools, &go)?;
     }
     Ok(())
@@ -85,9 +88,36 @@ fn go_version() -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
+/// Major and minor number in `go version go1.26.8 linux/amd64` or in `1.26.0`; none for a Go that was
+/// built from its sources in between.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let version = version
+        .trim_start_matches("go version ")
+        .trim_start_matches("go");
+    let mut numbers = version.split(['.', ' ']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 impl Module {
+    /// Go before 1.21 would stumble over the module's own demand, and say something else.
+    fn check_go(&self, tools: &Tools, go: &str) -> anyhow::Result<()> {
+        let go_mod = read(&self.source(tools).join("go.mod"))?;
+        let needed = go_mod.lines().find_map(|line| line.strip_prefix("go "));
+        let needed = needed.with_context(|| format!("{}: go.mod names no Go", self.folder))?;
+        ensure!(
+            release(go).is_none_or(|found| Some(found) >= release(needed)),
+            "the cluster's programs need Go {needed} or newer, and this is {go}: \
+             https://go.dev/doc/install"
+        );
+        Ok(())
+    }
+
+    fn source(&self, tools: &Tools) -> PathBuf {
+        tools.root().join("e2e/go").join(self.folder)
+    }
+
     fn make(&self, tools: &Tools, go: &str) -> anyhow::Result<()> {
-        let source = tools.root().join("e2e/go").join(self.folder);
+        let source = self.source(tools);
         let go_mod = read(&source.join("go.mod"))?;
         let version = required(&go_mod, self.main)
             .with_context(|| format!("{} does not require {}", self.folder, self.main))?;
@@ -150,6 +180,8 @@ impl Module {
 }
 
 fn compile(name: &str, source: &Path, flags: &[String], staging: &Path) -> anyhow::Result<()> {
+    // What an interrupted build left there may be half a program, and go would take it for whole.
+    let _ = fs::remove_dir_all(staging);
     fs::create_dir_all(staging).with_context(|| format!("make {}", staging.display()))?;
     let mut command = Command::new("go");
     command
@@ -232,6 +264,28 @@ mod tests {
                 "{}",
                 module.main
             );
+        }
+    }
+
+    #[test]
+    fn a_go_that_is_too_old_is_named() {
+        let tools = Tools::here().unwrap();
+        for go in [
+            "go version go1.19.8 linux/amd64",
+            "go version go1.25.1 linux/amd64",
+        ] {
+            let error = MODULES[2].check_go(&tools, go).unwrap_err().to_string();
+            assert!(
+                error.contains("or newer, and this is go version go1."),
+                "{error}"
+            );
+        }
+        for go in [
+            "go version go1.99 linux/amd64",
+            "go version go2.0.1 linux/amd64",
+            "go version devel x",
+        ] {
+            MODULES[2].check_go(&tools, go).unwrap();
         }
     }
 

@@ -1,6 +1,7 @@
 //! TryLatest's own container image: one static program and nothing else.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +21,10 @@ const NAME: &str = "ghcr.io/trylatest/trylatest";
 /// Static, so that the image needs no other file. Without position independence a static program
 /// of glibc is smaller and needs no relocation at its start.
 const RUSTFLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
+
+/// What stands in the program in place of the builder's folders: panics name source files, and the
+/// same sources give the same image wherever they are built.
+const PLACES: [&str; 2] = ["/cargo", "/trylatest"];
 
 /// As cargo takes flags that may hold spaces.
 const SEPARATOR: &str = "\u{1f}";
@@ -130,6 +135,13 @@ impl Target {
 fn compile(root: &Path, target: &Target) -> anyhow::Result<Vec<u8>> {
     say("Building the image's program (about 5 minutes on 2 cores if nothing of it is there)");
     let folder = root.join("target/image-build");
+    let hidden = [cargo_home()?, root.to_owned()];
+    let remapped = hidden.iter().zip(PLACES).map(|(from, to)| {
+        let from = from.to_str().context("a path that is no text")?;
+        Ok(format!("--remap-path-prefix={from}={to}"))
+    });
+    let remapped = remapped.collect::<anyhow::Result<Vec<_>>>()?;
+    let flags = [&RUSTFLAGS.map(str::to_owned)[..], &remapped].concat();
     let mut command = cargo();
     command
         .args(["build", "--release", "--locked", "--package", "trylatest"])
@@ -137,7 +149,7 @@ fn compile(root: &Path, target: &Target) -> anyhow::Result<Vec<u8>> {
         .args(["--target", target.triple, "--target-dir"])
         .arg(&folder)
         .current_dir(root)
-        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join(SEPARATOR));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
     if target.triple != Target::of(Architecture::HOST).triple {
         let name = target.triple.to_uppercase().replace('-', "_");
         command.env(format!("CARGO_TARGET_{name}_LINKER"), target.linker);
@@ -145,7 +157,25 @@ fn compile(root: &Path, target: &Target) -> anyhow::Result<Vec<u8>> {
     let status = command.status().context("run cargo")?;
     ensure!(status.success(), "the image's program does not build");
     let program = folder.join(target.triple).join("release/trylatest");
-    fs::read(&program).with_context(|| format!("read {}", program.display()))
+    let program = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+    for place in hidden {
+        let place = place.as_os_str().as_encoded_bytes();
+        ensure!(
+            !program.windows(place.len()).any(|part| part == place),
+            "the image's program names the folder {}",
+            place.escape_ascii()
+        );
+    }
+    Ok(program)
+}
+
+/// Where cargo keeps the sources of dependencies.
+fn cargo_home() -> anyhow::Result<PathBuf> {
+    if let Some(home) = env::var_os("CARGO_HOME") {
+        return Ok(PathBuf::from(home));
+    }
+    let home = env::home_dir().context("neither CARGO_HOME nor a home folder is known")?;
+    Ok(home.join(".cargo"))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use trylatest_bootstrap::debian::{self, Need};
 use trylatest_bootstrap::oci::Architecture;
@@ -28,7 +28,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     let tools = Tools::here()?;
     match command {
-        Command::Tools => bring_in_tools(&tools),
+        Command::Tools { to_build: true } => {
+            let _lock = lock(tools.root())?;
+            debian::bring_in(&tools, Need::Image)
+        }
+        Command::Tools { to_build: false } => bring_in_tools(&tools),
         Command::Image { arch } => make_image(&tools, arch.map_or(Architecture::HOST, Into::into)),
         Command::Demo(Rest { args }) => cluster_program(&tools, "demo", &args),
         Command::Bench(Rest { args }) => cluster_program(&tools, "bench", &args),
@@ -42,6 +46,11 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 /// Runs a program of the package that has the cluster.
 fn cluster_program(tools: &Tools, name: &str, args: &[OsString]) -> anyhow::Result<()> {
+    // Before minutes go by.
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "containers can be run by root alone: run the same as root"
+    );
     bring_in_tools(tools)?;
     make_image(tools, Architecture::HOST)?;
     let run = ["run", "--package", "trylatest-e2e", "--bin", name, "--"];

@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum;
 
 use crate::debian;
 
 /// Which containerd runs a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ContainerdVersion {
-    /// 2.4, built from its Go module.
+    /// Built from its Go module
     #[default]
+    #[value(name = "2.4")]
     V2,
-    /// Debian's 1.6.20.
+    /// Debian's, 1.6.20
+    #[value(name = "1.6")]
     V1_6,
 }
 
