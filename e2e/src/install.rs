@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, LogParams, PostParams};
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ pub const DAEMON_SET: &str = "trylatest-agent";
 
 /// The image's name in the manifests, and in the archive.
 pub const IMAGE: &str = "ghcr.io/trylatest/trylatest:0.1.0";
+
+const IMAGE_NAME: &str = "ghcr.io/trylatest/trylatest";
 
 /// Where the agent serves probes and metrics.
 const PORT: u16 = 9776;
@@ -86,11 +88,6 @@ impl Install {
     pub async fn apply(&self, cluster: &Cluster) -> anyhow::Result<String> {
         let overlay = self.overlay.to_str().context("a path that is no text")?;
         cluster.kubectl(&["apply", "-k", overlay]).await
-    }
-
-    /// The folder that `kubectl apply -k` takes.
-    pub fn overlay(&self) -> &Path {
-        &self.overlay
     }
 
     /// The agent's state folder on the node.
@@ -256,15 +253,6 @@ impl Install {
         self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
         Ok(())
     }
-
-    /// Whether the install's namespace is there.
-    ///
-    /// # Errors
-    /// What the API server says.
-    pub async fn is_there(&self) -> anyhow::Result<bool> {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        Ok(namespaces.get_opt(NAMESPACE).await?.is_some())
-    }
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -283,7 +271,8 @@ pub fn running_container(pod: &Pod) -> Option<String> {
     container.container_id.clone()
 }
 
-/// What is different about this node: containerd's folder, the state's folder, no shared mounts.
+/// The overlay that users copy, filled in for this node as they would, with one more patch that none
+/// of them needs: a state folder that goes with the run, and flags of the test.
 fn write_overlay(
     cluster: &Cluster,
     tools: &Tools,
@@ -292,49 +281,82 @@ fn write_overlay(
 ) -> anyhow::Result<PathBuf> {
     let folder = cluster.dir().join("install");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let socket = cluster.containerd().socket();
-    let containerd = socket.parent().context("a socket is in a folder")?;
+    let containerd = cluster.containerd().socket();
+    let containerd = containerd.parent().and_then(Path::to_str);
+    let api = cluster.control_plane().server();
+    // kustomize takes no absolute paths.
+    let depth = folder.strip_prefix(tools.root());
+    let depth = depth.context("a run is in the repository")?.components();
+    let manifests = depth.map(|_| "../").collect::<String>() + "manifests";
+    let patch = "  - path: agent.yaml\n";
+    let fills: [(&str, Changes<'_>); 2] = [
+        (
+            "kustomization.yaml",
+            &[
+                ("../..", &manifests, 2),
+                ("registry.example/mirror/trylatest", IMAGE_NAME, 1),
+                // The gate keeps its own flags.
+                (GATE_PATCH, "", 1),
+                (patch, &format!("{patch}  - path: test.yaml\n"), 1),
+            ],
+        ),
+        (
+            "agent.yaml",
+            &[
+                ("127.0.0.1", &api.ip().to_string(), 4),
+                ("6443", &api.port().to_string(), 1),
+                ("/run/k3s/containerd", containerd.context("no path")?, 1),
+            ],
+        ),
+    ];
+    for (file, changes) in fills {
+        let example = tools
+            .root()
+            .join("manifests/overlays/example-node")
+            .join(file);
+        let text =
+            fs::read_to_string(&example).with_context(|| format!("read {}", example.display()))?;
+        let filled = filled(&text, changes).with_context(|| example.display().to_string())?;
+        fs::write(folder.join(file), filled)?;
+    }
     let args: Vec<&str> = std::iter::once("agent")
         .chain(args.iter().copied())
         .collect();
-    let agent = json!({
+    let test = json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": DAEMON_SET, "namespace": NAMESPACE},
         "spec": {"template": {"spec": {
-            "containers": [{
-                "name": "agent",
-                "args": args,
-                // Mounts need not be shared on the machines that tests run on.
-                "volumeMounts": [{"mountPath": "/run/containerd", "mountPropagation": "None"}],
-            }],
-            "volumes": [
-                {"name": "containerd", "hostPath": {"path": containerd}},
-                {"name": "state", "hostPath": {"path": state}},
-            ],
+            "containers": [{"name": "agent", "args": args}],
+            "volumes": [{"name": "state", "hostPath": {"path": state}}],
         }}},
     });
-    fs::write(folder.join("agent.yaml"), format!("{agent:#}\n"))?;
-    // kustomize takes no absolute paths.
-    let depth = folder
-        .strip_prefix(tools.root())
-        .context("a run is in the repository")?;
-    let up = depth
-        .components()
-        .map(|_| "..")
-        .collect::<Vec<_>>()
-        .join("/");
-    let kustomization = json!({
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [format!("{up}/manifests")],
-        "patches": [{"path": "agent.yaml"}],
-    });
-    fs::write(
-        folder.join("kustomization.yaml"),
-        format!("{kustomization:#}\n"),
-    )?;
+    fs::write(folder.join("test.yaml"), format!("{test:#}\n"))?;
     Ok(folder)
+}
+
+/// The example's patch of the gate's flags.
+const GATE_PATCH: &str = "  - path: gate.yaml
+    target:
+      kind: MutatingAdmissionPolicy
+      name: trylatest-pods
+";
+
+/// What is replaced by what, and how often it is there.
+type Changes<'a> = &'a [(&'a str, &'a str, usize)];
+
+/// The text with these changes; each place is there as often as is said.
+fn filled(text: &str, changes: Changes<'_>) -> anyhow::Result<String> {
+    let mut filled = text.to_owned();
+    for (from, to, times) in changes {
+        let found = filled.matches(from).count();
+        ensure!(
+            found == *times,
+            "{from:?} is there {found} times, not {times}"
+        );
+        filled = filled.replace(from, to);
+    }
+    Ok(filled)
 }
 
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {

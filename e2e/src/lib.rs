@@ -22,6 +22,7 @@
 
 pub mod cluster;
 pub mod install;
+pub mod machine;
 pub mod pki;
 pub mod process;
 pub mod registry;

@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use trylatest_bootstrap::oci::{self, Architecture, Config, File, Image, Layer};
 
 use crate::cluster::Tools;
-use crate::registry::{Content, digest_of_bytes};
+use crate::registry::Content;
 
 /// The image of pod sandboxes.
 pub const PAUSE: &str = "e2e.trylatest.dev/pause:1";
@@ -100,7 +100,7 @@ fn layer(path: &str, content: &[u8], mode: u32) -> anyhow::Result<Layer> {
 
 /// Where the program of this source is.
 fn built(tools: &Tools) -> PathBuf {
-    let digest = digest_of_bytes(SOURCE.as_bytes());
+    let digest = oci::digest(SOURCE.as_bytes());
     let short = digest
         .trim_start_matches("sha256:")
         .get(..12)

@@ -107,18 +107,7 @@ impl Workloads {
         Ok(start.elapsed())
     }
 
-    /// The Events of a pod, oldest first, as `TYPE REASON: MESSAGE`.
-    ///
-    /// # Errors
-    /// What the API server says.
-    pub async fn events(&self, pod: &str) -> anyhow::Result<Vec<String>> {
-        let params = ListParams::default().fields(&format!("involvedObject.name={pod}"));
-        let mut events = self.api::<Event>().list(&params).await?.items;
-        events.sort_by_key(|event| event.metadata.creation_timestamp.clone().map(|time| time.0));
-        Ok(events.into_iter().map(line).collect())
-    }
-
-    /// Waits for an Event of a pod whose line (see [`Workloads::events`]) contains `text`.
+    /// Waits for an Event of a pod whose line, `TYPE REASON: MESSAGE`, contains `text`.
     ///
     /// # Errors
     /// There is none within `limit`.

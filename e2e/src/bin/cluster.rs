@@ -1,6 +1,6 @@
 //! A cluster to work with: starts it, says how to use it, ends it on Ctrl-C.
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
 
 /// Start a real one-node cluster on this machine and keep it until Ctrl-C.
@@ -8,22 +8,12 @@ use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
 #[command(version)]
 struct Args {
     /// Which containerd runs the node
-    #[arg(long, value_enum, default_value = "2.4")]
-    containerd: Version,
+    #[arg(long, value_enum, default_value_t)]
+    containerd: ContainerdVersion,
 
     /// The registry's port on 127.0.0.1; 0 is a free one
     #[arg(long, default_value_t = 5000)]
     registry_port: u16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Version {
-    /// Built from its Go module
-    #[value(name = "2.4")]
-    V2,
-    /// Debian's
-    #[value(name = "1.6")]
-    V1_6,
 }
 
 #[tokio::main]
@@ -33,10 +23,7 @@ async fn main() -> anyhow::Result<()> {
         registry_port,
     } = Args::parse();
     let options = Options {
-        containerd: match containerd {
-            Version::V2 => ContainerdVersion::V2,
-            Version::V1_6 => ContainerdVersion::V1_6,
-        },
+        containerd,
         registry_port,
         ..Options::default()
     };

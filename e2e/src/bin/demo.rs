@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
-use k8s_openapi::api::core::v1::Pod;
+use clap::Parser;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::Install;
@@ -26,30 +28,21 @@ struct Args {
 
     /// Which containerd runs the node
     #[arg(long, value_enum, default_value_t)]
-    containerd: Version,
+    containerd: ContainerdVersion,
 
     /// Where the steps are written as JSON
     #[arg(long, default_value = "target/demo.json")]
     json: PathBuf,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Version {
-    /// Built from its Go module
-    #[default]
-    #[value(name = "2.4")]
-    V2,
-    /// Debian's
-    #[value(name = "1.6")]
-    V1_6,
-}
-
 /// The user's manifest: what the README shows, as a Deployment.
 const MANIFEST: &str = include_str!("../../demo/app.yaml");
 
-/// The same with `Always`, for comparison.
+/// The same with `Always`, for comparison. It has an image of its own that shares nothing with ours:
+/// what one has downloaded is no help to the other.
 const ALWAYS: &str = "plain-always";
 const OURS: &str = "my-app";
+const REPOSITORIES: [&str; 2] = ["my/app", "plain/always"];
 
 /// The registry's port in the manifest.
 const PORT: u16 = 5000;
@@ -62,6 +55,47 @@ const FRESHNESS: Duration = Duration::from_secs(121);
 
 /// How long `Always` is waited for: longer than ours takes, and it would wait for ever.
 const ALWAYS_LIMIT: Duration = Duration::from_secs(12);
+
+/// What a step should show.
+#[derive(Clone, Copy)]
+struct Expected {
+    outcome: &'static str,
+    class: Option<&'static str>,
+    version: &'static str,
+}
+
+const fn as_expected(outcome: &'static str, version: &'static str) -> Expected {
+    Expected {
+        outcome,
+        class: None,
+        version,
+    }
+}
+
+const fn falls_back(class: &'static str, version: &'static str) -> Expected {
+    Expected {
+        outcome: "fallback",
+        class: Some(class),
+        version,
+    }
+}
+
+/// Pods of a step, and how long they took to run.
+struct Ran {
+    /// Ours.
+    pod: String,
+    ours: Option<Duration>,
+    always: Option<Duration>,
+}
+
+/// What a user sees of our pod.
+struct Seen {
+    gate_log: String,
+    app_log: String,
+    event: Option<String>,
+    node: Option<Node>,
+    release: Value,
+}
 
 /// One step, as it is written to the JSON file.
 #[derive(Serialize)]
@@ -109,10 +143,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     let cluster = Cluster::start(
         &tools,
         Options {
-            containerd: match args.containerd {
-                Version::V2 => ContainerdVersion::V2,
-                Version::V1_6 => ContainerdVersion::V1_6,
-            },
+            containerd: args.containerd,
             registry_port: PORT,
             ..Options::default()
         },
@@ -126,7 +157,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         work,
         steps: Vec::new(),
     };
-    let told = demo.tell(&tools).await;
+    let told = Box::pin(demo.tell(&tools)).await;
     demo.write(&args.json)?;
     let ok = told.is_ok() && demo.steps.iter().all(|step| step.ok);
     demo.summary();
@@ -151,11 +182,11 @@ impl Demo {
         );
         println!("{}", indent(MANIFEST));
         self.first_start().await?;
-        self.step("restart, the tag unchanged", "unchanged", None, "v1")
+        self.step("restart, the tag unchanged", as_expected("unchanged", "v1"))
             .await?;
 
         self.push(tools, "v2").await?;
-        self.step("restart, the tag moved", "fresh", None, "v2")
+        self.step("restart, the tag moved", as_expected("fresh", "v2"))
             .await?;
 
         for (name, fault, class) in [
@@ -168,149 +199,97 @@ impl Demo {
             ("the registry answers 404", Fault::NotFound, "not-found"),
         ] {
             self.cluster.registry().fault(fault).await?;
-            self.step(name, "fallback", Some(class), "v2").await?;
+            self.step(name, falls_back(class, "v2")).await?;
+            // The kubelet pulls one image after the other, also for pods that are gone: what still
+            // hangs would be in the way of what follows.
+            self.cluster.registry().hang_up().await?;
             self.cluster.registry().heal().await?;
         }
-        self.reboot().await?;
+        Box::pin(self.reboot()).await?;
 
         self.push(tools, "v3").await?;
         self.step(
             "the registry is back, the tag moved meanwhile",
-            "fresh",
-            None,
-            "v3",
+            as_expected("fresh", "v3"),
         )
         .await
     }
 
-    /// Applies both Deployments on a node that has never seen the image.
+    /// Applies both Deployments on a node that has never seen their images.
     async fn first_start(&mut self) -> anyhow::Result<()> {
         let name = "first start, the image is not on the node";
         say(name);
         let ours = self.apply(OURS, MANIFEST).await?;
         let always = MANIFEST
             .replace(OURS, ALWAYS)
+            .replace(REPOSITORIES[0], REPOSITORIES[1])
             .replace("TryLatest", "Always");
         let always = self.apply(ALWAYS, &always).await?;
         let pod = self.work.current(OURS).await?;
-        let pod = pod.metadata.name.unwrap_or_default();
-        self.finish(name, "fresh", None, "v1", &pod, Some(ours), Some(always))
-            .await
+        let ran = Ran {
+            pod: pod.metadata.name.unwrap_or_default(),
+            ours: Some(ours),
+            always: Some(always),
+        };
+        self.finish(name, as_expected("fresh", "v1"), ran).await
     }
 
-    /// Restarts both Deployments and tells what a user sees.
-    async fn step(
-        &mut self,
-        name: &'static str,
-        expected: &'static str,
-        class: Option<&str>,
-        version: &str,
-    ) -> anyhow::Result<()> {
+    /// Restarts both Deployments, one after the other so that they do not share the cores, and tells
+    /// what a user sees.
+    async fn step(&mut self, name: &'static str, expected: Expected) -> anyhow::Result<()> {
         say(name);
         let (pod, ours) = self.work.restart(OURS, LIMIT).await?;
         let (_, always) = self.work.restart(ALWAYS, ALWAYS_LIMIT).await?;
-        self.finish(name, expected, class, version, &pod, ours, always)
-            .await
+        self.finish(name, expected, Ran { pod, ours, always }).await
     }
 
     /// Reboots the node while the registry is closed.
     async fn reboot(&mut self) -> anyhow::Result<()> {
-        say("the node reboots while the registry is closed");
-        // Both run, from the same copy, before the lights go out.
-        self.work.restart(OURS, LIMIT).await?;
-        self.work.restart(ALWAYS, LIMIT).await?;
+        let name = "the node reboots while the registry is closed";
+        say(name);
+        for deployment in [OURS, ALWAYS] {
+            let (_, ran) = self.work.restart(deployment, LIMIT).await?;
+            ran.with_context(|| format!("{deployment} does not run before the lights go out"))?;
+        }
         let pod = self.work.current(OURS).await?;
         let plain = self.work.current(ALWAYS).await?;
         self.until_stale(&pod).await?;
         self.cluster.registry().fault(Fault::Closed).await?;
         self.cluster.reboot().await?;
-        let ours = self.work.runs_again(&pod, LIMIT).await;
-        let always = self.work.runs_again(&plain, ALWAYS_LIMIT).await;
-        let name = "the node reboots while the registry is closed";
+        let (ours, always) = tokio::join!(
+            self.work.runs_again(&pod, LIMIT),
+            self.work.runs_again(&plain, ALWAYS_LIMIT)
+        );
         let pod = pod.metadata.name.unwrap_or_default();
-        self.finish(name, "fallback", Some("network"), "v2", &pod, ours, always)
+        self.finish(name, falls_back("network", "v2"), Ran { pod, ours, always })
             .await?;
         self.cluster.registry().heal().await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one line of the story each")]
+    /// Shows a step, and records whether it showed what it should.
     async fn finish(
         &mut self,
         name: &'static str,
-        expected: &'static str,
-        class: Option<&str>,
-        version: &str,
-        pod: &str,
-        ours: Option<Duration>,
-        always: Option<Duration>,
+        expected: Expected,
+        ran: Ran,
     ) -> anyhow::Result<()> {
         println!(
             "  TryLatest: {}   Always: {}\n",
-            running_after(ours, LIMIT),
-            running_after(always, ALWAYS_LIMIT)
+            running_after(ran.ours, LIMIT),
+            running_after(ran.always, ALWAYS_LIMIT)
         );
-        let said = self.work.wait_log(pod, "my-container", LIMIT).await;
-        self.show("logs", &["logs", pod, "-c", "trylatest-gate"])
-            .await;
-        self.show("logs", &["logs", pod, "-c", "my-container"])
-            .await;
-        let event = format!("TryLatest{}", upper_first(expected));
-        let event = self.work.wait_event(pod, &event, LIMIT).await;
-        println!(
-            "{}",
-            indent(&format!("Event: {}", event.as_deref().unwrap_or("none")))
-        );
-        let fallback = expected == "fallback";
-        let condition = self
-            .cluster
-            .wait_node_condition("TryLatestFallback", fallback, LIMIT)
-            .await;
-        self.show_node().await;
-
-        let release = self
-            .work
-            .released(pod, "my-container")
-            .await
-            .unwrap_or_default();
-        let word = |key: &str| release[key].as_str().map(str::to_owned);
-        let said = said.unwrap_or_default();
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, what: String| {
-            if !ok {
-                problems.push(what);
-            }
-        };
-        check(
-            ours.is_some(),
-            format!("the pod does not run within {LIMIT:?}"),
-        );
-        check(
-            word("outcome").as_deref() == Some(expected),
-            format!("the release says {release}"),
-        );
-        check(
-            word("class").as_deref() == class,
-            format!("the release says {release}"),
-        );
-        check(
-            said.contains(version),
-            format!("the app says {said:?}, not {version}"),
-        );
-        if let Err(error) = &event {
-            check(false, error.root_cause().to_string());
-        }
-        if let Err(error) = &condition {
-            check(false, error.root_cause().to_string());
-        }
+        let seen = self.see(expected, &ran.pod).await?;
+        let problems = problems(expected, &ran, &seen);
+        let word = |key: &str| seen.release[key].as_str().map(str::to_owned);
         let step = Step {
             name,
-            expected,
+            expected: expected.outcome,
             outcome: word("outcome").unwrap_or_default(),
             class: word("class"),
             digest: word("digest"),
-            version: said.trim().to_owned(),
-            ours_ms: ours.map(|took| took.as_millis()),
-            always_ms: always.map(|took| took.as_millis()),
+            version: seen.app_log.trim().to_owned(),
+            ours_ms: ran.ours.map(|took| took.as_millis()),
+            always_ms: ran.always.map(|took| took.as_millis()),
             ok: problems.is_empty(),
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
         };
@@ -321,16 +300,46 @@ impl Demo {
         Ok(())
     }
 
+    /// Prints what a user sees of our pod and of the node, once it is there.
+    async fn see(&self, expected: Expected, pod: &str) -> anyhow::Result<Seen> {
+        let app_log = self.work.wait_log(pod, "my-container", LIMIT).await;
+        let gate_log = self.show(&["logs", pod, "-c", "trylatest-gate"]).await;
+        self.show(&["logs", pod, "-c", "my-container"]).await;
+        let event = format!("TryLatest{}", upper_first(expected.outcome));
+        let event = self.work.wait_event(pod, &event, LIMIT).await.ok();
+        let shown = event.as_deref().unwrap_or("none");
+        println!("{}", indent(&format!("Event: {shown}")));
+        let node = self.wait_node(expected).await.ok();
+        self.show_node().await;
+        Ok(Seen {
+            gate_log,
+            app_log: app_log.unwrap_or_default(),
+            event,
+            node,
+            release: self
+                .work
+                .released(pod, "my-container")
+                .await
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Waits until the node's condition says what this step did, and not the one before.
+    async fn wait_node(&self, expected: Expected) -> anyhow::Result<Node> {
+        let nodes: Api<Node> = Api::all(self.cluster.client());
+        let (name, what) = (self.cluster.node_name(), "the node says so");
+        wait::object(nodes, &name, what, LIMIT, |node| says(node, expected)).await
+    }
+
     async fn push(&self, tools: &Tools, version: &str) -> anyhow::Result<()> {
-        let image = testimage::app(tools, &format!("{version}\n"))?;
-        let digest = self
-            .cluster
-            .registry()
-            .push(&image, "my/app", "latest")
-            .await?;
-        say(&format!(
-            "127.0.0.1:{PORT}/my/app:latest now points to {version}, {digest}"
-        ));
+        for repository in REPOSITORIES {
+            let image = testimage::app_of_size(tools, &format!("{version}\n"), 64)?;
+            let registry = self.cluster.registry();
+            let digest = registry.push(&image, repository, "latest").await?;
+            say(&format!(
+                "127.0.0.1:{PORT}/{repository}:latest now points to {version}, {digest}"
+            ));
+        }
         Ok(())
     }
 
@@ -368,12 +377,13 @@ impl Demo {
         Ok(())
     }
 
-    async fn show(&self, verb: &str, args: &[&str]) {
+    /// Prints a command and what it says, and returns that.
+    async fn show(&self, args: &[&str]) -> String {
         println!("  $ kubectl {}", args.join(" "));
-        match self.cluster.kubectl(args).await {
-            Ok(said) => println!("{}", indent(&said)),
-            Err(error) => println!("{}", indent(&format!("{verb}: {error:#}"))),
-        }
+        let said = self.cluster.kubectl(args).await;
+        let said = said.unwrap_or_else(|error| format!("{error:#}"));
+        println!("{}", indent(&said));
+        said
     }
 
     /// The lines of `kubectl describe node` that are ours.
@@ -403,7 +413,10 @@ impl Demo {
     }
 
     fn summary(&self) {
-        say("The story in short (seconds from restart to Running)");
+        say(&format!(
+            "The story in short (seconds from restart to Running; never: not within {})",
+            ALWAYS_LIMIT.as_secs()
+        ));
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         table.set_header(["", "TryLatest", "Always", "outcome", "runs"]);
@@ -426,6 +439,61 @@ impl Demo {
         }
         println!("{}", table.trim_fmt());
     }
+}
+
+/// What is not as it should be.
+fn problems(expected: Expected, ran: &Ran, seen: &Seen) -> Vec<String> {
+    let Expected {
+        outcome,
+        class,
+        version,
+    } = expected;
+    let release = &seen.release;
+    let told = class.map_or(String::new(), |class| format!("{class}: "));
+    let logged = |line: &str| line.starts_with(outcome) && line.contains(&told);
+    let checks = [
+        (
+            ran.ours.is_some(),
+            format!("the pod does not run within {LIMIT:?}"),
+        ),
+        (
+            ran.always.is_some() == class.is_none(),
+            format!("Always runs: {}", ran.always.is_some()),
+        ),
+        (
+            release["outcome"] == outcome && release["class"].as_str() == class,
+            format!("the release says {release}"),
+        ),
+        (
+            seen.gate_log.lines().any(logged),
+            format!("the gate says {:?}", seen.gate_log),
+        ),
+        (
+            seen.app_log.trim() == version,
+            format!("the app says {:?}, not {version}", seen.app_log),
+        ),
+        (seen.event.is_some(), "there is no such Event".to_owned()),
+        (seen.node.is_some(), "the node does not say so".to_owned()),
+    ];
+    let wrong = checks.into_iter().filter(|(right, _)| !right);
+    wrong.map(|(_, what)| what).collect()
+}
+
+/// Whether the node's condition says what is expected.
+fn says(node: &Node, expected: Expected) -> bool {
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .flatten();
+    let mut ours = conditions.filter(|condition| condition.type_ == "TryLatestFallback");
+    ours.next().is_some_and(|condition| match expected.class {
+        None => condition.status == "False",
+        Some(class) => {
+            let message = condition.message.as_deref().unwrap_or_default();
+            condition.status == "True" && message.ends_with(&format!(": {class}"))
+        }
+    })
 }
 
 fn say(what: &str) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::json;
 
 use super::part::Part;
@@ -22,7 +22,6 @@ const READY: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct ContainerdNode {
     part: Part,
-    version: ContainerdVersion,
     folder: PathBuf,
     socket: PathBuf,
     ctr: PathBuf,
@@ -38,6 +37,9 @@ impl ContainerdNode {
         run: &Run,
         version: ContainerdVersion,
     ) -> anyhow::Result<Self> {
+        if let Some(missing) = tools.missing(version) {
+            bail!("{missing}");
+        }
         run.cgroup().make()?;
         let folder = run.sub("containerd")?;
         let certs = run.sub("containerd/certs.d")?;
@@ -58,7 +60,6 @@ impl ContainerdNode {
             .cgroup(run.cgroup().members());
         let node = Self {
             part: Part::start_new(spec).await?,
-            version,
             socket: paths.socket(),
             ctr: tools.ctr(version),
             folder,
@@ -72,11 +73,6 @@ impl ContainerdNode {
     /// Its socket, for CRI and for containerd's own API.
     pub fn socket(&self) -> &Path {
         &self.socket
-    }
-
-    /// Its version.
-    pub fn version(&self) -> ContainerdVersion {
-        self.version
     }
 
     /// Its folder for content, snapshots and metadata, which a reboot keeps.

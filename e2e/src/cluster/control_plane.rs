@@ -38,8 +38,6 @@ pub struct ControlPlaneOptions {
     pub controllers: bool,
     /// Start kube-scheduler.
     pub scheduler: bool,
-    /// More flags of kube-apiserver.
-    pub apiserver_args: Vec<String>,
 }
 
 impl Default for ControlPlaneOptions {
@@ -47,7 +45,6 @@ impl Default for ControlPlaneOptions {
         Self {
             controllers: true,
             scheduler: true,
-            apiserver_args: Vec::new(),
         }
     }
 }
@@ -99,9 +96,7 @@ impl ControlPlane {
         let (etcd, etcd_flags) = setup.etcd().await?;
         let keys = TokenKeys::new(&pki)?;
         let audit = run.logs().join("audit.log");
-        let apiserver = setup
-            .apiserver(&etcd_flags, &keys, &audit, &options.apiserver_args)
-            .await?;
+        let apiserver = setup.apiserver(&etcd_flags, &keys, &audit).await?;
         let client = client(&kubeconfig).await?;
         until("the API server is ready", READY, || async {
             apiserver.check().await?;
@@ -145,6 +140,11 @@ impl ControlPlane {
         &self.kubeconfig
     }
 
+    /// The folder of kubectl, and of the other programs that were built.
+    pub fn programs(&self) -> &Path {
+        self.kubectl.parent().unwrap_or(Path::new("."))
+    }
+
     /// Where the API server listens.
     pub fn server(&self) -> SocketAddr {
         self.server
@@ -155,13 +155,8 @@ impl ControlPlane {
         &self.authority
     }
 
-    /// The API server's audit log: one JSON object a line for each request that changes something,
-    /// with its user, verb, object and answer.
-    pub fn audit_log(&self) -> &Path {
-        &self.audit
-    }
-
-    /// What the audit log holds by now, oldest first.
+    /// What the API server's audit log holds by now, oldest first: an object for each request that
+    /// changes something, with its user, verb, object and answer.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -350,7 +345,6 @@ impl Setup<'_> {
         etcd: &[String],
         keys: &TokenKeys,
         audit: &Path,
-        more: &[String],
     ) -> anyhow::Result<Part> {
         let names = apiserver_names(self.server.ip());
         let serving = self.authority.issue(
@@ -397,8 +391,7 @@ impl Setup<'_> {
                 "--endpoint-reconciler-type=none".to_owned(),
                 format!("--audit-policy-file={}", policy.display()),
                 format!("--audit-log-path={}", audit.display()),
-            ])
-            .args(more);
+            ]);
         Part::start_new(spec).await
     }
 

@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use serde_json::{Value, json};
+use anyhow::{Context as _, ensure};
+use rustix::net::sockopt::socket_peercred;
+use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::containerd::ContainerdNode;
@@ -26,6 +28,9 @@ use trylatest_bootstrap::Tools;
 /// How long it may take to serve; half a second is usual.
 const SERVES: Duration = Duration::from_secs(60);
 
+/// Where a kubelet waits for device plugins, whatever its folder is.
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
+
 /// So often it is started again, and after this pause.
 const STARTS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(250);
@@ -38,7 +43,7 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts it. `settings` go over its configuration, key by key.
+    /// Starts it, and waits until it serves.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -47,8 +52,8 @@ impl Kubelet {
         run: &Run,
         control_plane: &ControlPlane,
         containerd: &ContainerdNode,
-        settings: &Value,
     ) -> anyhow::Result<Self> {
+        refuse_beside_another()?;
         let node = run.slot().address().to_string();
         let authority = control_plane.authority();
         let user = format!("system:node:{node}");
@@ -68,7 +73,7 @@ impl Kubelet {
         )?;
         let [port] = run.slot().free_ports()?;
         let serves = SocketAddr::from((run.slot().address(), port));
-        let config = configuration(run, control_plane, containerd, serves, settings)?;
+        let config = configuration(run, control_plane, containerd, serves)?;
         let spec = Spec::new("kubelet", tools.kubelet(), run.log("kubelet"))
             .args([
                 format!("--config={}", config.display()),
@@ -107,8 +112,9 @@ impl Kubelet {
     /// it again.
     async fn up(&self) -> anyhow::Result<()> {
         for _ in 0..STARTS {
-            if self.serves().await.is_ok() {
-                return Ok(());
+            let serves = self.serves().await;
+            if serves.is_ok() || self.part.check().await.is_ok() {
+                return serves;
             }
             self.part.kill().await?;
             tokio::time::sleep(PAUSE).await;
@@ -134,12 +140,29 @@ impl Kubelet {
     }
 }
 
+/// A kubelet removes every socket where device plugins meet it, and that place is fixed
+/// (`pkg/kubelet/cm/devicemanager`): the machine's own kubelet would lose its plugins. Ours have none.
+fn refuse_beside_another() -> anyhow::Result<()> {
+    let Ok(socket) = UnixStream::connect(DEVICE_PLUGINS) else {
+        return Ok(());
+    };
+    let pid = socket_peercred(&socket)?.pid.as_raw_nonzero();
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    ensure!(
+        program
+            .to_string_lossy()
+            .contains("target/cluster/bin/kubelet"),
+        "this machine runs a kubelet of its own ({}, pid {pid}), which a second one would disturb",
+        program.display()
+    );
+    Ok(())
+}
+
 fn configuration(
     run: &Run,
     control_plane: &ControlPlane,
     containerd: &ContainerdNode,
     serves: SocketAddr,
-    settings: &Value,
 ) -> anyhow::Result<PathBuf> {
     let address = serves.ip().to_string();
     let authority = control_plane.authority();
@@ -152,7 +175,7 @@ fn configuration(
         },
     )?;
     let socket = format!("unix://{}", containerd.socket().display());
-    let mut config = json!({
+    let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": address,
@@ -187,14 +210,7 @@ fn configuration(
         "imageGCHighThresholdPercent": 100,
         "logging": {"verbosity": 2},
     });
-    merge(&mut config, settings);
     let file = run.folder().join("kubelet.yaml");
     fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;
     Ok(file)
-}
-
-fn merge(config: &mut Value, settings: &Value) {
-    if let (Some(config), Some(settings)) = (config.as_object_mut(), settings.as_object()) {
-        config.extend(settings.clone());
-    }
 }

@@ -17,11 +17,10 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
-use rustix::process::Signal;
-use serde_json::Value;
+use rustix::process::{Signal, geteuid};
 
 pub use containerd::ContainerdNode;
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
@@ -47,8 +46,6 @@ pub struct Options {
     pub registry_port: u16,
     /// The control plane; the controllers and the scheduler run by default.
     pub control_plane: ControlPlaneOptions,
-    /// Goes over the kubelet's configuration, key by key, e.g. `{"serializeImagePulls": false}`.
-    pub kubelet: Value,
 }
 
 /// A running one-node cluster with a registry. Dropping it ends it and keeps its logs.
@@ -68,16 +65,11 @@ impl Cluster {
     /// If a part does not come up; the message holds the last lines of its log and says where the
     /// logs are.
     pub async fn start(tools: &Tools, options: Options) -> anyhow::Result<Self> {
+        ensure!(geteuid().is_root(), "containers can be run by root alone");
         let run = Run::start(tools.root()).await?;
-        let logs = run.logs();
         // On the heap: it holds the starts of all parts at once.
-        match Box::pin(Self::start_in(run, tools, options)).await {
-            Ok(cluster) => Ok(cluster),
-            Err(error) => Err(error.context(format!(
-                "start a cluster; its logs are in {}",
-                logs.display()
-            ))),
-        }
+        let start = Box::pin(Self::start_in(run, tools, options));
+        start.await.context("start a cluster")
     }
 
     async fn start_in(run: Run, tools: &Tools, options: Options) -> anyhow::Result<Self> {
@@ -85,17 +77,21 @@ impl Cluster {
             containerd: version,
             registry_port,
             control_plane,
-            kubelet: settings,
         } = options;
         let registry_program = tools.docker_registry();
-        let registry_folder = run.folder().join("registry");
+        let (registry_folder, registry_log) = (run.folder().join("registry"), run.log("registry"));
         let (control_plane, containerd, registry) = tokio::try_join!(
             ControlPlane::start(tools, &run, control_plane),
             ContainerdNode::start(tools, &run, version),
-            Registry::start(&registry_program, &registry_folder, registry_port),
+            Registry::start(
+                &registry_program,
+                &registry_folder,
+                &registry_log,
+                registry_port
+            ),
         )?;
         containerd.add_registry(&registry.host())?;
-        let kubelet = Kubelet::start(tools, &run, &control_plane, &containerd, &settings).await?;
+        let kubelet = Kubelet::start(tools, &run, &control_plane, &containerd).await?;
         let cluster = Self {
             kubelet,
             containerd,
@@ -265,8 +261,9 @@ impl Cluster {
     /// How to use the cluster from a shell.
     pub fn guide(&self) -> String {
         format!(
-            "export KUBECONFIG={}\nexport CONTAINERD_ADDRESS={}\nexport CONTAINERD_NAMESPACE=k8s.io\n\
+            "export PATH={}:$PATH\nexport KUBECONFIG={}\nexport CONTAINERD_ADDRESS={}\nexport CONTAINERD_NAMESPACE=k8s.io\n\
              # node {}, registry {}, logs {}\n# Ctrl-C ends it",
+            self.control_plane.programs().display(),
             self.control_plane.kubeconfig().display(),
             self.containerd.socket().display(),
             self.node_name(),

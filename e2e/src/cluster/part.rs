@@ -85,9 +85,4 @@ impl Part {
             None => Ok(()),
         }
     }
-
-    /// Its process id while it runs.
-    pub async fn pid(&self) -> Option<u32> {
-        self.process.lock().await.as_ref().map(Process::pid)
-    }
 }

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use super::cgroup::Cgroup;
 use super::slot::Slot;
+use crate::machine::cgroup_of;
 
 const SWEEP: &str = include_str!("sweep.sh");
 
@@ -52,6 +53,12 @@ impl Run {
         fs::create_dir_all(&runs).with_context(|| format!("make {}", runs.display()))?;
         let runs = runs.canonicalize()?;
         sweep_left_over(&runs).await?;
+        let path = runs.to_str().context("a path that is no text")?;
+        // The kernel escapes these where it lists mounts, and the sweep would not find its own.
+        ensure!(
+            !path.contains([' ', '\t', '\n', '\\']),
+            "the path of this repository must be without spaces and backslashes: {path}"
+        );
         let (folder, lock) = make_folder(&runs)?;
         let length = folder.join(LONGEST_SOCKET).as_os_str().len();
         if length > SOCKET_PATH_MAX {
@@ -61,7 +68,7 @@ impl Run {
                 folder.display()
             );
         }
-        let cgroup = Cgroup::new(&cgroup_name(&folder));
+        let cgroup = Cgroup::new(&cgroup_of(&folder));
         let sweeper = sweep(&folder, "wait")?.spawn().context("start the sweep")?;
         Ok(Self {
             slot: Slot::claim()?,
@@ -134,6 +141,15 @@ impl Run {
     }
 }
 
+/// Whoever drops a run without ending it wants to know why.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.sweeper.get_mut().is_some() {
+            eprintln!("the logs are kept in {}", self.logs().display());
+        }
+    }
+}
+
 /// The sweep of one run. It must survive us: no death signal, no kill on drop, a group of its own.
 fn sweep(folder: &Path, mode: &str) -> anyhow::Result<Command> {
     let log = File::options()
@@ -144,7 +160,7 @@ fn sweep(folder: &Path, mode: &str) -> anyhow::Result<Command> {
     command
         .args(["-c", SWEEP, "sweep"])
         .arg(folder)
-        .args([&cgroup_name(folder), mode])
+        .args([&cgroup_of(folder), mode])
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
@@ -159,12 +175,6 @@ async fn finish(mut sweep: Child) -> anyhow::Result<()> {
         Ok(status) => bail!("the sweep ended with {status:?}"),
         Err(_) => bail!("the sweep has not ended within {SWEEP_LIMIT:?}"),
     }
-}
-
-/// The name is the run's alone: a killed run may still be swept while the next one starts.
-fn cgroup_name(folder: &Path) -> String {
-    let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    format!("trylatest-{id}")
 }
 
 fn make_folder(runs: &Path) -> anyhow::Result<(PathBuf, File)> {

@@ -67,10 +67,13 @@ for bundle in "$state"/io.containerd.runtime.v2.task/*/*; do
 done
 grep -l -F "$folder/" /var/lib/cni/results/* 2>/dev/null | xargs -r rm -f
 find /var/log/containers -maxdepth 1 -lname "$folder/*" -delete 2>/dev/null
-rm -rf "$state"
+rm -rf --one-file-system "$state"
+# Where a kubelet waits for device plugins. Another run's may do so.
+plugins=/var/lib/kubelet/device-plugins/kubelet.sock
+grep -q -F "$plugins" /proc/net/unix || rm -f "$plugins"
 
 case $mode in
-keep) find "$folder" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf {} + ;;
-remove) rm -rf "$folder" ;;
+keep) find "$folder" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf --one-file-system {} + ;;
+remove) rm -rf --one-file-system "$folder" ;;
 esac
 exit 0

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use hyper::{Method, Request, StatusCode};
-use sha2::{Digest as _, Sha256};
+use trylatest_bootstrap::oci;
 
 use super::upstream;
 
@@ -27,17 +27,6 @@ pub struct Manifest {
     pub bytes: Bytes,
     /// E.g. `application/vnd.oci.image.manifest.v1+json`.
     pub media_type: String,
-}
-
-/// The digest of some bytes, as registries write it.
-pub fn digest_of_bytes(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let hash = Sha256::digest(bytes);
-    hash.iter().fold(String::from("sha256:"), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The registry behind the proxy.
@@ -66,7 +55,7 @@ impl Distribution {
 
     /// Uploads a blob, unless the repository has it.
     pub(super) async fn put_blob(self, repository: &str, blob: &Bytes) -> anyhow::Result<()> {
-        let digest = digest_of_bytes(blob);
+        let digest = oci::digest(blob);
         let path = format!("/v2/{repository}/blobs/{digest}");
         let known = self.send(Method::HEAD, &path, None).await?;
         if known.status == StatusCode::OK {
@@ -103,24 +92,7 @@ impl Distribution {
         let body = Some((manifest.media_type.as_str(), manifest.bytes.clone()));
         self.ask(Method::PUT, &path, body, StatusCode::CREATED)
             .await?;
-        Ok(digest_of_bytes(&manifest.bytes))
-    }
-
-    pub(super) async fn manifest(
-        self,
-        repository: &str,
-        reference: &str,
-    ) -> anyhow::Result<Manifest> {
-        let path = format!("/v2/{repository}/manifests/{reference}");
-        let answer = self.ask(Method::GET, &path, None, StatusCode::OK).await?;
-        let media_type = answer
-            .headers
-            .get(CONTENT_TYPE)
-            .context("a manifest without a type")?;
-        Ok(Manifest {
-            media_type: media_type.to_str()?.to_owned(),
-            bytes: answer.body,
-        })
+        Ok(oci::digest(&manifest.bytes))
     }
 
     pub(super) async fn digest(self, repository: &str, tag: &str) -> anyhow::Result<String> {

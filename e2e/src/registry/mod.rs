@@ -20,7 +20,7 @@ mod upstream;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -31,7 +31,7 @@ use trylatest_bootstrap::oci::Image;
 use crate::process::{Process, Spec};
 
 use distribution::Distribution;
-pub use distribution::{Manifest, digest_of_bytes};
+pub use distribution::Manifest;
 pub use fault::{Challenge, Fault, Rule};
 pub use proxy::FaultProxy;
 pub use requests::{RequestKind, Requests};
@@ -67,7 +67,6 @@ impl From<Image> for Content {
 pub struct Registry {
     proxy: FaultProxy,
     direct: Distribution,
-    storage: PathBuf,
     process: Process,
 }
 
@@ -80,19 +79,18 @@ impl Deref for Registry {
 }
 
 impl Registry {
-    /// Starts `program` (docker-registry 2.8) with its files under `dir` and the proxy on `port` of
-    /// 127.0.0.1 (0: a free one), and waits until it answers.
+    /// Starts `program` (docker-registry 2.8) with its files under `dir`, what it prints in `log` and
+    /// the proxy on `port` of 127.0.0.1 (0: a free one), and waits until it answers.
     ///
     /// # Errors
     /// The port is taken, or the registry does not come up; the message holds its last lines.
-    pub async fn start(program: &Path, dir: &Path, port: u16) -> anyhow::Result<Self> {
+    pub async fn start(program: &Path, dir: &Path, log: &Path, port: u16) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let storage = dir.join("storage");
-        let (process, address) = launch(program, dir, &storage).await?;
+        let (process, address) = launch(program, dir, &storage, log).await?;
         Ok(Self {
             proxy: FaultProxy::start(port, address)?,
             direct: Distribution::new(address),
-            storage,
             process,
         })
     }
@@ -139,37 +137,12 @@ impl Registry {
             .await
     }
 
-    /// Lets the tag `to` point to what `from` (a tag or digest) points to; returns the digest.
-    ///
-    /// # Errors
-    /// There is no `from`.
-    pub async fn retag(&self, repository: &str, from: &str, to: &str) -> anyhow::Result<String> {
-        let manifest = self.direct.manifest(repository, from).await?;
-        self.direct.put_manifest(repository, to, &manifest).await
-    }
-
     /// What a tag points to.
     ///
     /// # Errors
     /// There is no such tag.
     pub async fn digest_of(&self, repository: &str, tag: &str) -> anyhow::Result<String> {
         self.direct.digest(repository, tag).await
-    }
-
-    /// Removes a tag. The image stays under its digest and its other tags.
-    ///
-    /// The API of this registry can only delete a digest with all its tags, so the tag's folder
-    /// goes; the registry reads tags from the disk each time.
-    ///
-    /// # Errors
-    /// There is no such tag.
-    pub fn delete_tag(&self, repository: &str, tag: &str) -> anyhow::Result<()> {
-        let repositories = self.storage.join("docker/registry/v2/repositories");
-        let tag = repositories
-            .join(repository)
-            .join("_manifests/tags")
-            .join(tag);
-        std::fs::remove_dir_all(&tag).with_context(|| format!("remove {}", tag.display()))
     }
 
     /// Ends the registry and closes the port.
@@ -187,6 +160,7 @@ async fn launch(
     program: &Path,
     dir: &Path,
     storage: &Path,
+    log: &Path,
 ) -> anyhow::Result<(Process, SocketAddr)> {
     const ATTEMPTS: usize = 3;
     let mut last = None;
@@ -194,7 +168,7 @@ async fn launch(
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free_port()?));
         let config = dir.join("registry.yml");
         std::fs::write(&config, configuration(storage, address))?;
-        let mut process = Spec::new("registry", program, dir.join("registry.log"))
+        let mut process = Spec::new("registry", program, log)
             .arg("serve")
             .arg(&config)
             .spawn()

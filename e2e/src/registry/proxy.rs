@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::answer::{ResetConnection, answer};
 use super::fault::{Fault, Met, Rule, Rules};
 use super::port::{Mode, Port};
-use super::requests::{Asked, RequestKind, Requests};
+use super::requests::{Asked, Requests};
 
 /// What the tests and the connections share.
 pub(super) struct Shared {
@@ -111,6 +111,15 @@ impl FaultProxy {
         self.switch(mode).await.context(what)
     }
 
+    /// Cuts every connection: whoever still waits for an answer gets none. The fault of the whole
+    /// registry is over, and nothing can connect until [`FaultProxy::heal`].
+    ///
+    /// # Errors
+    /// The port cannot be closed.
+    pub async fn hang_up(&self) -> anyhow::Result<()> {
+        self.fault(Fault::Closed).await
+    }
+
     /// Ends the fault of the whole registry: the next request gets through. Faults of single
     /// repositories stay.
     ///
@@ -141,21 +150,10 @@ impl FaultProxy {
         self.shared.rules().set_on(repository, None);
     }
 
-    /// The requests since the start or the last [`Self::reset_counts`], those that met a fault
-    /// among them.
+    /// The requests since the start, those that met a fault among them. Compare two with
+    /// [`Requests::since`].
     pub fn requests(&self) -> Requests {
         self.shared.requests.borrow().clone()
-    }
-
-    /// Counts from zero. Tests that share a registry compare with [`Requests::since`] instead.
-    pub fn reset_counts(&self) {
-        self.shared.requests.send_replace(Requests::default());
-    }
-
-    /// Waits until there was a request of this kind since the counts were reset. For ever, if
-    /// there is none: the deadline is the caller's. Cancel-safe.
-    pub async fn wait_for_request(&self, kind: RequestKind) {
-        self.wait_until(|requests| requests.count(kind) > 0).await;
     }
 
     /// Waits until the counts are as wanted, without a deadline. Cancel-safe.

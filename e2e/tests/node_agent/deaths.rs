@@ -146,17 +146,20 @@ async fn killed_while_it_writes_the_release(node: &Node) -> anyhow::Result<()> {
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
     let agent = node.install.container().await?;
+    let series = "trylatest_api_calls_total{operation=\"release\",result=\"error\"}";
+    let failures = node.install.metric(series).await?;
     node.cluster.control_plane().stop_apiserver().await?;
     // The pull ends while nobody takes the release: the agent is killed with it in hand.
     node.cluster.registry().heal_on(&space.repository);
     let tried = || async {
-        let (_, metrics) = node.install.get("/metrics").await?;
-        let series = "trylatest_api_calls_total{operation=\"release\",result=\"error\"} 0";
-        Ok((!metrics.contains(series)).then_some(()))
+        let now = node.install.metric(series).await?;
+        Ok((now > failures).then_some(()))
     };
-    wait::until("a release could not be written", SOON, tried).await?;
-    node.cluster.kill_container(&agent).await?;
+    let tried = wait::until("a release could not be written", SOON, tried).await;
+    let killed = node.cluster.kill_container(&agent).await;
     node.cluster.control_plane().start_apiserver().await?;
+    tried?;
+    killed?;
     was_released(&space, "app", "one").await?;
     let agent = node
         .install
@@ -316,9 +319,10 @@ async fn the_node_reboots_without_a_registry(node: &Node) -> anyhow::Result<()> 
     let before = space.work.pods().get("app").await?;
     make_stale(&space, &before).await?;
     node.cluster.registry().fault(Fault::Closed).await?;
-    node.cluster.reboot().await?;
+    let rebooted = node.cluster.reboot().await;
     let again = space.work.runs_again(&before, SOON).await;
     node.cluster.registry().heal().await?;
+    rebooted?;
     ensure!(again.is_some(), "{}", space.work.describe().await);
     let release = space.work.released("app", "app").await?;
     ensure!(release["outcome"] == "fallback", "{release}");

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::{DAEMON_SET, IMAGE, NAMESPACE};
+use trylatest_e2e::machine::{Running, check_listeners, processes_of};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::GATE;
@@ -19,14 +20,15 @@ pub(crate) fn tests() -> Tests {
         beside: tests![
             the_gate_is_small_while_it_waits,
             the_agent_is_ready_and_counts,
-            the_agent_counts_how_long_pods_wait,
             the_index_is_shown_while_the_agent_runs,
             applying_the_manifests_again_changes_nothing,
         ],
         alone: tests![
             a_removed_gate_image_comes_back,
             a_corrupt_index_is_rebuilt,
+            the_agent_counts_how_long_pods_wait,
             the_agent_is_small,
+            nothing_listens_beyond_loopback,
         ],
     }
 }
@@ -182,14 +184,27 @@ async fn a_corrupt_index_is_rebuilt(node: &Node) -> anyhow::Result<()> {
     space.run("before", "fresh", "one").await?;
     node.install.away().await?;
     let file = node.install.state_dir().join("index.redb");
-    fs::write(&file, b"this is no index").context("spoil the index")?;
+    let spoiled = fs::write(&file, b"this is no index");
     node.install.back().await?;
+    spoiled.context("spoil the index")?;
     space.run("after", "unchanged", "one").await?;
     let log = node.install.log(false).await?;
     ensure!(log.contains("moved aside"), "{log}");
     let images = images(node, "json").await?;
     ensure!(images.contains(&space.image()), "{images}");
     space.end().await
+}
+
+/// The agent among others: it is found by its cgroup.
+async fn nothing_listens_beyond_loopback(node: &Node) -> anyhow::Result<()> {
+    check_listeners(node.cluster.dir(), 8)?;
+    let folder = node.cluster.dir();
+    let agent = |process: &Running| process.args.starts_with("/trylatest agent");
+    ensure!(
+        processes_of(folder)?.iter().any(agent),
+        "the agent was not seen"
+    );
+    Ok(())
 }
 
 async fn the_agent_is_small(node: &Node) -> anyhow::Result<()> {

@@ -17,14 +17,13 @@ pub(crate) fn tests() -> Tests {
     Tests {
         beside: tests![
             fresh_then_unchanged_then_moved,
-            twenty_pods_cost_two_requests,
             a_digest_on_the_node_asks_no_registry,
             init_containers_and_sidecars_are_held_too,
             a_slow_download_is_caught_up,
             progress_is_shown_with_bytes,
             a_deleted_pod_leaves_the_others_alone,
         ],
-        alone: tests![],
+        alone: tests![twenty_pods_cost_two_requests],
     }
 }
 
@@ -194,5 +193,7 @@ async fn a_deleted_pod_leaves_the_others_alone(node: &Node) -> anyhow::Result<()
         .work
         .wait_pod("stays", "it runs", SOON, is_running)
         .await?;
+    let release = space.work.released("stays", "app").await?;
+    ensure!(release["outcome"] == "fresh", "{release}");
     space.end().await
 }

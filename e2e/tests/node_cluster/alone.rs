@@ -14,11 +14,12 @@ use serde_json::json;
 use trylatest_e2e::cluster::{
     ContainerdNode, ContainerdVersion, ControlPlane, ControlPlaneOptions, Run, Tools, wait,
 };
+use trylatest_e2e::machine::processes;
 use trylatest_e2e::process::kill_pid;
 use trylatest_e2e::suite::{Case, Fixture};
 use trylatest_e2e::testimage;
 
-use crate::machine::{left, processes, wait_until_nothing_is_left};
+use crate::machine::{left, wait_until_nothing_is_left};
 use crate::{Node, POD_LIMIT, container_id, started};
 
 /// Nothing is shared but the programs.
@@ -68,7 +69,6 @@ async fn a_control_plane_works_alone(alone: Arc<Alone>) -> anyhow::Result<()> {
     let options = ControlPlaneOptions {
         controllers: false,
         scheduler: false,
-        ..ControlPlaneOptions::default()
     };
     let control_plane = ControlPlane::start(&alone.0, &run, options).await?;
     let namespace = control_plane
@@ -204,17 +204,24 @@ struct Owner {
 
 impl Owner {
     fn start(tools: &Tools) -> anyhow::Result<Self> {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_cluster"))
+        let process = Command::new(env!("CARGO_BIN_EXE_cluster"))
             .args(["--registry-port", "0"])
             .stdout(Stdio::piped())
             .spawn()?;
-        let said = BufReader::new(process.stdout.take().context("its output is a pipe")?);
+        let mut owner = Self {
+            process,
+            folder: PathBuf::new(),
+        };
+        let output = owner.process.stdout.take();
+        let said = BufReader::new(output.context("its output is a pipe")?);
         let mut guide = said.lines().map_while(Result::ok);
         let config =
             guide.find_map(|line| line.strip_prefix("export KUBECONFIG=").map(PathBuf::from));
         let config = config.context("it ended without a word")?;
-        let folder = config.parent().context("it says where it is")?.to_owned();
-        let owner = Self { process, folder };
+        config
+            .parent()
+            .context("it says where it is")?
+            .clone_into(&mut owner.folder);
         let kubectl = |args: &[&str]| owner.kubectl(tools, args);
         kubectl(&["run", "app", &format!("--image={}", testimage::PAUSE)])?;
         kubectl(&["wait", "--for=condition=Ready", "pod/app", "--timeout=60s"])?;
@@ -237,6 +244,7 @@ impl Owner {
         Ok(())
     }
 
+    /// It ends nothing itself: that is for its guard, or for the next run.
     fn kill(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         self.process.wait()?;
@@ -249,6 +257,14 @@ impl Owner {
             Ok((names_in(&self.folder)? == ["logs"]).then_some(()))
         })
         .await
+    }
+}
+
+/// Also where a test fails: its cluster must not outlive it.
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _ = self.kill();
     }
 }
 

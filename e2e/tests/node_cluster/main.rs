@@ -18,6 +18,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
+use trylatest_e2e::machine::check_listeners;
 use trylatest_e2e::suite::{Case, Fixture, Suite};
 use trylatest_e2e::testimage;
 
@@ -334,7 +335,8 @@ async fn a_killed_container_is_started_again(node: &Node) -> anyhow::Result<()> 
 }
 
 async fn nothing_listens_beyond_loopback(node: &Node) -> anyhow::Result<()> {
-    machine::check_listeners(node.cluster.dir())
+    // etcd twice, API server, kubelet, containerd's streams, registry and proxy.
+    check_listeners(node.cluster.dir(), 7)
 }
 
 async fn no_part_ended_by_itself(node: &Node) -> anyhow::Result<()> {

@@ -198,7 +198,8 @@ impl<const OLDEST: bool> Fixture for On<OLDEST> {
     async fn start(tools: Tools) -> anyhow::Result<Self> {
         let run = Run::start(tools.root()).await?;
         let folder = run.folder().join("registry");
-        let registry = Registry::start(&tools.docker_registry(), &folder, 0).await?;
+        let registry =
+            Registry::start(&tools.docker_registry(), &folder, &run.log("registry"), 0).await?;
         let node = ContainerdNode::start(&tools, &run, Self::VERSION).await?;
         node.add_registry(&registry.host())?;
         let runtime = Containerd::new(ContainerdOptions {

@@ -31,9 +31,7 @@ async fn download(fixture: &Fixture, client: &mut Client) -> Incoming {
 
 #[tokio::test]
 async fn what_is_pushed_comes_through_the_proxy() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let mut client = fixture.client().await;
     let manifest = client.get(&manifest_path()).await;
     assert_eq!(manifest.body, fixture.image.manifest.bytes);
@@ -49,9 +47,7 @@ async fn what_is_pushed_comes_through_the_proxy() {
 
 #[tokio::test]
 async fn a_stalled_blob_stops_after_so_many_bytes_and_stays_so() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture
         .registry
         .fault(Fault::StalledBlob {
@@ -68,7 +64,7 @@ async fn a_stalled_blob_stops_after_so_many_bytes_and_stays_so() {
 
     // The configuration is shorter, and comes whole; so does the manifest.
     let config = fixture.image.blobs.first().unwrap();
-    let path = format!("/v2/{REPOSITORY}/blobs/{}", digest_of_bytes(config));
+    let path = format!("/v2/{REPOSITORY}/blobs/{}", oci::digest(config));
     let mut other = fixture.client().await;
     assert_eq!(other.get(&path).await.body, config);
     assert_eq!(other.get(&manifest_path()).await.status, 200);
@@ -80,13 +76,11 @@ async fn a_stalled_blob_stops_after_so_many_bytes_and_stays_so() {
 
 #[tokio::test]
 async fn a_stall_that_is_to_come_once_is_not_used_up_by_small_blobs() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let fault = Fault::StalledBlob { after_bytes: 1000 };
     fixture.registry.fault(fault.times(1)).await.unwrap();
     let config = fixture.image.blobs.first().unwrap();
-    let path = format!("/v2/{REPOSITORY}/blobs/{}", digest_of_bytes(config));
+    let path = format!("/v2/{REPOSITORY}/blobs/{}", oci::digest(config));
     let mut client = fixture.client().await;
     assert_eq!(client.get(&path).await.body, config);
     let mut body = download(&fixture, &mut client).await;
@@ -102,9 +96,7 @@ async fn a_stall_that_is_to_come_once_is_not_used_up_by_small_blobs() {
 
 #[tokio::test]
 async fn a_slow_blob_crawls_and_runs_on_when_healed() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture
         .registry
         .fault(Fault::SlowBlob {
@@ -150,9 +142,7 @@ async fn a_slow_blob_crawls_and_runs_on_when_healed() {
 
 #[tokio::test]
 async fn a_cut_blob_breaks_off_half_way() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture.registry.fault(Fault::CutBlob).await.unwrap();
     let mut client = fixture.client().await;
     let mut body = download(&fixture, &mut client).await;
@@ -186,18 +176,13 @@ async fn a_cut_blob_breaks_off_half_way() {
 
 #[tokio::test]
 async fn corrupt_content_has_the_right_length_and_the_wrong_hash() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let mut client = fixture.client().await;
 
     fixture.registry.fault(Fault::CorruptBlob).await.unwrap();
     let blob = client.get(&fixture.layer_path()).await;
     assert_eq!(blob.body.len(), fixture.layer().len());
-    assert_ne!(
-        digest_of_bytes(&blob.body),
-        digest_of_bytes(fixture.layer())
-    );
+    assert_ne!(oci::digest(&blob.body), oci::digest(fixture.layer()));
     assert_eq!(
         client.get(&manifest_path()).await.body,
         fixture.image.manifest.bytes
@@ -209,10 +194,10 @@ async fn corrupt_content_has_the_right_length_and_the_wrong_hash() {
         .await
         .unwrap();
     let manifest = client.get(&manifest_path()).await;
-    let digest = digest_of_bytes(&fixture.image.manifest.bytes);
+    let digest = oci::digest(&fixture.image.manifest.bytes);
     assert_eq!(manifest.header("docker-content-digest"), digest);
     assert_eq!(manifest.body.len(), fixture.image.manifest.bytes.len());
-    assert_ne!(digest_of_bytes(&manifest.body), digest);
+    assert_ne!(oci::digest(&manifest.body), digest);
     assert_eq!(
         client.get(&fixture.layer_path()).await.body,
         fixture.layer()

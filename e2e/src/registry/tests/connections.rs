@@ -7,9 +7,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_closed_port_refuses_and_its_connections_are_gone() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let address = fixture.registry.address();
     let mut open = fixture.client().await;
     assert_eq!(open.get("/v2/").await.status, 200);
@@ -26,9 +24,7 @@ async fn a_closed_port_refuses_and_its_connections_are_gone() {
 
 #[tokio::test]
 async fn a_closed_port_cuts_hanging_requests() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture.registry.fault(Fault::NeverAnswers).await.unwrap();
     let mut client = fixture.client().await;
     let mut hanging = Box::pin(client.try_get("/v2/"));
@@ -39,9 +35,7 @@ async fn a_closed_port_cuts_hanging_requests() {
 
 #[tokio::test]
 async fn a_blackhole_answers_no_syn_and_freezes_what_is_open() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let mut open = fixture.client().await;
     assert_eq!(open.get("/v2/").await.status, 200);
 
@@ -60,9 +54,7 @@ async fn a_blackhole_answers_no_syn_and_freezes_what_is_open() {
 
 #[tokio::test]
 async fn the_port_goes_from_any_state_to_any_other() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let address = fixture.registry.address();
     let steps = [
         Fault::Blackhole,
@@ -85,9 +77,7 @@ async fn the_port_goes_from_any_state_to_any_other() {
 
 #[tokio::test]
 async fn a_registry_that_never_answers_answers_the_next_request_once_healed() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture.registry.fault(Fault::NeverAnswers).await.unwrap();
     let mut stuck = fixture.client().await;
     let path = manifest_path();
@@ -105,9 +95,7 @@ async fn a_registry_that_never_answers_answers_the_next_request_once_healed() {
 
 #[tokio::test]
 async fn a_reset_is_a_reset_on_the_wire() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     fixture.registry.fault(Fault::Reset).await.unwrap();
     let mut stream = TcpStream::connect(fixture.registry.address())
         .await
@@ -125,9 +113,7 @@ async fn a_reset_is_a_reset_on_the_wire() {
 
 #[tokio::test]
 async fn latency_delays_each_answer_until_healed() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let latency = Duration::from_millis(200);
     fixture
         .registry
@@ -154,9 +140,7 @@ async fn latency_delays_each_answer_until_healed() {
 
 #[tokio::test]
 async fn a_dropped_registry_leaves_nothing_listening() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let address = fixture.registry.address();
     fixture.registry.stop().await.unwrap();
     // The proxy's task is told to end by the drop, and ends with the next turn of the runtime.

@@ -1,14 +1,12 @@
-//! Tags, by the back door.
+//! What the registry holds, by the back door.
 
 use super::*;
 
 #[tokio::test]
-async fn tags_move_and_go_while_the_port_is_closed() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+async fn tags_move_while_the_port_is_closed() {
+    let fixture = Fixture::start().await;
     let registry = &fixture.registry;
-    let first = digest_of_bytes(&fixture.image.manifest.bytes);
+    let first = oci::digest(&fixture.image.manifest.bytes);
     assert_eq!(
         registry.digest_of(REPOSITORY, "latest").await.unwrap(),
         first
@@ -22,28 +20,9 @@ async fn tags_move_and_go_while_the_port_is_closed() {
         registry.digest_of(REPOSITORY, "latest").await.unwrap(),
         second
     );
-    assert_eq!(
-        registry.retag(REPOSITORY, &first, "old").await.unwrap(),
-        first
-    );
-
-    registry.delete_tag(REPOSITORY, "latest").unwrap();
-    registry.digest_of(REPOSITORY, "latest").await.unwrap_err();
-    registry.delete_tag(REPOSITORY, "latest").unwrap_err();
-    assert_eq!(registry.digest_of(REPOSITORY, "old").await.unwrap(), first);
+    registry.digest_of(REPOSITORY, "other").await.unwrap_err();
 
     registry.heal().await.unwrap();
-    let missing = fixture.client().await.get(&manifest_path()).await;
-    assert_eq!(missing.status, 404);
-    assert!(
-        missing.text().contains("MANIFEST_UNKNOWN"),
-        "{}",
-        missing.text()
-    );
-    assert_eq!(
-        registry.push(&next, REPOSITORY, "latest").await.unwrap(),
-        second
-    );
     assert_eq!(
         fixture.client().await.get(&manifest_path()).await.body,
         next.manifest.bytes
@@ -52,9 +31,7 @@ async fn tags_move_and_go_while_the_port_is_closed() {
 
 #[tokio::test]
 async fn a_manifest_without_its_parts_is_refused_and_said_so() {
-    let Some(fixture) = Fixture::start().await else {
-        return;
-    };
+    let fixture = Fixture::start().await;
     let manifest = content(11).manifest;
     let refused = fixture
         .registry
@@ -67,7 +44,13 @@ async fn a_manifest_without_its_parts_is_refused_and_said_so() {
 #[tokio::test]
 async fn a_registry_that_does_not_start_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let failed = Registry::start(Path::new("/bin/false"), dir.path(), 0).await;
+    let failed = Registry::start(
+        Path::new("/bin/false"),
+        dir.path(),
+        &dir.path().join("log"),
+        0,
+    )
+    .await;
     let error = format!("{:#}", failed.err().expect("it cannot start"));
     assert!(error.contains("registry ended: exit status 1"), "{error}");
 }
