@@ -161,6 +161,9 @@ pub(super) const RULES: &[Rule] = &[
     rule(Network, &[Says("dial tcp")]),
     // The token service gave no answer: the error of Go's HTTP client begins with the method.
     rule(Network, &[Says("failed to fetch anonymous token: get ")]),
+    // So too with credentials of containerd's own. A GET that fails comes after a POST that was
+    // answered, perhaps with a refusal.
+    rule(Network, &[Says("failed to fetch oauth token: post ")]),
     // Asked for credentials, and something is wrong with how; not a connection, as seen above.
     rule(Unauthorized, &[Says("failed to authorize")]),
     // The registry gave no answer, whatever the reason: an answer would have a status.

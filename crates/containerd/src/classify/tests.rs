@@ -91,6 +91,16 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Unknown,
             "failed to authorize: failed to fetch anonymous token: unexpected status: 408 Request Timeout",
         ),
+        (
+            Network,
+            Unknown,
+            "failed to authorize: failed to fetch oauth token: Post \"https://a/token\": EOF",
+        ),
+        (
+            Unauthorized,
+            Unknown,
+            "failed to authorize: failed to fetch oauth token: Get \"https://a/token\": EOF",
+        ),
         // What it said and nobody understands is one: the registry has asked for credentials.
         (
             Unauthorized,
