@@ -36,8 +36,8 @@ const REMEMBERED: usize = 128;
 /// containerd labels it anew with each pull.
 const NEWEST: usize = 8;
 
-/// Looks for which a download that is whole and not committed counts as movement: a minute, at the
-/// agent's four looks a second. One that is left over stays so for ever.
+/// Looks in a row for which a download that is whole and not committed counts as movement: a minute,
+/// at the agent's four looks a second. One that is left over stays so for ever.
 const WRITING_OUT_MAX: u64 = 240;
 
 /// What is known of running pulls. It only helps; movement is always read from containerd.
@@ -62,10 +62,11 @@ struct Seen {
     manifest: Option<String>,
     /// Bytes of it.
     bytes: u64,
-    /// Whether they have changed from one look to another: then this pull downloads, and what lies
-    /// there is not left over from an earlier one.
+    /// Whether they have grown from one look to another: then this pull downloads, and what lies
+    /// there is not left over from an earlier one. That they become fewer says nothing of the
+    /// registry: containerd drops what is left over, and begins it anew.
     downloads: bool,
-    /// Looks at which nothing was left but to write it out.
+    /// Looks since they last changed at which nothing was left but to write it out.
     writing_out: u64,
 }
 
@@ -75,7 +76,10 @@ impl Seen {
     /// counts as movement.
     fn look(&mut self, chosen: &Candidate, bytes: u64) {
         let same = self.manifest.as_ref() == Some(&chosen.digest);
-        self.downloads |= same && self.bytes != bytes;
+        self.downloads |= same && bytes > self.bytes;
+        if bytes != self.bytes {
+            self.writing_out = 0;
+        }
         if self.downloads && chosen.writing_out && self.writing_out < WRITING_OUT_MAX {
             self.writing_out += 1;
         }
@@ -443,10 +447,31 @@ mod tests {
             downloaded.look(&candidate(true), 9);
             assert_eq!(downloaded.writing_out, looks);
         }
-        for _ in 0..2 * WRITING_OUT_MAX {
-            downloaded.look(&candidate(true), 9);
+    }
+
+    #[test]
+    fn writing_out_moves_for_a_minute_after_the_last_byte() {
+        let mut seen = Seen::default();
+        seen.look(&candidate(false), 8);
+        for bytes in [9, 11] {
+            for _ in 0..2 * WRITING_OUT_MAX {
+                seen.look(&candidate(true), bytes);
+            }
+            assert_eq!(seen.writing_out, WRITING_OUT_MAX);
+            seen.look(&candidate(true), bytes + 1);
+            assert_eq!(seen.writing_out, 1);
         }
-        assert_eq!(downloaded.writing_out, WRITING_OUT_MAX);
+    }
+
+    #[test]
+    fn bytes_that_go_do_not_come() {
+        let mut seen = Seen::default();
+        for bytes in [9, 3, 0] {
+            seen.look(&candidate(false), bytes);
+            assert!(!seen.downloads, "{bytes} bytes");
+        }
+        seen.look(&candidate(false), 1);
+        assert!(seen.downloads);
     }
 
     #[test]
