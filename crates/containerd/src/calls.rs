@@ -228,7 +228,6 @@ mod tests {
             matches!(&error, RuntimeError::Unreachable { why, .. } if why.contains("No such file")),
             "{error}"
         );
-        assert!(error.is_retryable());
     }
 
     #[tokio::test]

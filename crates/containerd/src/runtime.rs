@@ -265,36 +265,6 @@ pub enum RuntimeError {
     EventsEnded,
 }
 
-impl RuntimeError {
-    /// Whether the same call may succeed later, with nothing done about it.
-    pub fn is_retryable(&self) -> bool {
-        use tonic::Code;
-        match self {
-            Self::Timeout { .. } | Self::Unreachable { .. } | Self::EventsEnded => true,
-            Self::NotFound { .. } | Self::BadAlias { .. } => false,
-            Self::Answered { code, .. } => match code {
-                Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::Cancelled
-                | Code::ResourceExhausted
-                | Code::Aborted
-                | Code::Internal
-                | Code::Unavailable => true,
-                Code::Ok
-                | Code::InvalidArgument
-                | Code::NotFound
-                | Code::AlreadyExists
-                | Code::PermissionDenied
-                | Code::FailedPrecondition
-                | Code::OutOfRange
-                | Code::Unimplemented
-                | Code::DataLoss
-                | Code::Unauthenticated => false,
-            },
-        }
-    }
-}
-
 impl<R: ImageRuntime> ImageRuntime for Arc<R> {
     fn pull(&self, image: &ImageName) -> impl Future<Output = Result<(), PullError>> + Send {
         R::pull(self, image)
