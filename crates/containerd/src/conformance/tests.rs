@@ -1,5 +1,7 @@
 //! The suite, run on the fake.
 
+use trylatest_core::outcome::FailureClass;
+
 use super::*;
 use crate::fake::{Answer, FakeContainerd};
 
