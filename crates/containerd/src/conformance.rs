@@ -99,6 +99,7 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             a_silent_registry_moves_nothing,
             a_download_moves,
             a_stalled_download_stands_still,
+            what_is_left_over_does_not_flow,
             another_images_download_is_not_ours,
             a_hollow_copy_is_unusable_until_pulled_again;
         names:

@@ -91,16 +91,7 @@ pub(super) async fn a_silent_registry_moves_nothing<H: Harness>(h: &H) -> Verdic
     pull(h, &image).await?;
     let second = h.push(&image, 2).await;
     h.fault(&image, Some(Fault::NeverAnswers)).await;
-    {
-        let pull = h.runtime().pull(&image);
-        tokio::pin!(pull);
-        let watch = stands_still(h, &image, 0);
-        tokio::select! {
-            // Dropping either stops it; the pull's end here is a failure of the case.
-            ended = &mut pull => return Err(format!("the pull ended: {ended:?}")),
-            still = watch => still?,
-        }
-    }
+    during_a_pull(h, &image, stands_still(h, &image, 0)).await?;
     h.fault(&image, None).await;
     is_usable(h, &image, &first).await?;
     pull(h, &image).await?;
@@ -152,19 +143,31 @@ pub(super) async fn a_stalled_download_stands_still<H: Harness>(h: &H) -> Verdic
     let image = h.image("stalled", "latest");
     let digest = h.push(&image, 1).await;
     h.fault(&image, Some(Fault::StalledBlob)).await;
-    {
-        let pull = h.runtime().pull(&image);
-        tokio::pin!(pull);
-        let watch = async {
-            received(h, &image).await?;
-            stands_still(h, &image, 1).await
-        };
-        tokio::select! {
-            // Dropping either stops it; the pull's end here is a failure of the case.
-            ended = &mut pull => return Err(format!("the pull ended: {ended:?}")),
-            still = watch => still?,
+    during_a_pull(h, &image, async {
+        received(h, &image).await?;
+        stands_still(h, &image, 1).await
+    })
+    .await?;
+    h.fault(&image, None).await;
+    pull(h, &image).await?;
+    is_usable(h, &image, &digest).await
+}
+
+pub(super) async fn what_is_left_over_does_not_flow<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("left-over", "latest");
+    let digest = h.push(&image, 1).await;
+    h.fault(&image, Some(Fault::StalledBlob)).await;
+    during_a_pull(h, &image, received(h, &image)).await?;
+    h.fault(&image, Some(Fault::NeverAnswers)).await;
+    during_a_pull(h, &image, async {
+        for _ in 0..STILL_LOOKS {
+            let seen = h.runtime().movement(&image).await.map_err(said)?;
+            ensure(!seen.flows, &format!("nothing has come: {seen:?}"))?;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-    }
+        Ok(())
+    })
+    .await?;
     h.fault(&image, None).await;
     pull(h, &image).await?;
     is_usable(h, &image, &digest).await
@@ -211,6 +214,19 @@ pub(super) async fn a_hollow_copy_is_unusable_until_pulled_again<H: Harness>(h: 
     }
     pull(h, &image).await?;
     is_usable(h, &image, &digest).await
+}
+
+/// Watches a pull, and drops it. Its end is a failure of the case.
+async fn during_a_pull<H: Harness>(
+    h: &H,
+    image: &ImageName,
+    watch: impl Future<Output = Verdict>,
+) -> Verdict {
+    tokio::select! {
+        // Dropping either stops it.
+        ended = h.runtime().pull(image) => Err(format!("the pull ended: {ended:?}")),
+        seen = watch => seen,
+    }
 }
 
 /// Waits until bytes have come in for a running pull.
