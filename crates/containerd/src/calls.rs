@@ -31,6 +31,9 @@ const NAMESPACE: &str = "k8s.io";
 /// little for the list of images of a node that holds thousands.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
+/// Calls of one piece of work, as many as they may be, may take as long together as so many.
+const CALLS_TOGETHER: u32 = 2;
+
 /// A native client that speaks in CRI's namespace.
 pub(crate) type Native = InterceptedService<Channel, InNamespace>;
 
@@ -102,11 +105,6 @@ impl Calls {
             connections,
             observer,
         }
-    }
-
-    /// How long a call may take.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     /// How many connections were tried: what was learned over an earlier one may have changed.
@@ -183,6 +181,18 @@ impl Calls {
         (self.observer.0)(result.as_ref().err());
         result
     }
+
+    /// Waits for work of several calls, each with a deadline of its own: a containerd that is just fast
+    /// enough for one would take a minute for all.
+    pub(crate) async fn together<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, RuntimeError>>,
+    ) -> Result<T, RuntimeError> {
+        let timeout = CALLS_TOGETHER * self.timeout;
+        let waited = tokio::time::timeout(timeout, work).await;
+        waited.unwrap_or(Err(RuntimeError::Timeout { operation, timeout }))
+    }
 }
 
 /// What went wrong on the way to containerd; none if containerd itself answered.
@@ -255,6 +265,28 @@ mod tests {
         );
         assert_eq!(seen.load(Ordering::Relaxed), 1);
         drop(listener);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_calls_have_a_deadline_together() {
+        let timeout = Duration::from_secs(5);
+        let calls = Calls::new(Path::new("none.sock"), timeout, CallObserver::default());
+        let work = async {
+            loop {
+                calls
+                    .within("a slow call", async {
+                        tokio::time::sleep(Duration::from_secs(4)).await;
+                        Ok(())
+                    })
+                    .await?;
+            }
+        };
+        let ended: Result<(), _> = calls.together("proving", work).await;
+        let expected = RuntimeError::Timeout {
+            operation: "proving",
+            timeout: Duration::from_secs(10),
+        };
+        assert_eq!(ended, Err(expected));
     }
 
     #[test]

@@ -30,15 +30,11 @@ pub struct ContainerdOptions {
     pub socket: PathBuf,
     /// The snapshotter that CRI unpacks images with; without it containerd is asked.
     pub snapshotter: Option<String>,
-    /// How long any call may take, but a pull.
+    /// How long any call may take, but a pull. All calls of a proof may take twice as long together.
     pub call_timeout: Duration,
     /// Hears how each of these calls ended.
     pub observer: CallObserver,
 }
-
-/// A proof takes a few milliseconds and a dozen calls one after the other, each of which may take its
-/// time. All of them together may take as long as so many.
-const PROOF_CALLS: u32 = 2;
 
 /// containerd on this node. Clones share one connection.
 ///
@@ -134,11 +130,7 @@ impl ImageRuntime for Containerd {
     async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
         // Boxed: it is large, and lies in every task that tries an image.
         let proof = Box::pin(proof::local(self, image));
-        let timeout = PROOF_CALLS * self.calls.timeout();
-        tokio::time::timeout(timeout, proof).await.unwrap_or({
-            let operation = "proving a copy";
-            Err(RuntimeError::Timeout { operation, timeout })
-        })
+        self.calls.together("proving a copy", proof).await
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {

@@ -44,10 +44,11 @@ pub trait ImageRuntime: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Movement, RuntimeError>> + Send;
 
     /// Looks for a copy that a container could start from, and proves it: CRI finds the name, the
-    /// platform is this node's, and its content or unpacked snapshot is really there.
+    /// platform is this node's, and its content or unpacked snapshot is really there. The calls that
+    /// this takes have a deadline together, too.
     ///
     /// # Errors
-    /// containerd did not answer. That something is missing is no error but [`Local::Absent`] or
+    /// containerd did not answer in time. That something is missing is no error but [`Local::Absent`] or
     /// [`Local::Unusable`].
     fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send;
 
