@@ -40,14 +40,23 @@ impl Snapshotter {
         {
             return Ok(name);
         }
-        let name = ask(calls).await?.unwrap_or_else(|| DEFAULT.to_owned());
+        let said = ask(calls).await?;
+        if said.is_none() {
+            // With a wrong guess no image counts as unpacked, and none that lacks its layers as usable.
+            tracing::warn!(
+                snapshotter = DEFAULT,
+                "containerd does not name its snapshotter, this one is a guess; --snapshotter names it"
+            );
+        }
+        let name = said.unwrap_or_else(|| DEFAULT.to_owned());
         tracing::debug!(snapshotter = name, "containerd's snapshotter");
         *locked(&self.learned) = Some((calls.connections(), name.clone()));
         Ok(name)
     }
 }
 
-/// 1.x tells its configuration; 2.x leaves this out of it, but says where images are unpacked.
+/// 1.x tells its configuration; 2.x leaves this out of it, but says where images are unpacked. Where
+/// a proxy plugin's snapshotter chooses its own folder, that says nothing.
 async fn ask(calls: &Calls) -> Result<Option<String>, RuntimeError> {
     let operation = "asking for the snapshotter";
     let (mut runtime, mut images) = (calls.cri_runtime(), calls.cri_images());
