@@ -203,3 +203,24 @@ fn named(image: &k8s_cri::v1::Image, targets: &HashMap<String, String>) -> Vec<L
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_listed_under_each_of_its_names() {
+        let by_digest = format!("r/app@sha256:{}", "a".repeat(64));
+        let image = k8s_cri::v1::Image {
+            repo_tags: vec!["r/app:1".into(), "r/app:2".into(), "r/app:gone".into()],
+            repo_digests: vec![by_digest.clone()],
+            ..k8s_cri::v1::Image::default()
+        };
+        let names = ["r/app:1", "r/app:2", &by_digest];
+        let targets = names.map(|name| (name.to_owned(), "sha256:t".to_owned()));
+        let listed = named(&image, &HashMap::from(targets));
+        let expected = names.map(|name| name.parse().unwrap());
+        let found: Vec<ImageName> = listed.into_iter().map(|local| local.image).collect();
+        assert_eq!(found, expected);
+    }
+}
