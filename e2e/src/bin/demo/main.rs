@@ -1,5 +1,7 @@
 //! `cargo demo`: the whole story on a real kubelet, told as a user would see it.
 
+mod step;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,14 +11,14 @@ use anyhow::Context as _;
 use clap::Parser;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use serde::Serialize;
-use serde_json::Value;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::Install;
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{Workloads, is_running, release};
+
+use crate::step::{Expected, Ran, Seen, Step, as_expected, falls_back, says};
 
 /// Show what TryLatest does, on a real one-node cluster on this machine.
 #[derive(Parser)]
@@ -36,7 +38,7 @@ struct Args {
 }
 
 /// The user's manifest: what the README shows, as a Deployment.
-const MANIFEST: &str = include_str!("../../demo/app.yaml");
+const MANIFEST: &str = include_str!("../../../demo/app.yaml");
 
 /// The same with `Always`, for comparison. It has an image of its own that shares nothing with ours:
 /// what one has downloaded is no help to the other.
@@ -55,62 +57,6 @@ const FRESHNESS: Duration = Duration::from_secs(121);
 
 /// How long `Always` is waited for: longer than ours takes, and it would wait for ever.
 const ALWAYS_LIMIT: Duration = Duration::from_secs(12);
-
-/// What a step should show.
-#[derive(Clone, Copy)]
-struct Expected {
-    outcome: &'static str,
-    class: Option<&'static str>,
-    version: &'static str,
-}
-
-const fn as_expected(outcome: &'static str, version: &'static str) -> Expected {
-    Expected {
-        outcome,
-        class: None,
-        version,
-    }
-}
-
-const fn falls_back(class: &'static str, version: &'static str) -> Expected {
-    Expected {
-        outcome: "fallback",
-        class: Some(class),
-        version,
-    }
-}
-
-/// Pods of a step, and how long they took to run.
-struct Ran {
-    /// Ours.
-    pod: String,
-    ours: Option<Duration>,
-    always: Option<Duration>,
-}
-
-/// What a user sees of our pod.
-struct Seen {
-    gate_log: String,
-    app_log: String,
-    event: Option<String>,
-    node: Option<Node>,
-    release: Value,
-}
-
-/// One step, as it is written to the JSON file.
-#[derive(Serialize)]
-struct Step {
-    name: &'static str,
-    expected: &'static str,
-    outcome: String,
-    class: Option<String>,
-    digest: Option<String>,
-    version: String,
-    ours_ms: Option<u128>,
-    always_ms: Option<u128>,
-    ok: bool,
-    problem: Option<String>,
-}
 
 struct Demo {
     cluster: Cluster,
@@ -279,20 +225,7 @@ impl Demo {
             running_after(ran.always, ALWAYS_LIMIT)
         );
         let seen = self.see(expected, &ran.pod).await?;
-        let problems = problems(expected, &ran, &seen);
-        let word = |key: &str| seen.release[key].as_str().map(str::to_owned);
-        let step = Step {
-            name,
-            expected: expected.outcome,
-            outcome: word("outcome").unwrap_or_default(),
-            class: word("class"),
-            digest: word("digest"),
-            version: seen.app_log.trim().to_owned(),
-            ours_ms: ran.ours.map(|took| took.as_millis()),
-            always_ms: ran.always.map(|took| took.as_millis()),
-            ok: problems.is_empty(),
-            problem: (!problems.is_empty()).then(|| problems.join("; ")),
-        };
+        let step = Step::new(name, expected, &ran, &seen);
         if let Some(problem) = &step.problem {
             println!("  NOT AS IT SHOULD BE: {problem}");
         }
@@ -324,7 +257,8 @@ impl Demo {
         })
     }
 
-    /// Waits until the node's condition says what this step did, and not the one before.
+    /// Waits until the node says what this step did, and not the one before: it is written at most once
+    /// in ten seconds.
     async fn wait_node(&self, expected: Expected) -> anyhow::Result<Node> {
         let nodes: Api<Node> = Api::all(self.cluster.client());
         let (name, what) = (self.cluster.node_name(), "the node says so");
@@ -439,61 +373,6 @@ impl Demo {
         }
         println!("{}", table.trim_fmt());
     }
-}
-
-/// What is not as it should be.
-fn problems(expected: Expected, ran: &Ran, seen: &Seen) -> Vec<String> {
-    let Expected {
-        outcome,
-        class,
-        version,
-    } = expected;
-    let release = &seen.release;
-    let told = class.map_or(String::new(), |class| format!("{class}: "));
-    let logged = |line: &str| line.starts_with(outcome) && line.contains(&told);
-    let checks = [
-        (
-            ran.ours.is_some(),
-            format!("the pod does not run within {LIMIT:?}"),
-        ),
-        (
-            ran.always.is_some() == class.is_none(),
-            format!("Always runs: {}", ran.always.is_some()),
-        ),
-        (
-            release["outcome"] == outcome && release["class"].as_str() == class,
-            format!("the release says {release}"),
-        ),
-        (
-            seen.gate_log.lines().any(logged),
-            format!("the gate says {:?}", seen.gate_log),
-        ),
-        (
-            seen.app_log.trim() == version,
-            format!("the app says {:?}, not {version}", seen.app_log),
-        ),
-        (seen.event.is_some(), "there is no such Event".to_owned()),
-        (seen.node.is_some(), "the node does not say so".to_owned()),
-    ];
-    let wrong = checks.into_iter().filter(|(right, _)| !right);
-    wrong.map(|(_, what)| what).collect()
-}
-
-/// Whether the node's condition says what is expected.
-fn says(node: &Node, expected: Expected) -> bool {
-    let conditions = node
-        .status
-        .iter()
-        .flat_map(|status| &status.conditions)
-        .flatten();
-    let mut ours = conditions.filter(|condition| condition.type_ == "TryLatestFallback");
-    ours.next().is_some_and(|condition| match expected.class {
-        None => condition.status == "False",
-        Some(class) => {
-            let message = condition.message.as_deref().unwrap_or_default();
-            condition.status == "True" && message.ends_with(&format!(": {class}"))
-        }
-    })
 }
 
 fn say(what: &str) {
