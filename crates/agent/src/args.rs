@@ -186,8 +186,15 @@ pub enum Output {
 
 const STATE_DIR: &str = "/var/lib/trylatest";
 
+/// Longest duration that can be set: what is longer was not meant.
+const DURATION_MAX: Duration = Duration::from_hours(24);
+
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 5s or 1m30s"))
+    let parsed = humantime::parse_duration(text);
+    match parsed.map_err(|error| format!("{error}; write it like 5s or 1m30s"))? {
+        long if long > DURATION_MAX => Err("the most is 24h".to_owned()),
+        duration => Ok(duration),
+    }
 }
 
 fn positive(text: &str) -> Result<Duration, String> {
@@ -288,6 +295,7 @@ mod tests {
         for bad in [
             "--stall=5",
             "--stall=0s",
+            "--stall=25h",
             "--try=soon",
             "--address=here",
             "--port=70000",

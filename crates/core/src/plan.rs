@@ -280,7 +280,7 @@ impl Planner {
             self.images.entry(name.clone()).or_default();
         }
         if let GateState::GaveUp { at } = entry.seen.gate
-            && entry.tells_unanswered(at)
+            && entry.tells_unanswered(now, at)
         {
             let id = entry.seen.id.clone();
             plan.actions.push(Action::Unanswered(id, at));

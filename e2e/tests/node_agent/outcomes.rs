@@ -193,7 +193,8 @@ async fn a_deleted_pod_leaves_the_others_alone(node: &Node) -> anyhow::Result<()
         .work
         .wait_pod("stays", "it runs", SOON, is_running)
         .await?;
+    // By a try of its own: the one before began earlier than this pod.
     let release = space.work.released("stays", "app").await?;
-    ensure!(release["outcome"] == "fresh", "{release}");
+    ensure!(release["outcome"] == "unchanged", "{release}");
     space.end().await
 }

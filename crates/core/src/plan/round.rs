@@ -11,7 +11,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, GatedPod, TryContainer};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
-use crate::time::Now;
+use crate::time::{Now, age};
 use crate::verdict::{Copy, Decision, Evidence, Terms, give_up, judge};
 
 /// The first sign of life on a pod. Most tries are over by then, and cost one write in all.
@@ -19,6 +19,10 @@ const FIRST_PROGRESS: Duration = Duration::from_secs(2);
 
 /// Between two signs of life: a quarter of the gate's patience, so that it survives lost writes.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// What is older is not told by an agent that comes back: its Event would be told anew after that
+/// time, for which the API server keeps Events by default.
+const NEWS: Duration = Duration::from_hours(1);
 
 /// First and longest pause before a release is sent again.
 const RESEND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -137,8 +141,9 @@ impl Pod {
     }
 
     /// Whether its owner is yet to be told that the gate has opened by itself at this time.
-    pub(super) fn tells_unanswered(&mut self, at: Timestamp) -> bool {
-        !self.seen.ended && self.told_unanswered.replace(at) != Some(at)
+    pub(super) fn tells_unanswered(&mut self, now: Now, at: Timestamp) -> bool {
+        let news = age(now.wall, at) <= NEWS;
+        !self.seen.ended && news && self.told_unanswered.replace(at) != Some(at)
     }
 
     /// Whether the gate waits, or will, for a release that it does not have.

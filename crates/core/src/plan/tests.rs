@@ -416,4 +416,8 @@ fn an_unanswered_gate_is_told_once() {
         at: wall(Duration::from_secs(1)),
     };
     assert_eq!(world.see(&pod).len(), 1);
+    // An agent that comes back much later does not count it again.
+    let mut later = World::new();
+    later.up += Duration::from_hours(2);
+    assert_eq!(later.see(&pod), []);
 }
