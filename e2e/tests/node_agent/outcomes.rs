@@ -179,7 +179,7 @@ async fn progress_is_shown_with_bytes(node: &Node) -> anyhow::Result<()> {
 async fn a_deleted_pod_leaves_the_others_alone(node: &Node) -> anyhow::Result<()> {
     let space = node.space("deleted").await?;
     space.push("one").await?;
-    let late = Fault::Latency(Duration::from_secs(3));
+    let late = Fault::Latency(Duration::from_secs(1));
     node.cluster.registry().fault_on(&space.repository, late)?;
     let image = space.image();
     let asked = |requests: &trylatest_e2e::registry::Requests| {
