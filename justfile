@@ -21,8 +21,8 @@ image *args:
     cargo run --quiet --package trylatest-bootstrap -- image {{ args }}
 
 # A one-node cluster to play with (needs root); --help
-cluster *args: tools
-    cargo run --quiet --package trylatest-e2e --bin cluster -- {{ args }}
+cluster *args:
+    cargo run --quiet --package trylatest-bootstrap -- cluster -- {{ args }}
 
 _to-build:
     cargo run --quiet --package trylatest-bootstrap -- tools --to-build

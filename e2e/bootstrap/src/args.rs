@@ -37,6 +37,12 @@ pub(crate) enum Command {
     #[command(after_help = "Behind `--`, `--help` shows the benchmark's own options.")]
     Bench(Rest),
 
+    /// Start a one-node cluster to play with, and keep it until Ctrl-C
+    ///
+    /// Needs root. TryLatest is not installed on it.
+    #[command(after_help = "Behind `--`, `--help` shows the cluster's own options.")]
+    Cluster(Rest),
+
     /// Build TryLatest's container image as an OCI archive, target/image/trylatest.tar
     ///
     /// Another architecture than this machine's goes to target/image/trylatest-ARCH.tar.
@@ -102,7 +108,10 @@ mod tests {
 
     fn passed_on(line: &str) -> Vec<OsString> {
         match parse(line).unwrap() {
-            Command::Demo(rest) | Command::Verify(rest) | Command::Bench(rest) => rest.args,
+            Command::Demo(rest)
+            | Command::Verify(rest)
+            | Command::Bench(rest)
+            | Command::Cluster(rest) => rest.args,
             other => panic!("{other:?}"),
         }
     }
@@ -127,6 +136,7 @@ mod tests {
         );
         assert_eq!(passed_on("b verify -- --nocapture"), ["--", "--nocapture"]);
         assert_eq!(passed_on("b bench --output json"), ["--output", "json"]);
+        assert_eq!(passed_on("b cluster -- --help"), ["--help"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub fn build(tools: &Tools) -> anyhow::Result<()> {
 fn go_version() -> anyhow::Result<String> {
     let output = Command::new("go").arg("version").output();
     let output = output.context(
-        "Go is missing; the cluster's programs are Go programs: install Go 1.26 or newer \
+        "Go is missing; the cluster's programs are Go programs: install a current one \
          (https://go.dev/doc/install) so that `go` is on the PATH",
     )?;
     ensure!(output.status.success(), "`go version` fails");

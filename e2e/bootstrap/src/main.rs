@@ -34,8 +34,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Tools { to_build: false } => bring_in_tools(&tools),
         Command::Image { arch } => make_image(&tools, arch.map_or(Architecture::HOST, Into::into)),
-        Command::Demo(Rest { args }) => cluster_program(&tools, "demo", &args),
-        Command::Bench(Rest { args }) => cluster_program(&tools, "bench", &args),
+        Command::Demo(Rest { args }) => with_image(&tools, "demo", &args),
+        Command::Bench(Rest { args }) => with_image(&tools, "bench", &args),
+        Command::Cluster(Rest { args }) => {
+            check_root()?;
+            bring_in_tools(&tools)?;
+            become_program(&tools, "cluster", &args)
+        }
         Command::Verify(Rest { args }) => {
             bring_in_tools(&tools)?;
             make_image(&tools, Architecture::HOST)?;
@@ -44,17 +49,21 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// Runs a program of the package that has the cluster.
-fn cluster_program(tools: &Tools, name: &str, args: &[OsString]) -> anyhow::Result<()> {
-    // Before minutes go by.
+/// Runs a program that installs TryLatest on a cluster.
+fn with_image(tools: &Tools, program: &str, args: &[OsString]) -> anyhow::Result<()> {
+    check_root()?;
+    bring_in_tools(tools)?;
+    make_image(tools, Architecture::HOST)?;
+    become_program(tools, program, args)
+}
+
+/// Before minutes go by.
+fn check_root() -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "containers can be run by root alone: run the same as root"
     );
-    bring_in_tools(tools)?;
-    make_image(tools, Architecture::HOST)?;
-    let run = ["run", "--package", "trylatest-e2e", "--bin", name, "--"];
-    become_cargo(tools, &run, args)
+    Ok(())
 }
 
 fn bring_in_tools(tools: &Tools) -> anyhow::Result<()> {
@@ -67,6 +76,12 @@ fn make_image(tools: &Tools, architecture: Architecture) -> anyhow::Result<()> {
     let _lock = lock(tools.root())?;
     debian::bring_in(tools, Need::Image)?;
     image::build(tools, architecture)
+}
+
+/// A program of the package that has the cluster.
+fn become_program(tools: &Tools, name: &str, args: &[OsString]) -> anyhow::Result<()> {
+    let run = ["run", "--package", "trylatest-e2e", "--bin", name, "--"];
+    become_cargo(tools, &run, args)
 }
 
 /// Puts cargo into this process's place, so that its exit code and the signals are its own.
