@@ -114,21 +114,6 @@ pub struct Process {
 }
 
 impl Process {
-    /// What it is called in messages.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its process id, also after its end.
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// The file with all it printed.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// Fails, with the last lines it printed, if it has ended.
     ///
     /// # Errors
@@ -170,14 +155,6 @@ impl Process {
             return Ok(status);
         }
         self.signal(Signal::KILL)?;
-        Ok(self.child.wait().await?)
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// If it cannot be waited for.
-    pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         Ok(self.child.wait().await?)
     }
 
@@ -326,6 +303,14 @@ pub fn tail(log: &Path, lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::wait::until;
+
+    /// The child has printed that its trap is set.
+    async fn is_up(log: &Path) {
+        let up = || async { Ok((tail(log, 1) == "up").then_some(())) };
+        let up = until("the child is up", Duration::from_secs(10), up).await;
+        up.unwrap();
+    }
 
     #[tokio::test]
     async fn what_a_command_prints_comes_back_and_so_does_its_failure() {
@@ -353,9 +338,7 @@ mod tests {
             .spawn()
             .await
             .unwrap();
-        while tail(&log, 1) != "up" {
-            tokio::task::yield_now().await;
-        }
+        is_up(&log).await;
         child.check().unwrap();
         let status = child.stop(Duration::from_secs(10)).await.unwrap();
         assert_eq!(status.code(), Some(7));
@@ -373,9 +356,7 @@ mod tests {
             .spawn()
             .await
             .unwrap();
-        while tail(&log, 1) != "up" {
-            tokio::task::yield_now().await;
-        }
+        is_up(&log).await;
         let status = child.stop(Duration::from_millis(100)).await.unwrap();
         assert_eq!(status.signal(), Some(9));
     }

@@ -46,16 +46,6 @@ impl Tools {
         Ok(tools)
     }
 
-    /// The tools of the repository at `root`.
-    ///
-    /// # Errors
-    /// If one is missing; the message says which.
-    pub fn locate(root: &Path) -> anyhow::Result<Self> {
-        let tools = Self::at(root)?;
-        tools.check()?;
-        Ok(tools)
-    }
-
     fn at(root: &Path) -> anyhow::Result<Self> {
         let root = root
             .canonicalize()
@@ -216,7 +206,8 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_the_remedy() {
         let root = tempfile::tempdir().unwrap();
-        let error = Tools::locate(root.path()).unwrap_err().to_string();
+        let tools = Tools::at(root.path()).unwrap();
+        let error = tools.check().unwrap_err().to_string();
         assert!(
             error.contains("target/cluster/bin/etcd is missing"),
             "{error}"

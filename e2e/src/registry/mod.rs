@@ -23,11 +23,12 @@ use std::ops::Deref;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bytes::Bytes;
 use serde_json::json;
 use trylatest_bootstrap::oci::Image;
 
+use crate::cluster::wait::until;
 use crate::process::{Process, Spec};
 
 use distribution::Distribution;
@@ -198,21 +199,15 @@ fn configuration(storage: &Path, address: SocketAddr) -> String {
 }
 
 async fn ready(process: &mut Process, address: SocketAddr) -> anyhow::Result<()> {
-    const AGAIN: Duration = Duration::from_millis(20);
     let direct = Distribution::new(address);
-    let answered = async {
-        loop {
-            if direct.ping().await.is_ok() {
-                return Ok(());
-            }
-            process.check()?;
-            tokio::time::sleep(AGAIN).await;
+    until("the registry answers", START, || {
+        let runs = process.check();
+        async move {
+            runs?;
+            Ok(direct.ping().await.ok())
         }
-    };
-    match tokio::time::timeout(START, answered).await {
-        Ok(outcome) => outcome,
-        Err(_) => bail!("the registry does not answer within {} s", START.as_secs()),
-    }
+    })
+    .await
 }
 
 #[cfg(test)]

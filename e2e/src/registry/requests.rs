@@ -119,7 +119,7 @@ impl Requests {
         self.sum(|name, _| name == Some(repository))
     }
 
-    /// Those that came after `earlier` was taken, if nobody has reset the counts since.
+    /// Those that came after `earlier` was taken.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let news = self.counts.iter().filter_map(|(key, count)| {
