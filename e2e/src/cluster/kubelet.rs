@@ -7,7 +7,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -53,7 +53,7 @@ impl Kubelet {
         control_plane: &ControlPlane,
         containerd: &ContainerdNode,
     ) -> anyhow::Result<Self> {
-        refuse_beside_another()?;
+        refuse_beside_another(Path::new(DEVICE_PLUGINS))?;
         let node = run.slot().address().to_string();
         let authority = control_plane.authority();
         let user = format!("system:node:{node}");
@@ -142,8 +142,8 @@ impl Kubelet {
 
 /// A kubelet removes every socket where device plugins meet it, and that place is fixed
 /// (`pkg/kubelet/cm/devicemanager`): the machine's own kubelet would lose its plugins. Ours have none.
-fn refuse_beside_another() -> anyhow::Result<()> {
-    let Ok(socket) = UnixStream::connect(DEVICE_PLUGINS) else {
+fn refuse_beside_another(plugins: &Path) -> anyhow::Result<()> {
+    let Ok(socket) = UnixStream::connect(plugins) else {
         return Ok(());
     };
     let pid = socket_peercred(&socket)?.pid.as_raw_nonzero();
@@ -213,4 +213,27 @@ fn configuration(
     let file = run.folder().join("kubelet.yaml");
     fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_foreign_kubelet_is_refused_and_what_it_left_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let plugins = folder.path().join("kubelet.sock");
+        refuse_beside_another(&plugins).unwrap();
+        let listener = UnixListener::bind(&plugins).unwrap();
+        let error = refuse_beside_another(&plugins).unwrap_err().to_string();
+        let us = format!("pid {}", std::process::id());
+        assert!(
+            error.contains("a kubelet of its own") && error.contains(&us),
+            "{error}"
+        );
+        drop(listener);
+        refuse_beside_another(&plugins).unwrap();
+    }
 }

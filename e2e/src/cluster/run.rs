@@ -52,13 +52,8 @@ impl Run {
         let runs = root.join("target/e2e");
         fs::create_dir_all(&runs).with_context(|| format!("make {}", runs.display()))?;
         let runs = runs.canonicalize()?;
+        check_path(&runs)?;
         sweep_left_over(&runs).await?;
-        let path = runs.to_str().context("a path that is no text")?;
-        // The kernel escapes these where it lists mounts, and the sweep would not find its own.
-        ensure!(
-            !path.contains([' ', '\t', '\n', '\\']),
-            "the path of this repository must be without spaces and backslashes: {path}"
-        );
         let (folder, lock) = make_folder(&runs)?;
         let length = folder.join(LONGEST_SOCKET).as_os_str().len();
         if length > SOCKET_PATH_MAX {
@@ -150,6 +145,16 @@ impl Drop for Run {
     }
 }
 
+/// The kernel escapes some characters where it lists mounts, and a sweep would not find its own.
+fn check_path(runs: &Path) -> anyhow::Result<()> {
+    let path = runs.to_str().context("a path that is no text")?;
+    ensure!(
+        !path.contains([' ', '\t', '\n', '\\']),
+        "the path of this repository must be without spaces and backslashes: {path}"
+    );
+    Ok(())
+}
+
 /// The sweep of one run. It must survive us: no death signal, no kill on drop, a group of its own.
 fn sweep(folder: &Path, mode: &str) -> anyhow::Result<Command> {
     let log = File::options()
@@ -213,4 +218,18 @@ async fn sweep_left_over(runs: &Path) -> anyhow::Result<()> {
         let _ = fs::remove_dir_all(folder);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_kernel_would_escape_is_refused() {
+        check_path(Path::new("/src/try-latest_1.0/target/e2e")).unwrap();
+        for path in ["/my src/e2e", "/tab\t/e2e", "/back\\slash/e2e"] {
+            let error = check_path(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains("must be without spaces"), "{error}");
+        }
+    }
 }
