@@ -18,6 +18,7 @@ use crate::registry::Content;
 pub const PAUSE: &str = "e2e.trylatest.dev/pause:1";
 
 const SOURCE: &str = include_str!("../testapp/main.rs");
+
 /// An image that prints `version` (whose last line wants a line feed to show in the log) and waits
 /// for SIGTERM, on which it ends at once.
 ///
@@ -43,6 +44,28 @@ pub fn app_of_size(tools: &Tools, version: &str, padding: usize) -> anyhow::Resu
     }
     let image = image(Architecture::HOST, &["/testapp"], layers);
     Ok(image.into())
+}
+
+/// The same in a single layer that no other image has, nor the same image made again: whoever pulls it
+/// downloads all of it.
+///
+/// # Errors
+/// If the program cannot be built.
+pub fn app_of_its_own(tools: &Tools, version: &str) -> anyhow::Result<Content> {
+    let program = fs::read(build(tools)?)?;
+    let salt: [u8; 16] = rand::random();
+    let file = |path, content, mode| File {
+        path,
+        mode,
+        content,
+    };
+    let files = [
+        file("testapp", &program[..], 0o755),
+        file("version", version.as_bytes(), 0o644),
+        file("salt", &salt[..], 0o644),
+    ];
+    let layers = vec![Layer::plain(&files).context("pack the app")?];
+    Ok(image(Architecture::HOST, &["/testapp"], layers).into())
 }
 
 /// The same for a machine of another kind than this one: it can be pulled here and not started.
@@ -140,4 +163,17 @@ fn build(tools: &Tools) -> anyhow::Result<PathBuf> {
     }
     fs::rename(&output, &program)?;
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_its_own_shares_nothing_with_its_twin() {
+        let tools = Tools::here().unwrap();
+        let [one, other] = ["v1\n"; 2].map(|version| app_of_its_own(&tools, version).unwrap());
+        assert_eq!(one.blobs.len(), 2, "a layer and the configuration");
+        assert!(one.blobs.iter().all(|blob| !other.blobs.contains(blob)));
+    }
 }

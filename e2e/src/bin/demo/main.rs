@@ -267,7 +267,7 @@ impl Demo {
 
     async fn push(&self, tools: &Tools, version: &str) -> anyhow::Result<()> {
         for repository in REPOSITORIES {
-            let image = testimage::app_of_size(tools, &format!("{version}\n"), 64)?;
+            let image = testimage::app_of_its_own(tools, &format!("{version}\n"))?;
             let registry = self.cluster.registry();
             let digest = registry.push(&image, repository, "latest").await?;
             say(&format!(
@@ -341,7 +341,11 @@ impl Demo {
     }
 
     fn write(&self, path: &std::path::Path) -> anyhow::Result<()> {
-        let json = serde_json::json!({ "steps": self.steps });
+        let json = serde_json::json!({
+            "limit_ms": LIMIT.as_millis(),
+            "always_limit_ms": ALWAYS_LIMIT.as_millis(),
+            "steps": self.steps,
+        });
         std::fs::write(path, format!("{json:#}\n"))
             .with_context(|| format!("writing {}", path.display()))
     }
