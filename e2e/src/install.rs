@@ -272,7 +272,7 @@ pub fn running_container(pod: &Pod) -> Option<String> {
 }
 
 /// The overlay that users copy, filled in for this node as they would, with one more patch that none
-/// of them needs: a state folder that goes with the run, and flags of the test.
+/// of them needs: a state folder that goes with the run.
 fn write_overlay(
     cluster: &Cluster,
     tools: &Tools,
@@ -289,15 +289,15 @@ fn write_overlay(
     let depth = depth.context("a run is in the repository")?.components();
     let manifests = depth.map(|_| "../").collect::<String>() + "manifests";
     let patch = "  - path: agent.yaml\n";
-    let fills: [(&str, Changes<'_>); 2] = [
+    let last_flag = "            - --try=30s\n";
+    let flags = args.iter().map(|flag| format!("            - {flag}\n"));
+    let fills: [(&str, Changes<'_>); 3] = [
         (
             "kustomization.yaml",
             &[
                 ("../..", &manifests, 2),
                 ("registry.example/mirror/trylatest", IMAGE_NAME, 1),
-                // The gate keeps its own flags.
-                (GATE_PATCH, "", 1),
-                (patch, &format!("{patch}  - path: test.yaml\n"), 1),
+                (patch, &format!("{patch}  - path: state.yaml\n"), 1),
             ],
         ),
         (
@@ -306,41 +306,34 @@ fn write_overlay(
                 ("127.0.0.1", &api.ip().to_string(), 4),
                 ("6443", &api.port().to_string(), 1),
                 ("/run/k3s/containerd", containerd.context("no path")?, 1),
+                (
+                    last_flag,
+                    &(last_flag.to_owned() + &flags.collect::<String>()),
+                    1,
+                ),
             ],
         ),
+        // Tests count on the default.
+        ("gate.yaml", &[("--patience=10s", "--patience=20s", 1)]),
     ];
+    let example = tools.root().join("manifests/overlays/example-node");
     for (file, changes) in fills {
-        let example = tools
-            .root()
-            .join("manifests/overlays/example-node")
-            .join(file);
-        let text =
-            fs::read_to_string(&example).with_context(|| format!("read {}", example.display()))?;
-        let filled = filled(&text, changes).with_context(|| example.display().to_string())?;
+        let from = example.join(file);
+        let text = fs::read_to_string(&from).with_context(|| format!("read {}", from.display()))?;
+        let filled = filled(&text, changes).with_context(|| from.display().to_string())?;
         fs::write(folder.join(file), filled)?;
     }
-    let args: Vec<&str> = std::iter::once("agent")
-        .chain(args.iter().copied())
-        .collect();
-    let test = json!({
+    let state = json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": DAEMON_SET, "namespace": NAMESPACE},
         "spec": {"template": {"spec": {
-            "containers": [{"name": "agent", "args": args}],
             "volumes": [{"name": "state", "hostPath": {"path": state}}],
         }}},
     });
-    fs::write(folder.join("test.yaml"), format!("{test:#}\n"))?;
+    fs::write(folder.join("state.yaml"), format!("{state:#}\n"))?;
     Ok(folder)
 }
-
-/// The example's patch of the gate's flags.
-const GATE_PATCH: &str = "  - path: gate.yaml
-    target:
-      kind: MutatingAdmissionPolicy
-      name: trylatest-pods
-";
 
 /// What is replaced by what, and how often it is there.
 type Changes<'a> = &'a [(&'a str, &'a str, usize)];
