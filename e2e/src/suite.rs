@@ -24,6 +24,7 @@
 
 use std::future::Future;
 use std::io::IsTerminal as _;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, RwLock};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, Options, Tools, interrupted};
+use crate::cluster::{Cluster, ContainerdVersion, Options, Tools, interrupted};
 
 /// So many tests run at once unless the command line says otherwise: they wait more than they work.
 const THREADS: usize = 8;
@@ -74,6 +75,58 @@ impl Fixture for Cluster {
 
     fn logs(&self) -> PathBuf {
         Cluster::logs(self)
+    }
+}
+
+/// A fixture that is started on either containerd.
+pub trait OnNode: Send + Sync + Sized + 'static {
+    /// Starts it on a node with this containerd.
+    fn start(
+        tools: Tools,
+        containerd: ContainerdVersion,
+    ) -> impl Future<Output = anyhow::Result<Self>> + Send;
+
+    /// As [`Fixture::stop`].
+    fn stop(&self, well: bool) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// As [`Fixture::logs`].
+    fn logs(&self) -> PathBuf;
+}
+
+/// One with the newest containerd, or with the oldest that is tested, where that is there.
+pub struct With<T, const OLDEST: bool>(T);
+
+impl<T, const OLDEST: bool> With<T, OLDEST> {
+    const CONTAINERD: ContainerdVersion = if OLDEST {
+        ContainerdVersion::V1_6
+    } else {
+        ContainerdVersion::V2
+    };
+}
+
+impl<T, const OLDEST: bool> Deref for With<T, OLDEST> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: OnNode, const OLDEST: bool> Fixture for With<T, OLDEST> {
+    fn missing(tools: &Tools) -> Option<String> {
+        tools.missing(Self::CONTAINERD)
+    }
+
+    async fn start(tools: Tools) -> anyhow::Result<Self> {
+        T::start(tools, Self::CONTAINERD).await.map(Self)
+    }
+
+    async fn stop(&self, well: bool) -> anyhow::Result<()> {
+        self.0.stop(well).await
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.0.logs()
     }
 }
 

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
 use trylatest_e2e::install::Install;
-use trylatest_e2e::suite::{Case, Fixture, Suite};
+use trylatest_e2e::suite::{Case, OnNode, Suite, With};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{PodSpec, Workloads};
 
@@ -35,7 +35,7 @@ struct Node {
     tools: Tools,
 }
 
-impl Node {
+impl OnNode for Node {
     async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
         let options = Options {
             containerd,
@@ -51,6 +51,16 @@ impl Node {
         })
     }
 
+    async fn stop(&self, well: bool) -> anyhow::Result<()> {
+        self.cluster.stop(well).await
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.cluster.logs()
+    }
+}
+
+impl Node {
     /// A namespace and an image repository for one test, both named after it.
     async fn space(&self, name: &str) -> anyhow::Result<Space<'_>> {
         let namespace = self.cluster.namespace(name).await?;
@@ -159,44 +169,6 @@ fn tried<'a>(name: &'a str, image: &'a str) -> PodSpec<'a> {
     PodSpec::new(name, image, "TryLatest")
 }
 
-/// With the newest containerd.
-struct Newest(Node);
-
-/// With Debian's containerd 1.6.
-struct Oldest(Node);
-
-macro_rules! fixture {
-    ($name:ident, $version:ident) => {
-        impl Fixture for $name {
-            fn missing(tools: &Tools) -> Option<String> {
-                tools.missing(ContainerdVersion::$version)
-            }
-
-            async fn start(tools: Tools) -> anyhow::Result<Self> {
-                let node = Node::start(tools, ContainerdVersion::$version).await;
-                node.map(Self)
-            }
-
-            async fn stop(&self, well: bool) -> anyhow::Result<()> {
-                self.0.cluster.stop(well).await
-            }
-
-            fn logs(&self) -> PathBuf {
-                self.0.cluster.logs()
-            }
-        }
-
-        impl AsRef<Node> for $name {
-            fn as_ref(&self) -> &Node {
-                &self.0
-            }
-        }
-    };
-}
-
-fixture!(Newest, V2);
-fixture!(Oldest, V1_6);
-
 type Test = for<'a> fn(&'a Node) -> BoxFuture<'a, anyhow::Result<()>>;
 
 /// Some tests with their names: those that run beside others, and those that want the node alone.
@@ -213,7 +185,7 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-fn cases<F: Fixture + AsRef<Node>>(on: &str) -> Vec<Case<F>> {
+fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
@@ -225,11 +197,11 @@ fn cases<F: Fixture + AsRef<Node>>(on: &str) -> Vec<Case<F>> {
     let mut cases = Vec::new();
     for (module, tests) in modules {
         for (name, test) in tests.beside {
-            let run = move |fixture: Arc<F>| async move { test((*fixture).as_ref()).await };
+            let run = move |node: Arc<With<Node, OLDEST>>| async move { test(&node).await };
             cases.push(Case::new(format!("{on}::{module}::{name}"), run));
         }
         for (name, test) in tests.alone {
-            let run = move |fixture: Arc<F>| async move { test((*fixture).as_ref()).await };
+            let run = move |node: Arc<With<Node, OLDEST>>| async move { test(&node).await };
             cases.push(Case::exclusive(format!("{on}::{module}::{name}"), run));
         }
     }
@@ -238,7 +210,7 @@ fn cases<F: Fixture + AsRef<Node>>(on: &str) -> Vec<Case<F>> {
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
-    suite.run(cases::<Newest>("containerd_2_4"));
-    suite.run(cases::<Oldest>("containerd_1_6"));
+    suite.run(cases::<false>("containerd_2_4"));
+    suite.run(cases::<true>("containerd_1_6"));
     suite.exit_code()
 }

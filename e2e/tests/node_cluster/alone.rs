@@ -16,7 +16,7 @@ use trylatest_e2e::cluster::{
 };
 use trylatest_e2e::machine::processes;
 use trylatest_e2e::process::kill_pid;
-use trylatest_e2e::suite::{Case, Fixture};
+use trylatest_e2e::suite::{Case, Fixture, OnNode as _};
 use trylatest_e2e::testimage;
 
 use crate::machine::{left, wait_until_nothing_is_left};

@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
 use trylatest_e2e::machine::check_listeners;
-use trylatest_e2e::suite::{Case, Fixture, Suite};
+use trylatest_e2e::suite::{Case, OnNode, Suite, With};
 use trylatest_e2e::testimage;
 
 /// The promise for a machine of 2 cores.
@@ -35,7 +35,7 @@ struct Node {
     image: String,
 }
 
-impl Node {
+impl OnNode for Node {
     async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
         let start = Instant::now();
         let options = Options {
@@ -54,6 +54,16 @@ impl Node {
         })
     }
 
+    async fn stop(&self, well: bool) -> anyhow::Result<()> {
+        self.cluster.stop(well).await
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.cluster.logs()
+    }
+}
+
+impl Node {
     async fn run(
         &self,
         namespace: &Namespace,
@@ -101,53 +111,14 @@ fn container_id(pod: &Pod) -> Option<&str> {
         .as_deref()
 }
 
-/// With containerd 2.4.
-struct Newest(Node);
-
-/// With Debian's containerd 1.6.
-struct Oldest(Node);
-
-macro_rules! fixture {
-    ($name:ident, $version:ident) => {
-        impl Fixture for $name {
-            fn missing(tools: &Tools) -> Option<String> {
-                tools.missing(ContainerdVersion::$version)
-            }
-
-            async fn start(tools: Tools) -> anyhow::Result<Self> {
-                Node::start(tools, ContainerdVersion::$version)
-                    .await
-                    .map(Self)
-            }
-
-            async fn stop(&self, well: bool) -> anyhow::Result<()> {
-                self.0.cluster.stop(well).await
-            }
-
-            fn logs(&self) -> PathBuf {
-                self.0.cluster.logs()
-            }
-        }
-
-        impl AsRef<Node> for $name {
-            fn as_ref(&self) -> &Node {
-                &self.0
-            }
-        }
-    };
-}
-
-fixture!(Newest, V2);
-fixture!(Oldest, V1_6);
-
 /// The cases, on either containerd.
-fn cases<F: Fixture + AsRef<Node>>(on: &str) -> Vec<Case<F>> {
+fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     /// A case whose function takes the node by reference.
     macro_rules! case {
         ($kind:ident, $test:ident) => {
             Case::$kind(
                 format!("{on}::{}", stringify!($test)),
-                |fixture: Arc<F>| async move { $test((*fixture).as_ref()).await },
+                |node: Arc<With<Node, OLDEST>>| async move { $test(&node).await },
             )
         };
     }
@@ -345,8 +316,8 @@ async fn no_part_ended_by_itself(node: &Node) -> anyhow::Result<()> {
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
-    suite.run(cases::<Newest>("containerd_2_4"));
-    suite.run(cases::<Oldest>("containerd_1_6"));
+    suite.run(cases::<false>("containerd_2_4"));
+    suite.run(cases::<true>("containerd_1_6"));
     suite.run(alone::cases());
     suite.exit_code()
 }

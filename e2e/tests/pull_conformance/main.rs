@@ -16,7 +16,7 @@ use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
 use trylatest_core::image::ImageName;
 use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
 use trylatest_e2e::registry::{self, Challenge, Content, Registry};
-use trylatest_e2e::suite::{Case, Fixture, Suite};
+use trylatest_e2e::suite::{Case, OnNode, Suite, With};
 
 /// Long enough for a machine that builds something else meanwhile.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -176,31 +176,19 @@ fn content(name: &str) -> anyhow::Result<Content> {
 /// The case that no other may run beside.
 const ALONE: &str = "a_restart_ends_events_and_nothing_else";
 
-/// A node with the newest containerd, or with the oldest that is tested.
-struct On<const OLDEST: bool> {
+/// A node for the suite.
+struct Node {
     harness: OnContainerd,
     run: Run,
 }
 
-impl<const OLDEST: bool> On<OLDEST> {
-    const VERSION: ContainerdVersion = if OLDEST {
-        ContainerdVersion::V1_6
-    } else {
-        ContainerdVersion::V2
-    };
-}
-
-impl<const OLDEST: bool> Fixture for On<OLDEST> {
-    fn missing(tools: &Tools) -> Option<String> {
-        tools.missing(Self::VERSION)
-    }
-
-    async fn start(tools: Tools) -> anyhow::Result<Self> {
+impl OnNode for Node {
+    async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
         let run = Run::start(tools.root()).await?;
         let folder = run.folder().join("registry");
         let registry =
             Registry::start(&tools.docker_registry(), &folder, &run.log("registry"), 0).await?;
-        let node = ContainerdNode::start(&tools, &run, Self::VERSION).await?;
+        let node = ContainerdNode::start(&tools, &run, containerd).await?;
         node.add_registry(&registry.host())?;
         let runtime = Containerd::new(ContainerdOptions {
             socket: node.socket().to_path_buf(),
@@ -225,11 +213,11 @@ impl<const OLDEST: bool> Fixture for On<OLDEST> {
     }
 }
 
-fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<On<OLDEST>>> {
+fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let case = |case: conformance::Case<OnContainerd>| {
         let name = format!("{on}::{}", case.name);
-        let run = move |on: Arc<On<OLDEST>>| async move {
-            let verdict = (case.run)(&on.harness).await;
+        let run = move |node: Arc<With<Node, OLDEST>>| async move {
+            let verdict = (case.run)(&node.harness).await;
             verdict.map_err(anyhow::Error::msg)
         };
         if case.name == ALONE {
