@@ -291,12 +291,14 @@ fn write_overlay(
     let patch = "  - path: agent.yaml\n";
     let last_flag = "            - --try=30s\n";
     let flags = args.iter().map(|flag| format!("            - {flag}\n"));
-    let fills: [(&str, Changes<'_>); 3] = [
+    let fills: [(&str, Changes<'_>); 2] = [
         (
             "kustomization.yaml",
             &[
                 ("../..", &manifests, 2),
                 ("registry.example/mirror/trylatest", IMAGE_NAME, 1),
+                // What most users have: the gate's own flags, which it reads with less memory.
+                (GATE_PATCH, "", 1),
                 (patch, &format!("{patch}  - path: state.yaml\n"), 1),
             ],
         ),
@@ -313,8 +315,6 @@ fn write_overlay(
                 ),
             ],
         ),
-        // Tests count on the default.
-        ("gate.yaml", &[("--patience=10s", "--patience=20s", 1)]),
     ];
     let example = tools.root().join("manifests/overlays/example-node");
     for (file, changes) in fills {
@@ -334,6 +334,13 @@ fn write_overlay(
     fs::write(folder.join("state.yaml"), format!("{state:#}\n"))?;
     Ok(folder)
 }
+
+/// The example's patch of the gate's flags.
+const GATE_PATCH: &str = "  - path: gate.yaml
+    target:
+      kind: MutatingAdmissionPolicy
+      name: trylatest-pods
+";
 
 /// What is replaced by what, and how often it is there.
 type Changes<'a> = &'a [(&'a str, &'a str, usize)];
