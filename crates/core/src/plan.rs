@@ -21,7 +21,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::image::Image;
-use self::round::{Pod, Send, Slot};
+use self::round::{Pod, Sending, Slot};
 use crate::image::ImageName;
 use crate::node::NodeImage;
 use crate::outcome::Failure;
@@ -226,8 +226,8 @@ impl Planner {
         let rounds = self.pods.values().filter_map(|pod| {
             let round = pod.round.as_ref()?;
             let send = match round.send {
-                Send::Idle { not_before, .. } if round.is_decided() => Some(not_before),
-                Send::Idle { .. } | Send::InFlight { .. } => None,
+                Sending::Idle { not_before, .. } if round.is_decided() => Some(not_before),
+                Sending::Idle { .. } | Sending::InFlight { .. } => None,
             };
             let deadline = round.wanted().next().map(|_| round.deadline);
             let progress = (!round.is_decided()).then_some(round.progress_at);

@@ -50,12 +50,12 @@ pub(super) struct Round {
     pub(super) deadline: Duration,
     pub(super) slots: Vec<Slot>,
     pub(super) progress_at: Duration,
-    pub(super) send: Send,
+    pub(super) send: Sending,
 }
 
 /// Whether the release is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Send {
+pub(super) enum Sending {
     Idle { failures: u32, not_before: Duration },
     InFlight { failures: u32 },
 }
@@ -229,7 +229,7 @@ impl Pod {
             deadline: now.up + self.seen.settings.timeout.unwrap_or(try_for),
             slots,
             progress_at: now.up + FIRST_PROGRESS,
-            send: Send::Idle {
+            send: Sending::Idle {
                 failures: 0,
                 not_before: now.up,
             },
@@ -272,13 +272,13 @@ impl Round {
 
     /// The release, if every container is decided and it is time to send it; it counts as sent.
     pub(super) fn release_due(&mut self, now: Now) -> Option<Release> {
-        if !matches!(self.send, Send::Idle { not_before, .. } if not_before <= now.up) {
+        if !matches!(self.send, Sending::Idle { not_before, .. } if not_before <= now.up) {
             return None;
         }
         let release = self.release(now)?;
         self.send = match self.send {
-            Send::Idle { failures, .. } | Send::InFlight { failures } => {
-                Send::InFlight { failures }
+            Sending::Idle { failures, .. } | Sending::InFlight { failures } => {
+                Sending::InFlight { failures }
             }
         };
         Some(release)
@@ -303,9 +303,9 @@ impl Round {
 
     /// The release could not be written: when to try again.
     pub(super) fn send_failed(&mut self, now: Now) {
-        let (Send::Idle { failures, .. } | Send::InFlight { failures }) = self.send;
+        let (Sending::Idle { failures, .. } | Sending::InFlight { failures }) = self.send;
         let pause = RESEND.0.saturating_mul(1 << failures.min(10)).min(RESEND.1);
-        self.send = Send::Idle {
+        self.send = Sending::Idle {
             failures: failures.saturating_add(1),
             not_before: now.up + pause,
         };

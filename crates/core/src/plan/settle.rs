@@ -32,7 +32,7 @@ impl Planner {
             after: &ended.after,
         };
         let before = known(&self.images, name);
-        let record = record(name, attempt.started, now, evidence, &before, self.limits);
+        let record = remembered(name, attempt.started, now, evidence, &before, self.limits);
         let Some(image) = self.images.get_mut(name) else {
             return plan;
         };
@@ -126,7 +126,7 @@ impl Planner {
                 before: copy,
                 after: copy,
             };
-            let record = record(name, started, now, evidence, &known, self.limits);
+            let record = remembered(name, started, now, evidence, &known, self.limits);
             if let Some(image) = self.images.get_mut(name) {
                 image.remember(&record);
             }
@@ -146,7 +146,7 @@ fn terms<'a>(known: &'a Known, settings: &'a Settings, limits: Limits, now: Now)
 }
 
 /// What is remembered of a try: the outcome for a pod without settings of its own.
-fn record(
+fn remembered(
     name: &ImageName,
     started: Now,
     now: Now,
