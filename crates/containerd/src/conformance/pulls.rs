@@ -8,6 +8,9 @@ use super::{
 };
 use crate::runtime::{ImageRuntime, Local};
 
+/// What containerd writes of a layer at a time.
+const STEP_BYTES: u64 = 1 << 20;
+
 /// How many looks in a row prove that nothing moves.
 const STILL_LOOKS: u32 = 10;
 
@@ -231,11 +234,12 @@ async fn during_a_pull<H: Harness>(
     }
 }
 
-/// Waits until bytes have come in for a running pull.
+/// Waits until some of a layer has come in for a running pull. A configuration is not enough: for a
+/// moment while it is committed, containerd has it nowhere.
 async fn received<H: Harness>(h: &H, image: &ImageName) -> Verdict {
     until("bytes come in", || async {
         let seen = h.runtime().movement(image).await.map_err(said)?;
-        Ok(seen.bytes > 0 && seen.total_bytes.is_some())
+        Ok(seen.bytes >= STEP_BYTES && seen.total_bytes.is_some())
     })
     .await
 }
