@@ -135,7 +135,11 @@ async fn an_overlay_changes(api: Arc<Api>) -> anyhow::Result<()> {
     let paths = volumes.iter().map(|volume| &volume["hostPath"]["path"]);
     let paths: BTreeSet<_> = paths.filter_map(Value::as_str).collect();
     ensure!(paths == BTreeSet::from(["/run/k3s/containerd", "/var/lib/trylatest"]));
-    Ok(())
+    // And the API server takes all of it.
+    let folder = api.manifests.join("overlays/example-node");
+    let folder = folder.display().to_string();
+    let taken = ["apply", "--dry-run=server", "-k", &folder];
+    api.plane.kubectl(&taken).await.map(|_| ())
 }
 
 /// The controllers check the validating policies' types against the API's.
