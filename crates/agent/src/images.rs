@@ -1,6 +1,6 @@
 //! `trylatest images`: the index, from the running agent or, without one, from its file.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,11 +40,7 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<()> {
         Output::Json => serde_json::to_string_pretty(&records)?,
         Output::Table => table(&records, clock::wall()),
     };
-    match writeln!(io::stdout(), "{text}") {
-        // `trylatest images | head` is no failure.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
+    crate::printed(format!("{text}\n").as_bytes())
 }
 
 async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {

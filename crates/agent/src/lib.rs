@@ -13,7 +13,7 @@ mod clock;
 pub mod gate;
 pub mod images;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -27,8 +27,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Images(args) => images::run(&args),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "trylatest", &mut io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "trylatest", &mut script);
+            printed(&script)
         }
     };
     match done {
@@ -37,5 +38,13 @@ pub fn run(cli: Cli) -> ExitCode {
             eprintln!("trylatest: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints to stdout. Whoever reads no further, as in `| head`, has seen enough.
+pub(crate) fn printed(text: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -115,14 +115,15 @@ impl Platform {
     /// Whether containerd runs images of the other platform on this one: its own, and the 32-bit
     /// one of the same family.
     pub(crate) fn runs(&self, other: &Self) -> bool {
-        let os = if other.os.is_empty() {
-            &self.os
-        } else {
-            &other.os
-        };
-        let theirs = architecture(&other.architecture);
-        *os == self.os
-            && (theirs == self.architecture
+        // containerd reads both in any case, and what is not said as this node's own.
+        let (os, theirs) = (
+            other.os.to_ascii_lowercase(),
+            other.architecture.to_ascii_lowercase(),
+        );
+        let theirs = architecture(&theirs);
+        (os.is_empty() || os == self.os)
+            && (theirs.is_empty()
+                || theirs == self.architecture
                 || matches!(
                     (self.architecture.as_str(), theirs),
                     ("amd64", "386") | ("arm64", "arm")
@@ -212,6 +213,15 @@ mod tests {
             ("386", "amd64", false),
         ] {
             let node = platform("linux", node);
+            assert!(
+                node.runs(&platform("Linux", "")),
+                "containerd takes it for its own"
+            );
+            assert_eq!(
+                node.runs(&platform("", &image.to_uppercase())),
+                runs,
+                "{node} {image}"
+            );
             assert_eq!(node.runs(&platform("linux", image)), runs, "{node} {image}");
             assert!(!node.runs(&platform("windows", image)));
         }

@@ -258,6 +258,11 @@ impl Planner {
         rounds.any(round::Round::is_decided)
     }
 
+    /// How many images are known.
+    pub fn known_images(&self) -> usize {
+        self.images.len()
+    }
+
     /// Forgets images that are `gone` and that no pod of this node names.
     pub fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
         let pods = &self.pods;

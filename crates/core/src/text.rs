@@ -32,9 +32,15 @@ pub(crate) fn bytes(bytes: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// Text of others as part of one line: control characters become spaces.
+/// Text of others as part of one line: control characters, and those that only change how the line
+/// looks, become spaces.
 pub(crate) fn on_one_line(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let hidden = |c: char| {
+        matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let plain = |c: char| if c.is_control() || hidden(c) { ' ' } else { c };
     text.chars().map(plain).collect()
 }
 
@@ -44,6 +50,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
+        assert_eq!(on_one_line("a\nb\u{202e}c\u{200b}ä"), "a b c ä");
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(3_565_158), "3.4 MiB");

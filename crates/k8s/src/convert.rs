@@ -16,6 +16,9 @@ use trylatest_core::settings::Settings;
 /// Longest complaint: what an Event takes.
 const COMPLAINT_MAX_BYTES: usize = 1024;
 
+/// Most containers of one pod that are looked after: half of the tries that run at once.
+const CONTAINERS_MAX: usize = 32;
+
 /// Most names that one complaint lists.
 const NAMES_MAX: usize = 5;
 
@@ -90,9 +93,19 @@ fn try_containers(
             some_of(known.into_iter())
         ));
     }
-    own.filter(|container| all || named.contains(&container.name.as_str()))
+    let mut ours: Vec<_> = own
+        .filter(|container| all || named.contains(&container.name.as_str()))
         .map(try_container)
-        .collect()
+        .collect();
+    if ours.len() > CONTAINERS_MAX {
+        complaints.push(format!(
+            "{} TryLatest containers, and {CONTAINERS_MAX} are looked after; the others are left to the \
+             kubelet",
+            ours.len()
+        ));
+        ours.truncate(CONTAINERS_MAX);
+    }
+    ours
 }
 
 /// The first of these names, and how many more there are.
@@ -297,6 +310,23 @@ mod tests {
             pod.complaints[1]
         );
         assert!(format!("{pod:?}").len() < 8192);
+    }
+
+    #[test]
+    fn of_very_many_containers_some_are_left_to_the_kubelet() {
+        let many: Vec<_> = (0..500)
+            .map(|n| json!({"name": format!("c{n}"), "image": format!("reg.example/a{n}")}))
+            .collect();
+        let pod = pod(&json!({
+            "metadata": {"annotations": {"trylatest.dev/containers": "*"}},
+            "spec": {"containers": many},
+        }));
+        assert_eq!(pod.containers.len(), CONTAINERS_MAX);
+        assert!(
+            pod.complaints[0].starts_with("500 TryLatest containers"),
+            "{:?}",
+            pod.complaints
+        );
     }
 
     #[test]

@@ -42,8 +42,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// How long releases under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How often what nobody needs is forgotten.
+/// How often what nobody needs is forgotten; earlier if this many images have become known.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+const PRUNE_AFTER: usize = 1000;
 
 /// What the task works with.
 pub(super) struct Pods<R> {
@@ -99,6 +100,7 @@ impl<R: ImageRuntime> Pods<R> {
             reported: Vec::new(),
         };
         let mut prune_at = Instant::now() + PRUNE_EVERY;
+        let mut pruned = running.own.planner.known_images();
         loop {
             running.own.health.beat();
             let now = running.own.clock.now();
@@ -118,7 +120,10 @@ impl<R: ImageRuntime> Pods<R> {
                 }
             };
             running.carry_out(plan).await;
-            if Instant::now() >= prune_at {
+            let known = running.own.planner.known_images();
+            pruned = pruned.min(known);
+            if Instant::now() >= prune_at || known >= pruned + PRUNE_AFTER {
+                pruned = known;
                 prune_at = Instant::now() + PRUNE_EVERY;
                 running.prune();
             }
@@ -227,7 +232,9 @@ impl<R: ImageRuntime> Loop<R> {
                 let (moved, turns) = (self.moved.clone(), self.turns.clone());
                 let stall = self.own.stall;
                 self.begin(async move {
-                    let tried = attempt(&*runtime, image, id, settled, stall, moved);
+                    let tried = move || async move {
+                        attempt(&*runtime, image, id, settled, stall, moved).await
+                    };
                     Came::Ended(turns.wait_and_run(tried).await)
                 });
             }

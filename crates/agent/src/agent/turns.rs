@@ -26,10 +26,11 @@ impl Turns {
     ///
     /// # Cancel safety
     /// As `work`.
-    pub(super) async fn wait_and_run<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(super) async fn wait_and_run<F: Future>(&self, work: impl FnOnce() -> F) -> F::Output {
         // The semaphore is never closed; without a permit the try would run all the same.
         let permit = self.0.acquire().await;
-        let mut work = std::pin::pin!(work);
+        // On the heap, and only now: what waits is many, and should be small.
+        let mut work = Box::pin(work());
         if let Ok(done) = timeout(TURN, &mut work).await {
             return done;
         }
@@ -48,9 +49,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn slow_downloads_let_others_begin() {
         let turns = Turns::new();
-        let slow = join_all((0..TRIES_MAX).map(|_| turns.wait_and_run(pending::<()>())));
+        let slow = join_all((0..TRIES_MAX).map(|_| turns.wait_and_run(pending::<()>)));
         let start = Instant::now();
-        let next = turns.wait_and_run(async { start.elapsed() });
+        let next = turns.wait_and_run(|| async { start.elapsed() });
         select(slow, std::pin::pin!(next)).await;
         assert_eq!(start.elapsed(), TURN);
     }
@@ -60,7 +61,7 @@ mod tests {
         let turns = Turns::new();
         let second = async || tokio::time::sleep(Duration::from_secs(1)).await;
         let start = Instant::now();
-        join_all((0..=TRIES_MAX).map(|_| turns.wait_and_run(second()))).await;
+        join_all((0..=TRIES_MAX).map(|_| turns.wait_and_run(second))).await;
         assert_eq!(start.elapsed(), Duration::from_secs(2));
     }
 }

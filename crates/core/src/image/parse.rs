@@ -167,9 +167,13 @@ fn check_digest(digest: &str) -> Result<&str, &'static str> {
     Ok(digest)
 }
 
-/// The id of an image and not its name.
+/// The id of an image and not its name. The kubelet also takes the id's beginning, where the grammar
+/// would see a repository called `sha256` with a tag.
 fn is_bare_digest(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(is_lowercase_hex)
+    match name.strip_prefix("sha256:") {
+        Some(id) => !id.is_empty() && id.bytes().all(is_lowercase_hex),
+        None => name.len() == 64 && name.bytes().all(is_lowercase_hex),
+    }
 }
 
 fn is_lowercase_hex(b: u8) -> bool {
@@ -233,6 +237,8 @@ mod tests {
             "a@sha1:0123456789012345678901234567890123456789",
             &format!("a:{long}b"),
             &"0".repeat(64),
+            &format!("sha256:{}", "0".repeat(64)),
+            "sha256:31981ffa1e65",
             &"a/".repeat(130),
             &format!("{}example/a", "a.".repeat(130)),
         ] {
