@@ -33,6 +33,10 @@ async fn a_cached_copy_is_refused_when_the_registry_wants_credentials(
     let registry = node.cluster.registry();
     registry.fault_on(&space.repository, Fault::Unavailable)?;
     refuses(&space, "outage").await?;
+    // Nor by another name in its repository, of which the registry has said nothing.
+    let digest = registry.digest_of(&space.repository, "latest").await?;
+    let image = format!("{}@{digest}", space.image());
+    refuses_pod(&space, &tried("outage-by-digest", &image)).await?;
     // What may be pulled without credentials again is.
     registry.heal_on(&space.repository);
     space.run("healed", "unchanged", "one").await?;
