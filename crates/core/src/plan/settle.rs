@@ -20,9 +20,11 @@ impl Planner {
     pub fn ended(&mut self, now: Now, ended: &Ended) -> Plan {
         let mut plan = Plan::default();
         let name = &ended.image;
-        let image = self.images.get_mut(name);
-        let attempt = image.and_then(|image| image.attempt.take_if(|a| a.id == ended.attempt));
-        let Some(attempt) = attempt else {
+        let before = known(&self.images, name);
+        let Some(image) = self.images.get_mut(name) else {
+            return plan;
+        };
+        let Some(attempt) = image.attempt.take_if(|a| a.id == ended.attempt) else {
             return plan;
         };
         let failure = ended.failure.clone().or_else(|| unusable(&ended.after));
@@ -31,11 +33,7 @@ impl Planner {
             before: &ended.before,
             after: &ended.after,
         };
-        let before = known(&self.images, name);
         let record = remembered(name, attempt.started, now, evidence, &before, self.limits);
-        let Some(image) = self.images.get_mut(name) else {
-            return plan;
-        };
         image.finish(&record);
         plan.records.push(record);
         let known = known(&self.images, name);
