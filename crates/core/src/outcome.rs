@@ -56,21 +56,24 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureClass {
-    /// No connection: name lookup, refused, reset, unreachable, TLS.
+    /// No connection: name lookup, refused, reset, unreachable, TLS; or a proxy wants credentials (407).
     Network,
-    /// Nothing moved for the stall deadline, or the try's time was up.
+    /// Nothing moved for the stall deadline, the try's time was up, or the registry answered 408.
     Timeout,
     /// The registry answered 5xx.
     ServerError,
-    /// The registry answered 429.
+    /// The registry answered 429, or 402: what was paid for is used up.
     RateLimited,
-    /// The registry answered 404: no such repository or tag.
+    /// The registry answered 404, 410 or 451: no such repository or tag, or none that it may give.
     NotFound,
     /// The registry answered 401 or 403.
     Unauthorized,
     /// What came is unusable: corrupt, wrong digest, wrong platform; or the name is no image name.
     Invalid,
-    /// This node's fault: disk full, containerd down.
+    /// An image verifier of this node refused what the tag points to. The only class that does not
+    /// allow the cached copy by default (`docs/adr/0005-blocked.md`).
+    Blocked,
+    /// This node's fault: disk full, spoiled files, a bad setting of containerd, containerd down.
     Local,
     /// None of the above could be told.
     Unknown,
@@ -78,7 +81,7 @@ pub enum FailureClass {
 
 impl FailureClass {
     /// Every class.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Network,
         Self::Timeout,
         Self::ServerError,
@@ -86,6 +89,7 @@ impl FailureClass {
         Self::NotFound,
         Self::Unauthorized,
         Self::Invalid,
+        Self::Blocked,
         Self::Local,
         Self::Unknown,
     ];
@@ -100,9 +104,16 @@ impl FailureClass {
             Self::NotFound => "not-found",
             Self::Unauthorized => "unauthorized",
             Self::Invalid => "invalid",
+            Self::Blocked => "blocked",
             Self::Local => "local",
             Self::Unknown => "unknown",
         }
+    }
+
+    /// Whether a pod that says nothing else may use the cached copy after such a failure. For
+    /// [`Self::Unauthorized`] proof is needed besides.
+    pub const fn falls_back_by_default(self) -> bool {
+        !matches!(self, Self::Blocked)
     }
 }
 

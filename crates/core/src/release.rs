@@ -197,6 +197,16 @@ mod tests {
         assert!(serde_json::from_str::<Release>(json).unwrap().opens());
     }
 
+    /// A gate may be older than the agent that answers it.
+    #[test]
+    fn a_failure_class_of_a_later_version_costs_the_reason_and_not_the_release() {
+        let json = r#"{"time":"2026-01-01T12:00:00Z","containers":{"app":{"image":"a",
+            "outcome":"refused","class":"of-tomorrow","message":"m"}}}"#;
+        let release = serde_json::from_str::<Release>(json).unwrap();
+        assert_eq!(release.containers["app"].failure, None);
+        assert!(!release.opens());
+    }
+
     #[test]
     fn a_release_is_fresh_within_two_minutes_either_way() {
         let release = release();

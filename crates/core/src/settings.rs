@@ -13,7 +13,8 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// Refuse a cached copy whose tag was last confirmed longer ago.
     pub max_age: Option<Duration>,
-    /// The failure classes that allow the cached copy. `unauthorized` needs proof besides.
+    /// The failure classes that allow the cached copy, instead of the default ones
+    /// ([`FailureClass::falls_back_by_default`]). `unauthorized` needs proof besides.
     pub fallback_on: Option<BTreeSet<FailureClass>>,
 }
 
@@ -57,9 +58,10 @@ impl Settings {
 
     /// Whether these settings let a pod use a cached copy after a failure of this class.
     pub fn allow_fallback_on(&self, class: FailureClass) -> bool {
-        self.fallback_on
-            .as_ref()
-            .is_none_or(|classes| classes.contains(&class))
+        match &self.fallback_on {
+            Some(classes) => classes.contains(&class),
+            None => class.falls_back_by_default(),
+        }
     }
 }
 
@@ -109,7 +111,10 @@ mod tests {
         assert_eq!(settings.max_age, Some(Duration::from_secs(7 * 86_400)));
         assert!(settings.allow_fallback_on(FailureClass::Network));
         assert!(!settings.allow_fallback_on(FailureClass::NotFound));
-        assert!(Settings::default().allow_fallback_on(FailureClass::NotFound));
+        for class in FailureClass::ALL {
+            let allows = Settings::default().allow_fallback_on(class);
+            assert_eq!(allows, class != FailureClass::Blocked, "{class}");
+        }
     }
 
     #[test]

@@ -135,6 +135,13 @@ pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
                 "private images are pulled by the kubelet, with the pod's own secrets",
             ))
         }
+        // A verifier has judged. Whether it is asked again is for the kubelet to say, as ever.
+        (Some(failure), Copy::Absent) if failure.class == FailureClass::Blocked => {
+            Some(Decision::because(
+                Outcome::Unavailable,
+                "the kubelet pulls it if the image verifier changes its mind",
+            ))
+        }
         (_, Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. }) => None,
     }
 }
@@ -173,7 +180,12 @@ fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Optio
         );
     }
     if !settings.allow_fallback_on(class) {
-        return Some(format!("the pod's fallback-on does not list {class}"));
+        return Some(match settings.fallback_on {
+            Some(_) => format!("the pod's fallback-on does not list {class}"),
+            None => format!(
+                "after {class}, the cached copy is used only where fallback-on lists {class}"
+            ),
+        });
     }
     let max_age = settings.max_age?;
     let confirmed = digest.and_then(|digest| known.confirmed_at(digest));
@@ -303,16 +315,15 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_but_unauthorized_falls_back() {
+    fn every_failure_but_a_refusal_falls_back() {
         for class in FailureClass::ALL {
             let case = Case {
                 failure: Some(class),
                 ..Case::default()
             };
-            let expected = if class == FailureClass::Unauthorized {
-                Outcome::Refused
-            } else {
-                Outcome::Fallback
+            let expected = match class {
+                FailureClass::Unauthorized | FailureClass::Blocked => Outcome::Refused,
+                _ => Outcome::Fallback,
             };
             assert_eq!(case.outcome(), Some(expected), "{class}");
         }
@@ -341,6 +352,23 @@ mod tests {
             after: Copy::Absent,
             ..Case::default()
         };
+        assert_eq!(case.outcome(), Some(Outcome::Unavailable));
+    }
+
+    #[test]
+    fn what_a_verifier_blocked_falls_back_where_the_pod_says_so() {
+        let mut case = Case {
+            failure: Some(FailureClass::Blocked),
+            settings: Settings {
+                fallback_on: Some([FailureClass::Network, FailureClass::Blocked].into()),
+                ..Settings::default()
+            },
+            ..Case::default()
+        };
+        assert_eq!(case.outcome(), Some(Outcome::Fallback));
+        case.settings = Settings::default();
+        assert_eq!(case.outcome(), Some(Outcome::Refused));
+        (case.before, case.after) = (Copy::Absent, Copy::Absent);
         assert_eq!(case.outcome(), Some(Outcome::Unavailable));
     }
 

@@ -50,13 +50,14 @@ pub(super) fn without_urls(message: &str) -> String {
 }
 
 /// Leaves away the wrapping at the message's beginning, with the image's name quoted in it.
-fn unwrapped(mut message: &str) -> &str {
-    while let Some(rest) = WRAPPING
+pub(super) fn unwrapped(mut message: &str) -> &str {
+    while let Some((words, rest)) = WRAPPING
         .iter()
-        .find_map(|words| message.strip_prefix(words))
+        .find_map(|words| Some((words, message.strip_prefix(words)?)))
     {
         message = rest;
-        if rest.starts_with('"') {
+        // Behind these, a quote is the image's name. Behind the others it may be a registry's word.
+        if !words.ends_with(": ") && rest.starts_with('"') {
             message = rest.split_once(": ").map_or(rest, |(_name, rest)| rest);
         }
     }
@@ -145,6 +146,9 @@ impl Named {
         let Some(name) = word.strip_suffix([':', '=']) else {
             return Self::No;
         };
+        if word.ends_with(':') && is_address(name) {
+            return Self::No;
+        }
         let lower = name.to_ascii_lowercase();
         let secret = |end: &str| SECRET_NAMES.iter().any(|name| end.ends_with(name));
         match lower.strip_suffix('"') {
@@ -154,27 +158,37 @@ impl Named {
         }
     }
 
-    /// Prose has no digits.
+    /// Prose has no digits, but for an HTTP status.
     fn hides(self, next: &str) -> bool {
+        let is_status = next.len() == 3 && next.parse().is_ok_and(|n: u16| (100..600).contains(&n));
         match self {
             Self::No => false,
             Self::Quoted => true,
-            Self::Bare => next.contains(|c: char| c.is_ascii_digit()),
+            Self::Bare => next.contains(|c: char| c.is_ascii_digit()) && !is_status,
         }
     }
+}
+
+/// Whether this ends in the path of a URL or an image's name, whose last part may be called as a
+/// secret is: `https://host/token: 429`, `registry.example/ops/secret-store:1.2`.
+fn is_address(text: &str) -> bool {
+    let in_path = text
+        .trim_end_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .ends_with('/');
+    let host = text.split('/').next().unwrap_or_default();
+    in_path && (host.is_empty() || host.contains(['.', ':']))
 }
 
 /// `name=value` and `"name":"value"` with the value hidden, where the name is a secret's.
 fn without_values(word: &str) -> String {
     let lower = word.to_ascii_lowercase();
-    let name = SECRET_NAMES
+    let sign = SECRET_NAMES
         .iter()
-        .filter_map(|name| lower.find(name).map(|at| at + name.len()))
+        .flat_map(|name| lower.match_indices(name).map(|(at, _)| at + name.len()))
+        .filter_map(|end| word[end..].find(['=', ':']).map(|at| end + at))
+        .filter(|&sign| !(word[sign..].starts_with(':') && is_address(&word[..sign])))
         .min();
-    let Some(name_end) = name else {
-        return word.to_owned();
-    };
-    let Some(sign) = word[name_end..].find(['=', ':']).map(|at| name_end + at) else {
+    let Some(sign) = sign else {
         return word.to_owned();
     };
     let value = word[sign + 1..].trim_matches(['"', '\'', ',', ';', '}', '{', '\\']);
@@ -218,6 +232,12 @@ mod tests {
             "{\"access_token\":\"S3CRETS3CRET\",\"x\":1}",
             "x-api-key:S3CRETS3CRET",
             "saw eyJS3CRETS3CRET.eyJh.x",
+            "https://h/token: token=S3CRETS3CRET",
+            "h/token:1 password=S3CRETS3CRET",
+            "{\"url\":\"h/token:1\",\"token\":\"S3CRETS3CRET\"}",
+            "h/secret=S3CRETS3CRET",
+            "password: S3CRETS3CRET",
+            "token: 429S3CRETS3CRET",
             "http://a@b@S3CRETS3CRET:x@host/",
             "failed to parse Location header \"/x%zz/y?sig=S3CRETS3CRET&se=2099\": invalid",
         ] {
@@ -233,6 +253,11 @@ mod tests {
             "failed to fetch anonymous token: unexpected status",
             "Head \"http://127.0.0.1:5000/v2/my/app/manifests/latest\": dial tcp 127.0.0.1:5000: connect: connection refused",
             "lookup h on 10.0.0.10:53: no such host",
+            "unexpected status from GET request to https://h/token: 429 Too Many Requests",
+            "unexpected status from GET request to https://h/v2/token: 503 Service Unavailable",
+            "failed to fetch oauth token: 429 Too Many Requests",
+            "reg.example/ops/token:1.2: not found",
+            "manifest for reg.example/secret-service:v3 is gone",
         ] {
             assert_eq!(readable(plain), plain);
         }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use tonic::Code;
 use trylatest_core::outcome::FailureClass;
 
-use super::{Message, statuses};
+use super::{Message, redact, statuses};
 
 /// All signs of a rule must be there; the first rule whose signs are decides.
 #[derive(Debug)]
@@ -26,37 +26,56 @@ enum Sign {
     Says(&'static str),
     /// Words wherever in the message: for 401 and 403 alone.
     SaysAnywhere(&'static str),
+    /// containerd's own words, without the image's name, begin so.
+    Begins(&'static str),
     /// containerd's own words end so.
     Ends(&'static str),
 }
 
 use FailureClass::{
-    Invalid, Local, Network, NotFound, RateLimited, ServerError, Timeout, Unauthorized,
+    Blocked, Invalid, Local, Network, NotFound, RateLimited, ServerError, Timeout, Unauthorized,
 };
-use Sign::{AnyStatus, Ends, Says, SaysAnywhere};
+use Sign::{AnyStatus, Begins, Ends, Says, SaysAnywhere, Status};
 
 const fn rule(class: FailureClass, signs: &'static [Sign]) -> Rule {
     Rule { class, signs }
 }
 
+/// What containerd says around an error while it unpacks a layer.
+const EXTRACTING: &str = "mount callback failed on ";
+
 /// The table. Every rule is exercised by a message in `testdata`.
 pub(super) const RULES: &[Rule] = &[
-    // The registry refuses. First of all, so that nothing hides it.
+    // A verifier was asked, so the registry has given the manifest: what follows are the verifier's
+    // words, whatever they are (core/transfer/local/pull.go). No registry's word comes before these.
+    rule(
+        Blocked,
+        &[Begins("image verifier "), Says(" blocked pull of ")],
+    ),
+    // It could not be asked, or was killed by its deadline: nobody has said no.
+    rule(
+        Local,
+        &[Begins("blocking pull of "), Says(": image verifier ")],
+    ),
+    // The registry refuses. Before all else that a registry may have written.
     rule(Unauthorized, &[AnyStatus(401)]),
     rule(Unauthorized, &[AnyStatus(403)]),
-    // A token service that refuses answers 400 or 404 as well.
-    rule(
-        Timeout,
-        &[Says("failed to authorize"), Sign::Status(408..=408)],
-    ),
+    // A proxy between node and registry wants credentials, of the node: nobody was asked about this
+    // image.
+    rule(Network, &[Status(407..=407)]),
+    rule(Timeout, &[Status(408..=408)]),
+    // A token service that refuses answers 400, 402 or 404 as well.
     rule(
         Unauthorized,
-        &[Says("failed to authorize"), Sign::Status(400..=428)],
+        &[Says("failed to authorize"), Status(400..=428)],
     ),
     // A status is the surest word there is.
-    rule(RateLimited, &[Sign::Status(429..=429)]),
-    rule(ServerError, &[Sign::Status(500..=599)]),
-    rule(NotFound, &[Sign::Status(404..=404)]),
+    rule(RateLimited, &[Status(429..=429)]),
+    rule(RateLimited, &[Status(402..=402)]),
+    rule(ServerError, &[Status(500..=599)]),
+    rule(NotFound, &[Status(404..=404)]),
+    rule(NotFound, &[Status(410..=410)]),
+    rule(NotFound, &[Status(451..=451)]),
     rule(Unauthorized, &[SaysAnywhere("authorization failed")]),
     rule(Unauthorized, &[SaysAnywhere("pull access denied")]),
     // It has asked for credentials, in words that containerd does not understand.
@@ -76,6 +95,50 @@ pub(super) const RULES: &[Rule] = &[
             Says("cannot unmarshal"),
         ],
     ),
+    // This node: its disk, its files, its memory. Before what an image can be accused of, because a
+    // file that a power cut has emptied reads like an invalid one.
+    rule(Local, &[Says("no space left on device")]),
+    rule(Local, &[Says("disk quota exceeded")]),
+    rule(Local, &[Says("read-only file system")]),
+    rule(Local, &[Says("input/output error")]),
+    rule(Local, &[Says("structure needs cleaning")]),
+    rule(Local, &[Says("stale file handle")]),
+    rule(Local, &[Says("transport endpoint is not connected")]),
+    rule(Local, &[Says("too many open files")]),
+    rule(Local, &[Says("cannot allocate memory")]),
+    rule(Local, &[Says("dial unix ")]),
+    // Content that containerd's database lists and its disk does not have.
+    rule(Local, &[Says("failed to get reader from content store: ")]),
+    rule(Local, &[Says("blob not found: not found")]),
+    rule(Local, &[Says("content digest sha"), Ends(": not found")]),
+    // A document cut short. Registries look into what is pushed; the file of one that is here and
+    // empty says the same.
+    rule(Local, &[Says("unexpected end of json input")]),
+    rule(Local, &[Says("ref "), Says(" locked for ")]),
+    // The snapshotter. What the layer itself is accused of comes further down.
+    rule(Local, &[Says("prepare extraction snapshot")]),
+    rule(Local, &[Says("failed to commit snapshot ")]),
+    rule(Local, &[Says("failed to stat snapshot ")]),
+    rule(
+        Local,
+        &[Says("parent snapshot "), Says(" does not exist: not found")],
+    ),
+    rule(Local, &[Says("failed to mount ")]),
+    // What containerd is told to do with this registry.
+    rule(Local, &[Says("no resolve hosts: not found")]),
+    rule(Local, &[Says("no pull hosts: not found")]),
+    rule(Local, &[Says("unable to load ca cert ")]),
+    rule(Local, &[Says("unable to read ca cert ")]),
+    rule(Local, &[Says("unable to read cert file ")]),
+    rule(Local, &[Says("failed to load x509 key pair: ")]),
+    // Pulled, and gone before CRI looked.
+    rule(
+        Local,
+        &[
+            Says("failed to get image "),
+            Says(" from containerd image store"),
+        ],
+    ),
     // The name is none, or what came cannot be used.
     rule(Invalid, &[Says("failed to parse image reference")]),
     rule(Invalid, &[Says("invalid reference format")]),
@@ -85,6 +148,12 @@ pub(super) const RULES: &[Rule] = &[
     rule(Invalid, &[Says("unexpected commit digest")]),
     rule(Invalid, &[Says("unexpected commit size")]),
     rule(Invalid, &[Says("failed size validation")]),
+    rule(Invalid, &[Says("read past expected size ")]),
+    rule(Invalid, &[Says("which reports content size of zero")]),
+    rule(Invalid, &[Says("which reports negative content size ")]),
+    rule(Invalid, &[Says("in header not a valid digest")]),
+    // It says that it is nothing there; the size tells more.
+    rule(Invalid, &[Says("rejecting "), Says(" byte manifest for ")]),
     rule(Invalid, &[Says("failed to read expected number of bytes")]),
     rule(Invalid, &[Says("short read: expected ")]),
     rule(Invalid, &[Says("wrong diff id")]),
@@ -93,19 +162,34 @@ pub(super) const RULES: &[Rule] = &[
         Invalid,
         &[Says("mismatched image rootfs and manifest layers")],
     ),
-    rule(Invalid, &[Says("invalid tar header")]),
-    rule(Invalid, &[Says("gzip: invalid")]),
+    rule(Invalid, &[Says("no processor for media-type")]),
+    rule(Invalid, &[Says("media-type: ")]),
+    // It knows a processor, and cannot run it: that of encrypted layers.
+    rule(Local, &[Says("failed to get stream processor for ")]),
     rule(Invalid, &[Says("cannot unmarshal")]),
     rule(Invalid, &[Says("invalid character")]),
     rule(Invalid, &[Says("manifest.v1+prettyjws not supported")]),
-    // This node.
-    rule(Local, &[Says("no space left on device")]),
-    rule(Local, &[Says("disk quota exceeded")]),
-    rule(Local, &[Says("read-only file system")]),
-    rule(Local, &[Says("input/output error")]),
-    rule(Local, &[Says("too many open files")]),
-    rule(Local, &[Says("cannot allocate memory")]),
-    rule(Local, &[Says("dial unix ")]),
+    rule(
+        Invalid,
+        &[
+            Says("manifest.v1+prettyjws\""),
+            Says(" is no longer supported since containerd v2."),
+        ],
+    ),
+    rule(Invalid, &[Says("schema 1 ")]),
+    // A layer that cannot be unpacked, for what is in it.
+    rule(Invalid, &[Says("invalid tar header")]),
+    rule(Invalid, &[Says("gzip: invalid")]),
+    rule(Invalid, &[Says(EXTRACTING), Says("unexpected eof")]),
+    rule(Invalid, &[Says(EXTRACTING), Says(": not a directory")]),
+    rule(Invalid, &[Says(EXTRACTING), Says("magic number mismatch")]),
+    rule(Invalid, &[Says(EXTRACTING), Says("unknown dictionary")]),
+    rule(Invalid, &[Says(EXTRACTING), Says("corrupt")]),
+    rule(Invalid, &[Says(EXTRACTING), Says(": invalid archive")]),
+    rule(
+        Invalid,
+        &[Says(EXTRACTING), Says("unhandled tar header type ")],
+    ),
     // The registry has no such thing. The code alone would not do: containerd gives it for its own
     // losses as well.
     rule(
@@ -149,6 +233,10 @@ pub(super) const RULES: &[Rule] = &[
     rule(Network, &[Says("server misbehaving")]),
     rule(Network, &[Says("temporary failure in name resolution")]),
     rule(Network, &[Says("broken pipe")]),
+    rule(Network, &[Says("use of closed network connection")]),
+    // A download that was taken up again, and went on elsewhere.
+    rule(Network, &[Says("unhandled content range in response")]),
+    rule(Network, &[Says("unable to discard to offset")]),
     rule(Network, &[Says("x509: ")]),
     rule(Network, &[Says("tls: ")]),
     rule(Network, &[Says("http response to https client")]),
@@ -185,6 +273,7 @@ impl Sign {
             Self::AnyStatus(status) => statuses(&message.whole).any(|s| s == *status),
             Self::Says(words) => own.contains(words),
             Self::SaysAnywhere(words) => message.whole.contains(words),
+            Self::Begins(words) => redact::unwrapped(own).starts_with(words),
             Self::Ends(words) => own.trim_end().ends_with(words),
         }
     }

@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use super::*;
 
-/// Messages that containerd 1.6 and 2.4 gave: for each fault of the registry that the e2e tests know,
-/// and for a registry whose every error body and header says "no such host", "not found" and more.
+/// Messages that containerd 1.6 and 2.4 gave: for each fault of the registry that the e2e tests know
+/// and more, for images that are broken, for nodes whose files and settings are; and for a registry
+/// whose every error body and header says "no such host", "not found" and the like.
 const REAL: [&str; 2] = [
     include_str!("../../testdata/messages.json"),
     include_str!("../../testdata/hostile.json"),
@@ -40,7 +41,9 @@ fn code(name: &str) -> Code {
 
 /// Messages that are hard to provoke, put together as containerd's and Go's sources do it.
 const MADE: &[(FailureClass, Code, &str)] = {
-    use Code::{Cancelled, DeadlineExceeded, FailedPrecondition, NotFound as Missing, Unknown};
+    use Code::{
+        Cancelled, DeadlineExceeded, FailedPrecondition, NotFound as Missing, Unavailable, Unknown,
+    };
     use FailureClass::{
         Invalid, Local, Network, NotFound, RateLimited, ServerError, Timeout, Unauthorized,
     };
@@ -217,6 +220,103 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Unknown,
             "connection error: desc = \"transport: Error while dialing: dial unix /run/stargz.sock: connect: connection refused\"",
         ),
+        // core/metadata/snapshot.go, plugins/snapshots/overlay/overlay.go, core/unpack/unpacker.go
+        (
+            Local,
+            Missing,
+            "failed to pull and unpack image \"r/a:1\": failed to prepare extraction snapshot \"extract-1-x sha256:00\": parent snapshot sha256:01 does not exist: not found",
+        ),
+        (
+            Local,
+            Missing,
+            "parent snapshot sha256:01 does not exist: not found",
+        ),
+        (
+            Local,
+            Unknown,
+            "failed to commit snapshot extract-1-x sha256:00: failed to rename: rename a b: file exists",
+        ),
+        (
+            Local,
+            Unknown,
+            "failed to stat snapshot sha256:00: database not open: unknown",
+        ),
+        // core/mount/temp.go, core/mount/mount_linux.go
+        (
+            Local,
+            Unknown,
+            "failed to extract layer sha256:00: failed to mount /var/lib/containerd/tmpmounts/containerd-mount1: mount source: \"overlay\", target: \"/var/lib/containerd/tmpmounts/containerd-mount1\", fstype: overlay, flags: 0, data: \"\", err: no such file or directory",
+        ),
+        (
+            Local,
+            Unknown,
+            "failed to extract layer sha256:00: mount callback failed on /var/lib/containerd/tmpmounts/containerd-mount1: mkdir /var/lib/containerd/tmpmounts/containerd-mount1/usr: structure needs cleaning: unknown",
+        ),
+        (
+            Local,
+            Unknown,
+            "open /var/lib/containerd/x: stale file handle",
+        ),
+        (
+            Local,
+            Unknown,
+            "stat /var/lib/containerd-stargz-grpc/snapshotter: transport endpoint is not connected",
+        ),
+        // plugins/content/local/locks.go, plugins/content/local/readerat.go, core/metadata/content.go
+        (
+            Local,
+            Unavailable,
+            "failed to open writer: ref k8s.io/1/layer-sha256:00 locked for 3m0.5s (since 2026-01-01 12:00:00 +0000 UTC m=+1.5): unavailable",
+        ),
+        (
+            Local,
+            Missing,
+            "unmarshal image config: blob sha256:00 expected at /var/lib/containerd/io.containerd.content.v1.content/blobs/sha256/00: blob not found: not found",
+        ),
+        (Local, Missing, "content digest sha256:00: not found"),
+        // core/remotes/docker/fetcher.go, internal/cri/server/images/image_pull.go
+        (
+            Local,
+            Missing,
+            "failed to copy: httpReadSeeker: failed open: no pull hosts: not found",
+        ),
+        (
+            Local,
+            Missing,
+            "failed to get image \"r/a:1\" from containerd image store: image \"r/a:1\": not found",
+        ),
+        // pkg/archive/tar.go, compress/flate, an unpigz that the node has
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: mount callback failed on /x: mkparent /x/a: not a directory: unknown",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: mount callback failed on /x: flate: corrupt input before offset 5: unknown",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to extract layer sha256:00: mount callback failed on /x: exit status 1: unpigz: skipping: <stdin>: corrupted -- invalid deflate data: unknown",
+        ),
+        // core/remotes/docker/resolver.go, net
+        (
+            Network,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: unhandled content range in response: bytes 0-9/99",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: unable to discard to offset",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: read tcp 10.0.0.2:1->10.0.0.1:443: use of closed network connection",
+        ),
         (
             Timeout,
             DeadlineExceeded,
@@ -372,6 +472,12 @@ const INJECTED: &[&str] = &[
     "unexpected commit digest",
     "context deadline exceeded",
     "no space left on device",
+    "image verifier x blocked pull of y",
+    "blocking pull of x: image verifier y returned error",
+    "unexpected status: 407 Proxy Authentication Required",
+    "blob not found: not found",
+    "mount callback failed on x: unexpected EOF",
+    "structure needs cleaning",
 ];
 
 #[test]
@@ -412,6 +518,36 @@ fn a_refusal_cannot_be_hidden() {
 }
 
 #[test]
+fn a_registry_cannot_speak_as_a_verifier_nor_a_verifier_as_a_registry() {
+    let verifier = "image verifier bindir blocked pull of r/a:1 with digest sha256:00 for reason: ";
+    for words in [
+        format!(
+            "failed to resolve image: unexpected status from HEAD request to https://r: 418 {verifier}"
+        ),
+        format!("failed to resolve image: \"x\\\": {verifier}\" in header not a valid digest: no"),
+        format!("failed to do request: Get \"x: {verifier}\": EOF"),
+    ] {
+        assert_ne!(
+            class(Code::Unknown, &words),
+            FailureClass::Blocked,
+            "{words}"
+        );
+    }
+    let refusals = [
+        "unexpected status: 401 Unauthorized",
+        "authorization failed",
+    ];
+    for words in INJECTED.iter().chain(&refusals) {
+        let blocked = format!("failed to pull and unpack image \"r/a:1\": {verifier}{words}");
+        assert_eq!(
+            class(Code::Unknown, &blocked),
+            FailureClass::Blocked,
+            "{words}"
+        );
+    }
+}
+
+#[test]
 fn a_registrys_words_do_not_count() {
     for words in INJECTED {
         let teapot = format!(
@@ -439,7 +575,7 @@ fn what_cannot_be_read_is_unknown() {
     for message in [
         "",
         "something new",
-        "content digest sha256:00: not found",
+        "snapshot sha256:00: not found",
         "unexpected status: 4010",
         "unexpected status: four",
         "the tag is 404",

@@ -183,6 +183,7 @@ fn is_good_for(since: Duration, started: Duration, failure: Option<&Failure>) ->
         | FailureClass::NotFound
         | FailureClass::Unauthorized
         | FailureClass::Invalid
+        | FailureClass::Blocked
         | FailureClass::Unknown => false,
     });
     silence || started >= since
