@@ -1,10 +1,13 @@
 //! What the manifests do on a real API server: pods and templates as users write them, as they are
 //! stored, and what the agent may change. No kubelet runs here.
 
+mod always;
 mod existing;
 mod install;
 mod neutral;
+mod owned;
 mod pods;
+mod quiet;
 mod rights;
 mod space;
 mod templates;
@@ -22,6 +25,16 @@ use crate::space::Space;
 
 /// How long the API server and the controllers may take to act on something; a second is usual.
 const SOON: Duration = Duration::from_secs(30);
+
+/// kubectl's words for a try.
+const DRY_RUN: [&str; 4] = ["create", "--dry-run=server", "-f", "-"];
+
+fn template_probe() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"},
+        "template": {"spec": {"containers": [space::container("app", "TryLatest")]}},
+    })
+}
 
 /// An API server with the manifests applied.
 struct Api {
@@ -46,14 +59,9 @@ impl Api {
     }
 
     async fn policies_work(&self) -> anyhow::Result<()> {
-        let template = json!({
-            "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"},
-            "template": {"spec": {"containers": [space::container("app", "TryLatest")]}},
-        });
-        for probe in [space::pod("probe", "TryLatest"), template] {
-            self.accepts_soon(&["create", "--dry-run=server", "-f", "-"], &probe)
-                .await?;
-        }
+        self.templates_are_rewritten().await?;
+        let probe = space::pod("probe", "TryLatest");
+        self.accepts_soon(&DRY_RUN, &probe).await?;
         let existing = space::pod("probe", "IfNotPresent");
         let args = ["apply", "-f", "-"];
         self.plane
@@ -64,6 +72,42 @@ impl Api {
             .await?;
         let gone = ["delete", "pod", "probe", "--now"];
         self.plane.kubectl(&gone).await.map(|_| ())
+    }
+
+    /// Waits until the policy for templates works.
+    async fn templates_are_rewritten(&self) -> anyhow::Result<()> {
+        self.accepts_soon(&DRY_RUN, &template_probe()).await
+    }
+
+    /// Waits until it does not: the literal value is the API server's to refuse then.
+    async fn templates_are_refused(&self) -> anyhow::Result<()> {
+        wait::until("the policy for templates is gone", SOON, || async {
+            let probe = template_probe().to_string();
+            let answer = self.plane.kubectl_with(&DRY_RUN, Some(&probe)).await;
+            Ok(answer.err())
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Runs something while the mutating policies are away. Nothing else may run.
+    async fn without_policies(
+        &self,
+        test: impl AsyncFnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let gone = ["pods", "pod-updates", "templates"].map(|name| format!("trylatest-{name}"));
+        let bindings: Vec<_> = gone.iter().map(String::as_str).collect();
+        let delete = ["delete", "mutatingadmissionpolicybinding"];
+        self.plane
+            .kubectl(&[&delete[..], &bindings[..]].concat())
+            .await?;
+        let outcome = async {
+            self.templates_are_refused().await?;
+            test().await
+        }
+        .await;
+        self.install().await?;
+        outcome
     }
 
     /// A policy works a moment after it was made.
@@ -119,6 +163,9 @@ fn main() -> ExitCode {
             neutral::cases(),
             existing::cases(),
             templates::cases(),
+            quiet::cases(),
+            owned::cases(),
+            always::cases(),
             rights::cases(),
         ]
         .into_iter()

@@ -339,15 +339,7 @@ async fn a_pod_with_many_containers(api: Arc<Api>) -> anyhow::Result<()> {
 /// `IfNotPresent`.
 async fn pods_without_the_policies(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("without").await?;
-    let gone = ["pods", "pod-updates", "templates"].map(|name| format!("trylatest-{name}"));
-    let bindings: Vec<_> = gone.iter().map(String::as_str).collect();
-    let delete = ["delete", "mutatingadmissionpolicybinding"];
-    api.plane
-        .kubectl(&[&delete[..], &bindings[..]].concat())
-        .await?;
-    let outcome = without(&space).await;
-    api.install().await?;
-    outcome
+    api.without_policies(async || without(&space).await).await
 }
 
 async fn without(space: &crate::space::Space<'_>) -> anyhow::Result<()> {

@@ -26,7 +26,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
 }
 
 /// The kinds, and where their template is.
-const KINDS: [(&str, &str, &str); 8] = [
+pub(crate) const KINDS: [(&str, &str, &str); 8] = [
     ("apps/v1", "Deployment", "/spec/template"),
     ("apps/v1", "StatefulSet", "/spec/template"),
     ("apps/v1", "DaemonSet", "/spec/template"),
@@ -38,7 +38,7 @@ const KINDS: [(&str, &str, &str); 8] = [
 ];
 
 /// An object of a kind, called like it, that makes no pods.
-fn object((version, kind, _): (&str, &str, &str), template: &Value) -> Value {
+pub(crate) fn object((version, kind, _): (&str, &str, &str), template: &Value) -> Value {
     let name = kind.to_lowercase();
     let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}});
     let labels = json!({"app": name});
@@ -72,17 +72,17 @@ fn object((version, kind, _): (&str, &str, &str), template: &Value) -> Value {
     object
 }
 
-fn template(containers: &[Value]) -> Value {
+pub(crate) fn template(containers: &[Value]) -> Value {
     json!({"metadata": {}, "spec": {"containers": containers}})
 }
 
 /// A Deployment of these containers.
-fn deployment(containers: &[Value]) -> Value {
+pub(crate) fn deployment(containers: &[Value]) -> Value {
     object(KINDS[0], &template(containers))
 }
 
 /// The Deployment's template: what was literal, and its policies.
-fn told(deployment: &Value) -> (Option<&str>, String) {
+pub(crate) fn told(deployment: &Value) -> (Option<&str>, String) {
     let template = &deployment["spec"]["template"];
     (
         annotation(template, keys::LITERAL),

@@ -1,0 +1,306 @@
+//! Beside a mutating policy of somebody else that gives every container `Always`: whatever comes of
+//! the pods' policies, nothing is rolled out for ever, and nothing hangs.
+//!
+//! The API server runs mutating policies in no fixed order, and in another one whenever any of them
+//! changes. So these tests ask for either order, and run alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::suite::Case;
+
+use crate::owned::{replica_sets, settled};
+use crate::space::{Space, container};
+use crate::templates::{KINDS, deployment, object, template, told};
+use crate::{Api, SOON};
+
+pub(crate) fn cases() -> Vec<Case<Api>> {
+    vec![
+        Case::exclusive("always_deployments_settle", deployments_settle),
+        Case::exclusive("always_comes_to_workloads_that_exist", comes_later),
+        Case::exclusive("always_and_quiet_updates", quiet_updates),
+        Case::exclusive("always_jobs_can_be_deleted", jobs_can_be_deleted),
+    ]
+}
+
+/// The name of the policy, its binding, and its probe.
+const NAME: &str = "always-pull";
+
+/// How long a change of policies may take to count; a second is usual.
+const COUNTS: Duration = Duration::from_secs(3);
+
+/// Which policy sees a request first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum First {
+    Ours,
+    Theirs,
+}
+
+impl First {
+    pub(crate) const BOTH: [Self; 2] = [Self::Ours, Self::Theirs];
+}
+
+/// The policies' own words for whether they are asked again after changes of others.
+const REINVOCATIONS: [&str; 2] = ["Never", "IfNeeded"];
+
+/// The policy and its binding; `round` is there to be changed.
+fn policy(space: &Space<'_>, reinvocation: &str, round: u32) -> Value {
+    let metadata = json!({"name": NAME, "annotations": {"round": round.to_string()}});
+    let always = |list: &str| {
+        format!(
+            "variables.template.spec.?{list}.orValue([]).transformList(i, c, \
+             c.?imagePullPolicy.orValue('') != 'Always', JSONPatch{{op: 'add', value: 'Always', \
+             path: variables.at + '/spec/{list}/' + string(i) + '/imagePullPolicy'}})"
+        )
+    };
+    let rule = |group: &str, resources: &[&str]| {
+        json!({
+            "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
+            "resources": resources,
+        })
+    };
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicy",
+        "metadata": metadata,
+        "spec": {
+            "failurePolicy": "Fail", "reinvocationPolicy": reinvocation,
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space.name()}},
+                "resourceRules": [
+                    rule("apps", &["deployments", "statefulsets", "daemonsets", "replicasets"]),
+                    rule("batch", &["jobs", "cronjobs"]),
+                    rule("", &["pods", "podtemplates", "replicationcontrollers"]),
+                ],
+            },
+            // A pod's policy cannot change.
+            "matchConditions": [{
+                "name": "not-too-late", "expression": "object.kind != 'Pod' || request.operation == 'CREATE'",
+            }],
+            "variables": [
+                {"name": "template", "expression":
+                    "object.kind == 'Pod' ? object : object.kind == 'CronJob' ? object.spec.jobTemplate.spec.template \
+                     : object.kind == 'PodTemplate' ? object.template : object.spec.template"},
+                {"name": "at", "expression":
+                    "object.kind == 'Pod' ? '' : object.kind == 'CronJob' ? '/spec/jobTemplate/spec/template' \
+                     : object.kind == 'PodTemplate' ? '/template' : '/spec/template'"},
+            ],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {
+                "expression": format!("{} + {}", always("containers"), always("initContainers")),
+            }}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": NAME}, "spec": {"policyName": NAME},
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
+}
+
+/// Who saw a new Deployment first; none, if theirs did not see it at all.
+async fn order(space: &Space<'_>) -> anyhow::Result<Option<First>> {
+    let mut probe = deployment(&[container("app", "TryLatest")]);
+    probe["metadata"]["name"] = json!(NAME);
+    let args = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    let stored: Value = serde_json::from_str(&space.kubectl(&args, Some(&probe)).await?)?;
+    Ok(match told(&stored) {
+        (Some(_), policies) if policies == "app=Always" => Some(First::Ours),
+        (None, policies) if policies == "app=Always" => Some(First::Theirs),
+        _ => None,
+    })
+}
+
+/// Runs something while their policy is there, and in this order with ours.
+pub(crate) async fn beside(
+    space: &Space<'_>,
+    first: First,
+    reinvocation: &str,
+    test: impl AsyncFnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let outcome = async {
+        come(space, first, reinvocation).await?;
+        test().await
+    }
+    .await;
+    go(space).await?;
+    outcome
+}
+
+/// Makes the policy, and changes it until the order is as wanted.
+async fn come(space: &Space<'_>, first: First, reinvocation: &str) -> anyhow::Result<()> {
+    let mut round = 0;
+    wait::until("the policies are in this order", 2 * SOON, || {
+        round += 1;
+        let policy = policy(space, reinvocation, round);
+        async move {
+            space.kubectl(&["apply", "-f", "-"], Some(&policy)).await?;
+            let wanted = async || {
+                let order = order(space).await?;
+                Ok((order == Some(first)).then_some(()))
+            };
+            Ok(wait::until("they count", COUNTS, wanted).await.ok())
+        }
+    })
+    .await
+}
+
+async fn go(space: &Space<'_>) -> anyhow::Result<()> {
+    for kind in ["mutatingadmissionpolicybinding", "mutatingadmissionpolicy"] {
+        let gone = ["delete", kind, NAME, "--ignore-not-found"];
+        space.kubectl(&gone, None).await?;
+    }
+    wait::until("the policy is gone", SOON, || async {
+        Ok(order(space).await?.is_none().then_some(()))
+    })
+    .await
+}
+
+/// Two ReplicaSets at most, and no sign that the controller looked for a free name.
+async fn is_calm(space: &Space<'_>, context: &str) -> anyhow::Result<Value> {
+    let stored = settled(space).await?;
+    let count = replica_sets(space).await?.len();
+    ensure!(count <= 2, "{context}: {count} ReplicaSets");
+    let collisions = &stored["status"]["collisionCount"];
+    ensure!(collisions.is_null(), "{context}: {collisions} collisions");
+    Ok(stored)
+}
+
+async fn deployments_settle(api: Arc<Api>) -> anyhow::Result<()> {
+    for first in First::BOTH {
+        for reinvocation in REINVOCATIONS {
+            let space = api.space("always").await?;
+            let context = format!("{first:?} {reinvocation}");
+            beside(&space, first, reinvocation, async || {
+                let manifest = deployment(&[container("app", "TryLatest")]);
+                space.apply(&manifest).await?;
+                let before = is_calm(&space, &context).await?;
+                ensure!(replica_sets(&space).await?.len() == 1, "{context}");
+                // What is applied again is what is stored.
+                space.apply(&manifest).await?;
+                space
+                    .kubectl(&["label", "deployment/deployment", "own=x"], None)
+                    .await?;
+                space
+                    .kubectl(&["scale", "deployment/deployment", "--replicas=2"], None)
+                    .await?;
+                let after = is_calm(&space, &context).await?;
+                let template = "/spec/template";
+                ensure!(
+                    before.pointer(template) == after.pointer(template),
+                    "{context}"
+                );
+                ensure!(replica_sets(&space).await?.len() == 1, "{context}");
+                Ok(())
+            })
+            .await?;
+            // And when their policy is gone again.
+            let label = ["label", "deployment/deployment", "own=y", "--overwrite"];
+            space.kubectl(&label, None).await?;
+            is_calm(&space, &context).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Their policy changes what it sees first, as it would without TryLatest; ours adds nothing to that.
+async fn comes_later(api: Arc<Api>) -> anyhow::Result<()> {
+    for first in First::BOTH {
+        for reinvocation in REINVOCATIONS {
+            let space = api.space("later").await?;
+            let context = format!("{first:?} {reinvocation}");
+            let manifest = deployment(&[container("app", "TryLatest")]);
+            space.apply(&manifest).await?;
+            settled(&space).await?;
+            beside(&space, first, reinvocation, async || {
+                for change in ["own=x", "own=y", "own=z"] {
+                    let label = ["label", "deployment/deployment", change, "--overwrite"];
+                    space.kubectl(&label, None).await?;
+                    let stored = is_calm(&space, &context).await?;
+                    let (_, policies) = told(&stored);
+                    ensure!(policies == "app=Always", "{context}: {policies}");
+                    let generation = &stored["metadata"]["generation"];
+                    ensure!(*generation == 2, "{context} {change}: {generation}");
+                }
+                Ok(())
+            })
+            .await?;
+            is_calm(&space, &context).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Labels, finalizers, and kubectl's own notes change no generation of any kind.
+async fn quiet_updates(api: Arc<Api>) -> anyhow::Result<()> {
+    for first in First::BOTH {
+        let space = api.space("quiet").await?;
+        let tryings = template(&[container("app", "TryLatest")]);
+        beside(&space, first, "Never", async || {
+            for kind in KINDS {
+                space.apply(&object(kind, &tryings)).await?;
+            }
+            for kind in KINDS {
+                crate::quiet::nothing_happens(&space, kind, &object(kind, &tryings)).await?;
+            }
+            Ok(())
+        })
+        .await?;
+        // What their policy has left behind is no reason either.
+        for kind in KINDS {
+            crate::quiet::nothing_happens(&space, kind, &object(kind, &tryings)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A Job that is complete as soon as the controller sees it.
+fn job(name: &str, ttl: Option<u32>) -> Value {
+    let mut job = object(KINDS[5], &template(&[container("app", "TryLatest")]));
+    job["metadata"]["name"] = json!(name);
+    job["spec"]["suspend"] = json!(false);
+    job["spec"]["completions"] = json!(0);
+    job["spec"]["ttlSecondsAfterFinished"] = json!(ttl);
+    job
+}
+
+async fn jobs_can_be_deleted(api: Arc<Api>) -> anyhow::Result<()> {
+    for first in First::BOTH {
+        let space = api.space("jobs").await?;
+        let delete = |name| {
+            [
+                "delete",
+                "job",
+                name,
+                "--cascade=foreground",
+                "--timeout=20s",
+            ]
+        };
+        beside(&space, first, "Never", async || {
+            for name in ["now", "later"] {
+                space.apply(&job(name, None)).await?;
+                // Applied again, it says what cannot change any more.
+                space.apply(&job(name, None)).await?;
+            }
+            space.kubectl(&delete("now"), None).await?;
+            space.create(&job("by-itself", Some(0))).await?;
+            wait::until("the Job has cleaned up after itself", SOON, || async {
+                let args = [
+                    "get",
+                    "job",
+                    "by-itself",
+                    "--ignore-not-found",
+                    "-o",
+                    "name",
+                ];
+                let left = space.kubectl(&args, None).await?;
+                Ok(left.is_empty().then_some(()))
+            })
+            .await
+        })
+        .await?;
+        space.kubectl(&delete("later"), None).await?;
+    }
+    Ok(())
+}
