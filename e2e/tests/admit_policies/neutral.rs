@@ -14,6 +14,8 @@ use crate::{Api, SOON};
 pub(crate) fn cases() -> Vec<Case<Api>> {
     vec![
         Case::new("the_qos_class_stays", the_qos_class_stays),
+        Case::new("no_whole_cpus_for_the_gate", no_whole_cpus),
+        Case::new("a_limit_range_and_whole_cpus", limit_range_and_whole_cpus),
         Case::new("a_limit_range_sees_no_gate", a_limit_range_sees_no_gate),
         Case::new("defaults_of_a_limit_range", defaults_of_a_limit_range),
         Case::new("a_quota_counts_no_gate", a_quota_counts_no_gate),
@@ -62,6 +64,94 @@ async fn the_qos_class_stays(api: Arc<Api>) -> anyhow::Result<()> {
                 ensure!(gate["resources"] == first["resources"], "{gate:#}");
             }
         }
+    }
+    Ok(())
+}
+
+/// What the gate asks for where containers ask for whole CPUs: the static CPU manager gives those
+/// cores of their own.
+async fn no_whole_cpus(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("whole").await?;
+    let request = |cpu: &str| json!({"requests": {"cpu": cpu}});
+    let burst =
+        |cpu: &str, limit: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": limit}});
+    let table = [
+        // Guaranteed stays so.
+        (vec![same("1", "32Mi")], same("999m", "32Mi"), "Guaranteed"),
+        (
+            vec![same("4000m", "32Mi")],
+            same("3999m", "32Mi"),
+            "Guaranteed",
+        ),
+        (
+            vec![same("1500m", "32Mi")],
+            same("1500m", "32Mi"),
+            "Guaranteed",
+        ),
+        // A container with part of a CPU is a better model than one with whole ones.
+        (
+            vec![same("2", "64Mi"), same("100m", "32Mi")],
+            same("100m", "32Mi"),
+            "Guaranteed",
+        ),
+        (
+            vec![same("2", "64Mi"), same("1", "32Mi")],
+            same("1999m", "64Mi"),
+            "Guaranteed",
+        ),
+        (vec![request("1")], request("999m"), "Burstable"),
+        // The limit keeps its proportion.
+        (vec![burst("1", "2")], burst("999m", "1998m"), "Burstable"),
+        (vec![burst("3", "4")], burst("2999m", "3998m"), "Burstable"),
+        (vec![burst("0", "2")], burst("0", "2"), "Burstable"),
+        (vec![request("1"), json!({})], json!({}), "Burstable"),
+    ];
+    for (index, (containers, wanted, class)) in table.into_iter().enumerate() {
+        let named = containers.iter().enumerate();
+        let containers: Vec<_> = named
+            .map(|(at, resources)| asking(&format!("app-{at}"), "TryLatest", resources))
+            .collect();
+        let names: Vec<_> = (0..containers.len())
+            .map(|at| format!("app-{at}"))
+            .collect();
+        let pod = pod_of(
+            &format!("pod-{index}"),
+            &json!({}),
+            &json!({"containers": containers}),
+        );
+        let stored = space.create(&pod).await?;
+        let gate = gate_of(&stored, &names.join(","))?;
+        ensure!(gate["resources"] == wanted, "{index}: {gate:#}");
+        let got = &stored["status"]["qosClass"];
+        ensure!(got == class, "{index}: {got}");
+    }
+    Ok(())
+}
+
+/// The largest that is allowed, and the widest proportion; the smallest only in company.
+async fn limit_range_and_whole_cpus(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("whole-bounds").await?;
+    let bounds = json!([
+        {"type": "Container", "min": {"cpu": "500m"}, "max": {"cpu": "2"}, "maxLimitRequestRatio": {"cpu": "2"}},
+        {"type": "Pod", "max": {"cpu": "2"}},
+    ]);
+    space.create(&limit_range(&bounds)).await?;
+    let of = |name: &str, resources: &[Value]| {
+        let containers = resources.iter().enumerate();
+        let containers: Vec<_> = containers
+            .map(|(at, resources)| asking(&format!("app-{at}"), "TryLatest", resources))
+            .collect();
+        pod_of(name, &json!({}), &json!({"containers": containers}))
+    };
+    refused_soon(&space, &of("small", &[same("100m", "32Mi")])).await?;
+    let ratio = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}});
+    for (name, resources) in [
+        ("most", vec![same("2", "32Mi")]),
+        ("widest", vec![ratio]),
+        ("least", vec![same("1", "32Mi"), same("500m", "32Mi")]),
+    ] {
+        let stored = space.create(&of(name, &resources)).await?;
+        ensure!(stored["spec"]["initContainers"].is_array(), "{stored:#}");
     }
     Ok(())
 }

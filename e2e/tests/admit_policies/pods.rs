@@ -22,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("all_kinds_of_containers", all_kinds_of_containers),
         Case::new("image_volumes_are_rewritten", image_volumes_are_rewritten),
         Case::new("windows_pods_are_not_gated", windows_pods_are_not_gated),
+        Case::new("pods_for_virtual_kubelets", pods_for_virtual_kubelets),
         Case::new("a_pod_made_from_a_dump", a_pod_made_from_a_dump),
         Case::new("a_gate_of_someone_else", a_gate_of_someone_else),
         Case::new("a_container_called_like_the_gate", called_like_the_gate),
@@ -215,9 +216,69 @@ async fn windows_pods_are_not_gated(api: Arc<Api>) -> anyhow::Result<()> {
 }
 
 fn on_os(operator: &str, os: &str) -> Value {
+    on("kubernetes.io/os", operator, os)
+}
+
+fn on(key: &str, operator: &str, value: &str) -> Value {
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-        {"matchExpressions": [{"key": "kubernetes.io/os", "operator": operator, "values": [os]}]},
+        {"matchExpressions": [{"key": key, "operator": operator, "values": [value]}]},
     ]}}})
+}
+
+/// They mount no volume with the pod's annotations: a gate would not even start.
+async fn pods_for_virtual_kubelets(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("virtual").await?;
+    let containers = json!([container("app", "TryLatest")]);
+    let taint = "virtual-kubelet.io/provider";
+    for (name, there, spec) in [
+        (
+            "selector",
+            true,
+            json!({"nodeSelector": {"type": "virtual-kubelet"}}),
+        ),
+        (
+            "toleration",
+            true,
+            json!({"tolerations": [{"key": taint, "operator": "Exists"}]}),
+        ),
+        (
+            "provider",
+            true,
+            json!({"tolerations": [{"key": "other"}, {"key": taint, "value": "azure", "effect": "NoSchedule"}]}),
+        ),
+        (
+            "affinity",
+            true,
+            json!({"affinity": on("type", "In", "virtual-kubelet")}),
+        ),
+        // A system DaemonSet, for example.
+        (
+            "everything",
+            false,
+            json!({"tolerations": [{"operator": "Exists"}]}),
+        ),
+        (
+            "other",
+            false,
+            json!({"nodeSelector": {"type": "large"}, "tolerations": [{"key": "virtual", "operator": "Exists"}]}),
+        ),
+        (
+            "elsewhere",
+            false,
+            json!({"affinity": on("type", "NotIn", "virtual-kubelet")}),
+        ),
+    ] {
+        let mut spec = spec;
+        spec["containers"] = containers.clone();
+        let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
+        if there {
+            not_gated(&stored).context(name)?;
+        } else {
+            gate_of(&stored, "app").context(name)?;
+        }
+        ensure!(policies(&stored["spec"]) == ["app=IfNotPresent"], "{name}");
+    }
+    Ok(())
 }
 
 /// `kubectl get -o yaml`, deleted, and created again from what was printed.
