@@ -13,7 +13,7 @@ use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
 
 use crate::owned::{replica_sets, settled};
-use crate::space::{Space, container};
+use crate::space::{Space, container, gates, pod_of, policies};
 use crate::templates::{KINDS, deployment, object, template, told};
 use crate::{Api, SOON};
 
@@ -43,16 +43,43 @@ impl First {
     pub(crate) const BOTH: [Self; 2] = [Self::Ours, Self::Theirs];
 }
 
-/// The policies' own words for whether they are asked again after changes of others.
-const REINVOCATIONS: [&str; 2] = ["Never", "IfNeeded"];
+/// Their policy.
+#[derive(Clone, Copy)]
+pub(crate) struct Theirs {
+    /// Whether it is asked again after changes of others.
+    pub(crate) reinvocation: &'static str,
+    /// Which order is asked for.
+    pub(crate) with: With,
+    /// CEL: whether it leaves the container `c` of `object`, a pod or a template, alone.
+    pub(crate) exception: &'static str,
+}
+
+impl Theirs {
+    pub(crate) const REINVOCATIONS: [&str; 2] = ["Never", "IfNeeded"];
+    pub(crate) const NO_EXCEPTION: &str = "false";
+
+    fn plain(reinvocation: &'static str) -> Self {
+        Self {
+            reinvocation,
+            with: With::Templates,
+            exception: Self::NO_EXCEPTION,
+        }
+    }
+}
 
 /// The policy and its binding; `round` is there to be changed.
-fn policy(space: &Space<'_>, reinvocation: &str, round: u32) -> Value {
+fn policy(space: &Space<'_>, theirs: Theirs, round: u32) -> Value {
+    let Theirs {
+        reinvocation,
+        exception,
+        ..
+    } = theirs;
+    let exception = exception.replace("object", "variables.template");
     let metadata = json!({"name": NAME, "annotations": {"round": round.to_string()}});
     let always = |list: &str| {
         format!(
             "variables.template.spec.?{list}.orValue([]).transformList(i, c, \
-             c.?imagePullPolicy.orValue('') != 'Always', JSONPatch{{op: 'add', value: 'Always', \
+             c.?imagePullPolicy.orValue('') != 'Always' && (c.name == '{NAME}' || !({exception})), JSONPatch{{op: 'add', value: 'Always', \
              path: variables.at + '/spec/{list}/' + string(i) + '/imagePullPolicy'}})"
         )
     };
@@ -99,15 +126,39 @@ fn policy(space: &Space<'_>, reinvocation: &str, round: u32) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
 }
 
-/// Who saw a new Deployment first; none, if theirs did not see it at all.
-async fn order(space: &Space<'_>) -> anyhow::Result<Option<First>> {
-    let mut probe = deployment(&[container("app", "TryLatest")]);
+/// Which of our policies theirs is in an order with.
+#[derive(Clone, Copy)]
+pub(crate) enum With {
+    Templates,
+    Pods,
+}
+
+/// Who saw a new object first; none, if theirs did not see it at all.
+async fn order(space: &Space<'_>, with: With) -> anyhow::Result<Option<First>> {
+    // A container of this name is no exception.
+    let containers = [container(NAME, "TryLatest")];
+    let mut probe = match with {
+        With::Templates => deployment(&containers),
+        With::Pods => pod_of(NAME, &json!({}), &json!({"containers": containers})),
+    };
     probe["metadata"]["name"] = json!(NAME);
     let args = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
     let stored: Value = serde_json::from_str(&space.kubectl(&args, Some(&probe)).await?)?;
-    Ok(match told(&stored) {
-        (Some(_), policies) if policies == "app=Always" => Some(First::Ours),
-        (None, policies) if policies == "app=Always" => Some(First::Theirs),
+    let (policies, ours) = match with {
+        With::Templates => {
+            let (literal, policies) = told(&stored);
+            (policies, literal.is_some())
+        }
+        With::Pods => (
+            policies(&stored["spec"]).join(" "),
+            !gates(&stored).is_empty(),
+        ),
+    };
+    // A pod of ours that came first may have got its own policy back.
+    let theirs = policies == format!("{NAME}=Always");
+    Ok(match (theirs, ours, with) {
+        (true, false, _) => Some(First::Theirs),
+        (true, true, _) | (false, true, With::Pods) => Some(First::Ours),
         _ => None,
     })
 }
@@ -116,11 +167,11 @@ async fn order(space: &Space<'_>) -> anyhow::Result<Option<First>> {
 pub(crate) async fn beside(
     space: &Space<'_>,
     first: First,
-    reinvocation: &str,
+    theirs: Theirs,
     test: impl AsyncFnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let outcome = async {
-        come(space, first, reinvocation).await?;
+        come(space, first, theirs).await?;
         test().await
     }
     .await;
@@ -129,16 +180,17 @@ pub(crate) async fn beside(
 }
 
 /// Makes the policy, and changes it until the order is as wanted.
-async fn come(space: &Space<'_>, first: First, reinvocation: &str) -> anyhow::Result<()> {
+async fn come(space: &Space<'_>, first: First, theirs: Theirs) -> anyhow::Result<()> {
     let mut round = 0;
     wait::until("the policies are in this order", 2 * SOON, || {
         round += 1;
-        let policy = policy(space, reinvocation, round);
+        let policy = policy(space, theirs, round);
         async move {
             space.kubectl(&["apply", "-f", "-"], Some(&policy)).await?;
             let wanted = async || {
-                let order = order(space).await?;
-                Ok((order == Some(first)).then_some(()))
+                let there = order(space, With::Templates).await?.is_some();
+                let right = there && order(space, theirs.with).await? == Some(first);
+                Ok(right.then_some(()))
             };
             Ok(wait::until("they count", COUNTS, wanted).await.ok())
         }
@@ -152,7 +204,7 @@ async fn go(space: &Space<'_>) -> anyhow::Result<()> {
         space.kubectl(&gone, None).await?;
     }
     wait::until("the policy is gone", SOON, || async {
-        Ok(order(space).await?.is_none().then_some(()))
+        Ok(order(space, With::Templates).await?.is_none().then_some(()))
     })
     .await
 }
@@ -169,10 +221,10 @@ async fn is_calm(space: &Space<'_>, context: &str) -> anyhow::Result<Value> {
 
 async fn deployments_settle(api: Arc<Api>) -> anyhow::Result<()> {
     for first in First::BOTH {
-        for reinvocation in REINVOCATIONS {
+        for reinvocation in Theirs::REINVOCATIONS {
             let space = api.space("always").await?;
             let context = format!("{first:?} {reinvocation}");
-            beside(&space, first, reinvocation, async || {
+            beside(&space, first, Theirs::plain(reinvocation), async || {
                 let manifest = deployment(&[container("app", "TryLatest")]);
                 space.apply(&manifest).await?;
                 let before = is_calm(&space, &context).await?;
@@ -207,13 +259,13 @@ async fn deployments_settle(api: Arc<Api>) -> anyhow::Result<()> {
 /// Their policy changes what it sees first, as it would without TryLatest; ours adds nothing to that.
 async fn comes_later(api: Arc<Api>) -> anyhow::Result<()> {
     for first in First::BOTH {
-        for reinvocation in REINVOCATIONS {
+        for reinvocation in Theirs::REINVOCATIONS {
             let space = api.space("later").await?;
             let context = format!("{first:?} {reinvocation}");
             let manifest = deployment(&[container("app", "TryLatest")]);
             space.apply(&manifest).await?;
             settled(&space).await?;
-            beside(&space, first, reinvocation, async || {
+            beside(&space, first, Theirs::plain(reinvocation), async || {
                 for change in ["own=x", "own=y", "own=z"] {
                     let label = ["label", "deployment/deployment", change, "--overwrite"];
                     space.kubectl(&label, None).await?;
@@ -237,7 +289,7 @@ async fn quiet_updates(api: Arc<Api>) -> anyhow::Result<()> {
     for first in First::BOTH {
         let space = api.space("quiet").await?;
         let tryings = template(&[container("app", "TryLatest")]);
-        beside(&space, first, "Never", async || {
+        beside(&space, first, Theirs::plain("Never"), async || {
             for kind in KINDS {
                 space.apply(&object(kind, &tryings)).await?;
             }
@@ -277,7 +329,7 @@ async fn jobs_can_be_deleted(api: Arc<Api>) -> anyhow::Result<()> {
                 "--timeout=20s",
             ]
         };
-        beside(&space, first, "Never", async || {
+        beside(&space, first, Theirs::plain("Never"), async || {
             for name in ["now", "later"] {
                 space.apply(&job(name, None)).await?;
                 // Applied again, it says what cannot change any more.

@@ -5,6 +5,7 @@ mod always;
 mod existing;
 mod install;
 mod neutral;
+mod others;
 mod owned;
 mod pods;
 mod quiet;
@@ -166,6 +167,7 @@ fn main() -> ExitCode {
             quiet::cases(),
             owned::cases(),
             always::cases(),
+            others::cases(),
             rights::cases(),
         ]
         .into_iter()

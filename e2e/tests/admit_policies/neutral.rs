@@ -107,8 +107,8 @@ async fn no_whole_cpus(api: Arc<Api>) -> anyhow::Result<()> {
         (vec![request("1"), json!({})], json!({}), "Burstable"),
     ];
     for (index, (containers, wanted, class)) in table.into_iter().enumerate() {
-        let named = containers.iter().enumerate();
-        let containers: Vec<_> = named
+        let numbered = containers.iter().enumerate();
+        let containers: Vec<_> = numbered
             .map(|(at, resources)| asking(&format!("app-{at}"), "TryLatest", resources))
             .collect();
         let names: Vec<_> = (0..containers.len())
