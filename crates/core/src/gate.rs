@@ -195,11 +195,13 @@ mod tests {
             digest: None,
             confirmed: None,
             note: None,
+            answered: None,
         };
         Reading {
             released: Some(Release {
                 time,
                 containers: [("app".to_owned(), container)].into(),
+                unseen: None,
             }),
             progress: None,
         }
@@ -243,6 +245,17 @@ mod tests {
         let (lines, step) = gate.observe(at(0), &stale);
         assert_eq!((lines, step), (vec![], Step::Wait(PATIENCE)));
         assert_eq!(gate.observe(at(20), &stale).1, Step::OpenUnanswered);
+    }
+
+    #[test]
+    fn a_release_that_an_earlier_run_did_not_see_opens_nothing() {
+        let mut spent = released(0, Outcome::Fallback);
+        let release = spent.released.take().unwrap();
+        spent.released = Some(release.unseen_at(at(0).wall));
+        assert_eq!(
+            gate().observe(at(1), &spent).1,
+            Step::Wait(Duration::from_secs(19))
+        );
     }
 
     #[test]

@@ -25,7 +25,7 @@ use self::round::{Pod, Sending, Slot};
 use crate::image::ImageName;
 use crate::node::NodeImage;
 use crate::outcome::Failure;
-use crate::pod::{GateState, GatedPod, PodId};
+use crate::pod::{GatedPod, PodId};
 use crate::record::{ImageRecord, Try};
 use crate::release::{ContainerProgress, Progress, Release};
 use crate::time::Now;
@@ -70,8 +70,21 @@ pub enum Action {
     Progress(PodId, Progress),
     /// Tell the pod's owner what is wrong, as a Warning Event.
     Complain(PodId, String),
-    /// Tell the pod's owner, once, that its gate has opened by itself at this time.
+    /// Tell the pod's owner, once, that its gate has opened by itself at this time: no agent answered.
     Unanswered(PodId, Timestamp),
+    /// The same, but an agent did answer, or was at work, and the gate could not see it.
+    Unseen(PodId, Timestamp, Answer),
+    /// Write to the pod what its release came to; then call [`Planner::sent`].
+    Amend(PodId, Release),
+}
+
+/// What a gate did not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The agent had tried for a while, and said so.
+    AtWork,
+    /// The release, as the pod carries it once it is amended.
+    Released(Release),
 }
 
 /// A try that has ended.
@@ -205,11 +218,7 @@ impl Planner {
                     pod.round = None;
                     pod.seen.ended = true;
                 }
-                Sent::Failed => {
-                    if let Some(round) = &mut pod.round {
-                        round.send_failed(now);
-                    }
-                }
+                Sent::Failed => pod.send_failed(now),
             }
         }
         self.advance(now, Plan::default())
@@ -284,12 +293,7 @@ impl Planner {
         for name in entry.images() {
             self.images.entry(name.clone()).or_default();
         }
-        if let GateState::GaveUp { at } = entry.seen.gate
-            && entry.tells_unanswered(now, at)
-        {
-            let id = entry.seen.id.clone();
-            plan.actions.push(Action::Unanswered(id, at));
-        }
+        plan.actions.extend(entry.gave_up(now));
         if !entry.wants_release(now) {
             entry.round = None;
         } else if !entry.is_in_its_round() {

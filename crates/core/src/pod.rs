@@ -61,9 +61,11 @@ pub enum GateState {
     },
     /// It has opened, or the pod has no gate: nothing waits for a release.
     Open,
-    /// It has opened by itself, because no agent answered: the pod runs what the kubelet found.
+    /// It has opened by itself, because it saw no answer: the pod runs what the kubelet found.
     GaveUp {
-        /// When, in whole seconds, rounded down.
+        /// Since when it had waited, in whole seconds, rounded down.
+        since: Timestamp,
+        /// When it opened, likewise.
         at: Timestamp,
     },
 }

@@ -25,6 +25,10 @@ pub struct Release {
     pub time: Timestamp,
     /// By container name.
     pub containers: BTreeMap<String, ContainerRelease>,
+    /// The gate has not seen it and opened by itself at this time: what the containers say is what
+    /// they started from all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<Timestamp>,
 }
 
 /// What was found for one container.
@@ -46,12 +50,17 @@ pub struct ContainerRelease {
     /// Why a cached copy may not be used, or what the agent did besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What the agent had answered, where the container started against it (see
+    /// [`Release::unseen`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Outcome>,
 }
 
 impl Release {
-    /// Whether the gate may act on it now.
+    /// Whether the gate may act on it now. One that an earlier run of the gate did not see says what
+    /// the pod did without it, and answers no later run.
     pub fn is_fresh(&self, now: Timestamp, freshness: Duration) -> bool {
-        near(now, self.time, freshness)
+        self.unseen.is_none() && near(now, self.time, freshness)
     }
 
     /// Whether every container may start.
@@ -59,6 +68,30 @@ impl Release {
         self.containers
             .values()
             .all(|container| container.outcome != Outcome::Refused)
+    }
+
+    /// Whether the agent had refused a container that started all the same.
+    pub fn refused(&self) -> bool {
+        let mut containers = self.containers.values();
+        containers.any(|container| container.answered == Some(Outcome::Refused))
+    }
+
+    /// The same after the gate has opened by itself at this time, without having seen it: the kubelet
+    /// has started what was refused from the copy on the node.
+    #[must_use]
+    pub fn unseen_at(mut self, at: Timestamp) -> Self {
+        self.unseen = Some(at);
+        for container in self.containers.values_mut() {
+            if container.outcome == Outcome::Refused {
+                container.answered = Some(container.outcome);
+                container.outcome = if container.digest.is_some() {
+                    Outcome::Fallback
+                } else {
+                    Outcome::Unavailable
+                };
+            }
+        }
+        self
     }
 }
 
@@ -94,6 +127,11 @@ impl ContainerRelease {
         if let Some(note) = &self.note {
             line.push_str("; ");
             line.push_str(note);
+        }
+        if let Some(answered) = self.answered {
+            line.push_str("; the agent's answer was ");
+            line.push_str(answered.as_str());
+            line.push_str(", and the gate could not see it");
         }
         line
     }
@@ -164,10 +202,12 @@ mod tests {
             digest: Some(format!("sha256:{}", "ab".repeat(32))),
             confirmed: Some("2026-01-01T11:57:00Z".parse().unwrap()),
             note: None,
+            answered: None,
         };
         Release {
             time: "2026-01-01T12:00:00Z".parse().unwrap(),
             containers: [("app".to_owned(), container)].into(),
+            unseen: None,
         }
     }
 
@@ -232,6 +272,31 @@ mod tests {
             "using the cached copy of 127.0.0.1:5000/my/app:latest: sha256:abababababab, \
              confirmed 3m ago; network: connection refused"
         );
+    }
+
+    #[test]
+    fn a_refusal_that_no_gate_saw_says_what_runs_and_what_was_answered() {
+        let mut release = release();
+        let app = release.containers.get_mut("app").unwrap();
+        app.outcome = Outcome::Refused;
+        app.note = Some("the pod's max-age is 1m".into());
+        let given = release.clone();
+        let unseen = release.unseen_at("2026-01-01T12:00:20Z".parse().unwrap());
+        let json = serde_json::to_value(&unseen).unwrap();
+        assert_eq!(json["unseen"], "2026-01-01T12:00:20Z");
+        assert_eq!(json["containers"]["app"]["outcome"], "fallback");
+        assert_eq!(json["containers"]["app"]["answered"], "refused");
+        assert_eq!(
+            unseen.containers["app"].describe(unseen.time),
+            "using the cached copy of 127.0.0.1:5000/my/app:latest: sha256:abababababab, \
+             confirmed 3m ago; network: connection refused; the pod's max-age is 1m; the agent's \
+             answer was refused, and the gate could not see it"
+        );
+        assert!(given.is_fresh(given.time, FRESHNESS) && !unseen.is_fresh(given.time, FRESHNESS));
+        let mut bare = given;
+        bare.containers.get_mut("app").unwrap().digest = None;
+        let bare = bare.unseen_at(unseen.time);
+        assert_eq!(bare.containers["app"].outcome, Outcome::Unavailable);
     }
 
     #[test]

@@ -166,7 +166,10 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
 fn opened(end: &ContainerStateTerminated) -> GateState {
     let message = end.message.as_deref().unwrap_or_default();
     match &end.finished_at {
-        Some(at) if message.starts_with(UNANSWERED) => GateState::GaveUp { at: at.0 },
+        Some(at) if message.starts_with(UNANSWERED) => GateState::GaveUp {
+            since: end.started_at.as_ref().unwrap_or(at).0,
+            at: at.0,
+        },
         _ => GateState::Open,
     }
 }
@@ -335,14 +338,16 @@ mod tests {
             pod(&json!({"status": {"initContainerStatuses": [{
                 "name": "trylatest-gate", "image": "", "imageID": "", "ready": true, "restartCount": 0,
                 "state": {"terminated": {
-                    "exitCode": 0, "finishedAt": "2026-01-01T12:00:00Z", "message": message,
+                    "exitCode": 0, "message": message,
+                    "startedAt": "2026-01-01T11:59:40Z", "finishedAt": "2026-01-01T12:00:00Z",
                 }},
             }]}}))
             .gate
         };
+        let since = "2026-01-01T11:59:40Z".parse().unwrap();
         let at = "2026-01-01T12:00:00Z".parse().unwrap();
         let words = "no sign of a TryLatest agent for 20s: opened after 20.00s";
-        assert_eq!(gate(words), GateState::GaveUp { at });
+        assert_eq!(gate(words), GateState::GaveUp { since, at });
         assert_eq!(
             gate("fallback: app: no sign of a TryLatest agent"),
             GateState::Open

@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
 use trylatest_core::node::NodeReport;
+use trylatest_core::plan::Answer;
 use trylatest_core::pod::PodId;
 use trylatest_core::release::{Progress, Release};
 
@@ -71,6 +72,33 @@ impl Notice {
                 pod.uid,
                 at.as_second()
             )),
+        }
+    }
+
+    /// The gate has opened by itself at this time, because no sign of its agent reached it.
+    pub fn unseen(pod: &PodId, at: Timestamp, answer: &Answer) -> Self {
+        let note = match answer {
+            Answer::AtWork => "this node's agent was at work, but no sign of it reached the gate, \
+                which opened by itself: the pod started as with IfNotPresent, and whether its images \
+                are what their tags point to is not known"
+                .to_owned(),
+            Answer::Released(release) => {
+                let containers = release.containers.iter().map(|(name, container)| {
+                    let line = container.describe(release.time);
+                    format!("; {name}: {}: {line}", container.outcome)
+                });
+                let containers: String = containers.collect();
+                format!(
+                    "this node's agent answered in time, but its answer did not reach the gate, \
+                     which opened by itself: the pod started as with IfNotPresent{containers}"
+                )
+            }
+        };
+        Self {
+            reason: "TryLatestUnseen",
+            warning: true,
+            note,
+            once: Some(format!("trylatest-unseen-{}-{}", pod.uid, at.as_second())),
         }
     }
 }

@@ -272,6 +272,7 @@ async fn sees_what_is_gone(api: Arc<Api>) -> anyhow::Result<()> {
     let release = Release {
         time: Timestamp::UNIX_EPOCH,
         containers: [].into(),
+        unseen: None,
     };
     let uid = agents.pods().get(&name).await?.metadata.uid;
     let here = PodId {

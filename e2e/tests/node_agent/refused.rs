@@ -2,6 +2,9 @@
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use trylatest_e2e::install::IMAGE;
 use trylatest_e2e::registry::{Challenge, Fault};
 use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
@@ -15,6 +18,7 @@ pub(crate) fn tests() -> Tests {
             another_tenants_copy_is_refused_by_its_digest,
             a_pod_in_a_hurry_is_refused_too,
             what_is_not_there_is_left_to_the_kubelet_at_once,
+            a_refusal_that_the_gate_cannot_see_says_what_runs,
         ],
         alone: tests![],
     }
@@ -134,4 +138,80 @@ async fn what_is_not_there_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow
     );
     ensure!(!log.contains("trying"), "it was tried again: {log}");
     space.end().await
+}
+
+/// Kata without a shared file system: the annotations in the gate's volume never change. Here they
+/// are not there at all.
+async fn a_refusal_that_the_gate_cannot_see_says_what_runs(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("unseen").await?;
+    let digest = space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    let series = "trylatest_gates_unseen_total{answer=\"refuse\"}";
+    let before = node.install.metric(series).await?;
+    gated_by_hand(&space, "app").await?;
+    // The pod starts, as with IfNotPresent.
+    let started = space.work.wait_pod("app", "it runs", SOON, is_running);
+    started.await?;
+    let words = "Warning TryLatestUnseen: this node's agent answered in time";
+    let event = space.work.wait_event("app", words, SOON).await?;
+    for part in [
+        "app: fallback: using the cached copy",
+        "max-age",
+        "answer was refused",
+    ] {
+        ensure!(event.contains(part), "{part}: {event}");
+    }
+    let amended = |pod: &Pod| {
+        let annotations = pod.metadata.annotations.as_ref();
+        let released = annotations.and_then(|all| all.get("trylatest.dev/released"));
+        released.is_some_and(|json| json.contains("\"unseen\""))
+    };
+    space
+        .work
+        .wait_pod("app", "its release says what it runs", SOON, amended)
+        .await?;
+    let release = space.work.released("app", "app").await?;
+    ensure!(
+        release["outcome"] == "fallback"
+            && release["answered"] == "refused"
+            && release["digest"] == digest,
+        "{release}"
+    );
+    ensure!(node.install.metric(series).await? > before, "{series}");
+    space.end().await
+}
+
+/// A gated pod that refuses every cached copy, and whose gate looks into an empty folder. It is
+/// labelled after its creation: admission would give it a gate that can see.
+async fn gated_by_hand(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "schedulingGates": [{"name": "trylatest.example/not-yet"}],
+            "initContainers": [{
+                "name": GATE, "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                "args": ["gate", "--patience=8s"],
+                "volumeMounts": [{"name": GATE, "mountPath": "/run/trylatest"}],
+            }],
+            "containers": [{
+                "name": "app", "image": space.image(), "imagePullPolicy": "IfNotPresent",
+            }],
+            "volumes": [{"name": GATE, "emptyDir": {}}],
+        },
+    }))?;
+    let pods = space.work.pods();
+    pods.create(&PostParams::default(), &pod).await?;
+    let ready = json!({
+        "metadata": {
+            "labels": {"trylatest.dev/gated": "true"},
+            "annotations": {"trylatest.dev/containers": "app", "trylatest.dev/max-age": "1ms"},
+        },
+        "spec": {"schedulingGates": null},
+    });
+    let patch = Patch::Merge(&ready);
+    pods.patch(name, &PatchParams::default(), &patch).await?;
+    Ok(())
 }

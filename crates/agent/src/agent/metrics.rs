@@ -9,6 +9,7 @@ use prometheus::{
 };
 use trylatest_containerd::{CallObserver, RuntimeError};
 use trylatest_core::outcome::{FailureClass, Outcome};
+use trylatest_core::plan::Answer;
 use trylatest_core::record::Try;
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
@@ -38,6 +39,7 @@ pub struct Metrics {
     gate_image_restored: IntCounter,
     watch_failures: IntCounter,
     unanswered: IntCounter,
+    unseen: IntCounterVec,
 }
 
 impl Metrics {
@@ -66,29 +68,13 @@ impl Metrics {
                 "Tries that ended, by outcome and by the failure's class (none without failure).",
                 &["outcome", "class"],
             )?,
-            try_seconds: register(
-                &registry,
-                HistogramVec::new(
-                    HistogramOpts::new("trylatest_try_duration_seconds", "How long tries took.")
-                        .buckets(TRY_BUCKETS.to_vec()),
-                    &["outcome"],
-                )?,
-            )?,
+            try_seconds: register_try_seconds(&registry)?,
             releases: counters(
                 "trylatest_container_releases_total",
                 "Containers released, by outcome.",
                 &["outcome"],
             )?,
-            release_seconds: register(
-                &registry,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "trylatest_release_seconds",
-                        "From a pod seen to its release written.",
-                    )
-                    .buckets(RELEASE_BUCKETS.to_vec()),
-                )?,
-            )?,
+            release_seconds: register_release_seconds(&registry)?,
             api_calls: counters(
                 "trylatest_api_calls_total",
                 "Calls to the API server, by operation and result.",
@@ -119,6 +105,12 @@ impl Metrics {
                 "trylatest_gates_unanswered_total",
                 "Gates of this node that opened by themselves because no agent answered.",
             )?,
+            unseen: counters(
+                "trylatest_gates_unseen_total",
+                "Gates of this node that opened by themselves because nothing of the agent reached \
+                 them, by what it had answered.",
+                &["answer"],
+            )?,
             registry,
         };
         metrics.make_expected_series();
@@ -136,6 +128,9 @@ impl Metrics {
         for class in FailureClass::ALL {
             let fallback = Outcome::Fallback.as_str();
             self.tries.with_label_values(&[fallback, class.as_str()]);
+        }
+        for answer in ANSWERS {
+            self.unseen.with_label_values(&[answer]);
         }
         for result in RUNTIME_RESULTS {
             self.runtime_calls.with_label_values(&[result]);
@@ -180,6 +175,10 @@ impl Metrics {
 
     pub(super) fn was_unanswered(&self) {
         self.unanswered.inc();
+    }
+
+    pub(super) fn was_unseen(&self, answer: &Answer) {
+        self.unseen.with_label_values(&[answered(answer)]).inc();
     }
 
     pub(super) fn index_failed(&self) {
@@ -231,6 +230,16 @@ impl CallResult {
     }
 }
 
+const ANSWERS: [&str; 3] = ["open", "refuse", "none"];
+
+fn answered(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::AtWork => "none",
+        Answer::Released(release) if release.refused() => "refuse",
+        Answer::Released(_) => "open",
+    }
+}
+
 const RUNTIME_RESULTS: [&str; 4] = ["success", "timeout", "unreachable", "error"];
 
 fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
@@ -240,6 +249,19 @@ fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
         Some(RuntimeError::Unreachable { .. }) => "unreachable",
         Some(_) => "error",
     }
+}
+
+fn register_try_seconds(registry: &Registry) -> prometheus::Result<HistogramVec> {
+    let options = HistogramOpts::new("trylatest_try_duration_seconds", "How long tries took.");
+    let options = options.buckets(TRY_BUCKETS.to_vec());
+    register(registry, HistogramVec::new(options, &["outcome"])?)
+}
+
+fn register_release_seconds(registry: &Registry) -> prometheus::Result<Histogram> {
+    let help = "From a pod seen to its release written.";
+    let options = HistogramOpts::new("trylatest_release_seconds", help);
+    let options = options.buckets(RELEASE_BUCKETS.to_vec());
+    register(registry, Histogram::with_opts(options)?)
 }
 
 fn register_build_info(registry: &Registry, version: &str) -> prometheus::Result<()> {
@@ -272,6 +294,7 @@ mod tests {
             "trylatest_container_releases_total{outcome=\"refused\"} 0",
             "trylatest_api_calls_total{operation=\"release\",result=\"timeout\"} 0",
             "trylatest_runtime_calls_total{result=\"unreachable\"} 0",
+            "trylatest_gates_unseen_total{answer=\"refuse\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -65,6 +65,8 @@ enum Came {
     Inspected(ImageName, Copy),
     /// A release, and when its pod began to wait for it.
     Sent(PodId, Release, Duration, Sent),
+    /// A release that says what it came to.
+    Amended(PodId, Release, Sent),
     /// What is still known; none if that could not be found out.
     Pruned(Option<BTreeSet<ImageName>>),
     Told,
@@ -164,6 +166,7 @@ impl<R: ImageRuntime> Loop<R> {
                 }
                 self.own.planner.sent(now, &pod, release, sent)
             }
+            Came::Amended(pod, release, sent) => self.own.planner.sent(now, &pod, release, sent),
             Came::Pruned(left) => {
                 if let Some(left) = left {
                     self.own.planner.forget(|image| !left.contains(image));
@@ -274,6 +277,20 @@ impl<R: ImageRuntime> Loop<R> {
                 let notice = Notice::unanswered(&pod, at);
                 self.tell(pod, notice);
             }
+            Action::Unseen(pod, at, answer) => {
+                self.own.metrics.was_unseen(&answer);
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "a pod's gate has opened by itself, because nothing of the agent reached it"
+                );
+                let notice = Notice::unseen(&pod, at, &answer);
+                self.tell(pod, notice);
+            }
+            Action::Amend(pod, release) => self.begin(async move {
+                let sent = api.release(&pod, &release).await;
+                Came::Amended(pod, release, sent)
+            }),
         }
     }
 

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::image::Image;
 use super::node::Given;
+use super::{Action, Answer};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, GatedPod, TryContainer};
@@ -24,6 +25,10 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// time, for which the API server keeps Events by default.
 const NEWS: Duration = Duration::from_hours(1);
 
+/// The kubelet puts a changed annotation into a volume within a second or so. What was written this
+/// long before a gate gave up never came.
+const UNSEEN_AFTER: Duration = Duration::from_secs(5);
+
 /// First and longest pause before a release is sent again.
 const RESEND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -37,6 +42,8 @@ pub(super) struct Pod {
     complained: bool,
     /// When the gate opened by itself, if that was told.
     told_unanswered: Option<Timestamp>,
+    /// Likewise, if the release was amended for it, or that is under way.
+    amended: Option<Timestamp>,
 }
 
 /// What a run of the gate waits for.
@@ -101,6 +108,7 @@ impl Pod {
             round: None,
             complained: false,
             told_unanswered: None,
+            amended: None,
         }
     }
 
@@ -140,10 +148,55 @@ impl Pod {
         })
     }
 
-    /// Whether its owner is yet to be told that the gate has opened by itself at this time.
-    pub(super) fn tells_unanswered(&mut self, now: Now, at: Timestamp) -> bool {
+    /// What follows if the gate has opened by itself: its owner is told, and a release that the gate
+    /// should have honoured says what became of it.
+    pub(super) fn gave_up(&mut self, now: Now) -> Vec<Action> {
+        let GateState::GaveUp { since, at } = self.seen.gate else {
+            return Vec::new();
+        };
+        let release = self.released.as_ref();
+        if self.seen.ended || release.is_some_and(|release| release.unseen == Some(at)) {
+            return Vec::new();
+        }
+        // What was already stale when the gate began was meant for an earlier run.
+        let meant = release.filter(|release| release.is_fresh(release.time.max(since), FRESHNESS));
+        let amended = meant.map(|release| release.clone().unseen_at(at));
+        let mut actions = Vec::new();
         let news = age(now.wall, at) <= NEWS;
-        !self.seen.ended && news && self.told_unanswered.replace(at) != Some(at)
+        if news && self.told_unanswered.replace(at) != Some(at) {
+            let id = self.seen.id.clone();
+            let long_before = |then: Timestamp| age(at, then) >= UNSEEN_AFTER;
+            actions.push(match &amended {
+                Some(release) if long_before(release.time) => {
+                    Action::Unseen(id, at, Answer::Released(release.clone()))
+                }
+                None if self.showed_itself(now).is_some_and(long_before) => {
+                    Action::Unseen(id, at, Answer::AtWork)
+                }
+                _ => Action::Unanswered(id, at),
+            });
+        }
+        if let Some(release) = amended
+            && self.amended.replace(at) != Some(at)
+        {
+            actions.push(Action::Amend(self.seen.id.clone(), release));
+        }
+        actions
+    }
+
+    /// When the round that still runs gave its first sign of life, if it did.
+    fn showed_itself(&self, now: Now) -> Option<Timestamp> {
+        let first = self.round.as_ref()?.began + FIRST_PROGRESS;
+        Some(now.wall - now.up.checked_sub(first)?)
+    }
+
+    /// A release, or what one came to, could not be written.
+    pub(super) fn send_failed(&mut self, now: Now) {
+        match &mut self.round {
+            Some(round) => round.send_failed(now),
+            // The watch shows the pod again, at the latest when it begins anew.
+            None => self.amended = None,
+        }
     }
 
     /// Whether the gate waits, or will, for a release that it does not have.
@@ -292,6 +345,7 @@ impl Round {
         Some(Release {
             time: now.wall,
             containers: containers.collect::<Option<_>>()?,
+            unseen: None,
         })
     }
 
@@ -328,6 +382,7 @@ impl Slot {
                 digest: None,
                 confirmed: None,
                 note: None,
+                answered: None,
             })),
             attempts: 0,
             failure: None,
@@ -397,6 +452,7 @@ impl Slot {
             digest,
             confirmed,
             note,
+            answered: None,
         }));
     }
 }

@@ -401,20 +401,103 @@ fn an_image_that_is_changed_while_the_gate_holds_is_tried_too() {
     assert_eq!(app.digest.as_deref(), Some("2"));
 }
 
+/// A gate that waited for 20 s.
+fn gave_up(at: Duration) -> GateState {
+    GateState::GaveUp {
+        since: wall(at) - Duration::from_secs(20),
+        at: wall(at),
+    }
+}
+
+#[test]
+fn a_release_that_no_gate_saw_is_told_once_and_amended() {
+    let mut world = World::new();
+    let mut pod = pod("a", &world);
+    pod.settings.max_age = Some(Duration::from_secs(1));
+    let attempt = the_try(&world.see(&pod));
+    let failure = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failure, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.sent(&actions, Sent::Written);
+    pod.released = Some(the_release(&actions).clone());
+    world.wait(Duration::from_secs(20));
+    pod.gate = gave_up(world.up);
+    let actions = world.see(&pod);
+    let [
+        Action::Unseen(_, _, Answer::Released(told)),
+        Action::Amend(id, amended),
+    ] = &actions[..]
+    else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(told, amended);
+    assert_eq!(amended.unseen, Some(wall(world.up)));
+    assert_eq!(amended.containers["app"].outcome, Outcome::Fallback);
+    // The watch lags behind.
+    assert_eq!(world.see(&pod), []);
+    // What could not be written is written when the pod is seen again, and not told again.
+    world
+        .planner
+        .sent(world.now(), id, amended.clone(), Sent::Failed);
+    let again = world.see(&pod);
+    assert!(matches!(&again[..], [Action::Amend(..)]), "{again:?}");
+    world
+        .planner
+        .sent(world.now(), id, amended.clone(), Sent::Written);
+    pod.released = Some(amended.clone());
+    assert_eq!(world.see(&pod), []);
+    // So does an agent that comes later.
+    assert_eq!(World::new().see(&pod), []);
+    // Another run of the gate gets an answer of its own, however soon it comes.
+    pod.gate = GateState::Running {
+        since: world.now().wall,
+    };
+    the_try(&world.see(&pod));
+}
+
+#[test]
+fn an_answer_that_came_too_late_or_to_an_earlier_run_was_not_unseen() {
+    for (seconds_before, amends) in [(1, true), (200, false)] {
+        let mut world = World::new();
+        world.up += Duration::from_secs(1000);
+        let mut pod = pod("a", &world);
+        pod.released = Some(Release {
+            time: world.now().wall - Duration::from_secs(seconds_before),
+            containers: BTreeMap::new(),
+            unseen: None,
+        });
+        pod.gate = gave_up(world.up);
+        let actions = world.see(&pod);
+        assert!(matches!(actions[0], Action::Unanswered(..)), "{actions:?}");
+        assert_eq!(actions.len(), if amends { 2 } else { 1 }, "{actions:?}");
+    }
+}
+
+#[test]
+fn an_agent_at_work_that_no_gate_saw_is_told() {
+    for (seconds, unseen) in [(6, false), (8, true)] {
+        let mut world = World::new();
+        let mut pod = pod("a", &world);
+        the_try(&world.see(&pod));
+        world.wait(Duration::from_secs(seconds));
+        pod.gate = gave_up(world.up);
+        let actions = world.see(&pod);
+        let told = matches!(actions[..], [Action::Unseen(_, _, Answer::AtWork)]);
+        assert_eq!(told, unseen, "{actions:?}");
+        assert!(!world.waits());
+    }
+}
+
 #[test]
 fn an_unanswered_gate_is_told_once() {
     let mut world = World::new();
     let mut pod = pod("a", &world);
-    pod.gate = GateState::GaveUp {
-        at: wall(Duration::ZERO),
-    };
+    pod.gate = gave_up(Duration::ZERO);
     let told = Action::Unanswered(pod.id.clone(), wall(Duration::ZERO));
     assert_eq!(world.see(&pod), [told]);
     assert_eq!(world.see(&pod), []);
     // After a reboot it runs again, and may give up again.
-    pod.gate = GateState::GaveUp {
-        at: wall(Duration::from_secs(1)),
-    };
+    pod.gate = gave_up(Duration::from_secs(1));
     assert_eq!(world.see(&pod).len(), 1);
     // An agent that comes back much later does not count it again.
     let mut later = World::new();

@@ -67,6 +67,7 @@ fn release() -> Release {
     Release {
         time: "2026-01-01T12:00:00Z".parse().unwrap(),
         containers: [].into(),
+        unseen: None,
     }
 }
 
@@ -149,6 +150,9 @@ async fn what_is_told_once_has_a_name_of_its_own() {
     writer.notify(&pod(), &notice, at).await.unwrap();
     let name = seen.0.lock().unwrap()[0].2["metadata"]["name"].clone();
     assert_eq!(name, format!("trylatest-unanswered-u-{}", at.as_second()));
+    let unseen = Notice::unseen(&pod(), at, &Answer::AtWork);
+    let name = format!("trylatest-unseen-u-{}", at.as_second());
+    assert_eq!(unseen.once, Some(name));
     let (writer, _) = writer_failing(409, json!({"reason": "AlreadyExists"}));
     writer.notify(&pod(), &notice, at).await.unwrap();
 }

@@ -20,7 +20,10 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
                 Action::Inspect(_) => released.extend(world.inspected(&Copy::Absent)),
                 Action::Release(..) => released.push(action),
                 Action::Progress(..) => {}
-                Action::Complain(..) | Action::Unanswered(..) => panic!("{action:?}"),
+                Action::Complain(..)
+                | Action::Unanswered(..)
+                | Action::Unseen(..)
+                | Action::Amend(..) => panic!("{action:?}"),
             }
         }
         if !matches!(released.first(), Some(Action::Release(..))) {
@@ -203,7 +206,11 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                     assert_eq!(release.containers["app"].outcome, Outcome::Unavailable);
                     return;
                 }
-                Action::Progress(..) | Action::Complain(..) | Action::Unanswered(..) => {}
+                Action::Progress(..)
+                | Action::Complain(..)
+                | Action::Unanswered(..)
+                | Action::Unseen(..)
+                | Action::Amend(..) => {}
             }
         }
     }
@@ -218,6 +225,7 @@ fn a_forged_time_at_the_end_of_all_times_does_no_harm() {
         forged.released = Some(Release {
             time: time.parse().unwrap(),
             containers: [].into(),
+            unseen: None,
         });
         forged.gate = GateState::Running {
             since: world.now().wall,
