@@ -25,6 +25,7 @@ pub struct ContainerdNode {
     folder: PathBuf,
     socket: PathBuf,
     ctr: PathBuf,
+    version: ContainerdVersion,
 }
 
 impl ContainerdNode {
@@ -63,6 +64,7 @@ impl ContainerdNode {
             socket: paths.socket(),
             ctr: tools.ctr(version),
             folder,
+            version,
         };
         node.ready().await?;
         let pause = testimage::pause_archive(tools)?;
@@ -78,6 +80,14 @@ impl ContainerdNode {
     /// Its folder for content, snapshots and metadata, which a reboot keeps.
     pub fn root(&self) -> PathBuf {
         self.folder.join("root")
+    }
+
+    /// The folder of its image verifiers, which is not there at first; none if it knows none.
+    pub fn image_verifiers(&self) -> Option<PathBuf> {
+        match self.version {
+            ContainerdVersion::V2 => Some(image_verifiers(&self.folder)),
+            ContainerdVersion::V1_6 => None,
+        }
     }
 
     /// Lets images of the registry `host` (`127.0.0.1:5000`) be pulled over plain HTTP.
@@ -180,6 +190,10 @@ impl ContainerdNode {
     }
 }
 
+fn image_verifiers(folder: &Path) -> PathBuf {
+    folder.join("image-verifiers")
+}
+
 /// Where containerd finds its shim and runc.
 fn search_path(program: &Path) -> anyhow::Result<String> {
     let folder = program.parent().context("a program is in a folder")?;
@@ -261,6 +275,8 @@ state = {state}
     sandbox = "{pause}"
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = {certs}
+[plugins."io.containerd.image-verifier.v1.bindir"]
+  bin_dir = {verifiers}
 [plugins."io.containerd.cri.v1.runtime"]
 {runtime}  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -274,6 +290,7 @@ state = {state}
 {stream}"#,
             pause = testimage::PAUSE,
             certs = json!(self.certs),
+            verifiers = json!(image_verifiers(self.folder)),
             runtime = Self::runtime(),
             runc = json!(self.runc()),
             plugins = json!(self.plugins),

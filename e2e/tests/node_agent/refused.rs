@@ -1,5 +1,9 @@
 //! Who may not use a cached copy, until private images are looked after.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -20,7 +24,8 @@ pub(crate) fn tests() -> Tests {
             what_is_not_there_is_left_to_the_kubelet_at_once,
             a_refusal_that_the_gate_cannot_see_says_what_runs,
         ],
-        alone: tests![],
+        // Every pull of the node asks the verifier.
+        alone: tests![what_a_verifier_blocks_falls_back_only_where_the_pod_says_so],
     }
 }
 
@@ -138,6 +143,46 @@ async fn what_is_not_there_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow
     );
     ensure!(!log.contains("trying"), "it was tried again: {log}");
     space.end().await
+}
+
+async fn what_a_verifier_blocks_falls_back_only_where_the_pod_says_so(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let Some(verifiers) = node.cluster.containerd().image_verifiers() else {
+        return Ok(());
+    };
+    let space = node.space("blocked").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    space.push("two").await?;
+    let policy = block(&verifiers, &space.repository)?;
+    let image = space.image();
+    refuses_pod(&space, &tried("after", &image)).await?;
+    let release = space.work.released("after", "app").await?;
+    let why = release["message"].as_str().unwrap_or_default();
+    ensure!(
+        release["class"] == "blocked" && why.contains("no signature"),
+        "{release}"
+    );
+    let allowed = tried("allowed", &image).annotated("trylatest.dev/fallback-on", "blocked");
+    space.run_spec(&allowed, SOON, "fallback", "one").await?;
+    fs::remove_file(policy)?;
+    space.run("healed", "fresh", "two").await?;
+    space.end().await
+}
+
+/// An image verifier that says no to one repository; its file.
+fn block(verifiers: &Path, repository: &str) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(verifiers)?;
+    let script =
+        format!("#!/bin/sh\ncase \"$*\" in *{repository}*) echo no signature; exit 1 ;; esac\n");
+    // Made elsewhere: containerd runs whatever is in the folder, half a file too.
+    let made = verifiers.with_extension("new");
+    fs::write(&made, script)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o755))?;
+    let policy = verifiers.join("policy");
+    fs::rename(&made, &policy)?;
+    Ok(policy)
 }
 
 /// Kata without a shared file system: the annotations in the gate's volume never change. Here they
