@@ -46,6 +46,8 @@ pub(crate) async fn nothing_happens(
         finalizer(json!(["example.com/own"])),
         finalizer(json!(null)),
     );
+    // kubectl's way to forget who owns what.
+    let reset = json!({"metadata": {"managedFields": [{}]}}).to_string();
     let record = "apply set-last-applied --create-annotation -f -";
     for change in [
         format!("label {object} --overwrite own=x"),
@@ -54,6 +56,7 @@ pub(crate) async fn nothing_happens(
         record.to_owned(),
         format!("patch {object} --type=merge -p {put}"),
         format!("patch {object} --type=merge -p {gone}"),
+        format!("patch {object} --type=merge -p {reset}"),
     ] {
         let args: Vec<_> = change.split(' ').collect();
         let input = change.ends_with("-f -").then_some(&recorded);
