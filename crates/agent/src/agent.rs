@@ -41,7 +41,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions};
 use trylatest_core::plan::{Limits, Planner};
-use trylatest_k8s::{WATCH_ENDS_AFTER, Writer, watch_pods};
+use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
 use self::health::Health;
@@ -54,8 +54,8 @@ use self::pods::Pods;
 use crate::args::{AgentArgs, LogFormat};
 use crate::clock::Clock;
 
-/// For every call to the API server. Its own request timeout is a minute; a release that takes
-/// this long is better sent again.
+/// For every call to the API server but lists and watches. Its own request timeout is a minute; a
+/// release that takes this long is better sent again.
 const API_DEADLINE: Duration = Duration::from_secs(5);
 
 /// For every call to containerd but a pull.
@@ -141,7 +141,9 @@ async fn start(
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
     let metrics = Arc::new(Metrics::new(VERSION)?);
     let listener = http::listen(SocketAddr::new(address, port)).await?;
-    let client = client().await.context("finding the API server")?;
+    let client = connect()
+        .await
+        .context("making a client of the API server")?;
     let runtime = Arc::new(Containerd::new(ContainerdOptions {
         socket: containerd_socket,
         snapshotter,
@@ -196,13 +198,6 @@ async fn start(
         http::serve_images(&state_dir, history, socket_stop).await
     });
     Ok(tasks)
-}
-
-async fn client() -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::infer().await?;
-    // For lists and watches, which have no other deadline: a watch ends by itself before that.
-    config.read_timeout = Some(WATCH_ENDS_AFTER + API_DEADLINE);
-    Ok(kube::Client::try_from(config)?)
 }
 
 /// Opens what earlier runs have written down, and starts the planner from it.

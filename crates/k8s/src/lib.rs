@@ -1,7 +1,8 @@
 //! Everything of TryLatest that speaks to the API server.
 //!
 //! It turns objects into the core's words and the core's words into patches, and decides nothing.
-//! No task is spawned here; every call but the watch has a deadline.
+//! No task is spawned here but those that hyper gives its connections; every call has a deadline,
+//! and so has the silence of a watch.
 //!
 //! ```text
 //!   pods of this node ─► watch ─► convert ─► core::pod::GatedPod
@@ -9,12 +10,14 @@
 //!   core::node::NodeReport ─────────────► write ─► node annotations and condition
 //! ```
 
+mod client;
 mod convert;
 mod error;
 mod watch;
 mod write;
 
+pub use client::{ConnectError, client, connect};
 pub use convert::gated_pod;
 pub use error::{ApiError, Operation};
-pub use watch::{PodChange, WATCH_ENDS_AFTER, WatchError, watch_pods};
+pub use watch::{PodChange, WatchError, watch_pods};
 pub use write::{Notice, Writer};

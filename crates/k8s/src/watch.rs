@@ -1,5 +1,6 @@
 //! This node's gated pods, as a stream of changes.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
@@ -13,10 +14,10 @@ use trylatest_core::pod::GatedPod;
 
 use crate::convert::gated_pod;
 
-/// The API server ends a watch after this time and it is begun anew, at the cost of one request. One
-/// that has died without a word is noticed 5 s later (kube-runtime's margin): before the gates of
-/// pods that came meanwhile have lost their patience, which is 20 s.
-pub const WATCH_ENDS_AFTER: Duration = Duration::from_secs(10);
+/// The API server ends a watch after a time between these, and the agent begins it again at the cost
+/// of one request. That a connection is dead shows itself long before, see [`crate::client`].
+const WATCH_AT_LEAST: Duration = Duration::from_secs(300);
+pub(crate) const WATCH_AT_MOST: Duration = Duration::from_secs(360);
 
 /// First and longest pause before an interrupted watch goes on; jitter adds up to as much. Longer
 /// pauses, as kube-runtime's own, would let the API server come back unseen, and gates open.
@@ -58,7 +59,7 @@ pub fn watch_pods(
             "spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
         ))
         .page_size(PAGE)
-        .timeout(u32::try_from(WATCH_ENDS_AFTER.as_secs()).unwrap_or(u32::MAX));
+        .timeout(watch_for(node));
     let node = node.to_owned();
     let mut list = None;
     let pauses = ExponentialBuilder::new()
@@ -67,7 +68,6 @@ pub fn watch_pods(
         .with_jitter()
         .without_max_times();
     watcher(Api::<Pod>::all(client), config)
-        .backoff(ExponentialBackoff::from(pauses))
         .filter_map(move |event| {
             let change = match event {
                 Ok(event) => change(event, &mut list).map(Ok),
@@ -78,6 +78,19 @@ pub fn watch_pods(
             };
             std::future::ready(change)
         })
+        // After the filter: a list that fails begins with a success of its own, `Init`, and each
+        // success ends the growth of the pauses.
+        .backoff(ExponentialBackoff::from(pauses))
+}
+
+/// How long a watch of this node lasts, in seconds: for each node something else, so that watches
+/// that began together do not end together.
+fn watch_for(node: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(node.as_bytes());
+    let (least, most) = (WATCH_AT_LEAST.as_secs(), WATCH_AT_MOST.as_secs());
+    let seconds = least + hasher.finish() % (most - least);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// Gathers a re-list into one change, so that removals are part of it.

@@ -1,5 +1,6 @@
 //! What the manifests do on a real API server: pods and templates as users write them, as they are
-//! stored, and what the agent may change. No kubelet runs here.
+//! stored, and what the agent may change; and what the agent notices of that API server. No kubelet
+//! runs here.
 
 mod always;
 mod existing;
@@ -12,6 +13,7 @@ mod quiet;
 mod rights;
 mod space;
 mod templates;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -169,6 +171,7 @@ fn main() -> ExitCode {
             always::cases(),
             others::cases(),
             rights::cases(),
+            watch::cases(),
         ]
         .into_iter()
         .flatten()

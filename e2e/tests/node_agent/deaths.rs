@@ -10,9 +10,11 @@ use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::running_container;
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::workload::{GATE, annotation, is_running, release};
-use trylatest_k8s::WATCH_ENDS_AFTER;
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
+
+/// How long nobody may answer before the agent notices.
+const NOTICED: Duration = Duration::from_secs(15);
 
 pub(crate) fn tests() -> Tests {
     Tests {
@@ -276,15 +278,13 @@ async fn the_api_server_restarts(node: &Node) -> anyhow::Result<()> {
     end(space).await
 }
 
-/// The connection of the watch stays and nothing comes on it, as behind a load balancer that has
-/// forgotten it. The agent must find out by itself.
+/// The connection of the watch stays and nothing comes on it. The agent must find out by itself.
 async fn the_api_server_falls_silent(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "silence").await?;
     let series = "trylatest_watch_failures_total";
     let before = node.install.metric(series).await?;
     node.cluster.control_plane().freeze_apiserver().await?;
-    let limit = WATCH_ENDS_AFTER + SOON;
-    let noticed = wait::until("the agent notices", limit, || async {
+    let noticed = wait::until("the agent notices", NOTICED, || async {
         let failures = node.install.metric(series).await?;
         Ok((failures > before).then_some(()))
     });
