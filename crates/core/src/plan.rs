@@ -25,7 +25,7 @@ use self::round::{Pod, Sending, Slot};
 use crate::image::ImageName;
 use crate::node::NodeImage;
 use crate::outcome::Failure;
-use crate::pod::{GatedPod, PodId};
+use crate::pod::{GatedPod, Overruled, PodId};
 use crate::record::{ImageRecord, Try};
 use crate::release::{ContainerProgress, Progress, Release};
 use crate::time::Now;
@@ -70,6 +70,8 @@ pub enum Action {
     Progress(PodId, Progress),
     /// Tell the pod's owner what is wrong, as a Warning Event.
     Complain(PodId, String),
+    /// Tell the pod's owner, once, that somebody has changed pull policies behind our admission.
+    Overruled(PodId, Vec<Overruled>),
     /// Tell the pod's owner, once, that its gate has opened by itself at this time: no agent answered.
     Unanswered(PodId, Timestamp),
     /// The same, but an agent did answer, or was at work, and the gate could not see it.
@@ -288,7 +290,14 @@ impl Planner {
                 entry.update(pod);
                 entry
             }
-            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Pod::new(pod)),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                // A released pod was told by the agent that has released it.
+                if !pod.overruled.is_empty() && pod.released.is_none() && !pod.ended {
+                    let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
+                    plan.actions.push(overruled);
+                }
+                entry.insert(Pod::new(pod))
+            }
         };
         for name in entry.images() {
             self.images.entry(name.clone()).or_default();

@@ -24,8 +24,10 @@ pub struct GatedPod {
     pub id: PodId,
     /// When it was created, in whole seconds, rounded down (as the API server says it).
     pub created: Timestamp,
-    /// Its TryLatest containers.
+    /// Its TryLatest containers, but for those that the kubelet pulls at each start.
     pub containers: Vec<TryContainer>,
+    /// The gate and TryLatest containers that have not the pull policy that admission gave them.
+    pub overruled: Vec<Overruled>,
     /// What its annotations set.
     pub settings: Settings,
     /// What could not be read, in words for a Warning Event.
@@ -49,6 +51,69 @@ pub struct TryContainer {
     pub image: Result<ImageName, InvalidImageName>,
 }
 
+/// A container whose pull policy is no longer `IfNotPresent`: an admission policy behind ours has
+/// changed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overruled {
+    /// The container's name.
+    pub name: String,
+    /// What it has instead.
+    pub policy: OtherPolicy,
+}
+
+/// A pull policy that a gate or a TryLatest container should not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OtherPolicy {
+    /// The kubelet asks the registry at each start and starts nothing from the cached copy without
+    /// its answer: a try of ours would be for nothing.
+    Always,
+    /// The kubelet never pulls: the container starts from what a try has left on the node, or not.
+    Never,
+}
+
+impl OtherPolicy {
+    /// Every policy.
+    pub const ALL: [Self; 2] = [Self::Always, Self::Never];
+
+    /// The word in Kubernetes, messages and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// Most names that a message lists for each policy.
+const NAMES_MAX: usize = 5;
+
+/// What the pod's owner should know of these, in words for one Warning Event.
+pub fn describe_overruled(overruled: &[Overruled]) -> String {
+    let changes = OtherPolicy::ALL.into_iter().filter_map(|policy| {
+        let names = overruled.iter().filter(|other| other.policy == policy);
+        let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
+        let (shown, more) = names.split_at(names.len().min(NAMES_MAX));
+        let more = match more.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let means = match policy {
+            OtherPolicy::Always => {
+                "does not start while its registry cannot be reached, cached copy or not"
+            }
+            OtherPolicy::Never => "does not start where no copy is on the node",
+        };
+        let (word, shown) = (policy.as_str(), shown.join(", "));
+        (!names.is_empty()).then(|| format!("{word} on {shown}{more} ({means})"))
+    });
+    let changes: Vec<String> = changes.collect();
+    format!(
+        "another admission policy has changed imagePullPolicy: {}. Exempt TryLatest pods from that policy: \
+         docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\"",
+        changes.join("; ")
+    )
+}
+
 /// How far a pod's gate is, by its container status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateState {
@@ -68,4 +133,40 @@ pub enum GateState {
         /// When it opened, likewise.
         at: Timestamp,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overruled(name: impl Into<String>, policy: OtherPolicy) -> Overruled {
+        let name = name.into();
+        Overruled { name, policy }
+    }
+
+    #[test]
+    fn a_changed_policy_says_what_it_means_and_what_to_do() {
+        let both = [
+            overruled("trylatest-gate", OtherPolicy::Always),
+            overruled("app", OtherPolicy::Always),
+            overruled("job", OtherPolicy::Never),
+        ];
+        assert_eq!(
+            describe_overruled(&both),
+            "another admission policy has changed imagePullPolicy: Always on trylatest-gate, app (does \
+             not start while its registry cannot be reached, cached copy or not); Never on job (does \
+             not start where no copy is on the node). Exempt TryLatest pods from that policy: \
+             docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\""
+        );
+    }
+
+    #[test]
+    fn it_fits_into_an_event() {
+        let many: Vec<_> = (0..100)
+            .map(|n| overruled(format!("{n:063}"), OtherPolicy::ALL[n % 2]))
+            .collect();
+        let words = describe_overruled(&many);
+        assert!(words.contains("and 45 more"), "{words}");
+        assert!(words.len() <= 1024, "{}", words.len());
+    }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 use trylatest_core::gate::UNANSWERED;
 use trylatest_core::keys;
-use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
+use trylatest_core::pod::{GateState, GatedPod, OtherPolicy, Overruled, PodId, TryContainer};
 use trylatest_core::settings::Settings;
 
 // Anybody may label a pod and write a megabyte into it. What is kept of each pod is bounded.
@@ -36,7 +36,10 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
     let none = BTreeMap::new();
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     let (settings, mut complaints) = Settings::parse(annotations);
-    let containers = try_containers(spec, annotations, &mut complaints);
+    let ours = try_containers(spec, annotations, &mut complaints);
+    let gate = spec.init_containers.iter().flatten();
+    let gate = gate.filter(|container| container.name == keys::GATE);
+    let held = gate.chain(ours.iter().copied());
     for complaint in &mut complaints {
         complaint.truncate(complaint.floor_char_boundary(COMPLAINT_MAX_BYTES));
     }
@@ -51,7 +54,12 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
             .creation_timestamp
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        containers,
+        overruled: held.filter_map(overruled).collect(),
+        containers: ours
+            .into_iter()
+            .filter(|container| other_policy(container) != Some(OtherPolicy::Always))
+            .map(try_container)
+            .collect(),
         settings,
         complaints,
         gate: gate_state(pod, spec),
@@ -65,11 +73,11 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
 }
 
 /// The containers that admission has named, in the pod's order.
-fn try_containers(
-    spec: &PodSpec,
+fn try_containers<'a>(
+    spec: &'a PodSpec,
     annotations: &BTreeMap<String, String>,
     complaints: &mut Vec<String>,
-) -> Vec<TryContainer> {
+) -> Vec<&'a Container> {
     let named: BTreeSet<&str> = annotations
         .get(keys::CONTAINERS)
         .map(|names| names.split(',').map(str::trim).collect())
@@ -95,7 +103,6 @@ fn try_containers(
     }
     let mut ours: Vec<_> = own
         .filter(|container| all || named.contains(&container.name.as_str()))
-        .map(try_container)
         .collect();
     if ours.len() > CONTAINERS_MAX {
         complaints.push(format!(
@@ -132,6 +139,21 @@ fn try_container(container: &Container) -> TryContainer {
         image: written.parse(),
         written,
     }
+}
+
+fn overruled(container: &Container) -> Option<Overruled> {
+    Some(Overruled {
+        name: container.name.clone(),
+        policy: other_policy(container)?,
+    })
+}
+
+/// What a container has instead of the `IfNotPresent` that admission gave it.
+fn other_policy(container: &Container) -> Option<OtherPolicy> {
+    let written = container.image_pull_policy.as_deref();
+    OtherPolicy::ALL
+        .into_iter()
+        .find(|policy| Some(policy.as_str()) == written)
 }
 
 fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
@@ -277,6 +299,36 @@ mod tests {
         let names: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["init", "main"]);
         assert_eq!(pod.complaints, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_changed_pull_policy_is_seen_and_what_the_kubelet_pulls_is_left_to_it() {
+        let container = |name: &str, policy: &str| json!({"name": name, "image": "a", "imagePullPolicy": policy});
+        let pod = pod(&json!({
+            "metadata": {"annotations": {"trylatest.dev/containers": "always,never,own"}},
+            "spec": {
+                "initContainers": [container("trylatest-gate", "Always")],
+                "containers": [
+                    container("always", "Always"), container("never", "Never"),
+                    container("own", "IfNotPresent"), container("foreign", "Always"),
+                ],
+            },
+        }));
+        let overruled: Vec<_> = pod
+            .overruled
+            .iter()
+            .map(|other| (other.name.as_str(), other.policy))
+            .collect();
+        assert_eq!(
+            overruled,
+            [
+                ("trylatest-gate", OtherPolicy::Always),
+                ("always", OtherPolicy::Always),
+                ("never", OtherPolicy::Never),
+            ]
+        );
+        let looked_after: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(looked_after, ["never", "own"]);
     }
 
     #[test]

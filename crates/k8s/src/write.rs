@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use trylatest_core::keys;
 use trylatest_core::node::NodeReport;
 use trylatest_core::plan::Answer;
-use trylatest_core::pod::PodId;
+use trylatest_core::pod::{Overruled, PodId, describe_overruled};
 use trylatest_core::release::{Progress, Release};
 
 use crate::error::{ApiError, Operation};
@@ -55,6 +55,16 @@ impl Notice {
             warning: true,
             note,
             once: None,
+        }
+    }
+
+    /// Somebody has changed pull policies behind our admission.
+    pub fn overruled(pod: &PodId, overruled: &[Overruled]) -> Self {
+        Self {
+            reason: "TryLatestOverruled",
+            warning: true,
+            note: describe_overruled(overruled),
+            once: Some(format!("trylatest-overruled-{}", pod.uid)),
         }
     }
 

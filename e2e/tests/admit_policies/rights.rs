@@ -11,11 +11,11 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api as Objects, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
-use trylatest_core::pod::PodId;
+use trylatest_core::pod::{OtherPolicy, Overruled, PodId};
 use trylatest_core::release::Release;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
-use trylatest_k8s::{ApiError, Writer};
+use trylatest_k8s::{ApiError, Notice, Writer};
 
 use crate::space::{Space, container, pod_of};
 use crate::{Api, SOON};
@@ -386,6 +386,28 @@ async fn tells_events(api: Arc<Api>) -> anyhow::Result<()> {
     ] {
         refused(agents.event(controller, instance).await, what, words)?;
     }
+    // What is told once has a name of its own, and the second time is no failure.
+    let name = agents.pod("told", &agents.node).await?;
+    let uid = agents.pods().get(&name).await?.metadata.uid;
+    let pod = PodId {
+        namespace: agents.space.name().to_owned(),
+        name,
+        uid: uid.context("a uid")?,
+    };
+    let writer = Writer::new(agents.client.clone(), &agents.node, SOON);
+    let overruled = [Overruled {
+        name: keys::GATE.to_owned(),
+        policy: OtherPolicy::Always,
+    }];
+    let notice = Notice::overruled(&pod, &overruled);
+    for _ in 0..2 {
+        writer.notify(&pod, &notice, Timestamp::UNIX_EPOCH).await?;
+    }
+    let events: Objects<Event> = Objects::namespaced(api.plane.client(), agents.space.name());
+    let told = events.list(&ListParams::default()).await?;
+    let told = told.items.into_iter().filter_map(|event| event.note);
+    let told: Vec<_> = told.filter(|note| *note == notice.note).collect();
+    ensure!(told.len() == 1, "{told:?}");
     Ok(())
 }
 

@@ -8,8 +8,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use trylatest_containerd::{CallObserver, RuntimeError};
+use trylatest_core::keys;
 use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::plan::Answer;
+use trylatest_core::pod::{OtherPolicy, Overruled};
 use trylatest_core::record::Try;
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
@@ -40,6 +42,7 @@ pub struct Metrics {
     watch_failures: IntCounter,
     unanswered: IntCounter,
     unseen: IntCounterVec,
+    overruled: IntCounterVec,
 }
 
 impl Metrics {
@@ -49,18 +52,9 @@ impl Metrics {
     /// Two series of one name: a defect of this module, which its test would show.
     pub fn new(version: &str) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            register(&registry, IntCounter::new(name, help)?)
-        };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            register(&registry, IntGauge::new(name, help)?)
-        };
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            register(
-                &registry,
-                IntCounterVec::new(Opts::new(name, help), labels)?,
-            )
-        };
+        let counter = |name, help| new_counter(&registry, name, help);
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
+        let counters = |name, help, labels: &[&str]| new_counters(&registry, name, help, labels);
         register_build_info(&registry, version)?;
         let metrics = Self {
             tries: counters(
@@ -111,6 +105,11 @@ impl Metrics {
                  them, by what it had answered.",
                 &["answer"],
             )?,
+            overruled: counters(
+                "trylatest_overruled_containers_total",
+                "Gates and TryLatest containers whose pull policy was changed behind TryLatest's admission.",
+                &["container", "policy"],
+            )?,
             registry,
         };
         metrics.make_expected_series();
@@ -131,6 +130,11 @@ impl Metrics {
         }
         for answer in ANSWERS {
             self.unseen.with_label_values(&[answer]);
+        }
+        for policy in OtherPolicy::ALL {
+            for kind in CONTAINER_KINDS {
+                self.overruled.with_label_values(&[kind, policy.as_str()]);
+            }
         }
         for result in RUNTIME_RESULTS {
             self.runtime_calls.with_label_values(&[result]);
@@ -179,6 +183,20 @@ impl Metrics {
 
     pub(super) fn was_unseen(&self, answer: &Answer) {
         self.unseen.with_label_values(&[answered(answer)]).inc();
+    }
+
+    pub(super) fn was_overruled(&self, overruled: &[Overruled]) {
+        let [gate, own] = CONTAINER_KINDS;
+        for container in overruled {
+            let kind = if container.name == keys::GATE {
+                gate
+            } else {
+                own
+            };
+            self.overruled
+                .with_label_values(&[kind, container.policy.as_str()])
+                .inc();
+        }
     }
 
     pub(super) fn index_failed(&self) {
@@ -240,6 +258,9 @@ fn answered(answer: &Answer) -> &'static str {
     }
 }
 
+/// The gate, and the containers of its pod.
+const CONTAINER_KINDS: [&str; 2] = ["gate", "own"];
+
 const RUNTIME_RESULTS: [&str; 4] = ["success", "timeout", "unreachable", "error"];
 
 fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
@@ -249,6 +270,19 @@ fn runtime_result(error: Option<&RuntimeError>) -> &'static str {
         Some(RuntimeError::Unreachable { .. }) => "unreachable",
         Some(_) => "error",
     }
+}
+
+fn new_counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    register(registry, IntCounter::new(name, help)?)
+}
+
+fn new_counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
 fn register_try_seconds(registry: &Registry) -> prometheus::Result<HistogramVec> {
@@ -295,6 +329,7 @@ mod tests {
             "trylatest_api_calls_total{operation=\"release\",result=\"timeout\"} 0",
             "trylatest_runtime_calls_total{result=\"unreachable\"} 0",
             "trylatest_gates_unseen_total{answer=\"refuse\"} 0",
+            "trylatest_overruled_containers_total{container=\"gate\",policy=\"Always\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

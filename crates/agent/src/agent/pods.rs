@@ -267,6 +267,17 @@ impl<R: ImageRuntime> Loop<R> {
                 );
                 self.tell(pod, Notice::bad_setting(words));
             }
+            Action::Overruled(pod, overruled) => {
+                self.own.metrics.was_overruled(&overruled);
+                let notice = Notice::overruled(&pod, &overruled);
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    error = notice.note,
+                    "a pod's pull policies were changed behind TryLatest's admission"
+                );
+                self.tell(pod, notice);
+            }
             Action::Unanswered(pod, at) => {
                 self.own.metrics.was_unanswered();
                 warn!(

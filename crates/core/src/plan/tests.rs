@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::outcome::{FailureClass, Outcome};
-use crate::pod::{GateState, TryContainer};
+use crate::pod::{GateState, OtherPolicy, TryContainer};
 use crate::record::Confirmation;
 use crate::settings::Settings;
 
@@ -154,6 +154,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
             written: "reg.example/app".into(),
             image: Ok(image()),
         }],
+        overruled: Vec::new(),
         settings: Settings::default(),
         complaints: Vec::new(),
         gate: GateState::Pending,
@@ -235,6 +236,30 @@ fn a_pod_is_tried_released_and_left_alone() {
     assert_eq!(world.see(&shown), []);
     assert_eq!(world.wait(Duration::from_hours(1)), []);
     assert_eq!(world.planner.next_wakeup(world.now()), None);
+}
+
+/// The kubelet asks the registry itself: a try would only hold the pod.
+#[test]
+fn a_pod_that_is_pulled_at_each_start_is_reported_and_released_at_once() {
+    let mut world = World::new();
+    let mut pod = pod("a", &world);
+    pod.containers.clear();
+    pod.overruled = vec![Overruled {
+        name: "app".into(),
+        policy: OtherPolicy::Always,
+    }];
+    let actions = world.see(&pod);
+    let [Action::Overruled(id, overruled), release] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!((id, overruled), (&pod.id, &pod.overruled));
+    let release = the_release(std::slice::from_ref(release));
+    assert!(release.opens() && release.containers.is_empty());
+    assert_eq!(world.see(&pod), []);
+    // Nor does an agent that starts later report it again.
+    pod.released = Some(release.clone());
+    pod.gate = GateState::Open;
+    assert_eq!(World::new().see(&pod), []);
 }
 
 #[test]

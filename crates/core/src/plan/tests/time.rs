@@ -21,6 +21,7 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
                 Action::Release(..) => released.push(action),
                 Action::Progress(..) => {}
                 Action::Complain(..)
+                | Action::Overruled(..)
                 | Action::Unanswered(..)
                 | Action::Unseen(..)
                 | Action::Amend(..) => panic!("{action:?}"),
@@ -208,6 +209,7 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                 }
                 Action::Progress(..)
                 | Action::Complain(..)
+                | Action::Overruled(..)
                 | Action::Unanswered(..)
                 | Action::Unseen(..)
                 | Action::Amend(..) => {}
