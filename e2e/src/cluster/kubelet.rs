@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::net::sockopt::socket_peercred;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::containerd::ContainerdNode;
@@ -40,6 +40,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct Kubelet {
     part: Part,
     serves: SocketAddr,
+    config: PathBuf,
 }
 
 impl Kubelet {
@@ -86,9 +87,25 @@ impl Kubelet {
         let kubelet = Self {
             part: Part::start_new(spec).await?,
             serves,
+            config,
         };
         kubelet.up().await?;
         Ok(kubelet)
+    }
+
+    /// Changes top-level fields of its configuration, and starts it again. Its containers run on.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or it does not serve with the new configuration.
+    pub async fn reconfigure(&self, changes: &Value) -> anyhow::Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        let mut config: Value = serde_json::from_str(&text).context("read the configuration")?;
+        for (field, value) in changes.as_object().into_iter().flatten() {
+            config[field] = value.clone();
+        }
+        fs::write(&self.config, config.to_string())?;
+        self.kill().await?;
+        self.revive().await
     }
 
     /// Kills it. Its containers run on.

@@ -1,24 +1,27 @@
 //! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
+mod report;
+mod restart;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
-use comfy_table::Table;
+use clap::{Parser, ValueEnum};
 use futures::future::try_join_all;
-use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
-use trylatest_e2e::cluster::{Cluster, Namespace, Options, Tools, wait};
+use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::Install;
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
 use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
+
+use self::report::{Agent, Report, Round, Row, middle, row, table, targets};
 
 /// Measure how long pods take to run, with each policy, on a real one-node cluster.
 #[derive(Parser)]
@@ -28,9 +31,30 @@ struct Args {
     #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
+    /// What is measured; everything by default
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+
+    /// Which containerd runs the node
+    #[arg(long, value_enum, default_value_t)]
+    containerd: ContainerdVersion,
+
+    /// How many image names more the node has, as an old one has
+    #[arg(long, default_value_t = 0)]
+    image_names: u32,
+
     /// Where the numbers are written as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
+}
+
+/// A part of the run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Pods of one image, and the agent
+    Pods,
+    /// 30 Deployments of 30 images
+    Restart,
 }
 
 const POLICIES: [&str; 3] = ["IfNotPresent", "Always", "TryLatest"];
@@ -46,43 +70,6 @@ const NEVER: Duration = Duration::from_secs(8);
 
 /// How long a pod may take to be gone.
 const GONE: Duration = Duration::from_secs(60);
-
-const MIB: u64 = 1 << 20;
-
-/// Times of one case with one policy.
-#[derive(Serialize)]
-struct Row {
-    case: &'static str,
-    policy: &'static str,
-    /// How many ran.
-    n: usize,
-    /// Null if none did.
-    p50_ms: Option<u64>,
-    min_ms: Option<u64>,
-    max_ms: Option<u64>,
-    /// The median of a round.
-    registry_requests: u64,
-}
-
-#[derive(Serialize)]
-struct Agent {
-    own_part_p50_ms: u64,
-    rss_idle_bytes: u64,
-    rss_after_burst_bytes: u64,
-    image_bytes: u64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    pods: Vec<Row>,
-    agent: Agent,
-}
-
-/// One measured round.
-struct Round {
-    took: Option<Duration>,
-    requests: u64,
-}
 
 struct Bench {
     cluster: Cluster,
@@ -106,10 +93,20 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let Args { rounds, json } = args;
+    let Args {
+        rounds,
+        only,
+        containerd,
+        image_names,
+        json,
+    } = args;
     let tools = Tools::locate_here()?;
     eprintln!("starting a cluster and installing TryLatest");
-    let cluster = Cluster::start(&tools, Options::default()).await?;
+    let options = Options {
+        containerd,
+        ..Options::default()
+    };
+    let cluster = Cluster::start(&tools, options).await?;
     let install = Install::new(&cluster, &tools, &["--log-format=json"]).await?;
     let work = Workloads::from(Namespace::existing(cluster.client(), "default"));
     let bench = Bench {
@@ -120,7 +117,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         rounds,
         serial: std::cell::Cell::new(0),
     };
-    let report = Box::pin(bench.measure()).await;
+    let report = Box::pin(async {
+        bench.name_images(image_names).await?;
+        bench.measure(only).await
+    });
+    let report = report.await;
     bench.cluster.stop(report.is_ok()).await?;
     let report = report?;
     fs::write(
@@ -135,22 +136,43 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Bench {
-    async fn measure(&self) -> anyhow::Result<Report> {
+    async fn measure(&self, only: Option<Part>) -> anyhow::Result<Report> {
+        let measures = |part| only.is_none_or(|only| only == part);
+        let (mut pods, mut agent) = (Vec::new(), None);
+        if measures(Part::Pods) {
+            agent = Some(Box::pin(self.single_image(&mut pods)).await?);
+        }
+        if measures(Part::Restart) {
+            pods.extend(Box::pin(self.restart_images()).await?);
+        }
+        Ok(Report { pods, agent })
+    }
+
+    /// The cases of one image, and what they cost the agent.
+    async fn single_image(&self, pods: &mut Vec<Row>) -> anyhow::Result<Agent> {
         let rss_idle_bytes = self.agent_rss().await?;
-        let mut pods = Vec::new();
         pods.extend(self.case("one-unchanged", Self::one_unchanged).await?);
         let own_part_p50_ms = self.own_part().await?;
         pods.extend(self.case("one-moved", Self::one_moved).await?);
         pods.extend(self.case("burst-20", Self::burst).await?);
         let rss_after_burst_bytes = self.agent_rss().await?;
         pods.extend(self.never_answers().await?);
-        let agent = Agent {
+        Ok(Agent {
             own_part_p50_ms,
             rss_idle_bytes,
             rss_after_burst_bytes,
             image_bytes: fs::metadata(self.tools.image())?.len(),
-        };
-        Ok(Report { pods, agent })
+        })
+    }
+
+    /// Gives one image so many more names.
+    async fn name_images(&self, count: u32) -> anyhow::Result<()> {
+        for n in 0..count {
+            let name = format!("{}/old/image-{n}:1", self.cluster.registry().host());
+            let tag = ["images", "tag", testimage::PAUSE, name.as_str()];
+            self.cluster.containerd().ctr(&tag).await?;
+        }
+        Ok(())
     }
 
     /// Measures each policy in turn, as often as asked for, after one round that does not count.
@@ -251,7 +273,11 @@ impl Bench {
             Err(_) if limit == NEVER && policy == "Always" => None,
             Err(error) => return Err(error),
         };
-        Ok(Round { took, requests })
+        Ok(Round {
+            took,
+            requests,
+            fallbacks: 0,
+        })
     }
 
     async fn remove(&self, name: &str) -> anyhow::Result<()> {
@@ -319,130 +345,4 @@ async fn out_of_step(serial: u32) {
 /// Each policy has its own: what one has pulled is no help to another.
 fn repository(case: &str, policy: &str) -> String {
     format!("{case}/{}", policy.to_lowercase())
-}
-
-fn row(case: &'static str, policy: &'static str, rounds: &[Round]) -> Row {
-    let mut times: Vec<u64> = rounds
-        .iter()
-        .filter_map(|round| u64::try_from(round.took?.as_millis()).ok())
-        .collect();
-    times.sort_unstable();
-    let mut requests: Vec<u64> = rounds.iter().map(|round| round.requests).collect();
-    requests.sort_unstable();
-    Row {
-        case,
-        policy,
-        n: times.len(),
-        p50_ms: middle(&times),
-        min_ms: times.first().copied(),
-        max_ms: times.last().copied(),
-        registry_requests: middle(&requests).unwrap_or_default(),
-    }
-}
-
-/// The median of sorted numbers.
-fn middle(sorted: &[u64]) -> Option<u64> {
-    let half = sorted.len() / 2;
-    let upper = *sorted.get(half)?;
-    if sorted.len() % 2 == 1 {
-        return Some(upper);
-    }
-    Some(u64::midpoint(upper, sorted[half - 1]))
-}
-
-fn table(report: &Report) -> String {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header([
-        "case",
-        "policy",
-        "n",
-        "p50 ms",
-        "min",
-        "max",
-        "registry requests",
-    ]);
-    let ms = |ms: Option<u64>| ms.map_or("never".to_owned(), |ms| ms.to_string());
-    for row in &report.pods {
-        table.add_row([
-            row.case.to_owned(),
-            row.policy.to_owned(),
-            row.n.to_string(),
-            ms(row.p50_ms),
-            ms(row.min_ms),
-            ms(row.max_ms),
-            row.registry_requests.to_string(),
-        ]);
-    }
-    table.trim_fmt()
-}
-
-/// What TryLatest wants to reach, and whether it does.
-fn targets(report: &Report) -> String {
-    let p50 = |case: &str, policy: &str| {
-        let row = report
-            .pods
-            .iter()
-            .find(|row| row.case == case && row.policy == policy);
-        row.and_then(|row| row.p50_ms).unwrap_or(u64::MAX)
-    };
-    let requests = |case: &str| {
-        let row = report
-            .pods
-            .iter()
-            .find(|row| row.case == case && row.policy == "TryLatest");
-        row.map_or(u64::MAX, |row| row.registry_requests)
-    };
-    let agent = &report.agent;
-    let rss = agent.rss_idle_bytes.max(agent.rss_after_burst_bytes);
-    let one =
-        p50("one-unchanged", "TryLatest").saturating_sub(p50("one-unchanged", "IfNotPresent"));
-    let lines = [
-        ("one pod, beyond IfNotPresent, ms", one, 650),
-        (
-            "20 at once, against Always, ms",
-            p50("burst-20", "TryLatest"),
-            p50("burst-20", "Always"),
-        ),
-        ("20 at once, registry requests", requests("burst-20"), 2),
-        ("never answers, ms", p50("never-answers", "TryLatest"), 6500),
-        ("the agent's own part, ms", agent.own_part_p50_ms, 60),
-        ("the agent's memory, KiB", rss / 1024, 20 * MIB / 1024),
-        (
-            "the image's size, KiB",
-            agent.image_bytes / 1024,
-            12 * MIB / 1024,
-        ),
-    ];
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["target", "measured", "at most", ""]);
-    for (what, measured, most) in lines {
-        let met = if measured <= most { "met" } else { "MISSED" };
-        table.add_row([what, &measured.to_string(), &most.to_string(), met]);
-    }
-    table.trim_fmt()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between() {
-        assert_eq!(middle(&[]), None);
-        assert_eq!(middle(&[3]), Some(3));
-        assert_eq!(middle(&[1, 4]), Some(2));
-        assert_eq!(middle(&[1, 2, 9]), Some(2));
-    }
-
-    #[test]
-    fn what_never_ran_has_no_median() {
-        let never = || Round {
-            took: None,
-            requests: 3,
-        };
-        let row = row("case", "Always", &[never(), never()]);
-        assert_eq!((row.n, row.p50_ms, row.registry_requests), (0, None, 3));
-    }
 }
