@@ -22,7 +22,6 @@ mod metrics;
 mod node;
 mod pods;
 mod serve;
-mod turns;
 
 use std::fs;
 use std::net::SocketAddr;

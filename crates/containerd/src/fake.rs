@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 
@@ -56,6 +56,8 @@ impl Answer {
 #[derive(Clone, Debug)]
 pub struct FakeContainerd {
     state: Arc<Mutex<State>>,
+    /// Downloads that are served at once.
+    served: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ struct Pulls {
     started: usize,
     running: usize,
     bytes: u64,
+    queued: bool,
     mark: u64,
 }
 
@@ -95,6 +98,11 @@ impl Default for FakeContainerd {
 impl FakeContainerd {
     /// A node without images and a registry without tags.
     pub fn new() -> Self {
+        Self::serving(Semaphore::MAX_PERMITS)
+    }
+
+    /// The same, which serves so many downloads at once; others wait in its queue.
+    pub fn serving(downloads: usize) -> Self {
         let state = State {
             tags: HashMap::new(),
             answers: HashMap::new(),
@@ -106,6 +114,7 @@ impl FakeContainerd {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            served: Arc::new(Semaphore::new(downloads)),
         }
     }
 
@@ -215,6 +224,7 @@ impl FakeContainerd {
             started: pulls.started + 1,
             running: pulls.running + 1,
             bytes: 0,
+            queued: false,
             mark: pulls.mark,
         };
         let running = Running {
@@ -236,6 +246,12 @@ impl FakeContainerd {
             })?;
         state.set(image.as_str(), content);
         Ok(())
+    }
+
+    fn set_queued(&self, image: &ImageName, queued: bool) {
+        if let Some(pulls) = locked(&self.state).pulls.get_mut(image) {
+            pulls.queued = queued;
+        }
     }
 
     fn receive(&self, image: &ImageName, bytes: u64) {
@@ -290,6 +306,15 @@ impl ImageRuntime for FakeContainerd {
     async fn pull(&self, image: &ImageName) -> Result<(), PullError> {
         let (mut answer, _running) = self.begin(image);
         let failed = |failure| PullError::new(image.clone(), failure);
+        // The registry's word is not waited for in the queue.
+        let _place = if matches!(answer, Answer::Receive(..) | Answer::Wait(..)) {
+            self.set_queued(image, true);
+            let place = self.served.acquire().await;
+            self.set_queued(image, false);
+            place.ok()
+        } else {
+            None
+        };
         loop {
             answer = match answer {
                 Answer::Succeed => return self.take_over(image).map_err(failed),
@@ -321,6 +346,7 @@ impl ImageRuntime for FakeContainerd {
                 .filter(|_| known)
                 .map(|tag| tag.size_bytes),
             flows: known,
+            queued: pulls.queued,
             mark: pulls.mark,
         })
     }

@@ -48,6 +48,12 @@ impl Manifest {
         let layers = self.layers.iter().map(|layer| layer.size);
         layers.fold(self.config.size, u64::saturating_add)
     }
+
+    /// The digests of all that is downloaded for it.
+    pub(crate) fn blobs(&self) -> Vec<&str> {
+        let layers = self.layers.iter().map(|layer| layer.digest.as_str());
+        layers.chain([self.config.digest.as_str()]).collect()
+    }
 }
 
 #[derive(Deserialize)]

@@ -158,6 +158,9 @@ pub struct Movement {
     /// be left over from an earlier one. The kubelet's pull of the same image at the same time cannot
     /// be told from ours.
     pub flows: bool,
+    /// Whether it may be waiting in containerd's own queue: nothing of it moves or has moved since it
+    /// was first seen, and others' downloads take all that containerd serves at once.
+    pub queued: bool,
     /// Differs from an earlier answer's mark iff something moved in between: bytes came in, or a
     /// layer is being unpacked. It means nothing else.
     pub mark: u64,

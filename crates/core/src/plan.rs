@@ -8,12 +8,13 @@
 //! [`Action::Try`] → [`Planner::ended`] settles its containers (`settle`, by `verdict`) →
 //! [`Action::Release`] → [`Planner::sent`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Planner::inspected`]. Whatever has become due, tries and releases too, is begun in
-//! `Planner::advance`, with which every event ends.
+//! `Planner::advance`, with which every event ends; tries begin in turns (`turns`).
 
 mod image;
 mod node;
 mod round;
 mod settle;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,9 +59,8 @@ pub enum Action {
         image: ImageName,
         /// Names this try.
         attempt: u64,
-        /// A copy that is here needs no registry: the name is a digest, which cannot move, and the
-        /// registry gave it to anybody.
-        settled: bool,
+        /// Whether the registry is asked.
+        ask: Ask,
     },
     /// Prove the copy there is, now; then call [`Planner::inspected`].
     Inspect(ImageName),
@@ -87,6 +87,18 @@ pub enum Answer {
     AtWork,
     /// The release, as the pod carries it once it is amended.
     Released(Release),
+}
+
+/// Whether a try asks the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// It pulls.
+    Always,
+    /// It pulls if no copy is here: the name is a digest, which cannot move, and the registry gave
+    /// it to anybody.
+    IfAbsent,
+    /// It does not: the try has failed already, with this.
+    Never(Failure),
 }
 
 /// A try that has ended.
@@ -202,11 +214,8 @@ impl Planner {
 
     /// A running try has come this far.
     pub fn moved(&mut self, now: Now, moved: &Moved) -> Plan {
-        let image = self.images.get_mut(&moved.image);
-        if let Some(running) = image.and_then(|image| image.attempt.as_mut())
-            && running.id == moved.attempt
-        {
-            running.flow = moved.flow;
+        if let Some(image) = self.images.get_mut(&moved.image) {
+            image.moved(now, moved.attempt, moved.flow);
         }
         self.advance(now, Plan::default())
     }
@@ -233,7 +242,9 @@ impl Planner {
 
     /// How long until [`Planner::tick`] has something to do; none if only events can change it.
     pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
-        let images = self.images.values().filter_map(Image::due);
+        let waits = |image: &&Image| !image.waits_for_turn();
+        let images = self.images.values().filter(waits).filter_map(Image::due);
+        let images = images.chain(self.next_turn(now));
         let rounds = self.pods.values().filter_map(|pod| {
             let round = pod.round.as_ref()?;
             let send = match round.send {
@@ -336,27 +347,6 @@ impl Planner {
         }
         self.start_tries(now, &mut plan);
         plan
-    }
-
-    fn start_tries(&mut self, now: Now, plan: &mut Plan) {
-        for (name, image) in &mut self.images {
-            if image.due().is_none_or(|due| due > now.up) {
-                continue;
-            }
-            let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-            if !rounds.any(|round| round.wanted().any(|wanted| wanted == name)) {
-                image.leave();
-                continue;
-            }
-            self.attempts += 1;
-            image.start(now, self.attempts);
-            plan.actions.push(Action::Try {
-                image: name.clone(),
-                attempt: self.attempts,
-                // Only what the registry has given to anybody is taken for granted.
-                settled: name.has_digest() && image.known.is_public(),
-            });
-        }
     }
 }
 

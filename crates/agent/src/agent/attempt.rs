@@ -8,14 +8,14 @@ use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Movement, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
-use trylatest_core::plan::{Ended, Flow, Moved};
+use trylatest_core::plan::{Ask, Ended, Flow, Moved};
 use trylatest_core::verdict::Copy;
 
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Tries an image once. Ends when the pull ends, or when nothing has moved for `stall`. Where it is
-/// `settled`, a copy that is here is all that is asked for.
+/// Tries an image once, as far as the registry is to be asked. Ends when the pull ends, or when
+/// nothing has moved for `stall`. What waits in containerd's own queue has not stalled.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
@@ -28,7 +28,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     runtime: &R,
     image: ImageName,
     attempt: u64,
-    settled: bool,
+    ask: Ask,
     stall: Duration,
     moved: mpsc::Sender<Moved>,
 ) -> Ended {
@@ -38,27 +38,29 @@ pub(super) async fn attempt<R: ImageRuntime>(
         // A try that was cut off may have left it so.
         restore(runtime, &image, &alias, &mut before).await;
     }
-    let (failure, after) = if settled && before.digest().is_some() {
-        (None, before.clone())
-    } else {
-        let kept =
-            before.digest().is_some() && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
-        let pulled = pull(runtime, &image, attempt, stall, moved).await;
-        let mut after = prove(runtime, &image).await;
-        let mut failure = pulled.err();
-        if let (None, Copy::Unusable { why }) = (&failure, &after) {
-            failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
-        }
-        if kept {
-            if after.digest().is_none() {
-                restore(runtime, &image, &alias, &mut after).await;
+    let (failure, after) = match ask {
+        Ask::Never(failure) => (Some(failure), before.clone()),
+        Ask::IfAbsent if before.digest().is_some() => (None, before.clone()),
+        Ask::IfAbsent | Ask::Always => {
+            let kept = before.digest().is_some()
+                && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
+            let pulled = pull(runtime, &image, attempt, stall, moved).await;
+            let mut after = prove(runtime, &image).await;
+            let mut failure = pulled.err();
+            if let (None, Copy::Unusable { why }) = (&failure, &after) {
+                failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
             }
-            if after.digest().is_some() {
-                // One that stays keeps some content too long, and the next try removes it.
-                let _ = runtime.forget(&alias).await;
+            if kept {
+                if after.digest().is_none() {
+                    restore(runtime, &image, &alias, &mut after).await;
+                }
+                if after.digest().is_some() {
+                    // One that stays keeps some content too long, and the next try removes it.
+                    let _ = runtime.forget(&alias).await;
+                }
             }
+            (failure, after)
         }
-        (failure, after)
     };
     Ended {
         image,
@@ -119,7 +121,7 @@ async fn pull<R: ImageRuntime>(
             looked = looked => looked,
         };
         if let Ok(Ok(movement)) = looked {
-            if movement.mark != last.mark {
+            if movement.mark != last.mark || movement.queued {
                 deadline = Instant::now() + stall;
             }
             last = movement;

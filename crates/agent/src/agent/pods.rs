@@ -30,7 +30,6 @@ use super::attempt::{attempt, prove};
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
-use super::turns::Turns;
 use crate::clock::Clock;
 
 /// Movements that wait to be read; more are dropped, the next look repeats them.
@@ -78,7 +77,6 @@ struct Loop<R> {
     own: Pods<R>,
     under_way: FuturesUnordered<BoxFuture<'static, Came>>,
     moved: mpsc::Sender<Moved>,
-    turns: Turns,
     /// Events under way.
     telling: usize,
     reported: Vec<NodeImage>,
@@ -97,7 +95,6 @@ impl<R: ImageRuntime> Pods<R> {
             own: self,
             under_way: FuturesUnordered::new(),
             moved: sender,
-            turns: Turns::new(),
             telling: 0,
             reported: Vec::new(),
         };
@@ -230,15 +227,12 @@ impl<R: ImageRuntime> Loop<R> {
             Action::Try {
                 image,
                 attempt: id,
-                settled,
+                ask,
             } => {
-                let (moved, turns) = (self.moved.clone(), self.turns.clone());
-                let stall = self.own.stall;
+                let (moved, stall) = (self.moved.clone(), self.own.stall);
                 self.begin(async move {
-                    let tried = move || async move {
-                        attempt(&*runtime, image, id, settled, stall, moved).await
-                    };
-                    Came::Ended(turns.wait_and_run(tried).await)
+                    let ended = attempt(&*runtime, image, id, ask, stall, moved).await;
+                    Came::Ended(ended)
                 });
             }
             Action::Inspect(image) => self.begin(async move {

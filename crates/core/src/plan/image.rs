@@ -36,6 +36,8 @@ pub(super) struct Image {
     last_start: Option<Duration>,
     failures_in_a_row: u32,
     queue: Option<Queue>,
+    /// When the registry last answered a try of it.
+    pub(super) answered: Option<Duration>,
 }
 
 /// A try that runs.
@@ -43,7 +45,16 @@ pub(super) struct Image {
 pub(super) struct Attempt {
     pub(super) id: u64,
     pub(super) started: Now,
+    /// Whether its failure says something of the registry.
+    pub(super) asks: bool,
     pub(super) flow: Flow,
+}
+
+impl Attempt {
+    /// Whether the registry has said something to it, as far as is known while it runs.
+    pub(super) fn has_answer(&self) -> bool {
+        self.flow.flows || self.flow.total_bytes.is_some()
+    }
 }
 
 /// Who waits for the next try to begin.
@@ -51,6 +62,8 @@ pub(super) struct Attempt {
 struct Queue {
     first: Duration,
     last: Duration,
+    /// The try is due, and others have their turn.
+    waits: bool,
 }
 
 impl Image {
@@ -58,12 +71,29 @@ impl Image {
     pub(super) fn queue(&mut self, at: Duration) {
         self.queue = Some(match self.queue {
             // A newcomer does not wait out another pod's back-off.
-            Some(queue) if queue.first <= at => Queue { last: at, ..queue },
+            Some(queue) if queue.first <= at => Queue {
+                first: queue.first,
+                last: at,
+                waits: false,
+            },
             _ => Queue {
                 first: at,
                 last: at,
+                waits: false,
             },
         });
+    }
+
+    /// Its try is due, but others have their turn.
+    pub(super) fn wait_for_turn(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            queue.waits = true;
+        }
+    }
+
+    /// Whether nothing but others' turns keeps its try from beginning.
+    pub(super) fn waits_for_turn(&self) -> bool {
+        self.attempt.is_none() && self.queue.is_some_and(|queue| queue.waits)
     }
 
     /// Somebody has nothing to start from: try again after a pause.
@@ -99,23 +129,36 @@ impl Image {
         self.attempt.is_some() || self.queue.is_some()
     }
 
-    /// Whether the try that runs may still end with the registry's refusal of an image that it has
-    /// never given to anybody: a pod with little time must not be faster than a 401.
+    /// Whether the try that runs, or is about to, may still end with the registry's refusal of an
+    /// image that it has never given to anybody: a pod with little time must not be faster than a 401.
     pub(super) fn may_yet_be_refused(&self) -> bool {
-        let silent = self
-            .attempt
-            .as_ref()
-            .is_some_and(|running| !running.flow.flows);
+        let silent = match &self.attempt {
+            Some(running) => !running.flow.flows,
+            None => self.waits_for_turn(),
+        };
         silent && !self.known.is_public()
     }
 
+    /// A running try has come this far.
+    pub(super) fn moved(&mut self, now: Now, attempt: u64, flow: Flow) {
+        let running = self.attempt.as_mut().filter(|a| a.id == attempt);
+        let Some(running) = running else {
+            return;
+        };
+        if flow.flows && flow.bytes != running.flow.bytes {
+            self.answered = Some(now.up);
+        }
+        running.flow = flow;
+    }
+
     /// A try begins.
-    pub(super) fn start(&mut self, now: Now, id: u64) {
+    pub(super) fn start(&mut self, now: Now, id: u64, asks: bool) {
         self.queue = None;
         self.last_start = Some(now.up);
         self.attempt = Some(Attempt {
             id,
             started: now,
+            asks,
             flow: Flow::default(),
         });
     }

@@ -35,6 +35,9 @@ impl Planner {
         };
         let record = remembered(name, attempt.started, now, evidence, &before, self.limits);
         image.finish(&record);
+        if attempt.asks && !failure.as_ref().is_some_and(is_silence) {
+            image.answered = Some(now.up);
+        }
         plan.records.push(record);
         let known = known(&self.images, name);
         let Some(image) = self.images.get_mut(name) else {
@@ -67,6 +70,9 @@ impl Planner {
                     image.queue_retry(now, name, &self.node);
                 }
             }
+        }
+        if let Some(failure) = failure.filter(|_| attempt.asks && !attempt.has_answer()) {
+            self.share_silence(now, name, attempt.started.up, &failure, &mut plan);
         }
         self.advance(now, plan)
     }
@@ -176,7 +182,12 @@ fn remembered(
 /// answers. That the registry gave none is as true for a pod that came meanwhile, and spares it
 /// the same wait.
 fn is_good_for(since: Duration, started: Duration, failure: Option<&Failure>) -> bool {
-    let silence = failure.is_some_and(|failure| match failure.class {
+    failure.is_some_and(is_silence) || started >= since
+}
+
+/// Whether a failure is none of a registry's answers.
+fn is_silence(failure: &Failure) -> bool {
+    match failure.class {
         FailureClass::Timeout | FailureClass::Network | FailureClass::Local => true,
         FailureClass::ServerError
         | FailureClass::RateLimited
@@ -185,8 +196,7 @@ fn is_good_for(since: Duration, started: Duration, failure: Option<&Failure>) ->
         | FailureClass::Invalid
         | FailureClass::Blocked
         | FailureClass::Unknown => false,
-    });
-    silence || started >= since
+    }
 }
 
 /// A pull that worked and left nothing to start from is a failure too.
@@ -214,13 +224,20 @@ fn no_answer() -> Failure {
 
 /// The pod's time is up before the try has ended.
 fn time_is_up(image: &Image) -> Failure {
-    let flows = image.attempt.as_ref().is_some_and(|a| a.flow.flows);
-    Failure::new(
-        FailureClass::Timeout,
-        if flows {
-            "the pod's time to try is up; the download goes on for the next pod"
-        } else {
-            "the pod's time to try is up and the registry has not answered"
-        },
-    )
+    let (class, words) = match &image.attempt {
+        // Nobody has asked the registry.
+        None => (
+            FailureClass::Local,
+            "the pod's time to try is up, and the image still waited for its turn on this node",
+        ),
+        Some(attempt) if attempt.flow.flows => (
+            FailureClass::Timeout,
+            "the pod's time to try is up; the download goes on for the next pod",
+        ),
+        Some(_) => (
+            FailureClass::Timeout,
+            "the pod's time to try is up and the registry has not answered",
+        ),
+    };
+    Failure::new(class, words)
 }

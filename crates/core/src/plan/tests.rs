@@ -4,6 +4,7 @@
 mod node;
 mod privacy;
 mod time;
+mod turns;
 
 use jiff::Timestamp;
 

@@ -17,13 +17,13 @@ fn moved_tag() -> FakeContainerd {
     node
 }
 
-async fn attempt_on(node: &FakeContainerd, image: ImageName, settled: bool) -> Ended {
+async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> Ended {
     let (moved, _looks) = mpsc::channel(64);
-    attempt(node, image, 7, settled, STALL, moved).await
+    attempt(node, image, 7, ask, STALL, moved).await
 }
 
 async fn ended(node: &FakeContainerd) -> Ended {
-    attempt_on(node, image(), false).await
+    attempt_on(node, image(), Ask::Always).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +81,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     let slow = Answer::download(10, MIB / 10, Duration::from_secs(4));
     node.answer(&image(), slow);
     let (sender, mut looks) = mpsc::channel(1024);
-    let ended = attempt(&node, image(), 1, false, STALL, sender).await;
+    let ended = attempt(&node, image(), 1, Ask::Always, STALL, sender).await;
     assert_eq!(ended.failure, None);
     assert_eq!(ended.after.digest(), Some("sha256:two"));
     let mut bytes = Vec::new();
@@ -125,11 +125,11 @@ async fn a_settled_digest_is_not_asked_for_again() {
     let image: ImageName = format!("reg.example/app@sha256:{digest}").parse().unwrap();
     node.hold(&image, &format!("sha256:{digest}"), MIB);
     node.answer(&image, Answer::Hang);
-    let ended = attempt_on(&node, image.clone(), true).await;
+    let ended = attempt_on(&node, image.clone(), Ask::IfAbsent).await;
     assert_eq!((ended.failure, node.pulls(&image)), (None, 0));
     // Nobody has said that anybody may have it: the registry is asked.
     node.answer(&image, Answer::fail(FailureClass::Unauthorized));
-    let ended = attempt_on(&node, image.clone(), false).await;
+    let ended = attempt_on(&node, image.clone(), Ask::Always).await;
     assert_eq!(node.pulls(&image), 1);
     assert_eq!(ended.failure.unwrap().class, FailureClass::Unauthorized);
 }
@@ -142,4 +142,28 @@ async fn a_dead_containerd_is_no_absent_image() {
     assert!(matches!(ended.before, Copy::Unknown { .. }));
     assert!(matches!(ended.after, Copy::Unknown { .. }));
     assert_eq!(ended.failure.unwrap().class, FailureClass::Local);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_has_failed_already_asks_nobody_and_tells_the_copy() {
+    let node = moved_tag();
+    let silence = Failure::new(FailureClass::Timeout, "nothing came for 5s");
+    let ended = attempt_on(&node, image(), Ask::Never(silence.clone())).await;
+    assert_eq!((ended.failure, node.pulls(&image())), (Some(silence), 0));
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_in_containerds_queue_has_not_stalled() {
+    let node = FakeContainerd::serving(1);
+    node.hold(&image(), "sha256:one", MIB);
+    node.push(&image(), "sha256:two", MIB);
+    let other: ImageName = "reg.example/other:latest".parse().unwrap();
+    node.push(&other, "sha256:other", MIB);
+    for image in [&other, &image()] {
+        node.answer(image, Answer::download(3, MIB / 3, Duration::from_secs(4)));
+    }
+    let first = attempt_on(&node, other, Ask::Always);
+    let (first, second) = tokio::join!(biased; first, ended(&node));
+    assert_eq!((first.failure, second.failure), (None, None));
 }

@@ -1,0 +1,178 @@
+//! Tries run in turns, and the silence of a registry is waited out once.
+//!
+//! containerd has one lock for all that it writes down, and a pull takes it a dozen times. Thirty
+//! pulls at once, beside as many starting pods, each wait for thirty others at every step: for five
+//! seconds no single one gets anywhere, and every one of them looks stalled (measured). A few at a
+//! time are as fast together, and each one's clock then measures the registry and not the others.
+//!
+//! A turn ends with its try, when bytes flow (containerd rations downloads itself), and after
+//! [`TURN`] at the latest: a registry that answers slowly holds nobody up for long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::image::{Attempt, Image};
+use super::round::{Round, Wait};
+use super::{Action, Ask, Plan, Planner};
+use crate::image::ImageName;
+use crate::outcome::{Failure, FailureClass};
+use crate::time::Now;
+use crate::verdict::Known;
+
+/// Turns at once.
+const TURNS: usize = 6;
+
+/// Of these, turns of one registry: one that is silent leaves some to the others.
+const TURNS_OF_REGISTRY: usize = 4;
+
+/// The longest turn. An ordinary one takes a fraction of a second.
+pub(super) const TURN: Duration = Duration::from_secs(2);
+
+impl Attempt {
+    /// When its turn is over, if it still has one.
+    fn turn_until(&self, now: Now) -> Option<Duration> {
+        let until = self.started.up + TURN;
+        (self.asks && !self.flow.flows && now.up < until).then_some(until)
+    }
+}
+
+impl Planner {
+    /// When a turn is over, if somebody waits for one.
+    pub(super) fn next_turn(&self, now: Now) -> Option<Duration> {
+        if !self.images.values().any(Image::waits_for_turn) {
+            return None;
+        }
+        let attempts = self.images.values().filter_map(|i| i.attempt.as_ref());
+        attempts.filter_map(|attempt| attempt.turn_until(now)).min()
+    }
+
+    /// Begins the tries that are due, as far as there are turns: first for the registry that has the
+    /// fewest, then for those who have waited longest.
+    pub(super) fn start_tries(&mut self, now: Now, plan: &mut Plan) {
+        let mut waiting = self.due(now);
+        if waiting.is_empty() {
+            return;
+        }
+        let mut turns = self.turns(now);
+        while turns.values().sum::<usize>() < TURNS {
+            let of = |name: &ImageName| turns.get(name.registry()).copied().unwrap_or(0);
+            let next = waiting
+                .iter()
+                .enumerate()
+                .filter(|(_, (_, name))| of(name) < TURNS_OF_REGISTRY)
+                .min_by_key(|(_, (since, name))| (of(name), *since));
+            let Some((index, _)) = next else {
+                break;
+            };
+            let (_, name) = waiting.swap_remove(index);
+            *turns.entry(name.registry().to_owned()).or_default() += 1;
+            let known = self.images.get(&name).map(|image| &image.known);
+            // Only what the registry has given to anybody is taken for granted.
+            let settled = name.has_digest() && known.is_some_and(Known::is_public);
+            let ask = if settled { Ask::IfAbsent } else { Ask::Always };
+            self.start_try(now, name, ask, plan);
+        }
+        for (_, name) in waiting {
+            if let Some(image) = self.images.get_mut(&name) {
+                image.wait_for_turn();
+            }
+        }
+    }
+
+    /// A try has failed with this after it began at `started`. If it was silence, and nobody had an
+    /// answer of that registry meanwhile, those that wait for their turn need not wait it out again:
+    /// their tries end the same way.
+    ///
+    /// What fails sooner than a turn lasts is not shared: whoever waits has a turn soon, and may be
+    /// luckier.
+    pub(super) fn share_silence(
+        &mut self,
+        now: Now,
+        failed: &ImageName,
+        started: Duration,
+        failure: &Failure,
+        plan: &mut Plan,
+    ) {
+        let silence = match failure.class {
+            FailureClass::Timeout | FailureClass::Network => now.up >= started + TURN,
+            _ => false,
+        };
+        let registry = failed.registry();
+        let same = |name: &ImageName| name.registry() == registry;
+        let answered = |image: &Image| image.answered.is_some_and(|at| at >= started);
+        if !silence
+            || self
+                .images
+                .iter()
+                .any(|(name, i)| same(name) && answered(i))
+        {
+            return;
+        }
+        let waiting = self.images.iter().filter(|(_, i)| i.waits_for_turn());
+        let waiting: Vec<ImageName> = waiting.map(|(name, _)| name.clone()).filter(same).collect();
+        let message = format!(
+            "{}; that was the try of {failed}, and this image still waited for its turn",
+            failure.message
+        );
+        for name in waiting {
+            let ask = Ask::Never(Failure::new(failure.class, &message));
+            self.start_try(now, name, ask, plan);
+        }
+    }
+
+    fn start_try(&mut self, now: Now, name: ImageName, ask: Ask, plan: &mut Plan) {
+        let Some(image) = self.images.get_mut(&name) else {
+            return;
+        };
+        self.attempts += 1;
+        image.start(now, self.attempts, ask == Ask::Always);
+        plan.actions.push(Action::Try {
+            image: name,
+            attempt: self.attempts,
+            ask,
+        });
+    }
+
+    /// Images whose try is due, and since when. Those that nobody waits for any more leave.
+    fn due(&mut self, now: Now) -> Vec<(Duration, ImageName)> {
+        let mut due_now = Vec::new();
+        for (name, image) in &mut self.images {
+            let Some(due) = image.due().filter(|due| *due <= now.up) else {
+                continue;
+            };
+            let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+            if rounds.any(|round| round.asks_for(name, image)) {
+                due_now.push((due, name.clone()));
+            } else {
+                image.leave();
+            }
+        }
+        due_now
+    }
+
+    /// How many turns each registry has.
+    fn turns(&self, now: Now) -> BTreeMap<String, usize> {
+        let mut turns = BTreeMap::new();
+        for (name, image) in &self.images {
+            let running = image.attempt.as_ref();
+            if running.is_some_and(|attempt| attempt.turn_until(now).is_some()) {
+                *turns.entry(name.registry().to_owned()).or_default() += 1;
+            }
+        }
+        turns
+    }
+}
+
+impl Round {
+    /// Whether a try of the image is to begin for it. One that may be refused is asked for also when
+    /// the pod's time is up.
+    fn asks_for(&self, name: &ImageName, image: &Image) -> bool {
+        self.slots.iter().any(|slot| match &slot.wait {
+            Wait::Try(waits) => waits == name,
+            Wait::Inspection(waits) | Wait::FirstWord(waits) => {
+                waits == name && image.may_yet_be_refused()
+            }
+            Wait::LastTry(_) | Wait::Done(_) => false,
+        })
+    }
+}
