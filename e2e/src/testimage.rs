@@ -68,7 +68,7 @@ pub fn app_of_its_own(tools: &Tools, version: &str) -> anyhow::Result<Content> {
     Ok(image(Architecture::HOST, &["/testapp"], layers).into())
 }
 
-/// The same for a machine of another kind than this one: it can be pulled here and not started.
+/// The same, but its configuration says that it is for a machine of another kind than this one.
 ///
 /// # Errors
 /// If the program cannot be built.
@@ -83,6 +83,31 @@ pub fn app_for_another_machine(tools: &Tools, version: &str) -> anyhow::Result<C
     ];
     let image = image(other, &["/testapp"], layers);
     Ok(image.into())
+}
+
+/// The same, but its configuration says that it is for another operating system.
+///
+/// # Errors
+/// If the program cannot be built.
+pub fn app_for_another_system(tools: &Tools, version: &str) -> anyhow::Result<Content> {
+    let layers = vec![
+        program_layer(tools)?,
+        layer("version", version.as_bytes(), 0o644)?,
+    ];
+    let mut image = image(Architecture::HOST, &["/testapp"], layers);
+    let config = image.blobs.first_mut().context("a configuration")?;
+    let before = oci::digest(config);
+    // Of the same length, so that the manifest's sizes stay true.
+    *config = replaced(config, r#""os":"linux""#, r#""os":"plan9""#)?;
+    let after = oci::digest(config);
+    image.manifest = replaced(&image.manifest, &before, &after)?;
+    Ok(image.into())
+}
+
+fn replaced(text: &[u8], from: &str, to: &str) -> anyhow::Result<Vec<u8>> {
+    let text = std::str::from_utf8(text)?;
+    anyhow::ensure!(text.contains(from), "no {from} in {text}");
+    Ok(text.replace(from, to).into_bytes())
 }
 
 /// The image of pod sandboxes as an archive for `ctr images import`.

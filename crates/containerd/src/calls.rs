@@ -9,6 +9,7 @@ use std::time::Duration;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
@@ -132,6 +133,11 @@ impl Calls {
 
     pub(crate) fn snapshots(&self) -> SnapshotsClient<Native> {
         SnapshotsClient::with_interceptor(self.channel.clone(), InNamespace)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn leases(&self) -> LeasesClient<Native> {
+        LeasesClient::with_interceptor(self.channel.clone(), InNamespace)
             .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 

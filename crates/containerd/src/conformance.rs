@@ -3,6 +3,7 @@
 //! A [`Harness`] brings the runtime and the registry that it pulls from; [`cases`] lists the suite.
 //! Cases share a harness: each uses repositories of its own.
 
+mod damage;
 mod names;
 mod pulls;
 
@@ -39,6 +40,19 @@ pub enum Fault {
     HtmlPage,
 }
 
+/// What the disk loses of an image, while containerd's database goes on listing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The folder of its topmost unpacked layer.
+    Unpacked,
+    /// The same, while a container has something on top of it.
+    UnpackedInUse,
+    /// The file of the layer that the repository's images share.
+    SharedLayer,
+    /// What is in that file.
+    SharedLayersBytes,
+}
+
 /// A runtime under test, with its registry.
 pub trait Harness: Send + Sync {
     /// The runtime.
@@ -55,6 +69,18 @@ pub trait Harness: Send + Sync {
     /// Each repository and `version` has a layer of its own: what a node has it does not fetch
     /// again. The size is for containerd's downloads, which are seen to move in steps of 1 MiB.
     fn push(&self, image: &ImageName, version: u32) -> impl Future<Output = String> + Send;
+
+    /// The same with a second layer on top, which all versions of the repository share.
+    fn push_sharing(&self, image: &ImageName, version: u32) -> impl Future<Output = String> + Send;
+
+    /// Takes something of the image on the node from the disk, behind containerd's back.
+    fn lose(&self, image: &ImageName, loss: Loss) -> impl Future<Output = ()> + Send;
+
+    /// Sets a label on a name of the image store.
+    fn label(&self, name: &str, key: &str, value: &str) -> impl Future<Output = ()> + Send;
+
+    /// A label of a name of the image store.
+    fn labelled(&self, name: &str, key: &str) -> impl Future<Output = Option<String>> + Send;
 
     /// Lets the image's repository fail from now on, or work again.
     fn fault(&self, image: &ImageName, fault: Option<Fault>) -> impl Future<Output = ()> + Send;
@@ -102,7 +128,15 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             what_is_left_over_does_not_flow,
             another_images_download_is_not_ours,
             a_hollow_copy_is_unusable_until_pulled_again;
+        damage:
+            what_is_whole_is_left_alone,
+            a_lost_unpacked_layer_is_mended,
+            a_lost_layer_in_use_is_kept,
+            a_lost_shared_layer_is_mended,
+            a_shared_layer_without_bytes_is_mended;
         names:
+            a_pull_leaves_labels,
+            a_try_that_was_cut_off_loses_no_label,
             an_alias_keeps_and_restores,
             an_alias_follows_a_moved_tag,
             an_alias_undoes_what_a_captive_portal_did,

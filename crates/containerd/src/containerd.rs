@@ -14,14 +14,16 @@ use trylatest_core::image::ImageName;
 
 use crate::calls::{CallObserver, Calls};
 use crate::classify;
+use crate::disk::Looks;
 use crate::manifest::Platform;
 use crate::progress::Progress;
+use crate::proof::Depth;
 use crate::runtime::{
-    ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin, PullError, RuntimeError,
+    ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin, PullError, RuntimeError,
     RuntimeVersion,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{events, names, proof};
+use crate::{events, labels, mend, names, proof};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -46,6 +48,9 @@ pub struct Containerd {
     pub(crate) calls: Calls,
     pub(crate) snapshotter: Arc<Snapshotter>,
     pub(crate) platform: Arc<Platform>,
+    pub(crate) looks: Arc<Looks>,
+    /// Held while lost content is removed.
+    pub(crate) mending: Arc<tokio::sync::Mutex<()>>,
     progress: Arc<Progress>,
 }
 
@@ -65,6 +70,8 @@ impl Containerd {
             calls: Calls::new(&socket, call_timeout, observer),
             snapshotter: Arc::new(Snapshotter::new(snapshotter)),
             platform: Arc::new(Platform::of_this_node()),
+            looks: Arc::default(),
+            mending: Arc::default(),
             progress: Arc::default(),
         }
     }
@@ -114,7 +121,11 @@ impl ImageRuntime for Containerd {
             auth: None,
             sandbox_config: None,
         };
-        match self.calls.cri_images().pull_image(request).await {
+        let labels = Box::pin(labels::remember(self, image)).await;
+        let pulled = self.calls.cri_images().pull_image(request).await;
+        // A pull that failed may have moved the name as well.
+        labels::put_back(self, labels).await;
+        match pulled {
             Ok(_) => Ok(()),
             Err(status) => {
                 let failure = classify::pull_failure(&status);
@@ -129,8 +140,18 @@ impl ImageRuntime for Containerd {
 
     async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
         // Boxed: it is large, and lies in every task that tries an image.
-        let proof = Box::pin(proof::local(self, image));
+        let proof = Box::pin(proof::local(self, image, Depth::Disk));
         self.calls.together("proving a copy", proof).await
+    }
+
+    async fn listed(&self, image: &ImageName) -> Result<Local, RuntimeError> {
+        let proof = Box::pin(proof::local(self, image, Depth::Database));
+        self.calls.together("looking a copy up", proof).await
+    }
+
+    async fn mend(&self, image: &ImageName) -> Result<Mended, RuntimeError> {
+        let mend = Box::pin(mend::mend(self, image));
+        self.calls.together("removing lost content", mend).await
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {

@@ -15,8 +15,10 @@ const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 /// Why a document could not be had.
 #[derive(Debug)]
 pub(crate) enum NoDocument {
-    /// It is missing, corrupt, too large or no such document; in words for a person.
+    /// It is missing, too large or no such document; in words for a person.
     Unusable(String),
+    /// It is not what its digest names; in words for a person.
+    Corrupt(String),
     /// containerd did not answer.
     Runtime(RuntimeError),
 }
@@ -41,8 +43,13 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     let Some(bytes) = read(calls, digest).await? else {
         return Err(unusable("is missing"));
     };
+    if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+        return Err(unusable("is too large"));
+    }
     if !matches(digest, &bytes) {
-        return Err(unusable("is corrupt"));
+        return Err(NoDocument::Corrupt(format!(
+            "the {what} {digest} is corrupt"
+        )));
     }
     serde_json::from_slice(&bytes).map_err(|error| unusable(&format!("cannot be read: {error}")))
 }
@@ -62,7 +69,6 @@ async fn read(calls: &Calls, digest: &str) -> Result<Option<Vec<u8>>, RuntimeErr
                 let mut chunks = content.read(request).await?.into_inner();
                 while let Some(chunk) = chunks.message().await? {
                     bytes.extend_from_slice(&chunk.data);
-                    // What is longer than any document fails its digest below.
                     if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
                         break;
                     }

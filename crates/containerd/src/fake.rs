@@ -16,7 +16,7 @@ use trylatest_core::outcome::{Failure, FailureClass};
 use crate::alias;
 use crate::containerd::locked;
 use crate::runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin,
     PullError, RuntimeError, RuntimeVersion,
 };
 
@@ -78,6 +78,20 @@ struct Content {
     digest: String,
     size_bytes: u64,
     spoiled: Option<String>,
+    lost: Option<Lost>,
+    labels: HashMap<String, String>,
+}
+
+/// What the disk loses of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A layer that is unpacked: no container starts from the copy, and no pull notices.
+    Unpacked,
+    /// The same, and something holds on to it.
+    UnpackedInUse,
+    /// A layer that other images of the repository share: the copy is usable, and pulls of anything
+    /// else fail.
+    SharedLayer,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -152,6 +166,27 @@ impl FakeContainerd {
         }
     }
 
+    /// Takes something of the node's copy away, behind containerd's back.
+    pub fn lose(&self, image: &ImageName, lost: Option<Lost>) {
+        if let Some(copy) = locked(&self.state).names.get_mut(image.as_str()) {
+            copy.lost = lost;
+        }
+    }
+
+    /// Sets a label on a name.
+    pub fn label(&self, name: &str, key: &str, value: &str) {
+        if let Some(copy) = locked(&self.state).names.get_mut(name) {
+            copy.labels.insert(key.to_owned(), value.to_owned());
+        }
+    }
+
+    /// The labels of a name.
+    pub fn labels(&self, name: &str) -> HashMap<String, String> {
+        let state = locked(&self.state);
+        let copy = state.names.get(name);
+        copy.map(|copy| copy.labels.clone()).unwrap_or_default()
+    }
+
     /// Makes what the registry's tag points to such content, too.
     pub fn spoil_tag(&self, image: &ImageName, why: &str) {
         if let Some(tag) = locked(&self.state).tags.get_mut(image) {
@@ -213,6 +248,27 @@ impl FakeContainerd {
         Ok(state)
     }
 
+    fn look(&self, image: &ImageName, on_disk: bool) -> Result<Local, RuntimeError> {
+        let state = self.up("asking CRI for an image")?;
+        Ok(match state.names.get(image.as_str()) {
+            None => Local::Absent,
+            Some(Content {
+                spoiled: Some(why), ..
+            }) => Local::Unusable { why: why.clone() },
+            Some(Content {
+                lost: Some(Lost::Unpacked | Lost::UnpackedInUse),
+                ..
+            }) if on_disk => Local::Unusable {
+                why: "an unpacked layer is gone".to_owned(),
+            },
+            Some(copy) => Local::Usable(LocalImage {
+                image: image.clone(),
+                digest: copy.digest.clone(),
+                size_bytes: copy.size_bytes,
+            }),
+        })
+    }
+
     /// Begins a pull; it ends when the answer is dropped.
     fn begin(&self, image: &ImageName) -> (Answer, Running) {
         let mut state = locked(&self.state);
@@ -244,6 +300,26 @@ impl FakeContainerd {
             state.tags.get(image).cloned().ok_or_else(|| {
                 Failure::new(FailureClass::NotFound, format!("{image}: not found"))
             })?;
+        let mut content = content;
+        if let Some(copy) = state.names.get(image.as_str()) {
+            if copy.digest == content.digest {
+                // Nothing is fetched.
+                content.lost = copy.lost;
+            } else if copy.lost == Some(Lost::SharedLayer) {
+                return Err(Failure::new(FailureClass::Local, "a layer's file is gone"));
+            }
+            content.labels.clone_from(&copy.labels);
+        } else if let Some(kept) = state.names.get(&alias::of(image)) {
+            content.labels.clone_from(&kept.labels);
+        }
+        if !image.has_digest() {
+            let by_digest = format!("{}@{}", image.repository(), content.digest);
+            let named = state.names.entry(by_digest);
+            named.or_insert_with(|| Content {
+                labels: HashMap::new(),
+                ..content.clone()
+            });
+        }
         state.set(image.as_str(), content);
         Ok(())
     }
@@ -268,6 +344,8 @@ fn content(digest: &str, size_bytes: u64) -> Content {
         digest: digest.to_owned(),
         size_bytes,
         spoiled: None,
+        lost: None,
+        labels: HashMap::new(),
     }
 }
 
@@ -352,18 +430,28 @@ impl ImageRuntime for FakeContainerd {
     }
 
     async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
-        let state = self.up("asking CRI for an image")?;
-        Ok(match state.names.get(image.as_str()) {
-            None => Local::Absent,
-            Some(Content {
-                spoiled: Some(why), ..
-            }) => Local::Unusable { why: why.clone() },
-            Some(copy) => Local::Usable(LocalImage {
-                image: image.clone(),
-                digest: copy.digest.clone(),
-                size_bytes: copy.size_bytes,
-            }),
-        })
+        self.look(image, true)
+    }
+
+    async fn listed(&self, image: &ImageName) -> Result<Local, RuntimeError> {
+        self.look(image, false)
+    }
+
+    async fn mend(&self, image: &ImageName) -> Result<Mended, RuntimeError> {
+        let mut state = self.up("removing lost content")?;
+        let mut mended = Mended::default();
+        let Some(copy) = state.names.get_mut(image.as_str()) else {
+            return Ok(mended);
+        };
+        match copy.lost {
+            None => {}
+            Some(Lost::UnpackedInUse) => mended.kept.push("an unpacked layer is in use".to_owned()),
+            Some(Lost::Unpacked | Lost::SharedLayer) => {
+                copy.lost = None;
+                mended.removed.push("a layer".to_owned());
+            }
+        }
+        Ok(mended)
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {

@@ -23,10 +23,13 @@ mod classify;
 pub mod conformance;
 mod containerd;
 mod content;
+mod disk;
 mod events;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod labels;
 mod manifest;
+mod mend;
 mod names;
 mod progress;
 mod proof;
@@ -36,6 +39,6 @@ mod snapshotter;
 pub use calls::CallObserver;
 pub use containerd::{Containerd, ContainerdOptions};
 pub use runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Movement, Pin,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin,
     PullError, RuntimeError, RuntimeVersion,
 };

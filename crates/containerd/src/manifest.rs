@@ -114,12 +114,13 @@ impl Platform {
     pub(crate) fn of_this_node() -> Self {
         Self {
             os: std::env::consts::OS.to_owned(),
-            architecture: architecture(std::env::consts::ARCH).to_owned(),
+            architecture: of_rust(std::env::consts::ARCH, cfg!(target_endian = "little"))
+                .to_owned(),
         }
     }
 
     /// Whether containerd runs images of the other platform on this one: its own, and the 32-bit
-    /// one of the same family.
+    /// one of the same family. Variants (`v7`, `v8`) are not compared: containerd asks the processor.
     pub(crate) fn runs(&self, other: &Self) -> bool {
         // containerd reads both in any case, and what is not said as this node's own.
         let (os, theirs) = (
@@ -143,14 +144,34 @@ impl std::fmt::Display for Platform {
     }
 }
 
-/// Architectures as images name them, from the other names in use.
+/// Architectures as images name them, from the other names that containerd reads
+/// (`platforms/database.go`, `normalizeArch`).
 fn architecture(name: &str) -> &str {
     match name {
         "x86_64" | "x86-64" => "amd64",
         "aarch64" => "arm64",
-        "i386" | "x86" => "386",
+        "i386" => "386",
         "armhf" | "armel" => "arm",
         other => other,
+    }
+}
+
+/// Architectures as Go and images name them, from Rust's names, which leave out the byte order.
+fn of_rust(name: &str, little_endian: bool) -> &str {
+    match (name, little_endian) {
+        ("x86", _) => "386",
+        ("x86_64", _) => "amd64",
+        ("aarch64", _) => "arm64",
+        ("powerpc64", true) => "ppc64le",
+        ("powerpc64", false) => "ppc64",
+        ("powerpc", _) => "ppc",
+        ("mips" | "mips32r6", true) => "mipsle",
+        ("mips" | "mips32r6", false) => "mips",
+        ("mips64" | "mips64r6", true) => "mips64le",
+        ("mips64" | "mips64r6", false) => "mips64",
+        ("loongarch64", _) => "loong64",
+        // arm, riscv64, s390x, sparc64 and what Go does not know.
+        (other, _) => other,
     }
 }
 
@@ -233,7 +254,47 @@ mod tests {
         }
         assert_eq!(
             Platform::of_this_node().to_string(),
-            format!("linux/{}", architecture(std::env::consts::ARCH))
+            format!(
+                "linux/{}",
+                of_rust(std::env::consts::ARCH, cfg!(target_endian = "little"))
+            )
         );
+    }
+
+    #[test]
+    fn variants_of_arm_run_on_both_arms() {
+        for variant in ["v5", "v6", "v7", "v8"] {
+            let image = format!(r#"{{"architecture":"arm","os":"linux","variant":"{variant}"}}"#);
+            let image: Platform = serde_json::from_str(&image).unwrap();
+            assert!(platform("linux", "arm").runs(&image));
+            assert!(platform("linux", "arm64").runs(&image));
+            assert!(!platform("linux", "amd64").runs(&image));
+        }
+    }
+
+    /// Every architecture for which Rust and Go have a Linux, by the names of both.
+    #[test]
+    fn architectures_have_their_go_names() {
+        for (rust, little_endian, go) in [
+            ("x86", true, "386"),
+            ("x86_64", true, "amd64"),
+            ("arm", true, "arm"),
+            ("aarch64", true, "arm64"),
+            ("powerpc64", true, "ppc64le"),
+            ("powerpc64", false, "ppc64"),
+            ("s390x", false, "s390x"),
+            ("riscv64", true, "riscv64"),
+            ("loongarch64", true, "loong64"),
+            ("mips", false, "mips"),
+            ("mips", true, "mipsle"),
+            ("mips64", false, "mips64"),
+            ("mips64", true, "mips64le"),
+            ("mips64r6", true, "mips64le"),
+            ("sparc64", false, "sparc64"),
+        ] {
+            let name = of_rust(rust, little_endian);
+            assert_eq!(name, go, "{rust}");
+            assert_eq!(architecture(name), go, "containerd reads {go} as itself");
+        }
     }
 }

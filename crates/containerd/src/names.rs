@@ -12,6 +12,7 @@ use trylatest_core::image::ImageName;
 
 use crate::alias;
 use crate::containerd::Containerd;
+use crate::labels;
 use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 
 /// Says that CRI may list the image; it sets it on all that it pulls.
@@ -19,6 +20,16 @@ const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 
 /// Keeps the kubelet's image collector away. Containerd 1.6 before 1.6.36 does not know it.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+
+type Labels = HashMap<String, String>;
+
+fn labels_of<const N: usize>(labels: [(&str, &str); N]) -> Labels {
+    labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+}
+
+fn managed() -> Labels {
+    labels_of([MANAGED])
+}
 
 /// Create and update are two calls, and others write names too: a few turns settle any race.
 const MAX_TURNS: usize = 4;
@@ -32,18 +43,22 @@ pub(crate) async fn keep(
 ) -> Result<(), RuntimeError> {
     alias::check(alias)?;
     let operation = "keeping an image";
-    let stored = node.stored(image.as_str()).await?;
-    let target = stored.and_then(|stored| stored.target);
-    let target = target.ok_or_else(|| RuntimeError::NotFound {
+    let (stored, before) = futures::try_join!(node.stored(image.as_str()), node.stored(alias))?;
+    let absent = || RuntimeError::NotFound {
         operation,
         name: image.to_string(),
-    })?;
-    // CRI then removes the alias as well when it is asked to remove the image.
-    let labels = match pin {
-        Pin::Pinned => &[MANAGED, PINNED][..],
-        Pin::Unpinned => &[MANAGED][..],
     };
-    point(node, operation, alias, &target, labels).await
+    let stored = stored.ok_or_else(absent)?;
+    let target = stored.target.as_ref().ok_or_else(absent)?;
+    // A try that was cut off has left what the name has lost since.
+    let mut labels = before.map_or_else(Labels::new, |alias| labels::only_carried(&alias));
+    labels.extend(labels::carry(&stored));
+    // CRI then removes the alias as well when it is asked to remove the image.
+    labels.extend(match pin {
+        Pin::Pinned => labels_of([MANAGED, PINNED]),
+        Pin::Unpinned => managed(),
+    });
+    point(node, operation, alias, target, &labels).await
 }
 
 /// See [`crate::ImageRuntime::forget`].
@@ -70,25 +85,34 @@ pub(crate) async fn restore(
     if there.is_some() && matches!(node.local(image).await?, Local::Usable(_)) {
         return Ok(false);
     }
-    let kept = node.stored(alias).await?.and_then(|kept| kept.target);
-    let target = kept.ok_or_else(|| RuntimeError::NotFound {
+    let absent = || RuntimeError::NotFound {
         operation,
         name: alias.to_owned(),
-    })?;
+    };
+    let kept = node.stored(alias).await?.ok_or_else(absent)?;
+    let target = kept.target.clone().ok_or_else(absent)?;
+    let mut labels = labels::carried(&kept);
     let made = match there {
-        None => create(node, operation, name, &target, &[MANAGED]).await?,
-        Some(there) if is_as_wanted(&there, &target, &[]) => return Ok(false),
-        Some(_) => update(node, operation, name, &target, &[MANAGED]).await?,
+        None => {
+            labels.extend(managed());
+            create(node, operation, name, &target, &labels).await?
+        }
+        Some(there) if is_as_wanted(&there, &target, &Labels::new()) => return Ok(false),
+        Some(there) => {
+            labels.extend(there.labels);
+            labels.extend(managed());
+            update(node, operation, name, &target, &labels).await?
+        }
     };
     if let Some(by_digest) = name_by_digest(image, &target.digest) {
         // The kubelet shows it as the container's imageID.
-        create(node, operation, &by_digest, &target, &[MANAGED]).await?;
+        create(node, operation, &by_digest, &target, &managed()).await?;
     }
     Ok(made)
 }
 
 /// `repository@digest`, which CRI makes beside each tag that it pulls.
-fn name_by_digest(image: &ImageName, digest: &str) -> Option<String> {
+pub(crate) fn name_by_digest(image: &ImageName, digest: &str) -> Option<String> {
     (!image.has_digest()).then(|| format!("{}@{digest}", image.repository()))
 }
 
@@ -98,7 +122,7 @@ async fn point(
     operation: &'static str,
     name: &str,
     target: &Descriptor,
-    labels: &[(&str, &str)],
+    labels: &Labels,
 ) -> Result<(), RuntimeError> {
     for _ in 0..MAX_TURNS {
         let done = match node.stored(name).await? {
@@ -118,12 +142,12 @@ async fn point(
     })
 }
 
-fn is_as_wanted(stored: &Image, target: &Descriptor, labels: &[(&str, &str)]) -> bool {
+fn is_as_wanted(stored: &Image, target: &Descriptor, labels: &Labels) -> bool {
     let points = stored.target.as_ref().map(|target| &target.digest) == Some(&target.digest);
     points
         && labels
             .iter()
-            .all(|(key, value)| stored.labels.get(*key).map(String::as_str) == Some(*value))
+            .all(|(key, value)| stored.labels.get(key) == Some(value))
 }
 
 /// Creates the name; false if it exists already.
@@ -132,7 +156,7 @@ async fn create(
     operation: &'static str,
     name: &str,
     target: &Descriptor,
-    labels: &[(&str, &str)],
+    labels: &Labels,
 ) -> Result<bool, RuntimeError> {
     let request = CreateImageRequest {
         image: Some(entry(name, target, labels)),
@@ -149,7 +173,7 @@ async fn update(
     operation: &'static str,
     name: &str,
     target: &Descriptor,
-    labels: &[(&str, &str)],
+    labels: &Labels,
 ) -> Result<bool, RuntimeError> {
     let request = UpdateImageRequest {
         image: Some(entry(name, target, labels)),
@@ -163,7 +187,7 @@ async fn update(
     node.calls.within(operation, write).await
 }
 
-fn done_unless(error: Option<Status>, lost_race: Code) -> Result<bool, Status> {
+pub(crate) fn done_unless(error: Option<Status>, lost_race: Code) -> Result<bool, Status> {
     match error {
         None => Ok(true),
         Some(status) if status.code() == lost_race => Ok(false),
@@ -171,13 +195,10 @@ fn done_unless(error: Option<Status>, lost_race: Code) -> Result<bool, Status> {
     }
 }
 
-fn entry(name: &str, target: &Descriptor, labels: &[(&str, &str)]) -> Image {
-    let labels = labels
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+fn entry(name: &str, target: &Descriptor, labels: &Labels) -> Image {
     Image {
         name: name.to_owned(),
-        labels: labels.collect::<HashMap<_, _>>(),
+        labels: labels.clone(),
         target: Some(target.clone()),
         ..Image::default()
     }

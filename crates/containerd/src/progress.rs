@@ -289,7 +289,9 @@ impl Progress {
                 remember(&self.manifests, &info.digest, &manifest);
                 Ok(Some(manifest))
             }
-            Ok(Document::Index(_)) | Err(NoDocument::Unusable(_)) => Ok(None),
+            Ok(Document::Index(_)) | Err(NoDocument::Unusable(_) | NoDocument::Corrupt(_)) => {
+                Ok(None)
+            }
             Err(NoDocument::Runtime(error)) => Err(error),
         }
     }
@@ -309,7 +311,7 @@ impl Progress {
                 remember(&self.chains, &config.digest, &chain);
                 Ok(Some(chain))
             }
-            Err(NoDocument::Unusable(_)) => Ok(None),
+            Err(NoDocument::Unusable(_) | NoDocument::Corrupt(_)) => Ok(None),
             Err(NoDocument::Runtime(error)) => Err(error),
         }
     }
@@ -323,7 +325,16 @@ fn remember<T>(known: &Mutex<HashMap<String, Arc<T>>>, digest: &str, value: &Arc
     known.insert(digest.to_owned(), Arc::clone(value));
 }
 
-/// The newest manifests that came from the image's repository.
+/// The newest manifests that containerd has from the image's repository.
+pub(crate) async fn newest_manifests(
+    node: &Containerd,
+    image: &ImageName,
+) -> Result<Vec<Info>, RuntimeError> {
+    let all = shown::manifests(node).await?;
+    Ok(manifests_of(&all, image).into_iter().cloned().collect())
+}
+
+/// Of these manifests, the newest that came from the image's repository.
 fn manifests_of<'a>(manifests: &'a [Info], image: &ImageName) -> Vec<&'a Info> {
     let host = host_without_port(image.registry());
     let label = format!("containerd.io/distribution.source.{host}");

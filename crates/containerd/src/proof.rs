@@ -2,18 +2,18 @@
 //!
 //! A name in CRI's list proves little: CRI answers from memory, and content or snapshots may have
 //! been removed behind its back. So the way that a container's start takes is walked: name → index →
-//! manifest → configuration → unpacked layers, or the layers to unpack. Nothing is cached: every
-//! document is read and verified each time, which takes a few milliseconds.
+//! manifest → configuration → unpacked layers, or the layers to unpack. Every document is read and
+//! verified each time, which takes a few milliseconds; what else is needed is looked for on the disk
+//! (`disk`).
 
-use containerd_client::services::v1::InfoRequest;
-use containerd_client::services::v1::snapshots::{Kind, StatSnapshotRequest};
 use futures::future::try_join_all;
 use trylatest_core::image::ImageName;
 
 use crate::containerd::Containerd;
 use crate::content::{NoDocument, read_json};
+use crate::disk::{self, OnDisk};
 use crate::manifest::{Config, Descriptor, Document, Manifest};
-use crate::runtime::{Local, LocalImage, RuntimeError};
+use crate::runtime::{ImageRuntime, Local, LocalImage, RuntimeError, RuntimeVersion};
 
 /// An index may name other indexes; containerd's own images nest once at most.
 const MAX_INDEX_DEPTH: u8 = 3;
@@ -22,8 +22,29 @@ const MAX_INDEX_DEPTH: u8 = 3;
 /// family at most.
 const MAX_MANIFESTS: usize = 32;
 
-/// See [`crate::ImageRuntime::local`].
-pub(crate) async fn local(node: &Containerd, image: &ImageName) -> Result<Local, RuntimeError> {
+/// From what release on containerd unpacks no image for a container whose configuration names another
+/// platform (`internal/cri/opts/container.go`, `unpackImage`). Earlier ones go by the index alone.
+///
+/// What a pull has unpacked is started by all of them. That is decided by how they pull: by the client
+/// (1.6 to 2.0, and where it is configured so) anything; by the transfer service, 2.1 and 2.2 what is
+/// for this platform, 2.3 and later for this operating system (`plugins/transfer/plugin.go`).
+const CHECKS_CONFIGURATION: (u64, u64, u64) = (2, 2, 2);
+
+/// What a proof goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// What the database lists.
+    Database,
+    /// What is on the disk.
+    Disk,
+}
+
+/// See [`ImageRuntime::local`] and [`ImageRuntime::listed`].
+pub(crate) async fn local(
+    node: &Containerd,
+    image: &ImageName,
+    depth: Depth,
+) -> Result<Local, RuntimeError> {
     let full = image.as_str();
     let short = short_name(full);
     let (in_cri, in_cri_short, stored) = futures::try_join!(
@@ -50,13 +71,13 @@ pub(crate) async fn local(node: &Containerd, image: &ImageName) -> Result<Local,
         size: u64::try_from(target.size).unwrap_or(0),
         platform: None,
     };
-    match startable(node, root, &known.id).await {
+    match startable(node, root, &known.id, depth).await {
         Ok(()) => Ok(Local::Usable(LocalImage {
             image: image.clone(),
             digest: target.digest,
             size_bytes: known.size,
         })),
-        Err(NoDocument::Unusable(why)) => Ok(Local::Unusable { why }),
+        Err(NoDocument::Unusable(why) | NoDocument::Corrupt(why)) => Ok(Local::Unusable { why }),
         Err(NoDocument::Runtime(error)) => Err(error),
     }
 }
@@ -74,15 +95,14 @@ fn short_name(full: &str) -> Option<&str> {
 }
 
 /// Walks from the image's target to what a container starts from.
-async fn startable(node: &Containerd, root: Descriptor, image_id: &str) -> Result<(), NoDocument> {
+async fn startable(
+    node: &Containerd,
+    root: Descriptor,
+    image_id: &str,
+    depth: Depth,
+) -> Result<(), NoDocument> {
     let manifest = manifest_of(node, root, image_id).await?;
     let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
-    if !node.platform.runs(&config.platform) {
-        return Err(NoDocument::Unusable(format!(
-            "it is for {}, this node is {}",
-            config.platform, node.platform
-        )));
-    }
     let chain = config.chain_ids();
     if chain.len() != manifest.layers.len() {
         return Err(NoDocument::Unusable(
@@ -90,20 +110,82 @@ async fn startable(node: &Containerd, root: Descriptor, image_id: &str) -> Resul
         ));
     }
     let Some(top) = chain.last() else {
-        return Ok(());
+        return may_be_unpacked(node, &config).await;
     };
-    if unpacked(node, top).await? {
-        return Ok(());
-    }
-    for (layer, present) in manifest.layers.iter().zip(present(node, &manifest).await?) {
-        if !present {
+    let (lost, unpacked) = match depth {
+        Depth::Disk => disk::unpacked(node, &chain).await?,
+        Depth::Database if disk::is_committed(node, top).await? => (top.as_str(), OnDisk::Whole),
+        Depth::Database => (top.as_str(), OnDisk::Unlisted),
+    };
+    match unpacked {
+        OnDisk::Whole => return Ok(()),
+        OnDisk::Unlisted => {}
+        OnDisk::Gone | OnDisk::Short => {
             return Err(NoDocument::Unusable(format!(
-                "it is not unpacked and its layer {} is missing or incomplete",
-                layer.digest
+                "the folder of its unpacked layer {lost} is gone from the disk"
             )));
         }
     }
+    may_be_unpacked(node, &config).await?;
+    let states = try_join_all(manifest.layers.iter().map(|layer| blob(node, layer, depth)));
+    for (layer, state) in manifest.layers.iter().zip(states.await?) {
+        let what = match state {
+            OnDisk::Whole => continue,
+            OnDisk::Unlisted => "missing or incomplete",
+            OnDisk::Gone => "gone from the disk",
+            OnDisk::Short => "cut short on the disk",
+        };
+        return Err(NoDocument::Unusable(format!(
+            "it is not unpacked and its layer {} is {what}",
+            layer.digest
+        )));
+    }
     Ok(())
+}
+
+/// Whether containerd unpacks the image when it starts a container. What it has unpacked, it starts.
+async fn may_be_unpacked(node: &Containerd, config: &Config) -> Result<(), NoDocument> {
+    if node.platform.runs(&config.platform)
+        || !checks_configuration(&ImageRuntime::version(node).await?)
+    {
+        return Ok(());
+    }
+    Err(NoDocument::Unusable(format!(
+        "it is for {}, this node is {}",
+        config.platform, node.platform
+    )))
+}
+
+/// A version that cannot be read is taken for a new one.
+fn checks_configuration(version: &RuntimeVersion) -> bool {
+    let version = version.version.trim_start_matches('v');
+    let mut numbers = version.splitn(3, '.').map(|part| {
+        let digits = part
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(part.len());
+        part[..digits].parse().ok()
+    });
+    let mut next = || numbers.next().flatten();
+    match (next(), next(), next()) {
+        (Some(major), Some(minor), patch) => {
+            (major, minor, patch.unwrap_or(u64::MAX)) >= CHECKS_CONFIGURATION
+        }
+        _ => true,
+    }
+}
+
+async fn blob(node: &Containerd, layer: &Descriptor, depth: Depth) -> Result<OnDisk, RuntimeError> {
+    Ok(match depth {
+        Depth::Database if is_listed(node, layer).await? => OnDisk::Whole,
+        Depth::Disk if is_listed(node, layer).await? => disk::blob(node, &layer.digest).await?,
+        Depth::Database | Depth::Disk => OnDisk::Unlisted,
+    })
+}
+
+/// Whether the database lists all of a layer.
+async fn is_listed(node: &Containerd, layer: &Descriptor) -> Result<bool, RuntimeError> {
+    let size = disk::listed_size(node, &layer.digest).await?;
+    Ok(size.and_then(|size| u64::try_from(size).ok()) == Some(layer.size))
 }
 
 /// The manifest that CRI chose for this node: the one whose configuration is the image's ID.
@@ -133,7 +215,7 @@ async fn manifest_of(
             }
             Ok(_) => {}
             // Manifests of other platforms are never downloaded; ours may be among the rest.
-            Err(NoDocument::Unusable(why)) => {
+            Err(NoDocument::Unusable(why) | NoDocument::Corrupt(why)) => {
                 missing.get_or_insert(why);
             }
             Err(error @ NoDocument::Runtime(_)) => return Err(error),
@@ -144,37 +226,12 @@ async fn manifest_of(
     })))
 }
 
-/// Whether the snapshot of the image's topmost layer is there; those below it then are, too.
-async fn unpacked(node: &Containerd, chain_id: &str) -> Result<bool, RuntimeError> {
-    let mut snapshots = node.calls.snapshots();
-    let request = StatSnapshotRequest {
-        snapshotter: node.snapshotter.name(&node.calls).await?,
-        key: chain_id.to_owned(),
-    };
-    let call = snapshots.stat(request);
-    let found = node.calls.find("looking a snapshot up", call).await?;
-    let info = found.and_then(|response| response.info);
-    Ok(info.is_some_and(|info| info.kind() == Kind::Committed))
-}
-
-/// For each layer, whether all of it is in the content store.
+/// For each layer, whether containerd lists all of it.
 pub(crate) async fn present(
     node: &Containerd,
     manifest: &Manifest,
 ) -> Result<Vec<bool>, RuntimeError> {
-    try_join_all(manifest.layers.iter().map(async |layer| {
-        let mut content = node.calls.content();
-        let request = InfoRequest {
-            digest: layer.digest.clone(),
-        };
-        let call = content.info(request);
-        let found = node.calls.find("looking a layer up", call).await?;
-        let size = found
-            .and_then(|response| response.info)
-            .map(|info| info.size);
-        Ok(size.and_then(|size| u64::try_from(size).ok()) == Some(layer.size))
-    }))
-    .await
+    try_join_all(manifest.layers.iter().map(|layer| is_listed(node, layer))).await
 }
 
 #[cfg(test)]
@@ -186,5 +243,28 @@ mod tests {
         assert_eq!(short_name("docker.io/library/nginx:1"), Some("nginx:1"));
         assert_eq!(short_name("docker.io/my/app:1"), Some("my/app:1"));
         assert_eq!(short_name("ghcr.io/my/app:1"), None);
+    }
+
+    #[test]
+    fn releases_from_2_2_2_on_check_the_configuration() {
+        for (version, checks) in [
+            ("1.6.20~ds1", false),
+            ("v1.7.28", false),
+            ("v2.1.9", false),
+            ("v2.2.1", false),
+            ("v2.2.2", true),
+            ("2.2.7-0ubuntu1", true),
+            ("v2.3.0-beta.1", true),
+            ("v2.4.2", true),
+            ("v3.0", true),
+            ("2", true),
+            ("unknown", true),
+        ] {
+            let version = RuntimeVersion {
+                name: "containerd".into(),
+                version: version.into(),
+            };
+            assert_eq!(checks_configuration(&version), checks, "{version}");
+        }
     }
 }

@@ -44,13 +44,30 @@ pub trait ImageRuntime: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Movement, RuntimeError>> + Send;
 
     /// Looks for a copy that a container could start from, and proves it: CRI finds the name, the
-    /// platform is this node's, and its content or unpacked snapshot is really there. The calls that
+    /// platform is one that containerd starts, and its content or unpacked snapshot is really there, on
+    /// the disk and not only in containerd's database. The calls that
     /// this takes have a deadline together, too.
     ///
     /// # Errors
     /// containerd did not answer in time. That something is missing is no error but [`Local::Absent`] or
     /// [`Local::Unusable`].
     fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send;
+
+    /// The same as [`ImageRuntime::local`], by what containerd's database says alone: files that the
+    /// disk has lost are not noticed. It writes nothing and takes a few milliseconds.
+    ///
+    /// # Errors
+    /// As of [`ImageRuntime::local`].
+    fn listed(&self, image: &ImageName)
+    -> impl Future<Output = Result<Local, RuntimeError>> + Send;
+
+    /// Takes out of containerd's database what it lists of the image and the disk has lost, so that
+    /// the next pull fetches it again: of what the name points to, and of what was pulled from its
+    /// repository lately. Nothing that is whole is touched.
+    ///
+    /// # Errors
+    /// containerd did not answer. Some may have been removed.
+    fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send;
 
     /// Every image that CRI lists by name; nothing is proven of them.
     ///
@@ -131,6 +148,15 @@ pub enum Local {
     },
     /// A proven copy.
     Usable(LocalImage),
+}
+
+/// What the disk had lost of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// What was taken out of containerd's database, in words for a person: it can be fetched again.
+    pub removed: Vec<String>,
+    /// What could not be, and why.
+    pub kept: Vec<String>,
 }
 
 /// An image on this node.
@@ -283,6 +309,17 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send {
         R::local(self, image)
+    }
+
+    fn listed(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Local, RuntimeError>> + Send {
+        R::listed(self, image)
+    }
+
+    fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send {
+        R::mend(self, image)
     }
 
     fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send {

@@ -114,6 +114,8 @@ pub struct Ended {
     pub before: Copy,
     /// The copy proven after it.
     pub after: Copy,
+    /// What the node's disk had lost of it, in words for a person, if it was mended.
+    pub healed: Option<String>,
 }
 
 /// A try that runs has come this far.

@@ -76,6 +76,8 @@ pub struct Evidence<'a> {
     pub before: &'a Copy,
     /// The copy proven after it.
     pub after: &'a Copy,
+    /// What the node's disk had lost and was fetched again, or can be.
+    pub healed: Option<&'a str>,
 }
 
 /// What a cached copy is measured against.
@@ -96,7 +98,7 @@ pub struct Terms<'a> {
 pub struct Decision {
     /// How its image's try ended for it.
     pub outcome: Outcome,
-    /// A refusal's reason, or what was left to whom.
+    /// A refusal's reason, what was left to whom, or what was healed.
     pub note: Option<String>,
 }
 
@@ -118,15 +120,18 @@ impl Decision {
 /// A copy that is not proven usable *after* the pull is never handed out.
 pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
     match (evidence.failure, evidence.after) {
-        (None, Copy::Usable { digest, .. }) => Some(if evidence.before.digest() == Some(digest) {
-            Decision::plain(Outcome::Unchanged)
-        } else {
-            Decision::plain(Outcome::Fresh)
+        (None, Copy::Usable { digest, .. }) => Some(match evidence.healed {
+            Some(healed) => Decision::because(Outcome::Fresh, healed),
+            None if evidence.before.digest() == Some(digest) => Decision::plain(Outcome::Unchanged),
+            None => Decision::plain(Outcome::Fresh),
         }),
         (Some(failure), Copy::Usable { digest, .. }) => {
             Some(match refusal(failure.class, Some(digest), terms) {
                 Some(why) => Decision::because(Outcome::Refused, why),
-                None => Decision::plain(Outcome::Fallback),
+                None => Decision {
+                    outcome: Outcome::Fallback,
+                    note: evidence.healed.map(str::to_owned),
+                },
             })
         }
         (Some(failure), Copy::Absent) if failure.class == FailureClass::Unauthorized => {
@@ -250,6 +255,7 @@ mod tests {
                 failure: failure.as_ref(),
                 before: &self.before,
                 after: &self.after,
+                healed: None,
             };
             let Decision { outcome, note } = judge(evidence, self.terms())?;
             assert_eq!(
@@ -290,6 +296,30 @@ mod tests {
             };
             assert_eq!(fresh.outcome(), Some(Outcome::Fresh));
         }
+    }
+
+    /// containerd listed the copy, and the disk had lost it: nothing of it could have started.
+    #[test]
+    fn a_copy_that_was_healed_is_fresh_and_says_so() {
+        let (before, after) = (usable("a"), usable("a"));
+        let case = Case::default();
+        let evidence = Evidence {
+            failure: None,
+            before: &before,
+            after: &after,
+            healed: Some("the disk had lost a layer"),
+        };
+        let decision = judge(evidence, case.terms()).unwrap();
+        assert_eq!(decision.outcome, Outcome::Fresh);
+        assert_eq!(decision.note.as_deref(), evidence.healed);
+        let failure = Failure::new(FailureClass::Network, "down");
+        let evidence = Evidence {
+            failure: Some(&failure),
+            ..evidence
+        };
+        let decision = judge(evidence, case.terms()).unwrap();
+        assert_eq!(decision.outcome, Outcome::Fallback);
+        assert_eq!(decision.note.as_deref(), evidence.healed);
     }
 
     #[test]

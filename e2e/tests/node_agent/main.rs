@@ -1,6 +1,7 @@
 //! TryLatest on a real kubelet, installed by its own manifests: what a pod gets in each situation,
 //! and that no pod waits for ever, whoever dies.
 
+mod damage;
 mod deaths;
 mod input;
 mod node;
@@ -33,6 +34,7 @@ struct Node {
     cluster: Cluster,
     install: Install,
     tools: Tools,
+    containerd: ContainerdVersion,
 }
 
 impl OnNode for Node {
@@ -48,6 +50,7 @@ impl OnNode for Node {
             cluster,
             install,
             tools,
+            containerd,
         })
     }
 
@@ -189,6 +192,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
+        ("damage", damage::tests()),
         ("refused", refused::tests()),
         ("input", input::tests()),
         ("deaths", deaths::tests()),

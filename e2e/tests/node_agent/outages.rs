@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Node as Object, NodeCondition};
 use kube::Api;
-use trylatest_e2e::cluster::wait;
+use trylatest_e2e::cluster::{ContainerdVersion, wait};
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::is_running;
@@ -23,7 +23,8 @@ pub(crate) fn tests() -> Tests {
             a_stalled_blob_falls_back_after_the_stall_deadline,
             a_corrupt_blob_falls_back,
             a_captive_portal_falls_back,
-            an_image_for_another_machine_falls_back,
+            an_image_for_another_machine_starts,
+            an_image_for_another_system_is_what_containerd_makes_of_it,
             a_cut_blob_is_resumed,
             without_a_copy_it_is_tried_until_it_works,
             without_a_copy_the_kubelet_tells_in_the_end,
@@ -119,16 +120,38 @@ async fn a_captive_portal_falls_back(node: &Node) -> anyhow::Result<()> {
     falls_back(node, "portal", Fault::HtmlPage, "invalid", SOON).await
 }
 
-/// The pull succeeds and the name moves, and yet nothing could start from it.
-async fn an_image_for_another_machine_falls_back(node: &Node) -> anyhow::Result<()> {
+/// An image whose configuration names another machine: both releases of containerd unpack and start it.
+async fn an_image_for_another_machine_starts(node: &Node) -> anyhow::Result<()> {
     let space = node.space("machine").await?;
-    let digest = space.push("one").await?;
+    space.push("one").await?;
     space.run("before", "fresh", "one").await?;
     let foreign = testimage::app_for_another_machine(&node.tools, "two\n")?;
     let registry = node.cluster.registry();
     registry.push(&foreign, &space.repository, "latest").await?;
-    says_so(&space, "after", "invalid", &digest, SOON).await?;
-    says_so(&space, "again", "invalid", &digest, SOON).await?;
+    space.run("after", "fresh", "two").await?;
+    space.run("again", "unchanged", "two").await?;
+    space.end().await
+}
+
+/// One that names another operating system: 1.6 starts it. A newer one pulls it and lets the name
+/// move, and starts nothing from it.
+async fn an_image_for_another_system_is_what_containerd_makes_of_it(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = node.space("system").await?;
+    let digest = space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    // What another image has unpacked of the same layers, containerd starts.
+    let foreign = testimage::app_for_another_system(&node.tools, "elsewhere\n")?;
+    let registry = node.cluster.registry();
+    registry.push(&foreign, &space.repository, "latest").await?;
+    if node.containerd == ContainerdVersion::V1_6 {
+        space.run("after", "fresh", "elsewhere").await?;
+        space.run("again", "unchanged", "elsewhere").await?;
+    } else {
+        says_so(&space, "after", "invalid", &digest, SOON).await?;
+        says_so(&space, "again", "invalid", &digest, SOON).await?;
+    }
     space.push("three").await?;
     space.run("healed", "fresh", "three").await?;
     space.end().await

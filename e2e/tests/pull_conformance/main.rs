@@ -3,7 +3,8 @@
 //! The suite is in `trylatest_containerd::conformance`, where it also runs on the fake runtime.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use trylatest_bootstrap::oci::{Architecture, Config, File, Image, Layer};
-use trylatest_containerd::conformance::{self, Fault, Harness};
+use trylatest_containerd::conformance::{self, Fault, Harness, Loss};
 use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
 use trylatest_core::image::ImageName;
 use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
@@ -59,6 +60,61 @@ impl OnContainerd {
         self.ctr(&["content", "rm", &layer]).await;
         Ok(())
     }
+
+    async fn try_lose(&self, image: &ImageName, loss: Loss) -> anyhow::Result<()> {
+        let digest = self
+            .registry
+            .digest_of(&repository(image), "latest")
+            .await?;
+        let manifest = self.document(&digest).await?;
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+        let shared = text(&manifest["layers"][1]["digest"])?;
+        let blobs = self
+            .node
+            .root()
+            .join("io.containerd.content.v1.content/blobs");
+        let blob = blobs.join(shared.replace(':', "/"));
+        match loss {
+            Loss::SharedLayer => fs::remove_file(&blob)?,
+            Loss::SharedLayersBytes => {
+                fs::remove_file(&blob)?;
+                fs::write(&blob, "")?;
+            }
+            Loss::Unpacked | Loss::UnpackedInUse => {
+                let config = self.document(&text(&manifest["config"]["digest"])?).await?;
+                let [below, above] = [0, 1].map(|n| text(&config["rootfs"]["diff_ids"][n]));
+                let chain = format!("{} {}", below?, above?);
+                let top = trylatest_bootstrap::oci::digest(chain.as_bytes());
+                let folder = self.unpacked(&top, loss == Loss::UnpackedInUse).await?;
+                fs::remove_dir_all(folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder of an unpacked layer, found by having something on top of it.
+    async fn unpacked(&self, snapshot: &str, stays: bool) -> anyhow::Result<PathBuf> {
+        // Without a root containerd's garbage collection would remove it.
+        let key = format!("on-top-of-{}", &snapshot[7..19]);
+        let command = [
+            "snapshots",
+            "prepare",
+            "--target",
+            "/nowhere",
+            &key,
+            snapshot,
+        ];
+        let mounts = self.node.ctr(&command).await?;
+        let label = ["snapshots", "label", &key, "containerd.io/gc.root=true"];
+        self.node.ctr(&label).await?;
+        let lower = mounts.split("lowerdir=").nth(1).context(mounts.clone())?;
+        let end = lower.find([':', ',']).context("no end")?;
+        if !stays {
+            self.node.ctr(&["snapshots", "rm", &key]).await?;
+        }
+        let folder = Path::new(&lower[..end]);
+        Ok(folder.parent().context("no snapshot's folder")?.to_owned())
+    }
 }
 
 /// The repository in the registry.
@@ -92,9 +148,43 @@ impl Harness for OnContainerd {
             .as_str()
             .rsplit_once(':')
             .map_or("latest", |(_, tag)| tag);
-        let content = content(&format!("{repository} {version}")).expect("an image is packed");
+        let name = format!("{repository} {version}");
+        let content = content(&name, &[&name]).expect("an image is packed");
         let pushed = self.registry.push(&content, &repository, tag).await;
         pushed.expect("the registry takes the image")
+    }
+
+    #[expect(
+        clippy::expect_used,
+        reason = "without a registry no case means anything"
+    )]
+    async fn push_sharing(&self, image: &ImageName, version: u32) -> String {
+        let repository = repository(image);
+        let name = format!("{repository} {version}");
+        let content = content(&name, &[&name, &repository]).expect("an image is packed");
+        let pushed = self.registry.push(&content, &repository, "latest").await;
+        pushed.expect("the registry takes the image")
+    }
+
+    #[expect(clippy::expect_used, reason = "the image was pulled just before")]
+    async fn lose(&self, image: &ImageName, loss: Loss) {
+        self.try_lose(image, loss)
+            .await
+            .expect("the image's parts are found");
+    }
+
+    async fn label(&self, name: &str, key: &str, value: &str) {
+        let label = format!("{key}={value}");
+        self.ctr(&["images", "label", name, &label]).await;
+    }
+
+    async fn labelled(&self, name: &str, key: &str) -> Option<String> {
+        let listed = self
+            .ctr(&["images", "list", &format!("name=={name}")])
+            .await;
+        let (_, value) = listed.split_once(&format!("{key}="))?;
+        let end = value.find([',', ' ', '\n']).unwrap_or(value.len());
+        Some(value[..end].to_owned())
     }
 
     #[expect(
@@ -156,21 +246,24 @@ fn fault_of(fault: Fault) -> registry::Fault {
     }
 }
 
-/// An image whose only layer no other image has. Nothing in it could run; nothing has to.
-fn content(name: &str) -> anyhow::Result<Content> {
-    let pad: Vec<u8> = name.bytes().cycle().take(LAYER_BYTES).collect();
-    let layer = Layer::plain(&[File {
-        path: "pad",
-        mode: 0o644,
-        content: &pad,
-    }])?;
+/// An image with one layer for each of these names. Nothing in it could run; nothing has to.
+fn content(name: &str, layers: &[&str]) -> anyhow::Result<Content> {
+    let layers = layers.iter().map(|layer| {
+        let pad: Vec<u8> = layer.bytes().cycle().take(LAYER_BYTES).collect();
+        Layer::plain(&[File {
+            path: "pad",
+            mode: 0o644,
+            content: &pad,
+        }])
+    });
+    let layers = layers.collect::<Result<Vec<_>, _>>()?;
     let config = Config {
         architecture: Architecture::HOST,
         entrypoint: &[],
         user: "",
         labels: BTreeMap::from([("name", name)]),
     };
-    Ok(Image::new(&config, vec![layer]).into())
+    Ok(Image::new(&config, layers).into())
 }
 
 /// The case that no other may run beside.

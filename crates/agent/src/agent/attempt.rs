@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
-use trylatest_containerd::{ImageRuntime, Local, Movement, Pin, RuntimeError, alias};
+use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Ask, Ended, Flow, Moved};
@@ -21,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
 /// an alias keeps that copy meanwhile.
 ///
+/// containerd fetches nothing that its database lists, also not what a power cut took from the disk.
+/// So where that may be the reason, the database is mended and the pull repeated once.
+///
 /// # Cancel safety
 /// Dropping the future stops the pull; see [`ImageRuntime::pull`]. The alias stays, and the next try
 /// of the image restores from it what has to be restored.
@@ -33,42 +36,141 @@ pub(super) async fn attempt<R: ImageRuntime>(
     moved: mpsc::Sender<Moved>,
 ) -> Ended {
     let alias = alias::of(&image);
-    let mut before = prove(runtime, &image).await;
+    // The disk is looked at while the pull waits for the registry.
+    let mut before = copy(runtime.listed(&image).await);
     if matches!(before, Copy::Unusable { .. }) {
         // A try that was cut off may have left it so.
         restore(runtime, &image, &alias, &mut before).await;
     }
+    let mut kept = false;
+    let once = async || {
+        let pull = pull(runtime, &image, attempt, stall, moved.clone());
+        let (pulled, _) = futures::join!(pull, runtime.local(&image));
+        (pulled.err(), prove(runtime, &image).await)
+    };
     let (failure, after) = match ask {
-        Ask::Never(failure) => (Some(failure), before.clone()),
-        Ask::IfAbsent if before.digest().is_some() => (None, before.clone()),
+        Ask::Never(failure) => (Some(failure), prove(runtime, &image).await),
+        Ask::IfAbsent if before.digest().is_some() => (None, prove(runtime, &image).await),
         Ask::IfAbsent | Ask::Always => {
-            let kept = before.digest().is_some()
+            kept = before.digest().is_some()
                 && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
-            let pulled = pull(runtime, &image, attempt, stall, moved).await;
-            let mut after = prove(runtime, &image).await;
-            let mut failure = pulled.err();
-            if let (None, Copy::Unusable { why }) = (&failure, &after) {
-                failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
-            }
-            if kept {
-                if after.digest().is_none() {
-                    restore(runtime, &image, &alias, &mut after).await;
-                }
-                if after.digest().is_some() {
-                    // One that stays keeps some content too long, and the next try removes it.
-                    let _ = runtime.forget(&alias).await;
-                }
-            }
-            (failure, after)
+            once().await
         }
     };
+    let tried = Tried {
+        failure,
+        after,
+        healed: None,
+    };
+    let mut tried = mended(runtime, &image, tried, once).await;
+    if kept {
+        if tried.after.digest().is_none() {
+            restore(runtime, &image, &alias, &mut tried.after).await;
+        }
+        if tried.after.digest().is_some() {
+            // One that stays keeps some content too long, and the next try removes it.
+            let _ = runtime.forget(&alias).await;
+        }
+    }
     Ended {
         image,
         attempt,
-        failure,
+        failure: tried.failure,
         before,
-        after,
+        after: tried.after,
+        healed: tried.healed,
     }
+}
+
+/// How a try went.
+struct Tried {
+    failure: Option<Failure>,
+    after: Copy,
+    healed: Option<String>,
+}
+
+/// Mends what the disk may have lost, and has another try if that can help.
+async fn mended<R: ImageRuntime>(
+    runtime: &R,
+    image: &ImageName,
+    mut tried: Tried,
+    again: impl AsyncFnOnce() -> (Option<Failure>, Copy),
+) -> Tried {
+    if may_be_lost(tried.failure.as_ref(), &tried.after) {
+        let Mended { removed, kept } = mend(runtime, image).await;
+        if !removed.is_empty() {
+            tried.healed = Some(words_of(&removed));
+            if tried.failure.as_ref().is_some_and(is_the_registrys) {
+                tried.after = prove(runtime, image).await;
+            } else {
+                (tried.failure, tried.after) = again().await;
+            }
+        }
+        if let (Copy::Unusable { why }, false) = (&mut tried.after, kept.is_empty()) {
+            *why = kept.join("; ");
+            let lost = || Failure::new(FailureClass::Local, why.clone());
+            tried.failure.get_or_insert_with(lost);
+        }
+    }
+    if let (None, Copy::Unusable { why }) = (&tried.failure, &tried.after) {
+        tried.failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
+    }
+    tried
+}
+
+/// Whether something that containerd lists and the disk has lost may have made a pull fail, or its
+/// result unusable.
+fn may_be_lost(failure: Option<&Failure>, after: &Copy) -> bool {
+    matches!(after, Copy::Unusable { .. })
+        || failure.is_some_and(|failure| !is_the_registrys(failure))
+}
+
+/// Whether the registry, the way to it or somebody's policy made a pull fail: another one fails, too.
+fn is_the_registrys(failure: &Failure) -> bool {
+    match failure.class {
+        FailureClass::Network
+        | FailureClass::Timeout
+        | FailureClass::ServerError
+        | FailureClass::RateLimited
+        | FailureClass::NotFound
+        | FailureClass::Unauthorized
+        | FailureClass::Blocked => true,
+        FailureClass::Invalid | FailureClass::Local | FailureClass::Unknown => false,
+    }
+}
+
+async fn mend<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Mended {
+    match runtime.mend(image).await {
+        Ok(mended) => {
+            if mended != Mended::default() {
+                warn!(%image, removed = ?mended.removed, kept = ?mended.kept, "the disk has lost content that containerd lists");
+            }
+            mended
+        }
+        Err(error) => {
+            warn!(%image, %error, "what the disk may have lost could not be looked for");
+            Mended::default()
+        }
+    }
+}
+
+/// Digests are long, and a note is short.
+const NAMED_AT_MOST: usize = 3;
+
+fn words_of(removed: &[String]) -> String {
+    let named: Vec<&str> = removed
+        .iter()
+        .take(NAMED_AT_MOST)
+        .map(String::as_str)
+        .collect();
+    let more = match removed.len().saturating_sub(NAMED_AT_MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "healed: this node's disk had lost {}{more}",
+        named.join(", ")
+    )
 }
 
 /// Gives the name back what the alias keeps, and proves it. Without an alias nothing changes.
@@ -85,7 +187,11 @@ async fn restore<R: ImageRuntime>(runtime: &R, image: &ImageName, alias: &str, c
 
 /// Proves the copy that the node holds now.
 pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Copy {
-    match runtime.local(image).await {
+    copy(runtime.local(image).await)
+}
+
+fn copy(found: Result<Local, RuntimeError>) -> Copy {
+    match found {
         Ok(Local::Usable(local)) => Copy::Usable {
             digest: local.digest,
             size_bytes: local.size_bytes,

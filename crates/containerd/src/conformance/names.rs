@@ -8,6 +8,66 @@ use super::{Fault, Harness, PATIENCE, Verdict, ensure, is_usable, local, pull, s
 use crate::alias;
 use crate::runtime::{ImageChange, ImageRuntime, Local, Pin, RuntimeError};
 
+/// Set by k3s on the images that it brings along, and by anybody else.
+const FOREIGN: [(&str, &str); 2] = [
+    ("io.cri-containerd.pinned", "pinned"),
+    ("example.com/mine", "1"),
+];
+
+pub(super) async fn a_pull_leaves_labels<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("labels", "latest");
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    let by_digest = format!("{}@{digest}", image.repository());
+    let names = [image.as_str(), by_digest.as_str()];
+    for name in names {
+        for (key, value) in FOREIGN {
+            h.label(name, key, value).await;
+        }
+    }
+    pull(h, &image).await?;
+    for name in names {
+        has_labels(h, name).await?;
+    }
+    // The pin was put on the name, not on what it pointed to.
+    h.push(&image, 2).await;
+    pull(h, &image).await?;
+    has_labels(h, image.as_str()).await
+}
+
+pub(super) async fn a_try_that_was_cut_off_loses_no_label<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("labels-cut-off", "latest");
+    let alias = alias::of(&image);
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    for (key, value) in FOREIGN {
+        h.label(image.as_str(), key, value).await;
+    }
+    let keep = || h.runtime().keep(&image, &alias, Pin::Unpinned);
+    keep().await.map_err(said)?;
+    // The name, with its labels, is lost; what another pull brings has none.
+    h.remove(&image).await;
+    restore(h, &alias, &image).await?;
+    has_labels(h, image.as_str()).await?;
+    h.remove(&image).await;
+    pull(h, &image).await?;
+    has_labels(h, image.as_str()).await?;
+    keep().await.map_err(said)?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    is_usable(h, &image, &digest).await
+}
+
+async fn has_labels<H: Harness>(h: &H, name: &str) -> Verdict {
+    for (key, value) in FOREIGN {
+        let found = h.labelled(name, key).await;
+        ensure(
+            found.as_deref() == Some(value),
+            &format!("{name} has {key}={found:?}"),
+        )?;
+    }
+    Ok(())
+}
+
 pub(super) async fn an_alias_keeps_and_restores<H: Harness>(h: &H) -> Verdict {
     let alias = "TryLatest/keep/conformance-restore";
     let image = h.image("kept", "latest");

@@ -3,7 +3,7 @@
 use trylatest_core::outcome::FailureClass;
 
 use super::*;
-use crate::fake::{Answer, FakeContainerd};
+use crate::fake::{Answer, FakeContainerd, Lost};
 
 /// The fake has the registry built in.
 #[derive(Default)]
@@ -30,6 +30,27 @@ impl Harness for InMemory {
         let digest = format!("sha256:{version:064x}");
         self.node.push(image, &digest, SIZE);
         digest
+    }
+
+    async fn push_sharing(&self, image: &ImageName, version: u32) -> String {
+        self.push(image, version).await
+    }
+
+    async fn lose(&self, image: &ImageName, loss: Loss) {
+        let what = match loss {
+            Loss::Unpacked => Lost::Unpacked,
+            Loss::UnpackedInUse => Lost::UnpackedInUse,
+            Loss::SharedLayer | Loss::SharedLayersBytes => Lost::SharedLayer,
+        };
+        self.node.lose(image, Some(what));
+    }
+
+    async fn label(&self, name: &str, key: &str, value: &str) {
+        self.node.label(name, key, value);
+    }
+
+    async fn labelled(&self, name: &str, key: &str) -> Option<String> {
+        self.node.labels(name).remove(key)
     }
 
     async fn fault(&self, image: &ImageName, fault: Option<Fault>) {

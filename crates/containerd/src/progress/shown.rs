@@ -135,7 +135,7 @@ async fn downloads(
 
 /// Every manifest that containerd holds. A manifest, unlike an index or a layer, refers to a
 /// configuration.
-async fn manifests(node: &Containerd) -> Result<Vec<Info>, RuntimeError> {
+pub(super) async fn manifests(node: &Containerd) -> Result<Vec<Info>, RuntimeError> {
     let mut content = node.calls.content();
     let request = ListContentRequest {
         filters: vec!["labels.\"containerd.io/gc.ref.content.config\"".to_owned()],

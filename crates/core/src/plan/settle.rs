@@ -32,6 +32,7 @@ impl Planner {
             failure: failure.as_ref(),
             before: &ended.before,
             after: &ended.after,
+            healed: ended.healed.as_deref(),
         };
         let record = remembered(name, attempt.started, now, evidence, &before, self.limits);
         image.finish(&record);
@@ -104,6 +105,7 @@ impl Planner {
                     failure: Some(&failure),
                     before: copy,
                     after: copy,
+                    healed: None,
                 };
                 if slot.settle(evidence, terms) {
                     if slot.outcome() != Some(Outcome::Unavailable) {
@@ -129,6 +131,7 @@ impl Planner {
                 failure: Some(&failure),
                 before: copy,
                 after: copy,
+                healed: None,
             };
             let record = remembered(name, started, now, evidence, &known, self.limits);
             if let Some(image) = self.images.get_mut(name) {

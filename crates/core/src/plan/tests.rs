@@ -88,6 +88,7 @@ impl World {
             failure: failure.map(|class| Failure::new(class, "why")),
             before,
             after,
+            healed: None,
         };
         let plan = self.planner.ended(self.now(), &ended);
         self.take(plan)
@@ -419,6 +420,7 @@ fn an_image_that_is_changed_while_the_gate_holds_is_tried_too() {
         failure: None,
         before: Copy::Absent,
         after: usable("2"),
+        healed: None,
     };
     let plan = world.planner.ended(world.now(), &ended);
     let actions = world.take(plan);

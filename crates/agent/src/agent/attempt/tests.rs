@@ -1,4 +1,4 @@
-use trylatest_containerd::fake::{Answer, FakeContainerd};
+use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
 
 use super::*;
 
@@ -166,4 +166,64 @@ async fn what_waits_in_containerds_queue_has_not_stalled() {
     let first = attempt_on(&node, other, Ask::Always);
     let (first, second) = tokio::join!(biased; first, ended(&node));
     assert_eq!((first.failure, second.failure), (None, None));
+}
+
+/// A node whose copy is the tag's, and has lost something.
+fn lost(lost: Lost) -> FakeContainerd {
+    let node = FakeContainerd::new();
+    node.hold(&image(), "sha256:one", MIB);
+    node.push(&image(), "sha256:one", MIB);
+    node.lose(&image(), Some(lost));
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unpacked_layer_that_is_gone_is_mended_and_pulled_again() {
+    let node = lost(Lost::Unpacked);
+    let ended = ended(&node).await;
+    assert_eq!((ended.failure, node.pulls(&image())), (None, 2));
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    let healed = ended.healed.unwrap();
+    assert_eq!(healed, "healed: this node's disk had lost a layer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settled_copy_is_mended_too() {
+    let node = lost(Lost::Unpacked);
+    let ended = attempt_on(&node, image(), Ask::IfAbsent).await;
+    assert_eq!((ended.failure, node.pulls(&image())), (None, 1));
+    assert!(ended.healed.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_an_outage_it_is_mended_and_the_registry_not_asked_again() {
+    let node = lost(Lost::Unpacked);
+    node.answer(&image(), Answer::fail(FailureClass::Network));
+    let ended = ended(&node).await;
+    assert_eq!(ended.failure.unwrap().class, FailureClass::Network);
+    assert_eq!(node.pulls(&image()), 1);
+    // The layers are here, and containerd unpacks them again.
+    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert!(ended.healed.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_use_is_no_copy_and_says_so() {
+    let node = lost(Lost::UnpackedInUse);
+    let ended = ended(&node).await;
+    let failure = ended.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Local);
+    assert_eq!(failure.message, "an unpacked layer is in use");
+    assert_eq!((ended.after.digest(), ended.healed), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_layer_that_is_gone_does_not_stop_a_moved_tag() {
+    let node = moved_tag();
+    node.lose(&image(), Some(Lost::SharedLayer));
+    let ended = ended(&node).await;
+    assert_eq!((ended.failure, node.pulls(&image())), (None, 2));
+    assert_eq!(ended.before.digest(), Some("sha256:one"));
+    assert_eq!(ended.after.digest(), Some("sha256:two"));
+    assert!(ended.healed.is_some());
 }

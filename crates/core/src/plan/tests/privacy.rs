@@ -119,6 +119,7 @@ fn a_name_without_a_word_of_its_own_is_as_private_as_its_repository() {
             failure: Some(Failure::new(FailureClass::Network, "why")),
             before: usable("1"),
             after: usable("1"),
+            healed: None,
         };
         let plan = world.planner.ended(world.now(), &ended);
         assert_eq!(outcome(&plan.actions), expected);

@@ -97,6 +97,7 @@ impl Node {
             after: usable(if failure.is_none() { "2" } else { "1" }),
             failure,
             before: usable("1"),
+            healed: None,
         };
         let plan = self.world.planner.ended(self.world.now(), &ended);
         let actions = self.world.take(plan);

@@ -1,0 +1,273 @@
+//! Takes out of containerd's database what the disk has lost, so that a pull fetches it again.
+//!
+//! containerd fetches nothing that its database lists. A pull whose image needs such a blob therefore
+//! fails for ever, and one whose unpacked layer is gone succeeds and cannot be started. Only what is
+//! known to be damaged is removed: nothing can have used it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::{CreateRequest, DeleteContentRequest, DeleteRequest};
+use tonic::{Code, Status};
+use trylatest_core::image::ImageName;
+
+use crate::containerd::Containerd;
+use crate::content::{NoDocument, read_json};
+use crate::disk::{self, OnDisk};
+use crate::manifest::{Config, Descriptor, Document, Manifest};
+use crate::progress;
+use crate::runtime::{Mended, RuntimeError};
+
+/// Documents that are looked at for one image.
+const MAX_DOCUMENTS: usize = 64;
+
+/// See [`crate::ImageRuntime::mend`].
+pub(crate) async fn mend(node: &Containerd, image: &ImageName) -> Result<Mended, RuntimeError> {
+    // One at a time: what another try has just fetched again must not be judged by an older look.
+    let _alone = node.mending.lock().await;
+    node.looks.forget();
+    let found = damage(node, image).await?;
+    let mut mended = Mended::default();
+    for (digest, lost) in &found.blobs {
+        if remove_blob(node, digest, lost).await? {
+            mended.removed.push(format!("{} {digest}", lost.what));
+        }
+    }
+    for snapshot in &found.snapshots {
+        remove_snapshots(node, snapshot, &mut mended).await?;
+    }
+    if !mended.removed.is_empty() {
+        // A file that is left would be taken for what is fetched again.
+        collect_garbage(node).await?;
+    }
+    Ok(mended)
+}
+
+/// What is damaged of an image.
+#[derive(Debug, Default)]
+struct Damage {
+    /// By digest.
+    blobs: BTreeMap<String, Lost>,
+    /// The lowest damaged layer of each chain.
+    snapshots: BTreeSet<String>,
+}
+
+impl Damage {
+    fn add(&mut self, descriptor: &Descriptor, what: &'static str, corrupt: bool) {
+        let size = descriptor.size;
+        let lost = Lost {
+            what,
+            size,
+            corrupt,
+        };
+        self.blobs.insert(descriptor.digest.clone(), lost);
+    }
+}
+
+/// A blob that is damaged.
+#[derive(Debug)]
+struct Lost {
+    what: &'static str,
+    /// In bytes.
+    size: u64,
+    /// It is there, and is not what its digest names.
+    corrupt: bool,
+}
+
+/// Walks what the name points to, and what was pulled from its repository lately: a pull that failed
+/// has left its manifest there, and no name.
+async fn damage(node: &Containerd, image: &ImageName) -> Result<Damage, RuntimeError> {
+    let mut damage = Damage::default();
+    let target = node.stored(image.as_str()).await?.and_then(|i| i.target);
+    let mut queue: Vec<Descriptor> = progress::newest_manifests(node, image)
+        .await?
+        .into_iter()
+        .map(|info| descriptor(info.digest, info.size))
+        .chain(target.map(|target| descriptor(target.digest, target.size)))
+        .collect();
+    let (mut seen, mut folders) = (BTreeSet::new(), BTreeSet::new());
+    while let Some(next) = queue.pop() {
+        if seen.len() >= MAX_DOCUMENTS || !seen.insert(next.digest.clone()) {
+            continue;
+        }
+        if disk::blob(node, &next.digest).await?.is_damaged() {
+            damage.add(&next, "manifest", false);
+            continue;
+        }
+        match read_json(&node.calls, &next, "manifest").await {
+            Ok(Document::Index(children)) => queue.extend(children),
+            Ok(Document::Manifest(manifest)) => {
+                look(node, &manifest, &mut folders, &mut damage).await?;
+            }
+            Err(NoDocument::Corrupt(_)) => damage.add(&next, "manifest", true),
+            Err(NoDocument::Unusable(_)) => {}
+            Err(NoDocument::Runtime(error)) => return Err(error),
+        }
+    }
+    Ok(damage)
+}
+
+fn descriptor(digest: String, size: i64) -> Descriptor {
+    Descriptor {
+        digest,
+        size: u64::try_from(size).unwrap_or(0),
+        platform: None,
+    }
+}
+
+/// Looks at one image's parts.
+async fn look(
+    node: &Containerd,
+    manifest: &Manifest,
+    folders: &mut BTreeSet<String>,
+    damage: &mut Damage,
+) -> Result<(), RuntimeError> {
+    for layer in &manifest.layers {
+        if disk::blob(node, &layer.digest).await?.is_damaged() {
+            damage.add(layer, "layer", false);
+        }
+    }
+    let config = &manifest.config;
+    if disk::blob(node, &config.digest).await?.is_damaged() {
+        damage.add(config, "configuration", false);
+        return Ok(());
+    }
+    let read: Config = match read_json(&node.calls, config, "configuration").await {
+        Ok(read) => read,
+        Err(NoDocument::Corrupt(_)) => {
+            damage.add(config, "configuration", true);
+            return Ok(());
+        }
+        Err(NoDocument::Unusable(_)) => return Ok(()),
+        Err(NoDocument::Runtime(error)) => return Err(error),
+    };
+    // Also of an image that is not unpacked whole: its pull would go on from there.
+    for snapshot in read.chain_ids() {
+        if !disk::is_committed(node, &snapshot).await? {
+            break;
+        }
+        if !folders.contains(&snapshot) && disk::folder(node, &snapshot).await? == OnDisk::Gone {
+            damage.snapshots.insert(snapshot);
+            break;
+        }
+        folders.insert(snapshot);
+    }
+    Ok(())
+}
+
+/// Removes a blob from the database, if it is still damaged. True if it was.
+async fn remove_blob(node: &Containerd, digest: &str, lost: &Lost) -> Result<bool, RuntimeError> {
+    let still = match disk::blob(node, digest).await? {
+        OnDisk::Gone | OnDisk::Short => true,
+        OnDisk::Whole => lost.corrupt && is_corrupt(node, digest, lost.size).await?,
+        OnDisk::Unlisted => false,
+    };
+    if !still {
+        return Ok(false);
+    }
+    let mut content = node.calls.content();
+    let request = DeleteContentRequest {
+        digest: digest.to_owned(),
+    };
+    let call = content.delete(request);
+    let removed = node.calls.find("removing lost content", call).await?;
+    Ok(removed.is_some())
+}
+
+/// Whether a document's bytes are not those that its digest names.
+async fn is_corrupt(node: &Containerd, digest: &str, size: u64) -> Result<bool, RuntimeError> {
+    let document = Descriptor {
+        digest: digest.to_owned(),
+        size,
+        platform: None,
+    };
+    let read = read_json::<serde::de::IgnoredAny>(&node.calls, &document, "document").await;
+    match read {
+        Err(NoDocument::Corrupt(_)) => Ok(true),
+        Err(NoDocument::Runtime(error)) => Err(error),
+        Ok(_) | Err(NoDocument::Unusable(_)) => Ok(false),
+    }
+}
+
+/// Removes an unpacked layer whose folder is gone, and all that was unpacked on top of it: nothing of
+/// that can be mounted. containerd refuses where a container has something on top.
+async fn remove_snapshots(
+    node: &Containerd,
+    lost: &str,
+    mended: &mut Mended,
+) -> Result<(), RuntimeError> {
+    let snapshotter = node.snapshotter.name(&node.calls).await?;
+    let children = children(node, &snapshotter).await?;
+    let mut order = vec![lost.to_owned()];
+    let mut next = 0;
+    while let Some(parent) = order.get(next) {
+        let above = children.get(parent).cloned().unwrap_or_default();
+        next += 1;
+        order.extend(above);
+    }
+    let mut removed = false;
+    // The topmost first.
+    for key in order.iter().rev() {
+        let mut snapshots = node.calls.snapshots();
+        let request = RemoveSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: key.clone(),
+        };
+        let remove = async {
+            match snapshots.remove(request).await {
+                Ok(_) => Ok(true),
+                Err(status) if status.code() == Code::NotFound => Ok(true),
+                Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
+                Err(status) => Err(status),
+            }
+        };
+        removed = node.calls.within("removing a lost layer", remove).await?;
+    }
+    // The last one was the lost one itself.
+    if removed {
+        mended.removed.push(format!("unpacked layer {lost}"));
+    } else {
+        mended.kept.push(format!(
+            "the folder of unpacked layer {lost} is gone, and containers still use it, maybe ended ones: \
+             delete their pods"
+        ));
+    }
+    Ok(())
+}
+
+/// The unpacked layers on top of each.
+async fn children(
+    node: &Containerd,
+    snapshotter: &str,
+) -> Result<BTreeMap<String, Vec<String>>, RuntimeError> {
+    let mut snapshots = node.calls.snapshots();
+    let request = ListSnapshotsRequest {
+        snapshotter: snapshotter.to_owned(),
+        filters: vec!["kind==committed".to_owned()],
+    };
+    let list = async {
+        let mut children: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut chunks = snapshots.list(request).await?.into_inner();
+        while let Some(chunk) = chunks.message().await? {
+            for info in chunk.info {
+                children.entry(info.parent).or_default().push(info.name);
+            }
+        }
+        Ok::<_, Status>(children)
+    };
+    node.calls.within("listing snapshots", list).await
+}
+
+/// Has containerd remove what nothing refers to, and waits for it: the end of a lease does that.
+async fn collect_garbage(node: &Containerd) -> Result<(), RuntimeError> {
+    let operation = "collecting garbage";
+    let id = node.looks.key();
+    let mut leases = node.calls.leases();
+    let create = leases.create(CreateRequest {
+        id: id.clone(),
+        ..CreateRequest::default()
+    });
+    node.calls.call(operation, create).await?;
+    let end = leases.delete(DeleteRequest { id, sync: true });
+    node.calls.find(operation, end).await.map(drop)
+}

@@ -1,0 +1,124 @@
+//! What a pod gets from a copy that the node's disk has lost in part, as after a power cut.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use trylatest_e2e::registry::Fault;
+
+use crate::{Node, SOON, Space, Tests, tests, tried};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            a_lost_unpacked_layer_is_healed,
+            without_a_registry_it_is_healed_from_the_layers_or_says_so,
+        ],
+        alone: tests![],
+    }
+}
+
+/// A document of the image on the node.
+async fn document(space: &Space<'_>, digest: &str) -> anyhow::Result<Value> {
+    let containerd = space.node.cluster.containerd();
+    let printed = containerd.ctr(&["content", "get", digest]).await?;
+    serde_json::from_str(&printed).context(printed)
+}
+
+fn blob(space: &Space<'_>, digest: &str) -> PathBuf {
+    let root = space.node.cluster.containerd().root();
+    let blobs = root.join("io.containerd.content.v1.content/blobs");
+    blobs.join(digest.replace(':', "/"))
+}
+
+/// The digest of the image's topmost layer, and the name of what it is unpacked to.
+async fn topmost(space: &Space<'_>, digest: &str) -> anyhow::Result<(String, String)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let manifest = document(space, digest).await?;
+    let layer = manifest["layers"].as_array().and_then(|all| all.last());
+    let layer = text(&layer.context("no layers")?["digest"])?;
+    let config = document(space, &text(&manifest["config"]["digest"])?).await?;
+    let mut chain = String::new();
+    for diff in config["rootfs"]["diff_ids"]
+        .as_array()
+        .context("no layers")?
+    {
+        let diff = text(diff)?;
+        chain = if chain.is_empty() {
+            diff
+        } else {
+            trylatest_bootstrap::oci::digest(format!("{chain} {diff}").as_bytes())
+        };
+    }
+    Ok((layer, chain))
+}
+
+/// Removes the folder of an unpacked layer.
+async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
+    let containerd = space.node.cluster.containerd();
+    let key = format!("look-{}", space.work.name());
+    let look = [
+        "snapshots",
+        "prepare",
+        "--target",
+        "/nowhere",
+        &key,
+        snapshot,
+    ];
+    let mounts = containerd.ctr(&look).await?;
+    let lower = mounts.split("lowerdir=").nth(1).context("no folders")?;
+    let end = lower.find([':', ',']).context("no end")?;
+    // containerd's garbage collection may have been faster.
+    let _ = containerd.ctr(&["snapshots", "rm", &key]).await;
+    let folder = PathBuf::from(&lower[..end]);
+    fs::remove_dir_all(folder.parent().context("no folder")?)?;
+    Ok(())
+}
+
+async fn a_lost_unpacked_layer_is_healed(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("unpacked").await?;
+    let digest = space.push("one").await?;
+    space.run("first", "fresh", "one").await?;
+    space.work.delete_pod("first").await?;
+    let (_, snapshot) = topmost(&space, &digest).await?;
+    lose(&space, &snapshot).await?;
+    let release = space.run("second", "fresh", "one").await?;
+    let said = release["note"].as_str().unwrap_or_default();
+    ensure!(
+        said.starts_with("healed: ") && said.contains(&snapshot),
+        "{release}"
+    );
+    space.run("third", "unchanged", "one").await?;
+    space.end().await
+}
+
+async fn without_a_registry_it_is_healed_from_the_layers_or_says_so(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = node.space("lost").await?;
+    let digest = space.push("one").await?;
+    space.run("first", "fresh", "one").await?;
+    space.work.delete_pod("first").await?;
+    let (layer, snapshot) = topmost(&space, &digest).await?;
+    node.cluster
+        .registry()
+        .fault_on(&space.repository, Fault::Unavailable)?;
+    lose(&space, &snapshot).await?;
+    let release = space.run("second", "fallback", "one").await?;
+    let said = release["note"].as_str().unwrap_or_default();
+    ensure!(said.starts_with("healed: "), "{release}");
+    space.work.delete_pod("second").await?;
+    lose(&space, &snapshot).await?;
+    fs::remove_file(blob(&space, &layer))?;
+    let image = space.image();
+    let spec = tried("third", &image).annotated("trylatest.dev/timeout", "3s");
+    space.work.create(&spec).await?;
+    let event = "Warning TryLatestUnavailable: app:";
+    let event = space.work.wait_event("third", event, SOON).await?;
+    ensure!(
+        event.contains("cannot be used") && (event.contains(&layer) || event.contains(&snapshot)),
+        "{event}"
+    );
+    space.end().await
+}
