@@ -20,8 +20,12 @@ pub const FALLBACK_ON: &str = "trylatest.dev/fallback-on";
 /// Pod label, set by admission together with the gate; what the agent's watch selects.
 pub const GATED: &str = "trylatest.dev/gated";
 
-/// The value of [`GATED`].
+/// The value of [`GATED`] of a pod with a gate.
 pub const GATED_VALUE: &str = "true";
+
+/// The value of [`GATED`] of a pod whose gate admission took away again, because another policy
+/// gave it `Always`. The agent reports such a pod.
+pub const GATED_OVERRULED: &str = "overruled";
 
 /// Pod annotation, written by the agent: the release as JSON (see [`crate::release`]).
 pub const RELEASED: &str = "trylatest.dev/released";

@@ -53,7 +53,7 @@ pub fn watch_pods(
     node: &str,
 ) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
     let config = watcher::Config::default()
-        .labels(&format!("{}={}", keys::GATED, keys::GATED_VALUE))
+        .labels(keys::GATED)
         // Nothing is owed to pods that have ended.
         .fields(&format!(
             "spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
+use trylatest_core::keys;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
 
 use crate::owned::{replica_sets, settled};
-use crate::space::{Space, container, gates, pod_of, policies};
+use crate::space::{Space, container, pod_of, policies};
 use crate::templates::{KINDS, deployment, object, template, told};
 use crate::{Api, SOON};
 
@@ -151,10 +152,10 @@ async fn order(space: &Space<'_>, with: With) -> anyhow::Result<Option<First>> {
         }
         With::Pods => (
             policies(&stored["spec"]).join(" "),
-            !gates(&stored).is_empty(),
+            stored["metadata"]["labels"][keys::GATED].is_string(),
         ),
     };
-    // A pod of ours that came first may have got its own policy back.
+    // The label stays on a pod whose gate was taken away again.
     let theirs = policies == format!("{NAME}=Always");
     Ok(match (theirs, ours, with) {
         (true, false, _) => Some(First::Theirs),

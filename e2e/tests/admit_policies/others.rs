@@ -225,15 +225,15 @@ async fn always_set_on_pods(api: Arc<Api>) -> anyhow::Result<()> {
             First::Theirs,
             "IfNeeded",
             "no gate, Always",
-            "IfNotPresent, IfNotPresent",
+            "no gate, Always",
         ),
+        (First::Ours, "Never", "no gate, Always", "no gate, Always"),
         (
             First::Ours,
-            "Never",
-            "IfNotPresent, IfNotPresent",
-            "IfNotPresent, IfNotPresent",
+            "IfNeeded",
+            "no gate, Always",
+            "no gate, Always",
         ),
-        (First::Ours, "IfNeeded", "Always, Always", "Always, Always"),
     ] {
         let space = api.space("pods").await?;
         let theirs = Theirs {
@@ -251,6 +251,21 @@ async fn always_set_on_pods(api: Arc<Api>) -> anyhow::Result<()> {
                 let of_app = &stored["spec"]["containers"][0]["imagePullPolicy"];
                 let got = format!("{of_gate}, {}", of_app.as_str().unwrap_or("?"));
                 ensure!(got == wanted, "{first:?} {reinvocation}: {got}");
+                // The agent sees it, and reports what became of it.
+                let label = stored["metadata"]["labels"][keys::GATED].as_str();
+                let by_hand = pod["metadata"]["name"] == "by-hand";
+                let wanted = match (first, of_gate) {
+                    (_, "IfNotPresent") => Some(keys::GATED_VALUE),
+                    // Theirs has left no word for ours to see.
+                    (First::Theirs, _) if !by_hand => None,
+                    _ => Some(keys::GATED_OVERRULED),
+                };
+                ensure!(label == wanted, "{first:?} {reinvocation}: {label:?}");
+                let volumes = stored["spec"]["volumes"].to_string();
+                ensure!(
+                    of_gate != "no gate" || !volumes.contains(keys::GATE),
+                    "{volumes}"
+                );
             }
             Ok(())
         })
