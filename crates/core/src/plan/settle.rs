@@ -63,7 +63,9 @@ impl Planner {
                     continue;
                 }
                 let failure = failure.clone().unwrap_or_else(no_answer);
-                if overdue {
+                // What waits for more than a try has had its time, whatever the deadline of the round is by
+                // now: another container's look may have moved it.
+                if overdue || !matches!(slot.wait, Wait::Try(_)) {
                     slot.give_up(failure, &ended.after, terms);
                 } else {
                     slot.attempts += 1;

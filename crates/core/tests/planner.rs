@@ -1,0 +1,664 @@
+//! The planner under random events: tries that end in every way and order, answers that come late
+//! or never, re-lists, images changed under the gate, agents that start again, clocks that jump.
+//!
+//! Whatever happens:
+//! - once every action is answered, every gate is, within the pod's own time and a little more;
+//! - no release names a copy that was not proven;
+//! - what was decided for a pod is sent again as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use trylatest_core::image::ImageName;
+use trylatest_core::outcome::{Failure, FailureClass, Outcome};
+use trylatest_core::plan::{Action, Ended, Flow, Limits, Moved, Plan, Planner, Sent};
+use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
+use trylatest_core::record::{ImageRecord, Try, Week};
+use trylatest_core::release::{FRESHNESS, Release};
+use trylatest_core::settings::Settings;
+use trylatest_core::time::Now;
+use trylatest_core::verdict::Copy;
+
+const TRY: Duration = Duration::from_secs(30);
+
+/// How long after a pod's own time its gate may be answered: the longest back-off, a last look and
+/// the longest pause before a release is sent again.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// So many pods and images: few enough to meet often.
+const PODS: usize = 2;
+const IMAGES: [&str; 4] = [
+    "reg.example/a:1",
+    "reg.example/a:2",
+    "reg.example/b",
+    "other.example/c",
+];
+
+/// How a try or an inspection is answered.
+#[derive(Clone, Debug)]
+struct Answer {
+    failure: Option<FailureClass>,
+    before: Copy,
+    after: Copy,
+    sent: Sent,
+}
+
+/// What is answered. Alike often, though there are more tries than looks.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Try,
+    Look,
+    Release,
+}
+
+impl Kind {
+    fn is_of(self, action: &Action) -> bool {
+        match self {
+            Self::Try => matches!(action, Action::Try { .. }),
+            Self::Look => matches!(action, Action::Inspect(_)),
+            Self::Release => matches!(action, Action::Release(..)),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// A pod is created, with these images and this much time.
+    Arrives {
+        pod: usize,
+        images: Vec<usize>,
+        timeout: Option<u64>,
+        strict: bool,
+    },
+    /// The watch shows a pod as it is.
+    Shown(usize),
+    /// The watch shows them all.
+    Listed,
+    Deleted(usize),
+    /// An image is changed under the gate.
+    Changed {
+        pod: usize,
+        image: usize,
+    },
+    GateStarts(usize),
+    GateGivesUp(usize),
+    /// One of the actions under way of this kind is answered.
+    Answered {
+        kind: Kind,
+        which: usize,
+        answer: Answer,
+    },
+    /// A running try has come this far.
+    Moved {
+        which: usize,
+        bytes: u64,
+        flows: bool,
+    },
+    Time {
+        millis: u64,
+    },
+    /// The wall clock is set.
+    Clock {
+        seconds: i64,
+    },
+    /// The agent is killed and starts again, with or without its index.
+    Restarts {
+        index: bool,
+    },
+}
+
+fn copies() -> impl Strategy<Value = Copy> {
+    prop_oneof![
+        3 => (1..3_u8).prop_map(|n| Copy::Usable { digest: format!("d{n}"), size_bytes: 7 }),
+        3 => Just(Copy::Absent),
+        1 => Just(Copy::Unusable { why: "damaged".into() }),
+        3 => Just(Copy::Unknown { why: "no answer".into() }),
+    ]
+}
+
+fn answers() -> impl Strategy<Value = Answer> {
+    let failure = prop_oneof![
+        1 => Just(None),
+        2 => prop::sample::select(FailureClass::ALL.to_vec()).prop_map(Some),
+    ];
+    let sent =
+        prop_oneof![6 => Just(Sent::Written), 3 => Just(Sent::Failed), 1 => Just(Sent::Gone)];
+    (failure, copies(), copies(), sent).prop_map(|(failure, before, after, sent)| Answer {
+        failure,
+        before,
+        after,
+        sent,
+    })
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let pod = 0..PODS;
+    let timeout = prop_oneof![
+        Just(None),
+        Just(Some(1)),
+        Just(Some(2)),
+        (1..20_u64).prop_map(Some)
+    ];
+    prop_oneof![
+        3 => (pod.clone(), vec(0..IMAGES.len(), 0..4), timeout, any::<bool>()).prop_map(
+            |(pod, images, timeout, strict)| Event::Arrives { pod, images, timeout, strict }),
+        1 => pod.clone().prop_map(Event::Shown),
+        1 => Just(Event::Listed),
+        1 => pod.clone().prop_map(Event::Deleted),
+        1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
+        2 => pod.clone().prop_map(Event::GateStarts),
+        1 => pod.prop_map(Event::GateGivesUp),
+        12 => (
+            prop::sample::select(vec![Kind::Try, Kind::Look, Kind::Release]),
+            any::<usize>(),
+            answers(),
+        ).prop_map(|(kind, which, answer)| Event::Answered { kind, which, answer }),
+        2 => (any::<usize>(), 0..9_u64, any::<bool>()).prop_map(
+            |(which, bytes, flows)| Event::Moved { which, bytes, flows }),
+        8 => prop_oneof![0..500_u64, 900..2_100_u64, 0..40_000_u64].prop_map(|millis| Event::Time { millis }),
+        1 => prop_oneof![-200..200_i64, -100_000..100_000_i64].prop_map(|seconds| Event::Clock { seconds }),
+        1 => any::<bool>().prop_map(|index| Event::Restarts { index }),
+    ]
+}
+
+/// The planner, and everything around it.
+struct World {
+    planner: Planner,
+    up: Duration,
+    wall: Timestamp,
+    /// As the API server has them.
+    pods: BTreeMap<usize, GatedPod>,
+    under_way: Vec<Action>,
+    /// What was proven of each image, ever.
+    proven: BTreeSet<(ImageName, String)>,
+    /// Decisions that could not be written yet, by the pod's uid.
+    decided: BTreeMap<String, Release>,
+    records: Vec<Try>,
+    born: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            planner: Planner::new(limits()),
+            up: Duration::from_secs(100),
+            wall: "2026-01-01T12:00:00Z".parse().expect("a time"),
+            pods: BTreeMap::new(),
+            under_way: Vec::new(),
+            proven: BTreeSet::new(),
+            decided: BTreeMap::new(),
+            records: Vec::new(),
+            born: 0,
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            wall: self.wall,
+            up: self.up,
+        }
+    }
+
+    /// Takes over what the planner wants, and looks at every release.
+    fn take(&mut self, plan: Plan) -> Result<(), TestCaseError> {
+        self.records.extend(plan.records);
+        for action in plan.actions {
+            match &action {
+                Action::Release(id, release) => {
+                    self.look_at(id, release)?;
+                    self.under_way.push(action);
+                }
+                Action::Try { .. } | Action::Inspect(_) => self.under_way.push(action),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, id: &PodId, release: &Release) -> Result<(), TestCaseError> {
+        for (name, container) in &release.containers {
+            let starts = matches!(
+                container.outcome,
+                Outcome::Fresh | Outcome::Unchanged | Outcome::Fallback
+            );
+            prop_assert!(
+                !starts || container.digest.is_some(),
+                "{name}: {container:?}"
+            );
+            if let Some(digest) = &container.digest {
+                let image = container.image.parse().expect("an image's name");
+                prop_assert!(
+                    self.proven.contains(&(image, digest.clone())),
+                    "{container:?} was never proven"
+                );
+            }
+        }
+        if let Some(decided) = self.decided.insert(id.uid.clone(), release.clone()) {
+            prop_assert_eq!(&decided.containers, &release.containers);
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, pod: usize) -> Result<(), TestCaseError> {
+        let Some(pod) = self.pods.get(&pod).cloned() else {
+            return Ok(());
+        };
+        let plan = self.planner.pod(self.now(), pod);
+        self.take(plan)
+    }
+
+    fn list(&mut self) -> Result<(), TestCaseError> {
+        let pods = self.pods.values().cloned().collect();
+        let plan = self.planner.reset(self.now(), pods);
+        self.take(plan)
+    }
+
+    fn happens(&mut self, event: Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Arrives {
+                pod,
+                images,
+                timeout,
+                strict,
+            } => self.arrives(pod, &images, timeout, strict),
+            Event::Shown(pod) => self.show(pod),
+            Event::Listed => self.list(),
+            Event::Deleted(pod) => self.deleted(pod),
+            Event::Changed { pod, image } => self.changed(pod, image),
+            Event::GateStarts(pod) => self.gate_starts(pod),
+            Event::GateGivesUp(pod) => {
+                let at = self.wall;
+                if let Some(pod) = self.pods.get_mut(&pod) {
+                    pod.gate = GateState::GaveUp { since: at, at };
+                    self.decided.remove(&pod.id.uid);
+                }
+                self.show(pod)
+            }
+            Event::Answered {
+                kind,
+                which,
+                answer,
+            } => {
+                let mut candidates = Vec::new();
+                for (n, action) in self.under_way.iter().enumerate() {
+                    if kind.is_of(action) {
+                        candidates.push(n);
+                    }
+                }
+                if candidates.is_empty() {
+                    return Ok(());
+                }
+                let action = self.under_way.remove(candidates[which % candidates.len()]);
+                self.answered(action, answer)
+            }
+            Event::Moved {
+                which,
+                bytes,
+                flows,
+            } => self.moved(which, bytes, flows),
+            Event::Time { millis } => self.time(Duration::from_millis(millis)),
+            Event::Clock { seconds } => {
+                self.wall += SignedDuration::from_secs(seconds);
+                self.decided.clear();
+                self.gates_read()
+            }
+            Event::Restarts { index } => self.restarts(index),
+        }
+    }
+
+    fn arrives(
+        &mut self,
+        pod: usize,
+        images: &[usize],
+        timeout: Option<u64>,
+        strict: bool,
+    ) -> Result<(), TestCaseError> {
+        if self.pods.contains_key(&pod) {
+            return Ok(());
+        }
+        self.born += 1;
+        let containers = images.iter().enumerate().map(|(n, image)| TryContainer {
+            name: format!("c{n}"),
+            written: IMAGES[*image].to_owned(),
+            image: IMAGES[*image].parse(),
+        });
+        let settings = Settings {
+            timeout: timeout.map(Duration::from_secs),
+            max_age: strict.then_some(Duration::from_secs(60)),
+            fallback_on: None,
+        };
+        let new = GatedPod {
+            id: PodId {
+                namespace: "default".into(),
+                name: format!("pod{pod}"),
+                uid: format!("uid{}", self.born),
+            },
+            created: Timestamp::from_second(self.wall.as_second()).expect("a time"),
+            containers: containers.collect(),
+            settings,
+            complaints: Vec::new(),
+            overruled: Vec::new(),
+            gate: GateState::Pending,
+            released: None,
+            ended: false,
+        };
+        self.pods.insert(pod, new);
+        self.show(pod)
+    }
+
+    fn deleted(&mut self, pod: usize) -> Result<(), TestCaseError> {
+        let Some(pod) = self.pods.remove(&pod) else {
+            return Ok(());
+        };
+        self.decided.remove(&pod.id.uid);
+        let plan = self.planner.gone(self.now(), &pod.id.uid);
+        self.take(plan)
+    }
+
+    fn changed(&mut self, pod: usize, image: usize) -> Result<(), TestCaseError> {
+        let written = IMAGES[image];
+        if let Some(pod) = self.pods.get_mut(&pod)
+            && let Some(container) = pod.containers.first_mut()
+            && container.written != written
+        {
+            written.clone_into(&mut container.written);
+            container.image = written.parse();
+            self.decided.remove(&pod.id.uid);
+        }
+        self.show(pod)
+    }
+
+    /// The kubelet runs the gate, for the first time or after a reboot.
+    fn gate_starts(&mut self, pod: usize) -> Result<(), TestCaseError> {
+        let since = Timestamp::from_second(self.wall.as_second()).expect("a time");
+        if let Some(pod) = self.pods.get_mut(&pod) {
+            pod.gate = GateState::Running { since };
+            self.decided.remove(&pod.id.uid);
+        }
+        self.gate_reads(pod);
+        self.show(pod)
+    }
+
+    /// Gates look again at their release every few seconds.
+    fn gates_read(&mut self) -> Result<(), TestCaseError> {
+        for pod in 0..PODS {
+            let before = self.pods.get(&pod).map(|pod| pod.gate);
+            self.gate_reads(pod);
+            if before != self.pods.get(&pod).map(|pod| pod.gate) {
+                self.show(pod)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A gate that runs acts on a fresh release at once.
+    fn gate_reads(&mut self, pod: usize) {
+        let wall = self.wall;
+        let Some(pod) = self.pods.get_mut(&pod) else {
+            return;
+        };
+        let fresh = pod
+            .released
+            .as_ref()
+            .filter(|r| r.is_fresh(wall, FRESHNESS));
+        if let (Some(release), GateState::Running { .. }) = (fresh, pod.gate) {
+            pod.gate = if release.opens() {
+                GateState::Open
+            } else {
+                GateState::Pending
+            };
+        }
+    }
+
+    fn answered(&mut self, action: Action, answer: Answer) -> Result<(), TestCaseError> {
+        let now = self.now();
+        match action {
+            Action::Try { image, attempt, .. } => {
+                self.prove(&image, &answer.after);
+                let plan = self.planner.ended(
+                    now,
+                    &Ended {
+                        image,
+                        attempt,
+                        failure: answer.failure.map(|class| Failure::new(class, "why")),
+                        before: answer.before,
+                        after: answer.after,
+                        healed: None,
+                    },
+                );
+                self.take(plan)
+            }
+            Action::Inspect(image) => {
+                self.prove(&image, &answer.after);
+                let plan = self.planner.inspected(now, &image, &answer.after);
+                self.take(plan)
+            }
+            Action::Release(id, release) => self.written(&id, release, answer.sent),
+            _ => Ok(()),
+        }
+    }
+
+    fn prove(&mut self, image: &ImageName, copy: &Copy) {
+        if let Some(digest) = copy.digest() {
+            self.proven.insert((image.clone(), digest.to_owned()));
+        }
+    }
+
+    fn written(&mut self, id: &PodId, release: Release, sent: Sent) -> Result<(), TestCaseError> {
+        let found = self.pods.iter().find(|(_, pod)| pod.id == *id);
+        let slot = found.map(|(slot, _)| *slot);
+        // The API server knows whether the pod is there.
+        let sent = match (slot, sent) {
+            (None, Sent::Written | Sent::Gone) => Sent::Gone,
+            (Some(_), Sent::Gone) => Sent::Failed,
+            (_, sent) => sent,
+        };
+        if sent == Sent::Written {
+            self.decided.remove(&id.uid);
+            if let Some(pod) = slot.and_then(|slot| self.pods.get_mut(&slot)) {
+                pod.released = Some(release.clone());
+            }
+        }
+        let plan = self.planner.sent(self.now(), id, release, sent);
+        self.take(plan)?;
+        if let Some(slot) = slot {
+            self.gate_reads(slot);
+            self.show(slot)?;
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, which: usize, bytes: u64, flows: bool) -> Result<(), TestCaseError> {
+        let tries: Vec<_> = self
+            .under_way
+            .iter()
+            .filter_map(|action| match action {
+                Action::Try { image, attempt, .. } => Some((image.clone(), *attempt)),
+                _ => None,
+            })
+            .collect();
+        if tries.is_empty() {
+            return Ok(());
+        }
+        let (image, attempt) = tries[which % tries.len()].clone();
+        let moved = Moved {
+            image,
+            attempt,
+            flow: Flow {
+                bytes,
+                total_bytes: Some(8),
+                flows,
+            },
+        };
+        let plan = self.planner.moved(self.now(), &moved);
+        self.take(plan)
+    }
+
+    /// Lets time pass, with a tick whenever the planner asked for one.
+    fn time(&mut self, mut left: Duration) -> Result<(), TestCaseError> {
+        let mut at_once = 0;
+        loop {
+            let next = self.planner.next_wakeup(self.now());
+            let step = next.map_or(left, |next| next.min(left));
+            at_once = if step.is_zero() { at_once + 1 } else { 0 };
+            prop_assert!(at_once < 10, "the planner spins");
+            self.up += step;
+            self.wall += step;
+            left = left.saturating_sub(step);
+            let plan = self.planner.tick(self.now());
+            self.take(plan)?;
+            self.gates_read()?;
+            if left.is_zero() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn restarts(&mut self, index: bool) -> Result<(), TestCaseError> {
+        self.planner = Planner::new(limits());
+        self.under_way.clear();
+        self.decided.clear();
+        if index {
+            self.planner.learn(&remembered(&self.records, self.wall));
+        }
+        self.list()
+    }
+
+    /// From here on everything is answered soon, for better or worse; no gate may wait at the end.
+    fn calms_down(&mut self, answers: &[Answer]) -> Result<(), TestCaseError> {
+        let mut answers = answers.iter().cycle();
+        let patience = self.pods.values().map(|pod| pod.settings.timeout);
+        let patience = patience.map(|own| own.unwrap_or(TRY)).max();
+        let end = self.up + patience.unwrap_or_default() + GRACE;
+        while self.up < end {
+            while !self.under_way.is_empty() {
+                let action = self.under_way.remove(0);
+                let mut answer = answers.next().expect("at least one").clone();
+                answer.sent = Sent::Written;
+                self.answered(action, answer)?;
+            }
+            let Some(next) = self.planner.next_wakeup(self.now()) else {
+                break;
+            };
+            self.time(
+                next.max(Duration::from_millis(10))
+                    .min(end.saturating_sub(self.up)),
+            )?;
+        }
+        for pod in self.pods.values() {
+            let about = |release: &Release| {
+                pod.containers.iter().all(|c| {
+                    release
+                        .containers
+                        .get(&c.name)
+                        .is_some_and(|given| given.image == c.written)
+                })
+            };
+            let answered = match pod.gate {
+                GateState::Open | GateState::GaveUp { .. } => true,
+                GateState::Running { .. } => false,
+                GateState::Pending => pod.released.as_ref().is_some_and(about),
+            };
+            prop_assert!(answered, "a gate waits for ever: {pod:?}");
+        }
+        Ok(())
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        try_for: TRY,
+        allow_unverified_fallback: false,
+    }
+}
+
+/// What the index would say of these tries.
+fn remembered(records: &[Try], now: Timestamp) -> Vec<ImageRecord> {
+    let mut images: BTreeMap<&ImageName, ImageRecord> = BTreeMap::new();
+    for record in records {
+        let image = images.entry(&record.image).or_insert_with(|| ImageRecord {
+            image: record.image.clone(),
+            confirmed: None,
+            needs_credentials: false,
+            copy: None,
+            seen: now,
+            tries: Vec::new(),
+            week: Week::default(),
+        });
+        if let Some(confirmed) = record.confirmation() {
+            image.confirmed = Some(confirmed);
+        }
+        if let Some(needs) = record.needs_credentials() {
+            image.needs_credentials = needs;
+        }
+        image.tries = vec![record.clone()];
+    }
+    images.into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(3000)
+    })]
+
+    #[test]
+    fn every_gate_is_answered(
+        events in vec(events(), 1..60),
+        answers in vec(answers(), 1..8),
+    ) {
+        let mut world = World::new();
+        for event in events {
+            world.happens(event)?;
+        }
+        world.calms_down(&answers)?;
+    }
+}
+
+/// One container waits for its last try when another's look moves the round's deadline.
+#[test]
+fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
+    let answer = |kind, copy: Copy| Event::Answered {
+        kind,
+        which: 0,
+        answer: Answer {
+            failure: Some(FailureClass::NotFound),
+            before: copy.clone(),
+            after: copy,
+            sent: Sent::Written,
+        },
+    };
+    let flows = |which| Event::Moved {
+        which,
+        bytes: 1,
+        flows: true,
+    };
+    let unknown = Copy::Unknown { why: "x".into() };
+    let mut world = World::new();
+    for event in [
+        Event::Arrives {
+            pod: 0,
+            images: vec![0, 2],
+            timeout: Some(1),
+            strict: false,
+        },
+        flows(0),
+        flows(1),
+        Event::Time { millis: 1000 },
+        answer(Kind::Look, Copy::Absent),
+        answer(Kind::Look, unknown.clone()),
+        answer(Kind::Try, Copy::Absent),
+    ] {
+        world.happens(event).expect("no rule is broken");
+    }
+    let answers = [Answer {
+        failure: None,
+        before: Copy::Absent,
+        after: unknown,
+        sent: Sent::Written,
+    }];
+    world.calms_down(&answers).expect("the gate is answered");
+}
