@@ -14,7 +14,7 @@ use trylatest_core::image::ImageName;
 
 use crate::alias;
 use crate::containerd::Containerd;
-use crate::names::{done_unless, name_by_digest};
+use crate::names::{MANAGED, done_unless, name_by_digest};
 
 /// An alias carries the labels of its image's name under this prefix, so that none has an effect on
 /// the alias, and a try that was cut off loses none.
@@ -62,7 +62,8 @@ pub(crate) async fn remember(node: &Containerd, image: &ImageName) -> Remembered
 /// Sets those that are missing. Names that are gone stay gone.
 pub(crate) async fn put_back(node: &Containerd, remembered: Remembered) {
     for (name, mut labels) in remembered {
-        labels.retain(|key, _| !key.starts_with(GARBAGE));
+        // containerd sets its own anew.
+        labels.retain(|key, _| !key.starts_with(GARBAGE) && key != MANAGED.0);
         if labels.is_empty() {
             continue;
         }

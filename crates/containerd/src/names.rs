@@ -16,7 +16,7 @@ use crate::labels;
 use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 
 /// Says that CRI may list the image; it sets it on all that it pulls.
-const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
+pub(crate) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 
 /// Keeps the kubelet's image collector away. Containerd 1.6 before 1.6.36 does not know it.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
