@@ -15,7 +15,7 @@ use trylatest_core::pod::GatedPod;
 use crate::convert::gated_pod;
 
 /// The API server ends a watch after a time between these, and the agent begins it again at the cost
-/// of one request. That a connection is dead shows itself long before, see [`crate::client`].
+/// of one request. That a connection is dead shows itself long before, see [`mod@crate::client`].
 const WATCH_AT_LEAST: Duration = Duration::from_secs(300);
 pub(crate) const WATCH_AT_MOST: Duration = Duration::from_secs(360);
 
