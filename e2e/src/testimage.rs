@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use rand::RngExt as _;
+use serde_json::Value;
 use trylatest_bootstrap::oci::{self, Architecture, Config, File, Image, Layer};
 
 use crate::cluster::Tools;
-use crate::registry::Content;
+use crate::registry::{Content, Manifest};
 
 /// The image of pod sandboxes.
 pub const PAUSE: &str = "e2e.trylatest.dev/pause:1";
@@ -108,6 +110,41 @@ fn replaced(text: &[u8], from: &str, to: &str) -> anyhow::Result<Vec<u8>> {
     let text = std::str::from_utf8(text)?;
     anyhow::ensure!(text.contains(from), "no {from} in {text}");
     Ok(text.replace(from, to).into_bytes())
+}
+
+/// TryLatest's own image as it is released.
+///
+/// # Errors
+/// It is not built.
+pub fn released(tools: &Tools) -> anyhow::Result<Content> {
+    let path = tools.image();
+    let read = || {
+        let mut blobs = BTreeMap::new();
+        let mut archive = tar::Archive::new(fs::File::open(&path)?);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let name = entry.path()?.display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            blobs.insert(name, bytes);
+        }
+        anyhow::Ok(blobs)
+    };
+    let mut files = read().with_context(|| format!("read {}", path.display()))?;
+    let index: Value = serde_json::from_slice(files.get("index.json").context("no index")?)?;
+    let digest = index["manifests"][0]["digest"].as_str();
+    let digest = digest.context("no manifest")?.replace(':', "/");
+    let manifest = files.remove(&format!("blobs/{digest}"));
+    let blobs = files
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("blobs/"));
+    Ok(Content {
+        manifest: Manifest {
+            bytes: manifest.context("no manifest")?.into(),
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        },
+        blobs: blobs.map(|(_, bytes)| bytes.into()).collect(),
+    })
 }
 
 /// The image of pod sandboxes as an archive for `ctr images import`.

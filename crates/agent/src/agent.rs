@@ -3,7 +3,7 @@
 //! | task | in | out |
 //! |---|---|---|
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
-//! | [`keeper`] | containerd's image events | the gate's image |
+//! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
 //! | [`http`] | requests | probes, metrics, the index |
 //!
@@ -13,6 +13,7 @@
 
 mod api;
 mod attempt;
+mod gate_image;
 mod handover;
 mod health;
 mod history;
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -62,6 +63,9 @@ const RUNTIME_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the tasks may take to end after SIGTERM; the main task's own drain is shorter.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Gates that wait to be looked at. More are left out until their state changes.
+const GATES_MAX: usize = 64;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -160,6 +164,7 @@ async fn start(
         metrics: Arc::clone(&metrics),
     };
     let (report, reported) = watch::channel(None);
+    let (gates, waiting) = mpsc::channel(GATES_MAX);
     let pods = Pods {
         runtime: Arc::clone(&runtime),
         api: api.clone(),
@@ -170,6 +175,7 @@ async fn start(
         clock: Clock::start(),
         stall,
         report,
+        gates,
     };
     let keeper = Keeper {
         runtime: Arc::clone(&runtime),
@@ -177,6 +183,7 @@ async fn start(
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
         own_pod: (pod_namespace, pod_name),
+        gates: waiting,
     };
     let node = NodeWriter {
         api,
@@ -187,11 +194,8 @@ async fn start(
     own(&mut tasks, "pods", pods.run(changes, stop.clone()));
     own(&mut tasks, "gate image", keeper.run(stop.clone()));
     own(&mut tasks, "node report", node.run(stop.clone()));
-    own(
-        &mut tasks,
-        "http",
-        http::serve(listener, Arc::clone(health), metrics, stop.clone()),
-    );
+    let http = http::serve(listener, Arc::clone(health), metrics, stop.clone());
+    own(&mut tasks, "http", http);
     let socket_stop = stop.clone();
     own(&mut tasks, "index socket", async move {
         http::serve_images(&state_dir, history, socket_stop).await

@@ -172,17 +172,25 @@ impl Calls {
     }
 
     /// Waits for anything that ends in a status, no longer than the deadline.
-    pub(crate) async fn within<T>(
+    pub(crate) fn within<T>(
         &self,
         operation: &'static str,
         work: impl Future<Output = Result<T, Status>>,
+    ) -> impl Future<Output = Result<T, RuntimeError>> {
+        // Not async itself: a future in a future would take its memory twice.
+        self.within_time(self.timeout, operation, work)
+    }
+
+    /// Like [`Calls::within`], with a deadline of its own.
+    pub(crate) async fn within_time<T>(
+        &self,
+        timeout: Duration,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, RuntimeError> {
-        let result = match tokio::time::timeout(self.timeout, work).await {
+        let result = match tokio::time::timeout(timeout, work).await {
             Ok(result) => result.map_err(|status| error(operation, &status)),
-            Err(_) => Err(RuntimeError::Timeout {
-                operation,
-                timeout: self.timeout,
-            }),
+            Err(_) => Err(RuntimeError::Timeout { operation, timeout }),
         };
         (self.observer.0)(result.as_ref().err());
         result

@@ -4,6 +4,7 @@
 //! Cases share a harness: each uses repositories of its own.
 
 mod damage;
+mod made;
 mod names;
 mod pulls;
 
@@ -88,6 +89,9 @@ pub trait Harness: Send + Sync {
     /// Removes the image's name from the node, and no other name.
     fn remove(&self, image: &ImageName) -> impl Future<Output = ()> + Send;
 
+    /// Removes the image that the name points to, by its ID: its aliases and other names as well.
+    fn remove_by_id(&self, image: &ImageName) -> impl Future<Output = ()> + Send;
+
     /// Takes away the image's content and snapshots behind the runtime's back; its name stays.
     fn hollow(&self, image: &ImageName) -> impl Future<Output = ()> + Send;
 
@@ -134,6 +138,13 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             a_lost_layer_in_use_is_kept,
             a_lost_shared_layer_is_mended,
             a_shared_layer_without_bytes_is_mended;
+        made:
+            a_program_becomes_an_image,
+            no_two_made_images_are_alike,
+            another_program_is_another_image,
+            a_cleaner_removes_it_and_it_is_made_again,
+            lost_content_is_written_again,
+            a_name_of_something_else_stays;
         names:
             a_pull_leaves_labels,
             a_try_that_was_cut_off_loses_no_label,

@@ -16,14 +16,15 @@ use crate::calls::{CallObserver, Calls};
 use crate::classify;
 use crate::disk::Looks;
 use crate::manifest::Platform;
+use crate::program::Program;
 use crate::progress::Progress;
 use crate::proof::Depth;
 use crate::runtime::{
-    ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin, PullError, RuntimeError,
-    RuntimeVersion,
+    ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed, PullError,
+    RuntimeError, RuntimeVersion,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{events, labels, mend, names, proof};
+use crate::{events, labels, made, mend, names, proof};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -87,6 +88,17 @@ impl Containerd {
         Ok(found.and_then(|response| response.image))
     }
 
+    /// The names that point to this digest in containerd's own store.
+    pub(crate) async fn names_of(&self, digest: &str) -> Result<Vec<String>, RuntimeError> {
+        let mut images = self.calls.images();
+        let request = ListImagesRequest {
+            filters: vec![format!("target.digest=={digest}")],
+        };
+        let call = images.list(request);
+        let listed = self.calls.call("listing an image's names", call).await?;
+        Ok(listed.images.into_iter().map(|image| image.name).collect())
+    }
+
     /// The image as CRI knows it under this name.
     pub(crate) async fn in_cri(
         &self,
@@ -106,7 +118,7 @@ impl Containerd {
     }
 }
 
-fn spec(name: &str) -> ImageSpec {
+pub(crate) fn spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),
         ..ImageSpec::default()
@@ -189,6 +201,24 @@ impl ImageRuntime for Containerd {
 
     async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {
         names::restore(self, alias, image).await
+    }
+
+    async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
+        // Boxed: it is large, and runs for a moment alone.
+        Box::pin(made::make(self, program, alias)).await
+    }
+
+    async fn point(
+        &self,
+        image: &ImageName,
+        alias: &str,
+        over: Over<'_>,
+    ) -> Result<Pointed, RuntimeError> {
+        made::point(self, image, alias, over).await
+    }
+
+    async fn pointing(&self, alias: &str) -> Result<Vec<ImageName>, RuntimeError> {
+        made::pointing(self, alias).await
     }
 
     async fn image_events(&self) -> Result<ImageEvents, RuntimeError> {

@@ -99,7 +99,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex_of(&Sha256::digest(bytes)))
 }
 
-fn hex_of(hash: &[u8]) -> String {
+pub(crate) fn hex_of(hash: &[u8]) -> String {
     use std::fmt::Write;
     hash.iter().fold(String::new(), |mut hex, byte| {
         // Writing to a string cannot fail.

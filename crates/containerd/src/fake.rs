@@ -15,9 +15,10 @@ use trylatest_core::outcome::{Failure, FailureClass};
 
 use crate::alias;
 use crate::containerd::locked;
+use crate::program::Program;
 use crate::runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin,
-    PullError, RuntimeError, RuntimeVersion,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
+    Pin, Pointed, PullError, RuntimeError, RuntimeVersion,
 };
 
 /// Events that a slow follower may fall behind by.
@@ -69,6 +70,8 @@ struct State {
     /// What the node has, by name or alias.
     names: HashMap<String, Content>,
     pulls: HashMap<ImageName, Pulls>,
+    /// How many images were made here.
+    made: u32,
     down: bool,
     events: broadcast::Sender<ImageEvent>,
 }
@@ -80,6 +83,8 @@ struct Content {
     spoiled: Option<String>,
     lost: Option<Lost>,
     labels: HashMap<String, String>,
+    /// The layer of an image of one program.
+    program: Option<String>,
 }
 
 /// What the disk loses of a copy.
@@ -123,6 +128,7 @@ impl FakeContainerd {
             once: HashMap::new(),
             names: HashMap::new(),
             pulls: HashMap::new(),
+            made: 0,
             down: false,
             events: broadcast::Sender::new(EVENTS),
         };
@@ -187,6 +193,23 @@ impl FakeContainerd {
         copy.map(|copy| copy.labels.clone()).unwrap_or_default()
     }
 
+    /// The same for all names of the node's copy, aliases too: its content is gone.
+    pub fn hollow(&self, image: &ImageName) {
+        let mut state = locked(&self.state);
+        let Some(digest) = state
+            .names
+            .get(image.as_str())
+            .map(|copy| copy.digest.clone())
+        else {
+            return;
+        };
+        let same = state
+            .names
+            .values_mut()
+            .filter(|copy| copy.digest == digest);
+        same.for_each(|copy| copy.spoiled = Some("its content is gone".to_owned()));
+    }
+
     /// Makes what the registry's tag points to such content, too.
     pub fn spoil_tag(&self, image: &ImageName, why: &str) {
         if let Some(tag) = locked(&self.state).tags.get_mut(image) {
@@ -200,6 +223,16 @@ impl FakeContainerd {
         if state.names.remove(name).is_some() {
             state.tell(name, ImageChange::Deleted);
         }
+    }
+
+    /// Removes a name and all others of its image, aliases too.
+    pub fn remove_by_id(&self, image: &ImageName) {
+        let Some(digest) = self.kept(image.as_str()) else {
+            return;
+        };
+        let names = locked(&self.state).names.clone();
+        let same = names.iter().filter(|(_, copy)| copy.digest == digest);
+        same.for_each(|(name, _)| self.remove(name));
     }
 
     /// Where an alias points, as a digest.
@@ -346,6 +379,13 @@ fn content(digest: &str, size_bytes: u64) -> Content {
         spoiled: None,
         lost: None,
         labels: HashMap::new(),
+        program: None,
+    }
+}
+
+impl Content {
+    fn is_of(&self, program: &Program) -> bool {
+        self.program.as_deref() == Some(program.layer())
     }
 }
 
@@ -504,6 +544,63 @@ impl ImageRuntime for FakeContainerd {
         })?;
         state.set(image.as_str(), copy);
         Ok(true)
+    }
+
+    async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
+        alias::check(alias)?;
+        let mut state = self.up("making an image")?;
+        let kept = state.names.get(alias);
+        if kept.is_some_and(|kept| kept.is_of(program) && kept.spoiled.is_none()) {
+            return Ok(false);
+        }
+        state.made += 1;
+        let content = Content {
+            program: Some(program.layer().to_owned()),
+            ..content(
+                &format!("sha256:{:064x}", 0xade_0000 + state.made),
+                program.layer_bytes(),
+            )
+        };
+        state.set(alias, content);
+        Ok(true)
+    }
+
+    async fn point(
+        &self,
+        image: &ImageName,
+        alias: &str,
+        over: Over<'_>,
+    ) -> Result<Pointed, RuntimeError> {
+        let operation = "making an image";
+        let mut state = self.up(operation)?;
+        let kept = state.names.get(alias).cloned();
+        let kept = kept.ok_or_else(|| RuntimeError::NotFound {
+            operation,
+            name: alias.to_owned(),
+        })?;
+        match (state.names.get(image.as_str()), over) {
+            (Some(there), _) if there.digest == kept.digest && there.spoiled.is_none() => {
+                return Ok(Pointed::Already);
+            }
+            (Some(there), Over::Program(program)) if !there.is_of(program) => {
+                return Ok(Pointed::Elsewhere);
+            }
+            _ => {}
+        }
+        state.set(image.as_str(), kept);
+        Ok(Pointed::Now)
+    }
+
+    async fn pointing(&self, alias: &str) -> Result<Vec<ImageName>, RuntimeError> {
+        let state = self.up("listing an image's names")?;
+        let Some(kept) = state.names.get(alias) else {
+            return Ok(Vec::new());
+        };
+        let same = state
+            .names
+            .iter()
+            .filter(|(name, there)| there.digest == kept.digest && name.contains([':', '@']));
+        Ok(same.filter_map(|(name, _)| name.parse().ok()).collect())
     }
 
     async fn image_events(&self) -> Result<ImageEvents, RuntimeError> {

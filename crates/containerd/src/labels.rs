@@ -21,7 +21,7 @@ use crate::names::{MANAGED, done_unless, name_by_digest};
 const CARRIED: &str = "trylatest.dev/label.";
 
 /// containerd's instructions to its garbage collector hold for what a name pointed to.
-const GARBAGE: &str = "containerd.io/gc.";
+pub(crate) const GARBAGE: &str = "containerd.io/gc.";
 
 /// Labels, by name.
 pub(crate) type Remembered = Vec<(String, HashMap<String, String>)>;

@@ -28,9 +28,11 @@ mod events;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod labels;
+mod made;
 mod manifest;
 mod mend;
 mod names;
+mod program;
 mod progress;
 mod proof;
 pub mod runtime;
@@ -38,7 +40,8 @@ mod snapshotter;
 
 pub use calls::CallObserver;
 pub use containerd::{Containerd, ContainerdOptions};
+pub use program::{Program, ProgramError};
 pub use runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Pin,
-    PullError, RuntimeError, RuntimeVersion,
+    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
+    Pin, Pointed, PullError, RuntimeError, RuntimeVersion,
 };

@@ -21,14 +21,19 @@ pub(crate) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// Keeps the kubelet's image collector away. Containerd 1.6 before 1.6.36 does not know it.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
-type Labels = HashMap<String, String>;
+pub(crate) type Labels = HashMap<String, String>;
 
 fn labels_of<const N: usize>(labels: [(&str, &str); N]) -> Labels {
     labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
 }
 
-fn managed() -> Labels {
+pub(crate) fn managed() -> Labels {
     labels_of([MANAGED])
+}
+
+/// CRI then removes such a name as well when it is asked to remove the image.
+pub(crate) fn managed_and_pinned() -> Labels {
+    labels_of([MANAGED, PINNED])
 }
 
 /// Create and update are two calls, and others write names too: a few turns settle any race.
@@ -53,9 +58,8 @@ pub(crate) async fn keep(
     // A try that was cut off has left what the name has lost since.
     let mut labels = before.map_or_else(Labels::new, |alias| labels::only_carried(&alias));
     labels.extend(labels::carry(&stored));
-    // CRI then removes the alias as well when it is asked to remove the image.
     labels.extend(match pin {
-        Pin::Pinned => labels_of([MANAGED, PINNED]),
+        Pin::Pinned => managed_and_pinned(),
         Pin::Unpinned => managed(),
     });
     point(node, operation, alias, target, &labels).await
@@ -117,7 +121,7 @@ pub(crate) fn name_by_digest(image: &ImageName, digest: &str) -> Option<String> 
 }
 
 /// Makes the name point to the target with these labels, whatever was there before.
-async fn point(
+pub(crate) async fn point(
     node: &Containerd,
     operation: &'static str,
     name: &str,
@@ -142,12 +146,16 @@ async fn point(
     })
 }
 
-fn is_as_wanted(stored: &Image, target: &Descriptor, labels: &Labels) -> bool {
+pub(crate) fn is_as_wanted(stored: &Image, target: &Descriptor, labels: &Labels) -> bool {
     let points = stored.target.as_ref().map(|target| &target.digest) == Some(&target.digest);
-    points
-        && labels
-            .iter()
-            .all(|(key, value)| stored.labels.get(key) == Some(value))
+    points && is_labelled(stored, labels)
+}
+
+/// Whether the name has these labels, among others.
+pub(crate) fn is_labelled(stored: &Image, labels: &Labels) -> bool {
+    labels
+        .iter()
+        .all(|(key, value)| stored.labels.get(key) == Some(value))
 }
 
 /// Creates the name; false if it exists already.

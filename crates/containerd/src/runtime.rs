@@ -9,6 +9,8 @@ use futures::stream::BoxStream;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::Failure;
 
+use crate::program::Program;
+
 /// What the agent needs of a container runtime.
 ///
 /// Implemented by [`crate::Containerd`] and, for tests, by `fake::FakeContainerd`. Both pass the
@@ -108,6 +110,40 @@ pub trait ImageRuntime: Send + Sync + 'static {
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
 
+    /// Makes an image of this program alone, which the alias points to and pins, unless it does so
+    /// already and all of the image is there. True if something had to be made.
+    ///
+    /// No registry has given such an image to anybody, and no two that are made are alike: the
+    /// kubelet takes each for one that was on the node before it (KEP-2535), which any pod may use.
+    ///
+    /// # Errors
+    /// The program or the alias cannot be used, or containerd did not answer.
+    fn make(
+        &self,
+        program: &Program,
+        alias: &str,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
+
+    /// Makes the image's name point to what the alias points to, if what is there may be replaced.
+    ///
+    /// # Errors
+    /// There is no such alias, or containerd did not answer.
+    fn point(
+        &self,
+        image: &ImageName,
+        alias: &str,
+        over: Over<'_>,
+    ) -> impl Future<Output = Result<Pointed, RuntimeError>> + Send;
+
+    /// The image names that point to what the alias points to.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn pointing(
+        &self,
+        alias: &str,
+    ) -> impl Future<Output = Result<Vec<ImageName>, RuntimeError>> + Send;
+
     /// Follows changes of image names, from now on. Subscribe first, list afterwards.
     ///
     /// The stream never just ends: its last item is an error, because whoever follows would miss
@@ -131,6 +167,26 @@ pub enum Pin {
     Pinned,
     /// It may, as without the alias.
     Unpinned,
+}
+
+/// What a name may point to and be pointed elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub enum Over<'a> {
+    /// Anything.
+    Anything,
+    /// An image of the same program alone.
+    Program(&'a Program),
+}
+
+/// What became of a name that was to be pointed to an alias's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pointed {
+    /// It points there since this call.
+    Now,
+    /// It did before.
+    Already,
+    /// It points to something else, which stays.
+    Elsewhere,
 }
 
 /// Changes of image names. Its last item is an error.
@@ -345,6 +401,30 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send {
         R::restore(self, alias, image)
+    }
+
+    fn make(
+        &self,
+        program: &Program,
+        alias: &str,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send {
+        R::make(self, program, alias)
+    }
+
+    fn point(
+        &self,
+        image: &ImageName,
+        alias: &str,
+        over: Over<'_>,
+    ) -> impl Future<Output = Result<Pointed, RuntimeError>> + Send {
+        R::point(self, image, alias, over)
+    }
+
+    fn pointing(
+        &self,
+        alias: &str,
+    ) -> impl Future<Output = Result<Vec<ImageName>, RuntimeError>> + Send {
+        R::pointing(self, alias)
     }
 
     fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send {

@@ -45,6 +45,13 @@ impl ImageName {
         &self.full[..version.map_or(self.full.len(), |at| self.registry_len + at)]
     }
 
+    /// Whether the two names differ in no more than where the image lies, as a mirror's name does
+    /// from the original's: the last part of the path is the same, with its tag or digest.
+    pub fn is_mirrored_by(&self, other: &Self) -> bool {
+        let last = |name: &str| name.rfind('/').map_or(0, |slash| slash + 1);
+        self.full[last(&self.full)..] == other.full[last(&other.full)..]
+    }
+
     /// Whether the name carries a digest: such an image cannot move.
     pub fn has_digest(&self) -> bool {
         self.full.contains('@')
@@ -140,6 +147,36 @@ mod tests {
         assert_eq!(name.as_str(), format!("reg.example/app@{digest}"));
         assert_eq!(name.repository(), "reg.example/app");
         assert!(name.has_digest());
+    }
+
+    #[test]
+    fn a_mirror_keeps_the_last_part() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let name = |text: &str| text.parse::<ImageName>().unwrap();
+        for (one, other, same) in [
+            (
+                "ghcr.io/t/app:1",
+                "mirror.example:5000/ghcr.io/t/app:1",
+                true,
+            ),
+            ("ghcr.io/t/app:1", "app:1", true),
+            ("ghcr.io/t/app:1", "ghcr.io/t/app:2", false),
+            ("ghcr.io/t/app:1", "ghcr.io/t/app", false),
+            ("ghcr.io/t/app:1", "ghcr.io/t/my-app:1", false),
+            ("ghcr.io/t/app:1", "nginx:1", false),
+            (
+                &format!("ghcr.io/t/app@{digest}"),
+                &format!("m.example/app@{digest}"),
+                true,
+            ),
+            (
+                "ghcr.io/t/app:1",
+                &format!("m.example/app:1@{digest}"),
+                false,
+            ),
+        ] {
+            assert_eq!(name(one).is_mirrored_by(&name(other)), same, "{other}");
+        }
     }
 
     #[test]

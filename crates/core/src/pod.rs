@@ -34,6 +34,8 @@ pub struct GatedPod {
     pub complaints: Vec<String>,
     /// How far its gate is.
     pub gate: GateState,
+    /// What the gate is to start from, while it has not started.
+    pub gate_image: Option<GateImage>,
     /// The release it carries.
     pub released: Option<Release>,
     /// It has ended or is being deleted: nothing is owed to it.
@@ -112,6 +114,17 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
          docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\"",
         changes.join("; ")
     )
+}
+
+/// What a gate is to start from. Other admission policies may have changed both after ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateImage {
+    /// The image's name.
+    pub name: ImageName,
+    /// The kubelet asks the registry for it whatever is on the node.
+    pub always_pulled: bool,
+    /// The kubelet has tried, and could not have the image.
+    pub wanting: bool,
 }
 
 /// How far a pod's gate is, by its container status.

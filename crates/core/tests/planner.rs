@@ -342,6 +342,7 @@ impl World {
             complaints: Vec::new(),
             overruled: Vec::new(),
             gate: GateState::Pending,
+            gate_image: None,
             released: None,
             ended: false,
         };

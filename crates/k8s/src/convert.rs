@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{
 };
 use trylatest_core::gate::UNANSWERED;
 use trylatest_core::keys;
-use trylatest_core::pod::{GateState, GatedPod, OtherPolicy, Overruled, PodId, TryContainer};
+use trylatest_core::pod::{
+    GateImage, GateState, GatedPod, OtherPolicy, Overruled, PodId, TryContainer,
+};
 use trylatest_core::settings::Settings;
 
 // Anybody may label a pod and write a megabyte into it. What is kept of each pod is bounded.
@@ -63,6 +65,7 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
         settings,
         complaints,
         gate: gate_state(pod, spec),
+        gate_image: gate_image(pod, spec),
         // A release that cannot be read is as good as none: the gate does not honour it either.
         released: annotations
             .get(keys::RELEASED)
@@ -161,14 +164,7 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
     if !inits.any(|container| container.name == keys::GATE) {
         return GateState::Open;
     }
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.init_container_statuses.as_ref());
-    let state = statuses
-        .and_then(|all| all.iter().find(|status| status.name == keys::GATE))
-        .and_then(|status| status.state.as_ref());
-    match state {
+    match gate_status(pod) {
         Some(ContainerState {
             terminated: Some(end),
             ..
@@ -182,6 +178,41 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
         },
         _ => GateState::Pending,
     }
+}
+
+fn gate_status(pod: &Pod) -> Option<&ContainerState> {
+    let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
+    let gate = statuses.iter().find(|status| status.name == keys::GATE)?;
+    gate.state.as_ref()
+}
+
+/// The waiting reasons of a container whose image the kubelet could not have
+/// (pkg/kubelet/images/types.go).
+const WANTING: [&str; 6] = [
+    "ErrImagePull",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "ImagePullBackOff",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+];
+
+fn gate_image(pod: &Pod, spec: &PodSpec) -> Option<GateImage> {
+    let mut inits = spec.init_containers.iter().flatten();
+    let gate = inits.find(|container| container.name == keys::GATE)?;
+    let state = gate_status(pod);
+    if state.is_some_and(|state| state.running.is_some() || state.terminated.is_some()) {
+        return None;
+    }
+    let image = gate.image.as_deref().unwrap_or_default();
+    let reason = state.and_then(|state| state.waiting.as_ref()?.reason.as_deref());
+    Some(GateImage {
+        name: image[..image.floor_char_boundary(IMAGE_MAX_BYTES)]
+            .parse()
+            .ok()?,
+        always_pulled: gate.image_pull_policy.as_deref() == Some("Always"),
+        wanting: reason.is_some_and(|reason| WANTING.contains(&reason)),
+    })
 }
 
 /// An open gate says by its last message whether anybody has answered it.
@@ -273,6 +304,56 @@ mod tests {
         );
         let without = pod(&json!({"spec": {"initContainers": []}}));
         assert_eq!(without.gate, GateState::Open);
+    }
+
+    #[test]
+    fn what_a_gate_is_to_start_from_is_known_until_it_has_started() {
+        let spec = |image: &str, policy: &str| json!([{"name": "trylatest-gate", "image": image, "imagePullPolicy": policy}]);
+        let read = |image: &str, policy: &str, state: &Value| {
+            pod(&json!({
+                "spec": {"initContainers": spec(image, policy)},
+                "status": {"initContainerStatuses": [{
+                    "name": "trylatest-gate", "state": state, "image": "", "imageID": "",
+                    "ready": false, "restartCount": 0,
+                }]},
+            }))
+            .gate_image
+        };
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+        let starts = read(
+            "m.example/gate:1",
+            "IfNotPresent",
+            &waiting("PodInitializing"),
+        );
+        let expected = GateImage {
+            name: "m.example/gate:1".parse().unwrap(),
+            always_pulled: false,
+            wanting: false,
+        };
+        assert_eq!(starts, Some(expected.clone()));
+        for reason in ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"] {
+            let waits = read("m.example/gate:1", "Always", &waiting(reason));
+            let expected = GateImage {
+                always_pulled: true,
+                wanting: true,
+                ..expected.clone()
+            };
+            assert_eq!(waits, Some(expected), "{reason}");
+        }
+        for over in [
+            json!({"running": {"startedAt": "2026-01-01T12:00:00Z"}}),
+            json!({"terminated": {"exitCode": 0}}),
+        ] {
+            assert_eq!(read("m.example/gate:1", "IfNotPresent", &over), None);
+        }
+        assert_eq!(
+            read(
+                "Not/An:Image!",
+                "IfNotPresent",
+                &waiting("InvalidImageName")
+            ),
+            None
+        );
     }
 
     #[test]

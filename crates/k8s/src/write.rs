@@ -68,6 +68,16 @@ impl Notice {
         }
     }
 
+    /// The gate's image could not be had, and what came of it; once a pod.
+    pub fn gate_image(pod: &PodId, note: String) -> Self {
+        Self {
+            reason: "TryLatestGateImage",
+            warning: true,
+            note,
+            once: Some(format!("trylatest-gate-image-{}", pod.uid)),
+        }
+    }
+
     /// The gate has opened by itself at this time.
     pub fn unanswered(pod: &PodId, at: Timestamp) -> Self {
         Self {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
+use super::cri;
 use super::part::Part;
 use super::run::Run;
 use super::wait::until;
@@ -131,6 +132,15 @@ impl ContainerdNode {
     pub async fn import(&self, archive: &Path) -> anyhow::Result<()> {
         let path = archive.to_str().context("a path that is no text")?;
         self.ctr(&["images", "import", path]).await.map(drop)
+    }
+
+    /// Removes an image by its ID, or by one of its names and with it all others, as `crictl rmi`
+    /// and image cleaners do.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub async fn remove_image(&self, image: &str) -> anyhow::Result<()> {
+        cri::remove_image(&self.socket, image).await
     }
 
     /// Kills containerd, not its containers.

@@ -5,6 +5,7 @@
 mod cgroup;
 mod containerd;
 mod control_plane;
+mod cri;
 mod kubeconfig;
 mod kubelet;
 mod namespace;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use trylatest_e2e::cluster::wait;
-use trylatest_e2e::install::{DAEMON_SET, IMAGE, NAMESPACE};
+use trylatest_e2e::install::{DAEMON_SET, NAMESPACE};
 use trylatest_e2e::machine::{Running, check_listeners, processes_of};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::usage::Usage;
@@ -24,7 +24,6 @@ pub(crate) fn tests() -> Tests {
             applying_the_manifests_again_changes_nothing,
         ],
         alone: tests![
-            a_removed_gate_image_comes_back,
             a_corrupt_index_is_rebuilt,
             the_agent_counts_how_long_pods_wait,
             the_agent_is_small,
@@ -158,24 +157,6 @@ async fn applying_the_manifests_again_changes_nothing(node: &Node) -> anyhow::Re
         .collect();
     ensure!(changed.is_empty(), "{changed:?}");
     Ok(())
-}
-
-async fn a_removed_gate_image_comes_back(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("gate").await?;
-    space.push("one").await?;
-    let containerd = node.cluster.containerd();
-    containerd
-        .ctr(&["images", "remove", "--sync", IMAGE])
-        .await?;
-    let back = || async {
-        let names = containerd.ctr(&["images", "list", "--quiet"]).await?;
-        Ok(names.lines().any(|name| name == IMAGE).then_some(()))
-    };
-    wait::until("the gate's image is back", SOON, back).await?;
-    space.run("app", "fresh", "one").await?;
-    let series = "trylatest_gate_image_restored_total";
-    ensure!(node.install.metric(series).await? >= 1.0);
-    space.end().await
 }
 
 async fn a_corrupt_index_is_rebuilt(node: &Node) -> anyhow::Result<()> {

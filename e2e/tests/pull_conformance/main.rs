@@ -49,8 +49,11 @@ impl OnContainerd {
     }
 
     async fn try_hollow(&self, image: &ImageName) -> anyhow::Result<()> {
-        let repository = repository(image);
-        let digest = self.registry.digest_of(&repository, "latest").await?;
+        let filter = format!("name=={image}");
+        let listed = self.ctr(&["images", "list", &filter]).await;
+        let mut words = listed.split_whitespace();
+        let digest = words.find(|word| word.starts_with("sha256:"));
+        let digest = digest.with_context(|| listed.clone())?.to_owned();
         let manifest = self.document(&digest).await?;
         let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
         let config = text(&manifest["config"]["digest"])?;
@@ -204,6 +207,12 @@ impl Harness for OnContainerd {
 
     async fn remove(&self, image: &ImageName) {
         self.ctr(&["images", "rm", "--sync", image.as_str()]).await;
+    }
+
+    #[expect(clippy::expect_used, reason = "the image is there")]
+    async fn remove_by_id(&self, image: &ImageName) {
+        let removed = self.node.remove_image(image.as_str()).await;
+        removed.expect("CRI removes the image");
     }
 
     #[expect(clippy::expect_used, reason = "the image was pulled just before")]

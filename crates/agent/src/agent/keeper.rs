@@ -1,25 +1,31 @@
-//! Keeps the gate's image on the node: under the name that the pods' gates have, and so that the
-//! kubelet's image collector leaves it alone. Pods must be able to start while no registry answers.
+//! Keeps the gate's image on the node, whatever removes it, and looks after gates that cannot have
+//! theirs. Pods must be able to start while no registry answers.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
-use tokio::time::{sleep, timeout};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use trylatest_containerd::{ImageRuntime, Pin, RuntimeError, alias};
+use trylatest_containerd::{ImageEvents, ImageRuntime, Program, RuntimeError};
 use trylatest_core::image::ImageName;
-use trylatest_k8s::Operation;
+use trylatest_core::pod::{GateImage, PodId};
+use trylatest_k8s::{Notice, Operation};
 
 use super::api::{Api, words};
+use super::gate_image::{GateImages, Help};
 use super::health::Health;
 use super::metrics::Metrics;
 
-/// Look after the image at least this often: events may be lost while containerd restarts.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Look after the image at least this often: what goes without an event is back in a second.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two tries to reach the API server or containerd.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -27,8 +33,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two tries to reach the API server.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// Changes come in bursts, our own among them.
+const BURST: Duration = Duration::from_millis(20);
+
+/// Pods whose Event is not told again. The API server, too, takes each only once.
+const TOLD_MAX: usize = 64;
+
 /// The agent's container in its pod, as the manifest calls it.
 const CONTAINER: &str = "agent";
+
+/// The program that runs, also where its file has another name or none.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// A gate that has not started, as the watch shows it.
+pub(super) struct Waiting {
+    pub(super) pod: PodId,
+    pub(super) image: GateImage,
+}
 
 /// Looks after the gate's image.
 pub(super) struct Keeper<R> {
@@ -38,6 +59,17 @@ pub(super) struct Keeper<R> {
     pub(super) health: Arc<Health>,
     /// Namespace and name of the pod that the agent runs in.
     pub(super) own_pod: (String, String),
+    pub(super) gates: mpsc::Receiver<Waiting>,
+}
+
+/// What the task has said.
+#[derive(Default)]
+struct Said {
+    complaint: Option<String>,
+    /// Pods by their uids.
+    told: VecDeque<String>,
+    /// Events under way.
+    telling: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
 impl<R: ImageRuntime> Keeper<R> {
@@ -49,49 +81,106 @@ impl<R: ImageRuntime> Keeper<R> {
         }
     }
 
-    async fn keep(&self) -> anyhow::Result<()> {
-        let image = self.gate_image().await?;
-        info!(%image, "looking after the gate's image");
-        let mut complaint = None;
-        let mut answered = false;
+    async fn keep(mut self) -> anyhow::Result<()> {
+        let program = program().await;
+        let own = self.own_image().await?;
+        info!(image = %own, "looking after the gate's image");
+        let mut images = GateImages::new(Arc::clone(&self.runtime), program, own);
+        let mut said = Said::default();
         loop {
-            // Subscribe first, look afterwards: nothing is missed in between.
-            let events = self.runtime.image_events().await;
-            if events.is_ok() && !answered {
-                self.tell_version().await;
-            }
-            answered = events.is_ok();
-            let result = match &events {
-                Ok(_) => self.look(&image).await,
-                Err(error) => Err(error.clone()),
-            };
-            self.health.set_runtime(!matches!(
-                result,
-                Err(RuntimeError::Timeout { .. } | RuntimeError::Unreachable { .. })
-            ));
-            let failed = result.err().map(|error| error.to_string());
-            if let Some(error) = &failed
-                && complaint != failed
-            {
-                warn!(%image, error, "the gate's image cannot be looked after");
-            }
-            complaint = failed;
-            match events {
-                Ok(mut events) => {
-                    let changed = async {
-                        while let Some(Ok(event)) = events.next().await {
-                            if event.name == image.as_str() || event.name == alias::GATE {
-                                return;
-                            }
-                        }
-                    };
-                    let _ = timeout(LOOK_EVERY, changed).await;
-                    // Our own writes are events as well; they come in a burst.
-                    sleep(Duration::from_millis(20)).await;
+            match self.runtime.image_events().await {
+                Ok(events) => {
+                    self.tell_version().await;
+                    self.follow(events, &mut images, &mut said).await;
                 }
-                Err(_) => sleep(PAUSE).await,
+                Err(error) => {
+                    self.heard(&mut said, &images, Err(error));
+                    sleep(PAUSE).await;
+                }
             }
         }
+    }
+
+    /// Looks after every change, until the stream of changes ends: it was subscribed to before, so
+    /// nothing is missed in between.
+    async fn follow(
+        &mut self,
+        mut events: ImageEvents,
+        images: &mut GateImages<R>,
+        said: &mut Said,
+    ) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // All can be dropped: streams, channels and timers lose nothing when they are not chosen.
+            let looked = tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) if images.concerns(&event.name) => {
+                        sleep(BURST).await;
+                        images.look().await
+                    }
+                    Some(Ok(_)) => continue,
+                    Some(Err(_)) | None => return,
+                },
+                Some(waiting) = self.gates.recv() => {
+                    match images.gate(&waiting.image).await {
+                        Ok(None) => continue,
+                        Ok(Some(help)) => {
+                            self.tell(said, images, waiting, help);
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Some(()) = said.telling.next() => continue,
+                _ = ticks.tick() => images.look().await,
+            };
+            self.heard(said, images, looked);
+        }
+    }
+
+    /// What came of a look.
+    fn heard(&self, said: &mut Said, images: &GateImages<R>, looked: Result<bool, RuntimeError>) {
+        self.health.set_runtime(!matches!(
+            looked,
+            Err(RuntimeError::Timeout { .. } | RuntimeError::Unreachable { .. })
+        ));
+        let image = images.own();
+        if let Ok(true) = looked {
+            self.metrics.gate_image_was_restored();
+            info!(%image, "the gate's image was gone; it is made again");
+        }
+        let failed = looked.err().map(|error| error.to_string());
+        if let Some(error) = &failed
+            && said.complaint != failed
+        {
+            warn!(%image, error, "the gate's image cannot be looked after");
+        }
+        said.complaint = failed;
+    }
+
+    /// Counts what a gate was waiting for, and tells an Event, once a pod.
+    fn tell(&self, said: &mut Said, images: &GateImages<R>, waiting: Waiting, help: Help) {
+        let Waiting { pod, image } = waiting;
+        if said.told.contains(&pod.uid) {
+            return;
+        }
+        if said.told.len() >= TOLD_MAX {
+            said.told.pop_front();
+        }
+        said.told.push_back(pod.uid.clone());
+        self.metrics.gate_wanted_image(help);
+        warn!(
+            namespace = pod.namespace,
+            pod = pod.name,
+            image = %image.name,
+            result = help.as_str(),
+            "a gate could not have its image"
+        );
+        let notice = Notice::gate_image(&pod, note(&image.name, images.own(), help));
+        let api = self.api.clone();
+        let telling = async move { api.notify(&pod, &notice).await };
+        said.telling.push(Box::pin(telling));
     }
 
     /// At the start and after every silence: it may be another version by then.
@@ -101,8 +190,8 @@ impl<R: ImageRuntime> Keeper<R> {
         }
     }
 
-    /// The gate runs from the agent's own image.
-    async fn gate_image(&self) -> anyhow::Result<ImageName> {
+    /// The image of the agent's own pod, whose name the gates have, too.
+    async fn own_image(&self) -> anyhow::Result<ImageName> {
         let (namespace, name) = &self.own_pod;
         // All agents of a cluster may wait for the same API server.
         let mut pauses = ExponentialBuilder::new()
@@ -129,18 +218,35 @@ impl<R: ImageRuntime> Keeper<R> {
             sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
         }
     }
+}
 
-    /// Makes what is missing.
-    async fn look(&self, image: &ImageName) -> Result<(), RuntimeError> {
-        match self.runtime.restore(alias::GATE, image).await {
-            Ok(true) => {
-                self.metrics.gate_image_was_restored();
-                info!(%image, "the gate's image was gone; its name is made again");
-            }
-            // Without an alias this is the first look on this node.
-            Ok(false) | Err(RuntimeError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
+/// The agent's own program, if an image can be made of it.
+async fn program() -> Option<Program> {
+    let open = tokio::task::spawn_blocking(|| Program::open(PROGRAM.as_ref())).await;
+    match open {
+        Ok(Ok(program)) => Some(program),
+        Ok(Err(error)) => {
+            warn!(error = %words(&error), "no image can be made of this program; the pulled one is kept for the gates");
+            None
         }
-        self.runtime.keep(image, alias::GATE, Pin::Pinned).await
+        Err(error) => {
+            warn!(%error, "reading this program has failed; the pulled image is kept for the gates");
+            None
+        }
+    }
+}
+
+fn note(image: &ImageName, own: &ImageName, help: Help) -> String {
+    match help {
+        Help::Made => format!(
+            "the kubelet could not get the gate's image {image}; the agent has made it on this node, and \
+             the pod starts when the kubelet looks again"
+        ),
+        Help::Foreign => format!(
+            "the kubelet could not get the gate's image {image}, and the agent does not make it: it \
+             makes {own} and the same name and version on other registries. Another admission policy \
+             has changed the image; exempt the init container trylatest-gate from that policy \
+             (docs/troubleshooting.md)"
+        ),
     }
 }

@@ -16,6 +16,8 @@ use trylatest_core::record::Try;
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
 
+use super::gate_image::Help;
+
 /// Seconds. An unchanged tag takes some 20 ms, a stall 5 s, a big image minutes.
 const TRY_BUCKETS: [f64; 12] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
@@ -38,7 +40,7 @@ pub struct Metrics {
     runtime_calls: IntCounterVec,
     index_failures: IntCounter,
     index_open: IntGauge,
-    gate_image_restored: IntCounter,
+    gate_image: GateImageSeries,
     watch_failures: IntCounter,
     unanswered: IntCounter,
     unseen: IntCounterVec,
@@ -87,10 +89,7 @@ impl Metrics {
                 "trylatest_index_open",
                 "1 if there is a history, 0 without.",
             )?,
-            gate_image_restored: counter(
-                "trylatest_gate_image_restored_total",
-                "How often the gate's image name had to be made again.",
-            )?,
+            gate_image: GateImageSeries::new(&registry)?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
                 "Interruptions of the watch of pods.",
@@ -208,7 +207,14 @@ impl Metrics {
     }
 
     pub(super) fn gate_image_was_restored(&self) {
-        self.gate_image_restored.inc();
+        self.gate_image.restored.inc();
+    }
+
+    pub(super) fn gate_wanted_image(&self, help: Help) {
+        self.gate_image
+            .wanted
+            .with_label_values(&[help.as_str()])
+            .inc();
     }
 
     pub(super) fn watch_failed(&self) {
@@ -223,6 +229,33 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// What the gate's image takes.
+struct GateImageSeries {
+    restored: IntCounter,
+    wanted: IntCounterVec,
+}
+
+impl GateImageSeries {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let restored = IntCounter::new(
+            "trylatest_gate_image_restored_total",
+            "How often the gate's image or one of its names had to be made again.",
+        )?;
+        let wanted = Opts::new(
+            "trylatest_gate_image_wanted_total",
+            "Pods whose gate could not have its image, by what the agent did about it.",
+        );
+        let wanted = register(registry, IntCounterVec::new(wanted, &["result"])?)?;
+        for help in Help::ALL {
+            wanted.with_label_values(&[help.as_str()]);
+        }
+        Ok(Self {
+            restored: register(registry, restored)?,
+            wanted,
+        })
     }
 }
 
@@ -330,6 +363,7 @@ mod tests {
             "trylatest_runtime_calls_total{result=\"unreachable\"} 0",
             "trylatest_gates_unseen_total{answer=\"refuse\"} 0",
             "trylatest_overruled_containers_total{container=\"gate\",policy=\"Always\"} 0",
+            "trylatest_gate_image_wanted_total{result=\"made\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

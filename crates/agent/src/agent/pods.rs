@@ -20,7 +20,7 @@ use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
 use trylatest_core::node::{NodeImage, NodeReport};
 use trylatest_core::plan::{Action, Ended, Moved, Plan, Planner, Sent};
-use trylatest_core::pod::PodId;
+use trylatest_core::pod::{GatedPod, PodId};
 use trylatest_core::release::Release;
 use trylatest_core::verdict::Copy;
 use trylatest_k8s::{Notice, PodChange, WatchError};
@@ -29,6 +29,7 @@ use super::api::{Api, words};
 use super::attempt::{attempt, prove};
 use super::health::Health;
 use super::history::History;
+use super::keeper::Waiting;
 use super::metrics::Metrics;
 use crate::clock::Clock;
 
@@ -56,6 +57,7 @@ pub(super) struct Pods<R> {
     pub(super) clock: Clock,
     pub(super) stall: Duration,
     pub(super) report: watch::Sender<Option<NodeReport>>,
+    pub(super) gates: mpsc::Sender<Waiting>,
 }
 
 /// What came of something under way.
@@ -136,19 +138,36 @@ impl<R: ImageRuntime> Loop<R> {
     fn changed(&mut self, change: Result<PodChange, WatchError>) -> Plan {
         let now = self.own.clock.now();
         match change {
-            Ok(PodChange::Reset(pods)) => {
+            Ok(PodChange::Reset(mut pods)) => {
+                for pod in &mut pods {
+                    self.look_at_gate(pod);
+                }
                 info!(pods = pods.len(), "watching this node's TryLatest pods");
                 let plan = self.own.planner.reset(now, pods);
                 self.own.health.set_watching();
                 plan
             }
-            Ok(PodChange::Seen(pod)) => self.own.planner.pod(now, *pod),
+            Ok(PodChange::Seen(mut pod)) => {
+                self.look_at_gate(&mut pod);
+                self.own.planner.pod(now, *pod)
+            }
             Ok(PodChange::Gone(uid)) => self.own.planner.gone(now, &uid),
             Err(error) => {
                 self.own.metrics.watch_failed();
                 warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
                 Plan::default()
             }
+        }
+    }
+
+    /// What a gate starts from is the keeper's to look after. One that is left out because many come
+    /// at once is seen again when its state changes.
+    fn look_at_gate(&self, pod: &mut GatedPod) {
+        if let Some(image) = pod.gate_image.take()
+            && !pod.ended
+        {
+            let pod = pod.id.clone();
+            let _ = self.own.gates.try_send(Waiting { pod, image });
         }
     }
 

@@ -73,8 +73,12 @@ impl Harness for InMemory {
         self.node.remove(image.as_str());
     }
 
+    async fn remove_by_id(&self, image: &ImageName) {
+        self.node.remove_by_id(image);
+    }
+
     async fn hollow(&self, image: &ImageName) {
-        self.node.spoil(image, "its content is gone");
+        self.node.hollow(image);
     }
 
     async fn restart(&self) {

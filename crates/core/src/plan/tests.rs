@@ -160,6 +160,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
         settings: Settings::default(),
         complaints: Vec::new(),
         gate: GateState::Pending,
+        gate_image: None,
         released: None,
         ended: false,
     }
