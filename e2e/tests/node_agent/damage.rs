@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::Fault;
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
@@ -54,9 +56,18 @@ async fn topmost(space: &Space<'_>, digest: &str) -> anyhow::Result<(String, Str
     Ok((layer, chain))
 }
 
-/// Removes the folder of an unpacked layer.
+/// How long the kubelet may keep a deleted pod's container: it collects them once a minute.
+const COLLECTED: Duration = Duration::from_secs(90);
+
+/// Removes the folder of an unpacked layer, once no container is on top of it.
 async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
     let containerd = space.node.cluster.containerd();
+    wait::until("no container is on the layer", COLLECTED, || async {
+        let listed = containerd.ctr(&["snapshots", "ls"]).await?;
+        let mut parents = listed.lines().filter_map(|l| l.split_whitespace().nth(1));
+        Ok((!parents.any(|parent| parent == snapshot)).then_some(()))
+    })
+    .await?;
     let key = format!("look-{}", space.work.name());
     let look = [
         "snapshots",
