@@ -92,7 +92,9 @@ impl<R: ImageRuntime> GateImages<R> {
         if !self.began {
             // What earlier runs have pointed to the image stays with it.
             for name in self.runtime.pointing(alias::GATE).await? {
+                // A gate may have been seen before the first look.
                 if name != self.own
+                    && !self.others.contains(&name)
                     && self.own.is_mirrored_by(&name)
                     && self.others.len() < OTHERS_MAX
                 {

@@ -95,6 +95,11 @@ async fn a_mirrors_name_is_made_before_its_gate_starts() {
     let mut later = self::images(&node);
     later.look().await.unwrap();
     assert!(later.concerns(mirror));
+    // Also if its gate is seen before the first look: it has one place of the eight.
+    let mut later = self::images(&node);
+    later.gate(&gate(mirror, false)).await.unwrap();
+    later.look().await.unwrap();
+    assert_eq!(later.others, [name(mirror)]);
 }
 
 #[tokio::test(start_paused = true)]
