@@ -61,6 +61,8 @@ pub struct Overruled {
     pub name: String,
     /// What it has instead.
     pub policy: OtherPolicy,
+    /// Admission has taken it out of the pod again, which happens to the gate alone.
+    pub removed: bool,
 }
 
 /// A pull policy that a gate or a TryLatest container should not have.
@@ -91,19 +93,23 @@ const NAMES_MAX: usize = 5;
 
 /// What the pod's owner should know of these, in words for one Warning Event.
 pub fn describe_overruled(overruled: &[Overruled]) -> String {
-    let changes = OtherPolicy::ALL.into_iter().filter_map(|policy| {
-        let names = overruled.iter().filter(|other| other.policy == policy);
+    let kinds = OtherPolicy::ALL.map(|policy| [(policy, true), (policy, false)]);
+    let changes = kinds.into_iter().flatten().filter_map(|(policy, removed)| {
+        let names = overruled
+            .iter()
+            .filter(|other| (other.policy, other.removed) == (policy, removed));
         let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
         let (shown, more) = names.split_at(names.len().min(NAMES_MAX));
         let more = match more.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let means = match policy {
-            OtherPolicy::Always => {
+        let means = match (policy, removed) {
+            (_, true) => "taken out of the pod, so nothing is tried for it",
+            (OtherPolicy::Always, false) => {
                 "does not start while its registry cannot be reached, cached copy or not"
             }
-            OtherPolicy::Never => "does not start where no copy is on the node",
+            (OtherPolicy::Never, false) => "does not start where no copy is on the node",
         };
         let (word, shown) = (policy.as_str(), shown.join(", "));
         (!names.is_empty()).then(|| format!("{word} on {shown}{more} ({means})"))
@@ -154,7 +160,11 @@ mod tests {
 
     fn overruled(name: impl Into<String>, policy: OtherPolicy) -> Overruled {
         let name = name.into();
-        Overruled { name, policy }
+        Overruled {
+            name,
+            policy,
+            removed: false,
+        }
     }
 
     #[test]
@@ -170,6 +180,22 @@ mod tests {
              not start while its registry cannot be reached, cached copy or not); Never on job (does \
              not start where no copy is on the node). Exempt TryLatest pods from that policy: \
              docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\""
+        );
+    }
+
+    #[test]
+    fn a_gate_that_was_taken_away_is_not_said_to_wait() {
+        let gate = Overruled {
+            removed: true,
+            ..overruled("trylatest-gate", OtherPolicy::Always)
+        };
+        let words = describe_overruled(&[gate, overruled("app", OtherPolicy::Always)]);
+        assert!(
+            words.starts_with(
+                "another admission policy has changed imagePullPolicy: Always on trylatest-gate (taken \
+                 out of the pod, so nothing is tried for it); Always on app (does not start while"
+            ),
+            "{words}"
         );
     }
 

@@ -56,7 +56,10 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
             .creation_timestamp
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        overruled: held.filter_map(overruled).collect(),
+        overruled: removed_gate(pod, spec)
+            .into_iter()
+            .chain(held.filter_map(overruled))
+            .collect(),
         containers: ours
             .into_iter()
             .filter(|container| other_policy(container) != Some(OtherPolicy::Always))
@@ -148,6 +151,20 @@ fn overruled(container: &Container) -> Option<Overruled> {
     Some(Overruled {
         name: container.name.clone(),
         policy: other_policy(container)?,
+        removed: false,
+    })
+}
+
+/// The gate that admission took away again. Only the label is left of it: the other policy need not
+/// have changed any container besides.
+fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
+    let label = pod.metadata.labels.as_ref()?.get(keys::GATED)?;
+    let mut inits = spec.init_containers.iter().flatten();
+    let is_there = inits.any(|container| container.name == keys::GATE);
+    (label == keys::GATED_OVERRULED && !is_there).then(|| Overruled {
+        name: keys::GATE.to_owned(),
+        policy: OtherPolicy::Always,
+        removed: true,
     })
 }
 
@@ -410,6 +427,32 @@ mod tests {
         );
         let looked_after: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(looked_after, ["never", "own"]);
+    }
+
+    #[test]
+    fn a_gate_that_admission_took_away_is_seen_also_where_no_container_was_changed() {
+        let label = |value: &str| {
+            pod(&json!({
+                "metadata": {
+                    "annotations": {"trylatest.dev/containers": "own"},
+                    "labels": {"trylatest.dev/gated": value},
+                },
+                "spec": {
+                    "initContainers": [],
+                    "containers": [
+                        {"name": "own", "image": "a", "imagePullPolicy": "IfNotPresent"},
+                    ],
+                },
+            }))
+            .overruled
+        };
+        let gate = Overruled {
+            name: keys::GATE.to_owned(),
+            policy: OtherPolicy::Always,
+            removed: true,
+        };
+        assert_eq!(label(keys::GATED_OVERRULED), [gate]);
+        assert_eq!(label(keys::GATED_VALUE), []);
     }
 
     #[test]

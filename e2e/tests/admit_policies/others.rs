@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use trylatest_core::keys;
+use trylatest_core::pod::describe_overruled;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
+use trylatest_k8s::gated_pod;
 
 use crate::always::{First, Theirs, With, beside};
 use crate::space::{Space, annotated, container, gate_of, gates, pod, pod_of, policies};
@@ -20,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("always_pull_demanded_except_ours", always_demanded),
         Case::exclusive("always_pull_set_except_ours", always_set_except_ours),
         Case::exclusive("always_pull_set_on_pods", always_set_on_pods),
+        Case::exclusive("always_pull_set_on_the_gate", always_set_on_the_gate),
     ]
 }
 
@@ -272,4 +275,30 @@ async fn always_set_on_pods(api: Arc<Api>) -> anyhow::Result<()> {
         .await?;
     }
     Ok(())
+}
+
+/// With half of the exception the containers stay as ours has left them, and only the label shows that
+/// there was a gate.
+async fn always_set_on_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("gate").await?;
+    let theirs = Theirs {
+        reinvocation: "Never",
+        with: With::Pods,
+        exception: "c.name == 'app'",
+    };
+    beside(&space, First::Ours, theirs, async || {
+        for pod in both() {
+            let stored = space.create(&pod).await?;
+            ensure!(gates(&stored).is_empty(), "{stored:#}");
+            ensure!(policies(&stored["spec"]) == ["app=IfNotPresent"]);
+            let seen = gated_pod(&serde_json::from_value(stored)?).context("a pod")?;
+            let reported = describe_overruled(&seen.overruled);
+            ensure!(
+                reported.contains("Always on trylatest-gate (taken out of the pod"),
+                "{reported}"
+            );
+        }
+        Ok(())
+    })
+    .await
 }

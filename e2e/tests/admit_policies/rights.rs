@@ -398,6 +398,7 @@ async fn tells_events(api: Arc<Api>) -> anyhow::Result<()> {
     let overruled = [Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
+        removed: false,
     }];
     let notice = Notice::overruled(&pod, &overruled);
     for _ in 0..2 {

@@ -250,6 +250,7 @@ fn a_pod_that_is_pulled_at_each_start_is_reported_and_released_at_once() {
     pod.overruled = vec![Overruled {
         name: "app".into(),
         policy: OtherPolicy::Always,
+        removed: false,
     }];
     let actions = world.see(&pod);
     let [Action::Overruled(id, overruled), release] = actions.as_slice() else {
