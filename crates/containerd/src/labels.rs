@@ -20,7 +20,7 @@ use crate::names::{MANAGED, done_unless, name_by_digest};
 /// the alias, and a try that was cut off loses none.
 const CARRIED: &str = "trylatest.dev/label.";
 
-/// containerd's instructions to its garbage collector hold for what a name pointed to.
+/// containerd's instructions to its garbage collector apply to what a name pointed to.
 pub(crate) const GARBAGE: &str = "containerd.io/gc.";
 
 /// Labels, by name.

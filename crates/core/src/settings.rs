@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::keys;
 use crate::outcome::FailureClass;
 
-/// A pod's own settings. What is absent or unreadable is `None`: the node's default holds.
+/// A pod's own settings. What is absent or unreadable is `None`: the node's default applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// How long to try before falling back.
@@ -34,7 +34,7 @@ impl Settings {
             parsed
                 .map_err(|why| {
                     complaints.push(format!(
-                        "{key}: {text:?} is no usable duration ({why}), like 5s or 1h30m; the default is used"
+                        "{key}: invalid duration {text:?} ({why}); write 5s or 1h30m; the default is used"
                     ));
                 })
                 .ok()

@@ -219,7 +219,7 @@ async fn pull<R: ImageRuntime>(
         if let Ok(ended) = timeout_at(look, &mut pull).await {
             return ended.map_err(|error| error.failure());
         }
-        // No answer is no movement, and no answer by the deadline is none.
+        // A look that fails, or is not answered by the deadline, counts as no movement.
         let looked = timeout_at(deadline, runtime.movement(image));
         let looked = tokio::select! {
             // The pull is only borrowed; the look may be lost, the next one repeats it.

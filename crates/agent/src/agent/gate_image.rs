@@ -18,8 +18,8 @@ use trylatest_core::pod::GateImage;
 /// Names beside the agent's own. A cluster has one mirror or two.
 const OTHERS_MAX: usize = 8;
 
-/// A gate that wants for its image so long after its name was made is shut out by the kubelet's
-/// records: the kubelet looks again after 10 s, and a pull that fails comes into its status late.
+/// A gate that still cannot get its image this long after the name was made is kept from it by the
+/// kubelet's records: the kubelet looks again after 10 s, and a failed pull shows in the status late.
 const LOOKED_AGAIN: Duration = Duration::from_secs(15);
 
 /// Between two images that are made for what the kubelet remembers of the one before. Where it lets

@@ -159,7 +159,7 @@ impl<R: ImageRuntime> Keeper<R> {
         said.complaint = failed;
     }
 
-    /// Counts what a gate was waiting for, and tells an Event, once a pod.
+    /// Counts a gate that could not have its image, and writes an Event, once per pod.
     fn tell(&self, said: &mut Said, images: &GateImages<R>, waiting: Waiting, help: Help) {
         let Waiting { pod, image } = waiting;
         if said.told.contains(&pod.uid) {
@@ -244,9 +244,9 @@ fn note(image: &ImageName, own: &ImageName, help: Help) -> String {
         ),
         Help::Foreign => format!(
             "the kubelet could not get the gate's image {image}, and the agent does not make it: it \
-             makes {own} and the same name and version on other registries. Another admission policy \
-             has changed the image; exempt the init container trylatest-gate from that policy \
-             (docs/troubleshooting.md)"
+             makes {own} and the same name and version on other registries. Either another admission \
+             policy has changed the image (exempt the init container trylatest-gate from it), or the \
+             admission policies and this agent are of different versions (docs/troubleshooting.md)"
         ),
     }
 }

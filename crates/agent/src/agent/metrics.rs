@@ -100,13 +100,13 @@ impl Metrics {
             )?,
             unseen: counters(
                 "trylatest_gates_unseen_total",
-                "Gates of this node that opened by themselves because nothing of the agent reached \
+                "Gates of this node that opened by themselves because no sign of the agent reached \
                  them, by what it had answered.",
                 &["answer"],
             )?,
             overruled: counters(
                 "trylatest_overruled_containers_total",
-                "Gates and TryLatest containers whose pull policy was changed behind TryLatest's admission.",
+                "Gates and TryLatest containers whose pull policy was changed after TryLatest's admission.",
                 &["container", "policy"],
             )?,
             registry,
@@ -246,7 +246,7 @@ impl GateImageSeries {
         )?;
         let wanted = Opts::new(
             "trylatest_gate_image_wanted_total",
-            "Pods whose gate could not have its image, by what the agent did about it.",
+            "Pods whose gate image the kubelet could not get, by what the agent did about it.",
         );
         let wanted = register(registry, IntCounterVec::new(wanted, &["result"])?)?;
         for help in Help::ALL {

@@ -306,7 +306,7 @@ impl<R: ImageRuntime> Loop<R> {
                 warn!(
                     namespace = pod.namespace,
                     pod = pod.name,
-                    "a pod's gate has opened by itself, because nothing of the agent reached it"
+                    "a pod's gate has opened by itself, because no sign of the agent reached it"
                 );
                 let notice = Notice::unseen(&pod, at, &answer);
                 self.tell(pod, notice);

@@ -54,7 +54,7 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
     };
     // A host with an underscore is none, and yet the grammar takes it, as a part of the path.
     if !is_registry(registry) && !is_path_component(registry) {
-        return Err("its registry is no host with an optional port");
+        return Err("its registry is not a host with an optional port");
     }
     if registry.len() > REGISTRY_MAX {
         return Err("its registry has more than 259 characters");
@@ -63,12 +63,12 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
         return Err("the repository must be lowercase");
     }
     if !path.split('/').all(is_path_component) {
-        return Err("its repository is no list of words with single separators");
+        return Err("its repository is not a list of words with single separators");
     }
     if let Some(tag) = tag
         && !is_tag(tag)
     {
-        return Err("its tag is no word of at most 128 characters");
+        return Err("its tag is not a word of at most 128 characters");
     }
     let official = registry == DEFAULT_REGISTRY && !path.contains('/');
     let prefix = official.then_some(OFFICIAL);

@@ -21,8 +21,8 @@ const FIRST_PROGRESS: Duration = Duration::from_secs(2);
 /// Between two signs of life: a quarter of the gate's patience, so that it survives lost writes.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// What is older is not told by an agent that comes back: its Event would be told anew after that
-/// time, for which the API server keeps Events by default.
+/// An agent that comes back does not report what is older: the API server keeps Events for this long
+/// by default, and the same Event would be written again.
 const NEWS: Duration = Duration::from_hours(1);
 
 /// The kubelet puts a changed annotation into a volume within a second or so. What was written this
@@ -201,7 +201,7 @@ impl Pod {
 
     /// Whether the gate waits, or will, for a release that it does not have.
     ///
-    /// One that went stale before the gate ran is not given anew before it runs: its sandbox may
+    /// One that went stale before the gate ran is not given again before it runs: its sandbox may
     /// not come for hours, or the kubelet waits out a refusal.
     pub(super) fn wants_release(&self, now: Now) -> bool {
         match (&self.released, self.seen.gate) {
@@ -460,7 +460,7 @@ impl Slot {
 /// The earliest moment that surely lies after the pod began to need a release.
 ///
 /// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
-/// already had a release needs one anew since its gate runs again, not since it was created.
+/// already had a release needs a new one since its gate runs again, not since it was created.
 fn since(pod: &GatedPod, again: bool, now: Now) -> Duration {
     let began = match (again, pod.gate) {
         (false, _) => pod.created,
