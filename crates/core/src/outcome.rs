@@ -110,6 +110,21 @@ impl FailureClass {
         }
     }
 
+    /// Whether content that this node's disk has lost may be what made a pull fail. After the others,
+    /// the registry, the way to it or somebody's policy did, and another pull fails as well.
+    pub const fn may_come_from_the_disk(self) -> bool {
+        match self {
+            Self::Invalid | Self::Local | Self::Unknown => true,
+            Self::Network
+            | Self::Timeout
+            | Self::ServerError
+            | Self::RateLimited
+            | Self::NotFound
+            | Self::Unauthorized
+            | Self::Blocked => false,
+        }
+    }
+
     /// Whether a pod that says nothing else may use the cached copy after such a failure. For
     /// [`Self::Unauthorized`] proof is needed besides.
     pub const fn falls_back_by_default(self) -> bool {

@@ -39,9 +39,7 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     let (settings, mut complaints) = Settings::parse(annotations);
     let ours = try_containers(spec, annotations, &mut complaints);
-    let gate = spec.init_containers.iter().flatten();
-    let gate = gate.filter(|container| container.name == keys::GATE);
-    let held = gate.chain(ours.iter().copied());
+    let held = gate(spec).into_iter().chain(ours.iter().copied());
     for complaint in &mut complaints {
         complaint.truncate(complaint.floor_char_boundary(COMPLAINT_MAX_BYTES));
     }
@@ -159,9 +157,7 @@ fn overruled(container: &Container) -> Option<Overruled> {
 /// have changed any container besides.
 fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
     let label = pod.metadata.labels.as_ref()?.get(keys::GATED)?;
-    let mut inits = spec.init_containers.iter().flatten();
-    let is_there = inits.any(|container| container.name == keys::GATE);
-    (label == keys::GATED_OVERRULED && !is_there).then(|| Overruled {
+    (label == keys::GATED_OVERRULED && gate(spec).is_none()).then(|| Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
         removed: true,
@@ -176,9 +172,13 @@ fn other_policy(container: &Container) -> Option<OtherPolicy> {
         .find(|policy| Some(policy.as_str()) == written)
 }
 
-fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
+fn gate(spec: &PodSpec) -> Option<&Container> {
     let mut inits = spec.init_containers.iter().flatten();
-    if !inits.any(|container| container.name == keys::GATE) {
+    inits.find(|container| container.name == keys::GATE)
+}
+
+fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
+    if gate(spec).is_none() {
         return GateState::Open;
     }
     match gate_status(pod) {
@@ -215,8 +215,7 @@ const WANTING: [&str; 6] = [
 ];
 
 fn gate_image(pod: &Pod, spec: &PodSpec) -> Option<GateImage> {
-    let mut inits = spec.init_containers.iter().flatten();
-    let gate = inits.find(|container| container.name == keys::GATE)?;
+    let gate = gate(spec)?;
     let state = gate_status(pod);
     if state.is_some_and(|state| state.running.is_some() || state.terminated.is_some()) {
         return None;

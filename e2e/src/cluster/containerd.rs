@@ -125,6 +125,20 @@ impl ContainerdNode {
         .await
     }
 
+    /// Puts a snapshot with this key on top of an unpacked layer, and tells the layer's folder by it.
+    /// Without a label that keeps the snapshot, containerd's next garbage collection removes it.
+    ///
+    /// # Errors
+    /// What ctr says, or if its mounts name no folder below.
+    pub async fn put_on_top(&self, layer: &str, key: &str) -> anyhow::Result<PathBuf> {
+        let prepare = ["snapshots", "prepare", "--target", "/nowhere", key, layer];
+        let mounts = self.ctr(&prepare).await?;
+        let lower = mounts.split("lowerdir=").nth(1).context(mounts.clone())?;
+        let end = lower.find([':', ',']).context("no end")?;
+        let folder = Path::new(&lower[..end]);
+        Ok(folder.parent().context("no snapshot's folder")?.to_owned())
+    }
+
     /// Brings an OCI archive in.
     ///
     /// # Errors

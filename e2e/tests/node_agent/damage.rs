@@ -69,21 +69,10 @@ async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
     })
     .await?;
     let key = format!("look-{}", space.work.name());
-    let look = [
-        "snapshots",
-        "prepare",
-        "--target",
-        "/nowhere",
-        &key,
-        snapshot,
-    ];
-    let mounts = containerd.ctr(&look).await?;
-    let lower = mounts.split("lowerdir=").nth(1).context("no folders")?;
-    let end = lower.find([':', ',']).context("no end")?;
+    let folder = containerd.put_on_top(snapshot, &key).await?;
     // containerd's garbage collection may have been faster.
     let _ = containerd.ctr(&["snapshots", "rm", &key]).await;
-    let folder = PathBuf::from(&lower[..end]);
-    fs::remove_dir_all(folder.parent().context("no folder")?)?;
+    fs::remove_dir_all(folder)?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,24 +99,13 @@ impl OnContainerd {
     async fn unpacked(&self, snapshot: &str, stays: bool) -> anyhow::Result<PathBuf> {
         // Without a root containerd's garbage collection would remove it.
         let key = format!("on-top-of-{}", &snapshot[7..19]);
-        let command = [
-            "snapshots",
-            "prepare",
-            "--target",
-            "/nowhere",
-            &key,
-            snapshot,
-        ];
-        let mounts = self.node.ctr(&command).await?;
+        let folder = self.node.put_on_top(snapshot, &key).await?;
         let label = ["snapshots", "label", &key, "containerd.io/gc.root=true"];
         self.node.ctr(&label).await?;
-        let lower = mounts.split("lowerdir=").nth(1).context(mounts.clone())?;
-        let end = lower.find([':', ',']).context("no end")?;
         if !stays {
             self.node.ctr(&["snapshots", "rm", &key]).await?;
         }
-        let folder = Path::new(&lower[..end]);
-        Ok(folder.parent().context("no snapshot's folder")?.to_owned())
+        Ok(folder)
     }
 }
 

@@ -100,10 +100,11 @@ async fn mended<R: ImageRuntime>(
         let Mended { removed, kept } = mend(runtime, image).await;
         if !removed.is_empty() {
             tried.healed = Some(words_of(&removed));
-            if tried.failure.as_ref().is_some_and(is_the_registrys) {
-                tried.after = prove(runtime, image).await;
-            } else {
+            let failure = tried.failure.as_ref();
+            if failure.is_none_or(|failure| failure.class.may_come_from_the_disk()) {
                 (tried.failure, tried.after) = again().await;
+            } else {
+                tried.after = prove(runtime, image).await;
             }
         }
         if let (Copy::Unusable { why }, false) = (&mut tried.after, kept.is_empty()) {
@@ -122,21 +123,7 @@ async fn mended<R: ImageRuntime>(
 /// result unusable.
 fn may_be_lost(failure: Option<&Failure>, after: &Copy) -> bool {
     matches!(after, Copy::Unusable { .. })
-        || failure.is_some_and(|failure| !is_the_registrys(failure))
-}
-
-/// Whether the registry, the way to it or somebody's policy made a pull fail: another one fails, too.
-fn is_the_registrys(failure: &Failure) -> bool {
-    match failure.class {
-        FailureClass::Network
-        | FailureClass::Timeout
-        | FailureClass::ServerError
-        | FailureClass::RateLimited
-        | FailureClass::NotFound
-        | FailureClass::Unauthorized
-        | FailureClass::Blocked => true,
-        FailureClass::Invalid | FailureClass::Local | FailureClass::Unknown => false,
-    }
+        || failure.is_some_and(|failure| failure.class.may_come_from_the_disk())
 }
 
 async fn mend<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Mended {

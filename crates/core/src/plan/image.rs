@@ -69,18 +69,12 @@ struct Queue {
 impl Image {
     /// Somebody waits for a try that begins at `at` or later.
     pub(super) fn queue(&mut self, at: Duration) {
-        self.queue = Some(match self.queue {
-            // A newcomer does not wait out another pod's back-off.
-            Some(queue) if queue.first <= at => Queue {
-                first: queue.first,
-                last: at,
-                waits: false,
-            },
-            _ => Queue {
-                first: at,
-                last: at,
-                waits: false,
-            },
+        // A newcomer does not wait out another pod's back-off.
+        let first = self.queue.map_or(at, |queue| queue.first.min(at));
+        self.queue = Some(Queue {
+            first,
+            last: at,
+            waits: false,
         });
     }
 
