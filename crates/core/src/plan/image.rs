@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Flow;
+use super::{Ask, Flow};
 use crate::image::ImageName;
 use crate::record::{ImageRecord, Try};
 use crate::time::Now;
@@ -45,12 +45,16 @@ pub(super) struct Image {
 pub(super) struct Attempt {
     pub(super) id: u64,
     pub(super) started: Now,
-    /// Whether its failure says something of the registry.
-    pub(super) asks: bool,
+    pub(super) ask: Ask,
     pub(super) flow: Flow,
 }
 
 impl Attempt {
+    /// Whether its failure says something of the registry.
+    pub(super) fn asks(&self) -> bool {
+        self.ask == Ask::Always
+    }
+
     /// Whether the registry has said something to it, as far as is known while it runs.
     pub(super) fn has_answer(&self) -> bool {
         self.flow.flows || self.flow.total_bytes.is_some()
@@ -69,6 +73,10 @@ struct Queue {
 impl Image {
     /// Somebody waits for a try that begins at `at` or later.
     pub(super) fn queue(&mut self, at: Duration) {
+        if self.waits_for_turn() {
+            // It begins as soon as there is a turn, for the newcomer too.
+            return;
+        }
         // A newcomer does not wait out another pod's back-off.
         let first = self.queue.map_or(at, |queue| queue.first.min(at));
         self.queue = Some(Queue {
@@ -146,13 +154,13 @@ impl Image {
     }
 
     /// A try begins.
-    pub(super) fn start(&mut self, now: Now, id: u64, asks: bool) {
+    pub(super) fn start(&mut self, now: Now, id: u64, ask: Ask) {
         self.queue = None;
         self.last_start = Some(now.up);
         self.attempt = Some(Attempt {
             id,
             started: now,
-            asks,
+            ask,
             flow: Flow::default(),
         });
     }

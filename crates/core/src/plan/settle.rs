@@ -36,7 +36,7 @@ impl Planner {
         };
         let record = remembered(name, attempt.started, now, evidence, &before, self.limits);
         image.finish(&record);
-        if attempt.asks && !failure.as_ref().is_some_and(is_silence) {
+        if attempt.asks() && !failure.as_ref().is_some_and(is_silence) {
             image.answered = Some(now.up);
         }
         plan.records.push(record);
@@ -74,7 +74,7 @@ impl Planner {
                 }
             }
         }
-        if let Some(failure) = failure.filter(|_| attempt.asks && !attempt.has_answer()) {
+        if let Some(failure) = failure.filter(|_| attempt.asks() && !attempt.has_answer()) {
             self.share_silence(now, name, attempt.started.up, &failure, &mut plan);
         }
         self.advance(now, plan)

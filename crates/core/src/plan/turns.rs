@@ -32,7 +32,8 @@ impl Attempt {
     /// When its turn is over, if it still has one.
     fn turn_until(&self, now: Now) -> Option<Duration> {
         let until = self.started.up + TURN;
-        (self.asks && !self.flow.flows && now.up < until).then_some(until)
+        let has_turn = !matches!(self.ask, Ask::Never(_)) && !self.flow.flows;
+        (has_turn && now.up < until).then_some(until)
     }
 }
 
@@ -125,7 +126,7 @@ impl Planner {
             return;
         };
         self.attempts += 1;
-        image.start(now, self.attempts, ask == Ask::Always);
+        image.start(now, self.attempts, ask.clone());
         plan.actions.push(Action::Try {
             image: name,
             attempt: self.attempts,

@@ -35,7 +35,10 @@ impl Node {
 
     /// A pod of an image of its own.
     fn create(&mut self, name: &str, registry: &str, timeout: Option<Duration>) {
-        let image = format!("{registry}/{name}");
+        self.create_of(name, format!("{registry}/{name}"), timeout);
+    }
+
+    fn create_of(&mut self, name: &str, image: String, timeout: Option<Duration>) {
         let mut pod = pod(name, &self.world);
         pod.containers[0].image = Ok(image.parse().unwrap());
         pod.containers[0].written = image;
@@ -281,4 +284,35 @@ fn a_pod_whose_image_was_never_given_to_anybody_waits_for_its_turn() {
     assert!(node.released.is_empty());
     node.run();
     assert_eq!(node.outcomes("app"), [Outcome::Fresh; 5]);
+}
+
+#[test]
+fn a_newcomer_does_not_hide_that_its_image_waits_for_its_turn() {
+    let mut node = Node::new();
+    for n in 0..5 {
+        node.create(&format!("app{n}"), "reg.example", None);
+    }
+    let hasty = Some(Duration::from_millis(100));
+    node.create_of("hasty", "reg.example/app4".to_owned(), hasty);
+    let actions = node.world.wait(Duration::from_millis(200));
+    node.act(actions);
+    assert!(node.released.is_empty(), "{:?}", node.released);
+    node.run();
+    assert_eq!(node.outcomes("hasty"), [Outcome::Fresh]);
+}
+
+/// Each may have to be pulled.
+#[test]
+fn names_by_digest_take_turns_too() {
+    let mut node = Node::new();
+    let digest = format!("sha256:{}", "a".repeat(64));
+    for n in 0..30 {
+        let image = format!("reg.example/app{n}@{digest}");
+        let record = written_down(image.parse().unwrap(), Some(confirmation(&digest)), false);
+        node.world.planner.learn(&[record]);
+        node.create_of(&format!("app{n}"), image, None);
+    }
+    assert_eq!(node.running.len(), 4);
+    node.run();
+    assert_eq!(node.last("app"), Duration::from_millis(400) * 8);
 }
