@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::exclusive("always_pull_set_except_ours", always_set_except_ours),
         Case::exclusive("always_pull_set_on_pods", always_set_on_pods),
         Case::exclusive("always_pull_set_on_the_gate", always_set_on_the_gate),
+        Case::exclusive("always_pull_set_before_ours", always_set_before_ours),
     ]
 }
 
@@ -301,4 +302,32 @@ async fn always_set_on_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// What a template has said stays to be seen, and is reported.
+async fn always_set_before_ours(api: Arc<Api>) -> anyhow::Result<()> {
+    let literal = json!({ keys::LITERAL: "app" });
+    let made = annotated("made", "IfNotPresent", &literal);
+    for reinvocation in Theirs::REINVOCATIONS {
+        let space = api.space("before").await?;
+        let theirs = Theirs {
+            reinvocation,
+            with: With::Pods,
+            exception: Theirs::NO_EXCEPTION,
+        };
+        beside(&space, First::Theirs, theirs, async || {
+            let stored = space.create(&made).await?;
+            ensure!(gates(&stored).is_empty(), "{stored:#}");
+            ensure!(policies(&stored["spec"]) == ["app=Always"], "{stored:#}");
+            let label = stored["metadata"]["labels"][keys::GATED].as_str();
+            ensure!(label == Some(keys::GATED_OVERRULED), "{stored:#}");
+            let seen = gated_pod(&serde_json::from_value(stored)?).context("a pod")?;
+            let reported = describe_overruled(&seen.overruled);
+            ensure!(reported.contains("Always on app ("), "{reported}");
+            ensure!(!reported.contains(keys::GATE), "{reported}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
