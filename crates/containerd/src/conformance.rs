@@ -48,6 +48,8 @@ pub enum Loss {
     Unpacked,
     /// The same, while a container has something on top of it.
     UnpackedInUse,
+    /// The same, while a look of ours at it was cut off.
+    UnpackedUnderLook,
     /// The file of the layer that the repository's images share.
     SharedLayer,
     /// What is in that file.
@@ -79,6 +81,9 @@ pub trait Harness: Send + Sync {
 
     /// Sets a label on a name of the image store.
     fn label(&self, name: &str, key: &str, value: &str) -> impl Future<Output = ()> + Send;
+
+    /// Takes a label from a name of the image store.
+    fn unlabel(&self, name: &str, key: &str) -> impl Future<Output = ()> + Send;
 
     /// A label of a name of the image store.
     fn labelled(&self, name: &str, key: &str) -> impl Future<Output = Option<String>> + Send;
@@ -135,6 +140,7 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         damage:
             what_is_whole_is_left_alone,
             a_lost_unpacked_layer_is_mended,
+            a_look_that_was_cut_off_keeps_nothing,
             a_lost_layer_in_use_is_kept,
             a_lost_shared_layer_is_mended,
             a_shared_layer_without_bytes_is_mended;

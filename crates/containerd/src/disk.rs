@@ -29,6 +29,15 @@ const LOOK_LASTS: Duration = Duration::from_secs(1);
 /// Snapshots that are remembered as seen.
 const REMEMBERED: usize = 4096;
 
+/// What the keys of our looks at snapshots begin with.
+const LOOK: &str = "trylatest-look-";
+
+/// Whether a snapshot of this key is only a look. One that was cut off stays until containerd's next
+/// garbage collection.
+pub(crate) fn is_look(key: &str) -> bool {
+    key.starts_with(LOOK)
+}
+
 /// Something of an image, as the disk has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnDisk {
@@ -79,7 +88,7 @@ impl Default for Looks {
 impl Looks {
     pub(crate) fn key(&self) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        format!("trylatest-look-{:016x}-{count}", self.salt)
+        format!("{LOOK}{:016x}-{count}", self.salt)
     }
 
     /// Whether this snapshot needs no look now. The topmost is looked at each time, those below it
@@ -143,7 +152,8 @@ pub(crate) async fn listed_size(
         .map(|info| info.size))
 }
 
-/// Whether the blob's last byte can be read; none if there is no such file.
+/// Whether the blob's last byte can be read; none if there is no such file. Of an
+/// empty one containerd opens the file, and then refuses to read.
 async fn last_byte(
     node: &Containerd,
     digest: &str,
@@ -165,8 +175,9 @@ async fn last_byte(
             Ok::<_, tonic::Status>(bytes)
         };
         match outcome.await {
-            Ok(bytes) => Ok(Some(bytes > 0 || size == 0)),
+            Ok(bytes) => Ok(Some(bytes > 0)),
             Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) if size == 0 && status.code() == Code::OutOfRange => Ok(Some(true)),
             Err(status) => Err(status),
         }
     };

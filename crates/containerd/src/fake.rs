@@ -186,6 +186,13 @@ impl FakeContainerd {
         }
     }
 
+    /// Takes a label from a name.
+    pub fn unlabel(&self, name: &str, key: &str) {
+        if let Some(copy) = locked(&self.state).names.get_mut(name) {
+            copy.labels.remove(key);
+        }
+    }
+
     /// The labels of a name.
     pub fn labels(&self, name: &str) -> HashMap<String, String> {
         let state = locked(&self.state);
@@ -533,11 +540,15 @@ impl ImageRuntime for FakeContainerd {
     async fn restore(&self, alias: &str, image: &ImageName) -> Result<bool, RuntimeError> {
         let operation = "restoring an image's name";
         let mut state = self.up(operation)?;
-        let there = state.names.get(image.as_str());
-        if there.is_some_and(|there| there.spoiled.is_none()) {
+        let copy = state.names.get(alias).cloned();
+        let there = state.names.get_mut(image.as_str());
+        if let Some(there) = there.filter(|there| there.spoiled.is_none()) {
+            let carried = copy.into_iter().flat_map(|kept| kept.labels);
+            for (key, value) in carried {
+                there.labels.entry(key).or_insert(value);
+            }
             return Ok(false);
         }
-        let copy = state.names.get(alias).cloned();
         let copy = copy.ok_or_else(|| RuntimeError::NotFound {
             operation,
             name: alias.to_owned(),

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    Kind, ListSnapshotsRequest, RemoveSnapshotRequest,
+};
 use containerd_client::services::v1::{CreateRequest, DeleteContentRequest, DeleteRequest};
 use tonic::{Code, Status};
 use trylatest_core::image::ImageName;
@@ -190,24 +192,17 @@ async fn is_corrupt(node: &Containerd, digest: &str, size: u64) -> Result<bool, 
 }
 
 /// Removes an unpacked layer whose folder is gone, and all that was unpacked on top of it: nothing of
-/// that can be mounted. containerd refuses where a container has something on top.
+/// that can be mounted. What a container has on top of it stays.
 async fn remove_snapshots(
     node: &Containerd,
     lost: &str,
     mended: &mut Mended,
 ) -> Result<(), RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
-    let children = children(node, &snapshotter).await?;
-    let mut order = vec![lost.to_owned()];
-    let mut next = 0;
-    while let Some(parent) = order.get(next) {
-        let above = children.get(parent).cloned().unwrap_or_default();
-        next += 1;
-        order.extend(above);
-    }
+    let Above { order, containers } = above(node, &snapshotter, lost).await?;
     let mut removed = false;
     // The topmost first.
-    for key in order.iter().rev() {
+    for key in order.iter().rev().filter(|_| containers.is_empty()) {
         let mut snapshots = node.calls.snapshots();
         let request = RemoveSnapshotRequest {
             snapshotter: snapshotter.clone(),
@@ -217,6 +212,7 @@ async fn remove_snapshots(
             match snapshots.remove(request).await {
                 Ok(_) => Ok(true),
                 Err(status) if status.code() == Code::NotFound => Ok(true),
+                // A container that has come since.
                 Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
                 Err(status) => Err(status),
             }
@@ -228,34 +224,72 @@ async fn remove_snapshots(
         mended.removed.push(format!("unpacked layer {lost}"));
     } else {
         mended.kept.push(format!(
-            "the folder of unpacked layer {lost} is gone, and containers still use it, maybe ended ones: \
-             delete their pods"
+            "the folder of unpacked layer {lost} is gone, and containers still use it, maybe ended \
+             ones{}: delete their pods",
+            some_of(&containers)
         ));
     }
     Ok(())
 }
 
-/// The unpacked layers on top of each.
-async fn children(
-    node: &Containerd,
-    snapshotter: &str,
-) -> Result<BTreeMap<String, Vec<String>>, RuntimeError> {
+/// The first of these containers, as crictl shows them.
+fn some_of(containers: &[String]) -> String {
+    const SOME: usize = 3;
+    const SHOWN: usize = 13;
+    let some = containers.iter().take(SOME);
+    let some: Vec<&str> = some.map(|id| id.get(..SHOWN).unwrap_or(id)).collect();
+    match (some.len(), containers.len()) {
+        (0, _) => String::new(),
+        (shown, all) if shown == all => format!(" ({})", some.join(", ")),
+        (shown, all) => format!(" ({} and {} more)", some.join(", "), all - shown),
+    }
+}
+
+/// What is on top of an unpacked layer.
+#[derive(Debug, Default)]
+struct Above {
+    /// The layer itself, and what was unpacked on top of it, lower ones first.
+    order: Vec<String>,
+    /// What containers have on top of those, by their IDs.
+    containers: Vec<String>,
+}
+
+async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Above, RuntimeError> {
     let mut snapshots = node.calls.snapshots();
     let request = ListSnapshotsRequest {
         snapshotter: snapshotter.to_owned(),
-        filters: vec!["kind==committed".to_owned()],
+        filters: Vec::new(),
     };
     let list = async {
-        let mut children: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut on: BTreeMap<String, Vec<(String, bool)>> = BTreeMap::new();
         let mut chunks = snapshots.list(request).await?.into_inner();
         while let Some(chunk) = chunks.message().await? {
             for info in chunk.info {
-                children.entry(info.parent).or_default().push(info.name);
+                // A look of ours that was cut off must not keep what is lost.
+                let goes = info.kind() == Kind::Committed || disk::is_look(&info.name);
+                on.entry(info.parent).or_default().push((info.name, goes));
             }
         }
-        Ok::<_, Status>(children)
+        Ok::<_, Status>(on)
     };
-    node.calls.within("listing snapshots", list).await
+    let mut on = node.calls.within("listing snapshots", list).await?;
+    let mut above = Above {
+        order: vec![layer.to_owned()],
+        containers: Vec::new(),
+    };
+    let mut next = 0;
+    while let Some(parent) = above.order.get(next) {
+        for (name, goes) in on.remove(parent).unwrap_or_default() {
+            let list = if goes {
+                &mut above.order
+            } else {
+                &mut above.containers
+            };
+            list.push(name);
+        }
+        next += 1;
+    }
+    Ok(above)
 }
 
 /// Has containerd remove what nothing refers to, and waits for it: the end of a lease does that.
@@ -270,4 +304,24 @@ async fn collect_garbage(node: &Containerd) -> Result<(), RuntimeError> {
     node.calls.call(operation, create).await?;
     let end = leases.delete(DeleteRequest { id, sync: true });
     node.calls.find(operation, end).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_are_named_as_crictl_shows_them_and_not_all_of_many() {
+        let named = |count: usize| {
+            let ids: Vec<String> = (0..count).map(|n| format!("{n:064}")).collect();
+            some_of(&ids)
+        };
+        assert_eq!(named(0), "");
+        assert_eq!(named(1), " (0000000000000)");
+        assert_eq!(
+            some_of(&["short".to_owned(), "other".to_owned()]),
+            " (short, other)"
+        );
+        assert!(named(5).ends_with(" and 2 more)"), "{}", named(5));
+    }
 }

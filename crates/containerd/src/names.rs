@@ -87,6 +87,10 @@ pub(crate) async fn restore(
     let name = image.as_str();
     let there = node.stored(name).await?;
     if there.is_some() && matches!(node.local(image).await?, Local::Usable(_)) {
+        if let Some(kept) = node.stored(alias).await? {
+            let carried = (name.to_owned(), labels::carried(&kept));
+            labels::put_back(node, vec![carried]).await;
+        }
         return Ok(false);
     }
     let absent = || RuntimeError::NotFound {

@@ -97,7 +97,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
     fn forget(&self, alias: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Makes the image's name again from the alias, if the name is gone or points to something that
-    /// no container could start from. True if it had to.
+    /// no container could start from. True if it had to. Otherwise gives the name back the labels that
+    /// the alias carries: a pull that was dropped may have moved it without them.
     ///
     /// The latter happens: a captive portal's page is taken for a manifest, and containerd lets the
     /// name point to it before it finds out (seen on 1.6 and 2.4).

@@ -70,8 +70,13 @@ async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
     .await?;
     let key = format!("look-{}", space.work.name());
     let folder = containerd.put_on_top(snapshot, &key).await?;
+    let removed = containerd.ctr(&["snapshots", "rm", &key]).await;
     // containerd's garbage collection may have been faster.
-    let _ = containerd.ctr(&["snapshots", "rm", &key]).await;
+    if let Err(error) = removed
+        && !format!("{error:#}").contains("not found")
+    {
+        return Err(error);
+    }
     fs::remove_dir_all(folder)?;
     Ok(())
 }

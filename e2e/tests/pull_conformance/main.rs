@@ -83,12 +83,12 @@ impl OnContainerd {
                 fs::remove_file(&blob)?;
                 fs::write(&blob, "")?;
             }
-            Loss::Unpacked | Loss::UnpackedInUse => {
+            Loss::Unpacked | Loss::UnpackedInUse | Loss::UnpackedUnderLook => {
                 let config = self.document(&text(&manifest["config"]["digest"])?).await?;
                 let [below, above] = [0, 1].map(|n| text(&config["rootfs"]["diff_ids"][n]));
                 let chain = format!("{} {}", below?, above?);
                 let top = trylatest_bootstrap::oci::digest(chain.as_bytes());
-                let folder = self.unpacked(&top, loss == Loss::UnpackedInUse).await?;
+                let folder = self.unpacked(&top, loss).await?;
                 fs::remove_dir_all(folder)?;
             }
         }
@@ -96,13 +96,17 @@ impl OnContainerd {
     }
 
     /// The folder of an unpacked layer, found by having something on top of it.
-    async fn unpacked(&self, snapshot: &str, stays: bool) -> anyhow::Result<PathBuf> {
-        // Without a root containerd's garbage collection would remove it.
-        let key = format!("on-top-of-{}", &snapshot[7..19]);
+    async fn unpacked(&self, snapshot: &str, loss: Loss) -> anyhow::Result<PathBuf> {
+        let whose = match loss {
+            Loss::UnpackedUnderLook => "trylatest-look",
+            _ => "on-top-of",
+        };
+        let key = format!("{whose}-{}", &snapshot[7..19]);
         let folder = self.node.put_on_top(snapshot, &key).await?;
+        // Without a root containerd's garbage collection would remove it.
         let label = ["snapshots", "label", &key, "containerd.io/gc.root=true"];
         self.node.ctr(&label).await?;
-        if !stays {
+        if loss == Loss::Unpacked {
             self.node.ctr(&["snapshots", "rm", &key]).await?;
         }
         Ok(folder)
@@ -168,6 +172,11 @@ impl Harness for OnContainerd {
     async fn label(&self, name: &str, key: &str, value: &str) {
         let label = format!("{key}={value}");
         self.ctr(&["images", "label", name, &label]).await;
+    }
+
+    async fn unlabel(&self, name: &str, key: &str) {
+        // An empty value removes it.
+        self.label(name, key, "").await;
     }
 
     async fn labelled(&self, name: &str, key: &str) -> Option<String> {

@@ -64,7 +64,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     };
     let mut tried = mended(runtime, &image, tried, once).await;
     if kept {
-        if tried.after.digest().is_none() {
+        if tried.after.digest().is_none() || tried.failure.is_some() {
             restore(runtime, &image, &alias, &mut tried.after).await;
         }
         if tried.after.digest().is_some() {

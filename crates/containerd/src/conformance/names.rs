@@ -53,6 +53,15 @@ pub(super) async fn a_try_that_was_cut_off_loses_no_label<H: Harness>(h: &H) -> 
     pull(h, &image).await?;
     has_labels(h, image.as_str()).await?;
     keep().await.map_err(said)?;
+    // A pull that was dropped when it had moved the name.
+    for (key, _) in FOREIGN {
+        h.unlabel(image.as_str(), key).await;
+        let left = h.labelled(image.as_str(), key).await;
+        ensure(left.is_none(), &format!("{key}={left:?} is still there"))?;
+    }
+    let renamed = restore(h, &alias, &image).await?;
+    ensure(!renamed, "the name was there")?;
+    has_labels(h, image.as_str()).await?;
     h.runtime().forget(&alias).await.map_err(said)?;
     is_usable(h, &image, &digest).await
 }

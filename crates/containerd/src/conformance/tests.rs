@@ -38,7 +38,7 @@ impl Harness for InMemory {
 
     async fn lose(&self, image: &ImageName, loss: Loss) {
         let what = match loss {
-            Loss::Unpacked => Lost::Unpacked,
+            Loss::Unpacked | Loss::UnpackedUnderLook => Lost::Unpacked,
             Loss::UnpackedInUse => Lost::UnpackedInUse,
             Loss::SharedLayer | Loss::SharedLayersBytes => Lost::SharedLayer,
         };
@@ -47,6 +47,10 @@ impl Harness for InMemory {
 
     async fn label(&self, name: &str, key: &str, value: &str) {
         self.node.label(name, key, value);
+    }
+
+    async fn unlabel(&self, name: &str, key: &str) {
+        self.node.unlabel(name, key);
     }
 
     async fn labelled(&self, name: &str, key: &str) -> Option<String> {
