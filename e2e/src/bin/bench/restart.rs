@@ -19,7 +19,7 @@ use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{annotation, image_id, is_running, release};
 
 use super::report::{Round, Row, row};
-use super::{Bench, GONE, LIMIT, NEVER, POLICIES};
+use super::{Bench, GONE, LIMIT, NEVER};
 
 /// How many Deployments, each with an image of its own.
 const IMAGES: usize = 30;
@@ -38,7 +38,7 @@ impl Bench {
         let kubelet = self.cluster.kubelet();
         kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
         let mut rows: [Vec<Row>; CASES.len()] = Default::default();
-        for policy in POLICIES {
+        for &policy in &self.policies {
             let measured = Box::pin(self.restart_with(policy)).await?;
             for ((case, rows), rounds) in CASES.iter().zip(&mut rows).zip(measured) {
                 rows.push(row(case, policy, &rounds));
