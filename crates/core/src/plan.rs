@@ -254,8 +254,10 @@ impl Planner {
                 Sending::Idle { .. } | Sending::InFlight { .. } => None,
             };
             let deadline = round.wanted().next().map(|_| round.deadline);
-            let progress = (!round.is_decided()).then_some(round.progress_at);
-            [send, deadline, progress].into_iter().flatten().min()
+            [send, deadline, pod.progress_due()]
+                .into_iter()
+                .flatten()
+                .min()
         });
         let stale = self.pods.values().filter_map(|pod| pod.stale_in(now));
         images
@@ -330,6 +332,7 @@ impl Planner {
                 begin(pod, &mut self.images, now, self.limits, &mut plan);
             }
             let id = pod.seen.id.clone();
+            let shows = pod.progress_due().is_some_and(|due| due <= now.up);
             let Some(round) = &mut pod.round else {
                 continue;
             };
@@ -341,7 +344,7 @@ impl Planner {
             }
             if let Some(release) = round.release_due(now) {
                 plan.actions.push(Action::Release(id, release));
-            } else if !round.is_decided() && now.up >= round.progress_at {
+            } else if shows {
                 round.progress_written(now);
                 let progress = progress(&round.slots, &self.images, now);
                 plan.actions.push(Action::Progress(id, progress));

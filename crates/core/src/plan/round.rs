@@ -15,7 +15,8 @@ use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::time::{Now, age};
 use crate::verdict::{Copy, Decision, Evidence, Terms, give_up, judge};
 
-/// The first sign of life on a pod. Most tries are over by then, and cost one write in all.
+/// The first sign of life on a pod, if its gate runs by then and can see it. Most tries are over, and
+/// cost one write in all.
 const FIRST_PROGRESS: Duration = Duration::from_secs(2);
 
 /// Between two signs of life: a quarter of the gate's patience, so that it survives lost writes.
@@ -56,7 +57,10 @@ pub(super) struct Round {
     /// When the pod takes the cached copy.
     pub(super) deadline: Duration,
     pub(super) slots: Vec<Slot>,
-    pub(super) progress_at: Duration,
+    /// When the next sign of life is due.
+    progress_at: Duration,
+    /// When the first was given.
+    shown: Option<Duration>,
     pub(super) send: Sending,
 }
 
@@ -184,9 +188,15 @@ impl Pod {
         actions
     }
 
+    /// When the next sign of life is due; none while no gate would see it, or if the release is decided.
+    pub(super) fn progress_due(&self) -> Option<Duration> {
+        let round = self.round.as_ref().filter(|round| !round.is_decided())?;
+        matches!(self.seen.gate, GateState::Running { .. }).then_some(round.progress_at)
+    }
+
     /// When the round that still runs gave its first sign of life, if it did.
     fn showed_itself(&self, now: Now) -> Option<Timestamp> {
-        let first = self.round.as_ref()?.began + FIRST_PROGRESS;
+        let first = self.round.as_ref()?.shown?;
         Some(now.wall - now.up.checked_sub(first)?)
     }
 
@@ -282,6 +292,7 @@ impl Pod {
             deadline: now.up + self.seen.settings.timeout.unwrap_or(try_for),
             slots,
             progress_at: now.up + FIRST_PROGRESS,
+            shown: None,
             send: Sending::Idle {
                 failures: 0,
                 not_before: now.up,
@@ -366,6 +377,7 @@ impl Round {
     }
 
     pub(super) fn progress_written(&mut self, now: Now) {
+        self.shown.get_or_insert(now.up);
         self.progress_at = now.up + PROGRESS_EVERY;
     }
 }

@@ -166,6 +166,16 @@ fn pod(name: &str, world: &World) -> GatedPod {
     }
 }
 
+/// The same, and its gate runs.
+fn held(name: &str, world: &World) -> GatedPod {
+    GatedPod {
+        gate: GateState::Running {
+            since: world.now().wall,
+        },
+        ..pod(name, world)
+    }
+}
+
 /// What an earlier run of the agent has left of an image.
 fn written_down(
     image: ImageName,
@@ -507,7 +517,7 @@ fn an_answer_that_came_too_late_or_to_an_earlier_run_was_not_unseen() {
 fn an_agent_at_work_that_no_gate_saw_is_told() {
     for (seconds, unseen) in [(6, false), (8, true)] {
         let mut world = World::new();
-        let mut pod = pod("a", &world);
+        let mut pod = held("a", &world);
         the_try(&world.see(&pod));
         world.wait(Duration::from_secs(seconds));
         pod.gate = gave_up(world.up);

@@ -45,7 +45,7 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
 #[test]
 fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     let mut world = World::new();
-    let mut pod = pod("a", &world);
+    let mut pod = held("a", &world);
     pod.settings.timeout = Some(Duration::from_secs(5));
     let attempt = the_try(&world.see(&pod));
     world.moved(attempt, 4096, true);
@@ -70,10 +70,24 @@ fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     assert_eq!(world.records[1].outcome, Outcome::Fresh);
 }
 
+/// On a busy node most are released before their gates run, and a write is felt there.
+#[test]
+fn a_sign_of_life_is_given_when_a_gate_runs_that_can_see_it() {
+    let mut world = World::new();
+    let pod = pod("a", &world);
+    the_try(&world.see(&pod));
+    assert_eq!(world.wait(Duration::from_secs(9)), []);
+    let actions = world.see(&held("a", &world));
+    assert!(matches!(actions[..], [Action::Progress(..)]), "{actions:?}");
+    assert_eq!(world.wait(Duration::from_secs(4)), []);
+    let actions = world.wait(Duration::from_secs(1));
+    assert!(matches!(actions[..], [Action::Progress(..)]), "{actions:?}");
+}
+
 #[test]
 fn without_a_copy_a_pod_waits_as_long_as_bytes_flow() {
     let mut world = World::new();
-    let attempt = the_try(&world.see(&pod("a", &world)));
+    let attempt = the_try(&world.see(&held("a", &world)));
     let mut signs = 0;
     for action in world.wait(TRY) {
         match action {
