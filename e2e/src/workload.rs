@@ -27,6 +27,8 @@ pub struct PodSpec<'a> {
     pub policy: &'a str,
     /// Annotations.
     pub annotations: Value,
+    /// Init containers.
+    pub inits: Vec<Value>,
 }
 
 impl<'a> PodSpec<'a> {
@@ -37,6 +39,7 @@ impl<'a> PodSpec<'a> {
             image,
             policy,
             annotations: json!({}),
+            inits: Vec::new(),
         }
     }
 
@@ -56,6 +59,7 @@ impl<'a> PodSpec<'a> {
             "metadata": {"name": self.name, "annotations": self.annotations},
             "spec": {
                 "terminationGracePeriodSeconds": 0,
+                "initContainers": self.inits,
                 "containers": [{
                     "name": "app", "image": self.image, "imagePullPolicy": self.policy,
                 }],

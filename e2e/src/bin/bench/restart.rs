@@ -19,7 +19,7 @@ use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{annotation, image_id, is_running, release};
 
 use super::report::{Round, Row, row};
-use super::{Bench, GONE, LIMIT, NEVER};
+use super::{Bench, GONE, LIMIT, NEVER, containers};
 
 /// How many Deployments, each with an image of its own.
 const IMAGES: usize = 30;
@@ -83,7 +83,7 @@ impl Bench {
                 if !hangs {
                     self.settled(&names).await?;
                 }
-                if index == 1 && policy != "IfNotPresent" {
+                if index == 1 && ["Always", "TryLatest"].contains(&policy) {
                     self.ensure_told(&digests).await?;
                 }
                 if number > 0 {
@@ -107,7 +107,8 @@ impl Bench {
         Ok(digests)
     }
 
-    async fn deploy(&self, name: &str, policy: &str) -> anyhow::Result<()> {
+    async fn deploy(&self, name: &str, policy: &'static str) -> anyhow::Result<()> {
+        let (policy, inits) = containers(policy);
         let labels = json!({"app": name, "bench": "restart"});
         let image = self.cluster.registry().image(&repository(name), "latest");
         let object: Deployment = serde_json::from_value(json!({
@@ -118,6 +119,7 @@ impl Bench {
                     "metadata": {"labels": labels},
                     "spec": {
                         "terminationGracePeriodSeconds": 0,
+                        "initContainers": inits,
                         "containers": [
                             {"name": "app", "image": image, "imagePullPolicy": policy},
                         ],
