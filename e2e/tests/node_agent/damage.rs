@@ -62,21 +62,16 @@ const COLLECTED: Duration = Duration::from_secs(90);
 /// Removes the folder of an unpacked layer, once no container is on top of it.
 async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
     let containerd = space.node.cluster.containerd();
-    wait::until("no container is on the layer", COLLECTED, || async {
+    let key = format!("look-{}", space.work.name());
+    let folder = containerd.put_on_top(snapshot, &key).await?;
+    wait::until("nothing is on the layer", COLLECTED, || async {
+        // It may be gone already.
+        let _ = containerd.ctr(&["snapshots", "rm", &key]).await;
         let listed = containerd.ctr(&["snapshots", "ls"]).await?;
         let mut parents = listed.lines().filter_map(|l| l.split_whitespace().nth(1));
         Ok((!parents.any(|parent| parent == snapshot)).then_some(()))
     })
     .await?;
-    let key = format!("look-{}", space.work.name());
-    let folder = containerd.put_on_top(snapshot, &key).await?;
-    let removed = containerd.ctr(&["snapshots", "rm", &key]).await;
-    // containerd's garbage collection may have been faster.
-    if let Err(error) = removed
-        && !format!("{error:#}").contains("not found")
-    {
-        return Err(error);
-    }
     fs::remove_dir_all(folder)?;
     Ok(())
 }
