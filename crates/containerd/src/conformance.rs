@@ -50,6 +50,8 @@ pub enum Loss {
     UnpackedInUse,
     /// The same, while a look of ours at it was cut off.
     UnpackedUnderLook,
+    /// The same, while the unpacking of another layer on top of it was cut off.
+    UnpackedUnderUnpacking,
     /// The file of the layer that the repository's images share.
     SharedLayer,
     /// What is in that file.
@@ -140,7 +142,7 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         damage:
             what_is_whole_is_left_alone,
             a_lost_unpacked_layer_is_mended,
-            a_look_that_was_cut_off_keeps_nothing,
+            what_was_cut_off_keeps_nothing,
             a_lost_layer_in_use_is_kept,
             a_lost_shared_layer_is_mended,
             a_shared_layer_without_bytes_is_mended;

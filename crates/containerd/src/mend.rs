@@ -28,21 +28,39 @@ pub(crate) async fn mend(node: &Containerd, image: &ImageName) -> Result<Mended,
     // One at a time: what another try has just fetched again must not be judged by an older look.
     let _alone = node.mending.lock().await;
     node.looks.forget();
-    let found = damage(node, image).await?;
     let mut mended = Mended::default();
+    let all = Box::pin(remove_damaged(node, image, &mut mended));
+    match node.calls.together("removing lost content", all).await {
+        // What is removed is to be fetched again, whatever came after it.
+        Err(error) if mended.removed.is_empty() => Err(error),
+        Err(error) => {
+            tracing::warn!(%image, %error, "not all lost content could be looked for");
+            Ok(mended)
+        }
+        Ok(()) => Ok(mended),
+    }
+}
+
+/// Says in `mended` what it has removed, also where it fails later or is dropped.
+async fn remove_damaged(
+    node: &Containerd,
+    image: &ImageName,
+    mended: &mut Mended,
+) -> Result<(), RuntimeError> {
+    let found = damage(node, image).await?;
     for (digest, lost) in &found.blobs {
         if remove_blob(node, digest, lost).await? {
             mended.removed.push(format!("{} {digest}", lost.what));
         }
     }
     for snapshot in &found.snapshots {
-        remove_snapshots(node, snapshot, &mut mended).await?;
+        remove_snapshots(node, snapshot, mended).await?;
     }
     if !mended.removed.is_empty() {
         // A file that is left would be taken for what is fetched again.
         collect_garbage(node).await?;
     }
-    Ok(mended)
+    Ok(())
 }
 
 /// What is damaged of an image.
@@ -224,8 +242,8 @@ async fn remove_snapshots(
         mended.removed.push(format!("unpacked layer {lost}"));
     } else {
         mended.kept.push(format!(
-            "the folder of unpacked layer {lost} is gone, and containers still use it, maybe ended \
-             ones{}: delete their pods",
+            "the folder of unpacked layer {lost} is gone, and containers built on it, perhaps exited \
+             ones{}, keep containerd from replacing it: delete their pods",
             some_of(&containers)
         ));
     }
@@ -265,8 +283,11 @@ async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Abov
         let mut chunks = snapshots.list(request).await?.into_inner();
         while let Some(chunk) = chunks.message().await? {
             for info in chunk.info {
-                // A look of ours that was cut off must not keep what is lost.
-                let goes = info.kind() == Kind::Committed || disk::is_look(&info.name);
+                // Neither a look of ours that was cut off may keep what is lost, nor an unpacking on top of
+                // it: its lease can outlive a power cut by a day.
+                let goes = info.kind() == Kind::Committed
+                    || disk::is_look(&info.name)
+                    || progress::shown::is_unpacking(&info.name);
                 on.entry(info.parent).or_default().push((info.name, goes));
             }
         }

@@ -17,7 +17,7 @@
 //! so do repositories of one name on one host at different ports, because the label leaves the port
 //! out (seen on 1.6 and 2.4).
 
-mod shown;
+pub(crate) mod shown;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -83,7 +83,10 @@ impl OnContainerd {
                 fs::remove_file(&blob)?;
                 fs::write(&blob, "")?;
             }
-            Loss::Unpacked | Loss::UnpackedInUse | Loss::UnpackedUnderLook => {
+            Loss::Unpacked
+            | Loss::UnpackedInUse
+            | Loss::UnpackedUnderLook
+            | Loss::UnpackedUnderUnpacking => {
                 let config = self.document(&text(&manifest["config"]["digest"])?).await?;
                 let [below, above] = [0, 1].map(|n| text(&config["rootfs"]["diff_ids"][n]));
                 let chain = format!("{} {}", below?, above?);
@@ -99,6 +102,7 @@ impl OnContainerd {
     async fn unpacked(&self, snapshot: &str, loss: Loss) -> anyhow::Result<PathBuf> {
         let whose = match loss {
             Loss::UnpackedUnderLook => "trylatest-look",
+            Loss::UnpackedUnderUnpacking => "extract-1",
             _ => "on-top-of",
         };
         let key = format!("{whose}-{}", &snapshot[7..19]);

@@ -34,14 +34,20 @@ pub(super) async fn a_lost_unpacked_layer_is_mended<H: Harness>(h: &H) -> Verdic
     is_usable(h, &image, &digest).await
 }
 
-pub(super) async fn a_look_that_was_cut_off_keeps_nothing<H: Harness>(h: &H) -> Verdict {
-    let image = h.image("lost-under-look", "latest");
-    h.push_sharing(&image, 1).await;
-    pull(h, &image).await?;
-    h.lose(&image, Loss::UnpackedUnderLook).await;
-    let mended = h.runtime().mend(&image).await.map_err(said)?;
-    ensure(mended.removed.len() == 1, &format!("{mended:?}"))?;
-    ensure(mended.kept.is_empty(), &format!("{mended:?}"))
+pub(super) async fn what_was_cut_off_keeps_nothing<H: Harness>(h: &H) -> Verdict {
+    for (repository, loss) in [
+        ("lost-under-look", Loss::UnpackedUnderLook),
+        ("lost-under-unpacking", Loss::UnpackedUnderUnpacking),
+    ] {
+        let image = h.image(repository, "latest");
+        h.push_sharing(&image, 1).await;
+        pull(h, &image).await?;
+        h.lose(&image, loss).await;
+        let mended = h.runtime().mend(&image).await.map_err(said)?;
+        ensure(mended.removed.len() == 1, &format!("{mended:?}"))?;
+        ensure(mended.kept.is_empty(), &format!("{mended:?}"))?;
+    }
+    Ok(())
 }
 
 pub(super) async fn a_lost_layer_in_use_is_kept<H: Harness>(h: &H) -> Verdict {

@@ -38,7 +38,9 @@ impl Harness for InMemory {
 
     async fn lose(&self, image: &ImageName, loss: Loss) {
         let what = match loss {
-            Loss::Unpacked | Loss::UnpackedUnderLook => Lost::Unpacked,
+            Loss::Unpacked | Loss::UnpackedUnderLook | Loss::UnpackedUnderUnpacking => {
+                Lost::Unpacked
+            }
             Loss::UnpackedInUse => Lost::UnpackedInUse,
             Loss::SharedLayer | Loss::SharedLayersBytes => Lost::SharedLayer,
         };

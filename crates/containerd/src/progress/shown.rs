@@ -152,6 +152,12 @@ pub(super) async fn manifests(node: &Containerd) -> Result<Vec<Info>, RuntimeErr
         .await
 }
 
+/// Whether a snapshot of this key is one that a layer is being unpacked into
+/// (`pkg/rootfs/apply.go`, `core/unpack/unpacker.go`).
+pub(crate) fn is_unpacking(key: &str) -> bool {
+    key.starts_with("extract-")
+}
+
 /// The keys of the snapshots that layers are being unpacked into.
 async fn unpacking(node: &Containerd) -> Result<Vec<String>, RuntimeError> {
     let mut snapshots = node.calls.snapshots();
@@ -165,7 +171,7 @@ async fn unpacking(node: &Containerd) -> Result<Vec<String>, RuntimeError> {
             let mut chunks = snapshots.list(request).await?.into_inner();
             while let Some(chunk) = chunks.message().await? {
                 let names = chunk.info.into_iter().map(|info| info.name);
-                keys.extend(names.filter(|name| name.starts_with("extract-")));
+                keys.extend(names.filter(|name| is_unpacking(name)));
             }
             Ok::<_, Status>(keys)
         })
