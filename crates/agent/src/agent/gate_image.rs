@@ -31,17 +31,20 @@ const RENEW_EVERY: Duration = Duration::from_secs(60);
 pub(super) enum Help {
     /// The image is there; the kubelet finds it when it looks again.
     Made,
-    /// The name is not one of TryLatest's, or what is there is somebody else's.
+    /// The name is not one of TryLatest's.
     Foreign,
+    /// The name could be TryLatest's, but another image has it on this node.
+    Taken,
 }
 
 impl Help {
-    pub(super) const ALL: [Self; 2] = [Self::Made, Self::Foreign];
+    pub(super) const ALL: [Self; 3] = [Self::Made, Self::Foreign, Self::Taken];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Made => "made",
             Self::Foreign => "foreign",
+            Self::Taken => "taken",
         }
     }
 }
@@ -108,14 +111,14 @@ impl<R: ImageRuntime> GateImages<R> {
             let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(took_ms, "the gate's image is made from this program");
         }
-        // The agent was started from its name a moment ago. What the name points to later may be the
-        // agent of the next version.
-        let over = if self.began {
-            Over::Program(program)
-        } else {
-            Over::Anything
-        };
         for name in std::iter::once(&self.own).chain(&self.others) {
+            // The agent was started from its name a moment ago. What the name points to later may be the
+            // agent of the next version.
+            let over = if name == &self.own && !self.began {
+                Over::Anything
+            } else {
+                Over::Program(program)
+            };
             let pointed = self.runtime.point(name, alias::GATE, over).await?;
             changed |= pointed == Pointed::Now;
         }
@@ -155,7 +158,7 @@ impl<R: ImageRuntime> GateImages<R> {
             return Ok(None);
         }
         Ok(Some(match pointed {
-            Pointed::Elsewhere => Help::Foreign,
+            Pointed::Elsewhere => Help::Taken,
             Pointed::Now => Help::Made,
             Pointed::Already => {
                 self.renew().await?;

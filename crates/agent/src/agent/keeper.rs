@@ -248,5 +248,10 @@ fn note(image: &ImageName, own: &ImageName, help: Help) -> String {
              policy has changed the image (exempt the init container trylatest-gate from it), or the \
              admission policies and this agent are of different versions (docs/troubleshooting.md)"
         ),
+        Help::Taken => format!(
+            "the kubelet could not get the gate's image {image}, and the agent does not make it: another \
+             image has that name on this node. Remove it from the node, or exempt the init container \
+             trylatest-gate from the policy that has changed its image (docs/troubleshooting.md)"
+        ),
     }
 }

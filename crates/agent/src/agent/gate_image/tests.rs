@@ -116,7 +116,11 @@ async fn what_is_no_name_of_ours_is_left_alone() {
     let other = "other.example/trylatest:1";
     node.hold(&name(other), "sha256:other", 1);
     let answer = images.gate(&gate(other, true)).await;
-    assert_eq!(answer, Ok(Some(Help::Foreign)));
+    assert_eq!(answer, Ok(Some(Help::Taken)));
+    // Nor by an agent that sees it before its first look.
+    let mut later = self::images(&node);
+    later.gate(&gate(other, true)).await.unwrap();
+    later.look().await.unwrap();
     assert_eq!(node.kept(other).as_deref(), Some("sha256:other"));
 }
 
