@@ -20,6 +20,8 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("defaults_of_a_limit_range", defaults_of_a_limit_range),
         Case::new("a_quota_counts_no_gate", a_quota_counts_no_gate),
         Case::new("the_restricted_level", the_restricted_level),
+        Case::new("the_gates_seccomp_profile", the_gates_seccomp_profile),
+        Case::new("a_short_active_deadline", a_short_active_deadline),
         Case::new("the_gates_user", the_gates_user),
         Case::new("no_device_for_the_gate", no_device_for_the_gate),
         Case::new("pod_level_resources", pod_level_resources),
@@ -274,7 +276,7 @@ async fn the_restricted_level(api: Arc<Api>) -> anyhow::Result<()> {
         .refuses(&pod_of(
             "root",
             &json!({}),
-            &restricted("TryLatest", &json!({})),
+            &restricted("TryLatest", &json!({"seccompProfile": seccomp})),
         ))
         .await?;
     // The pod's own fault: the gate is not in the list of offenders.
@@ -299,6 +301,60 @@ async fn the_restricted_level(api: Arc<Api>) -> anyhow::Result<()> {
         let gate = gate_of(&stored, "app")?;
         let own = &gate["securityContext"];
         ensure!(own["runAsNonRoot"] == true && own["readOnlyRootFilesystem"] == true);
+    }
+    Ok(())
+}
+
+/// A pod that has little time by its own words does not lose it at a gate that nobody answers.
+async fn a_short_active_deadline(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("deadline").await?;
+    for (seconds, wanted) in [
+        (Value::Null, json!(["gate"])),
+        (json!(3600), json!(["gate"])),
+        (json!(10), json!(["gate", "--patience=4s"])),
+        (json!(1), json!(["gate", "--patience=1s"])),
+    ] {
+        let spec = json!({
+            "activeDeadlineSeconds": seconds, "containers": [container("app", "TryLatest")],
+        });
+        let name = format!("pod-{seconds}");
+        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
+        let args = &gate_of(&stored, "app")?["args"];
+        ensure!(*args == wanted, "{seconds}: {args}");
+    }
+    Ok(())
+}
+
+/// Only where the pod asks for one: a kernel without seccomp starts no container that does.
+async fn the_gates_seccomp_profile(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("seccomp").await?;
+    let profile = |kind: &str| json!({"seccompProfile": {"type": kind}});
+    let local = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "app.json"}});
+    let table = [
+        (json!({}), json!({}), Value::Null),
+        (json!({}), profile("Unconfined"), Value::Null),
+        (
+            profile("RuntimeDefault"),
+            json!({}),
+            json!("RuntimeDefault"),
+        ),
+        (
+            json!({}),
+            profile("RuntimeDefault"),
+            json!("RuntimeDefault"),
+        ),
+        // Made for the app, and nobody knows whether the gate could run with it.
+        (local, json!({}), json!("RuntimeDefault")),
+    ];
+    for (index, (of_pod, of_container, wanted)) in table.into_iter().enumerate() {
+        let mut app = container("app", "TryLatest");
+        app["securityContext"] = of_container;
+        let spec = json!({"securityContext": of_pod, "containers": [app]});
+        let name = format!("pod-{index}");
+        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
+        let gate = gate_of(&stored, "app")?;
+        let got = &gate["securityContext"]["seccompProfile"]["type"];
+        ensure!(*got == wanted, "{name}: {got}");
     }
     Ok(())
 }

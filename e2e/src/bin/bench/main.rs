@@ -4,6 +4,7 @@
 mod report;
 mod restart;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -87,6 +88,8 @@ struct Bench {
     rounds: u32,
     policies: Vec<&'static str>,
     serial: std::cell::Cell<u32>,
+    /// How often each policy was measured.
+    turns: std::cell::RefCell<HashMap<&'static str, u32>>,
 }
 
 fn main() -> ExitCode {
@@ -128,6 +131,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         rounds,
         policies: POLICIES.into_iter().filter(measured).collect(),
         serial: std::cell::Cell::new(0),
+        turns: std::cell::RefCell::default(),
     };
     let report = Box::pin(async {
         bench.name_images(image_names).await?;
@@ -267,7 +271,7 @@ impl Bench {
         let image = registry.image(repository, "latest");
         let before = registry.requests();
         let serial = self.serial.replace(self.serial.get() + 1);
-        out_of_step(serial).await;
+        out_of_step(self.turn_of(policy)).await;
         let names: Vec<_> = (0..count)
             .map(|n| format!("{}-{serial}-{n}", policy.to_lowercase()))
             .collect();
@@ -294,6 +298,13 @@ impl Bench {
             requests,
             fallbacks: 0,
         })
+    }
+
+    fn turn_of(&self, policy: &'static str) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(policy).or_default();
+        *turn += 1;
+        *turn
     }
 
     async fn remove(&self, name: &str) -> anyhow::Result<()> {
@@ -353,9 +364,9 @@ impl Bench {
 /// The kubelet looks at its containers once a second, and the removal of the pod before ends with
 /// such a look. Measured right behind it, every pod of a policy would fall into the same part of
 /// that second, and the median would show which part, and not how long a pod takes.
-async fn out_of_step(serial: u32) {
+async fn out_of_step(turn: u32) {
     // The golden ratio's multiples are spread evenly however many there are.
-    let part = (f64::from(serial) * 0.618_034).fract();
+    let part = (f64::from(turn) * 0.618_034).fract();
     tokio::time::sleep(Duration::from_secs_f64(part)).await;
 }
 
@@ -369,7 +380,7 @@ fn containers(policy: &'static str) -> (&'static str, Vec<Value>) {
         "name": "nothing", "image": install::IMAGE, "imagePullPolicy": "IfNotPresent", "args": ["--version"],
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
-            "runAsUser": 65532, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+            "runAsUser": 65532, "capabilities": {"drop": ["ALL"]},
         },
     });
     ("IfNotPresent", vec![init])
