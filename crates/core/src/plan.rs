@@ -22,14 +22,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::image::Image;
-use self::round::{Pod, Sending, Slot};
+use self::round::{NEWS, Pod, Sending, Slot};
 use crate::image::ImageName;
 use crate::node::NodeImage;
 use crate::outcome::Failure;
 use crate::pod::{GatedPod, Overruled, PodId};
 use crate::record::{ImageRecord, Try};
 use crate::release::{ContainerProgress, Progress, Release};
-use crate::time::Now;
+use crate::time::{Now, age};
 use crate::verdict::{Copy, Known};
 
 /// The node's settings.
@@ -66,11 +66,11 @@ pub enum Action {
     Inspect(ImageName),
     /// Write the release to the pod; then call [`Planner::sent`].
     Release(PodId, Release),
-    /// Write a sign of life to the pod; nothing comes back.
+    /// Write a sign of life to the pod; then, if it is written, call [`Planner::showed`].
     Progress(PodId, Progress),
     /// Tell the pod's owner what is wrong, as a Warning Event.
     Complain(PodId, String),
-    /// Tell the pod's owner, once, that somebody has changed pull policies behind our admission.
+    /// Tell the pod's owner, once, that another admission policy has changed its pull policies.
     Overruled(PodId, Vec<Overruled>),
     /// Tell the pod's owner, once, that its gate has opened by itself at this time: no agent answered.
     Unanswered(PodId, Timestamp),
@@ -94,8 +94,8 @@ pub enum Answer {
 pub enum Ask {
     /// It pulls.
     Always,
-    /// It pulls if no copy is here: the name is a digest, which cannot move, and the registry gave
-    /// it to anybody.
+    /// Not if a copy is here: the name is a digest, which cannot move, and the registry gave it to
+    /// anybody. The copy is only proven; if there is none, the next try asks.
     IfAbsent,
     /// It does not: the try has failed already, with this.
     Never(Failure),
@@ -116,6 +116,20 @@ pub struct Ended {
     pub after: Copy,
     /// What the node's disk had lost of it, in words for a person, if it was mended.
     pub healed: Option<String>,
+}
+
+impl Ended {
+    /// The end of a try that had only to look.
+    pub fn unasked(image: ImageName, attempt: u64, before: Copy, after: Copy) -> Self {
+        Self {
+            image,
+            attempt,
+            failure: None,
+            before,
+            after,
+            healed: None,
+        }
+    }
 }
 
 /// A try that runs has come this far.
@@ -237,6 +251,14 @@ impl Planner {
         self.advance(now, Plan::default())
     }
 
+    /// A sign of life was written.
+    pub fn showed(&mut self, now: Now, pod: &PodId) {
+        let pod = self.pods.get_mut(&pod.uid);
+        if let Some(round) = pod.and_then(|pod| pod.round.as_mut()) {
+            round.showed(now);
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Now) -> Plan {
         self.advance(now, Plan::default())
@@ -254,7 +276,7 @@ impl Planner {
                 Sending::Idle { .. } | Sending::InFlight { .. } => None,
             };
             let deadline = round.wanted().next().map(|_| round.deadline);
-            [send, deadline, pod.progress_due()]
+            [send, deadline, pod.progress_due(), round.next_unheard()]
                 .into_iter()
                 .flatten()
                 .min()
@@ -306,8 +328,10 @@ impl Planner {
                 entry
             }
             std::collections::btree_map::Entry::Vacant(entry) => {
-                // A released pod was told by the agent that has released it.
-                if !pod.overruled.is_empty() && pod.released.is_none() && !pod.ended {
+                // A released pod was told by the agent that has released it; one without a gate is never
+                // released.
+                let news = age(now.wall, pod.created) <= NEWS && pod.released.is_none();
+                if news && !pod.overruled.is_empty() && !pod.ended {
                     let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
                     plan.actions.push(overruled);
                 }
@@ -345,7 +369,7 @@ impl Planner {
             if let Some(release) = round.release_due(now) {
                 plan.actions.push(Action::Release(id, release));
             } else if shows {
-                round.progress_written(now);
+                round.progress_sent(now);
                 let progress = progress(&round.slots, &self.images, now);
                 plan.actions.push(Action::Progress(id, progress));
             }

@@ -1,5 +1,7 @@
 //! A gated pod of this node, as far as TryLatest needs to know it.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::image::{ImageName, InvalidImageName};
@@ -30,6 +32,8 @@ pub struct GatedPod {
     pub overruled: Vec<Overruled>,
     /// What its annotations set.
     pub settings: Settings,
+    /// Its `activeDeadlineSeconds`: the kubelet ends it then for good, and the wait for images counts.
+    pub active_deadline: Option<Duration>,
     /// What could not be read, in words for a Warning Event.
     pub complaints: Vec<String>,
     /// How far its gate is.
@@ -53,16 +57,28 @@ pub struct TryContainer {
     pub image: Result<ImageName, InvalidImageName>,
 }
 
-/// A container whose pull policy is no longer `IfNotPresent`: an admission policy behind ours has
-/// changed it.
+/// A container whose pull policy is not the `IfNotPresent` that it should have: another admission policy
+/// has changed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overruled {
     /// The container's name.
     pub name: String,
     /// What it has instead.
     pub policy: OtherPolicy,
+    /// What shows it.
+    pub trace: Trace,
+}
+
+/// What another admission policy has left to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// The container has not the policy that admission gave it.
+    Policy,
+    /// It had another policy before our admission saw the pod, but its template said TryLatest. The
+    /// template may also have been changed while our admission was away.
+    Template,
     /// Admission has taken it out of the pod again, which happens to the gate alone.
-    pub removed: bool,
+    Removed,
 }
 
 /// A pull policy that a gate or a TryLatest container should not have.
@@ -89,7 +105,7 @@ impl OtherPolicy {
 }
 
 /// Most names that a message lists for each policy.
-const NAMES_MAX: usize = 5;
+const NAMES_MAX: usize = 3;
 
 /// What the pod's owner should know of these, in words for one Warning Event.
 pub fn describe_overruled(overruled: &[Overruled]) -> String {
@@ -97,7 +113,7 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
     let changes = kinds.into_iter().flatten().filter_map(|(policy, removed)| {
         let names = overruled
             .iter()
-            .filter(|other| (other.policy, other.removed) == (policy, removed));
+            .filter(|other| (other.policy, other.trace == Trace::Removed) == (policy, removed));
         let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
         let (shown, more) = names.split_at(names.len().min(NAMES_MAX));
         let more = match more.len() {
@@ -105,19 +121,24 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
             more => format!(" and {more} more"),
         };
         let means = match (policy, removed) {
-            (_, true) => "taken out of the pod, so nothing is tried for it",
+            (_, true) => "removed from the pod; TryLatest does nothing for this pod",
             (OtherPolicy::Always, false) => {
-                "does not start while its registry cannot be reached, cached copy or not"
+                "will not start while its registry is unreachable, even with a cached copy"
             }
-            (OtherPolicy::Never, false) => "does not start where no copy is on the node",
+            (OtherPolicy::Never, false) => "will not start unless a copy is on the node",
         };
         let (word, shown) = (policy.as_str(), shown.join(", "));
         (!names.is_empty()).then(|| format!("{word} on {shown}{more} ({means})"))
     });
     let changes: Vec<String> = changes.collect();
+    let meant = if overruled.iter().any(|o| o.trace == Trace::Template) {
+        ". If the template is meant to say Always, remove its annotation trylatest.dev/literal"
+    } else {
+        ""
+    };
     format!(
         "another admission policy has changed imagePullPolicy: {}. Exempt TryLatest pods from that policy: \
-         docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\"",
+         docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\"{meant}",
         changes.join("; ")
     )
 }
@@ -163,7 +184,7 @@ mod tests {
         Overruled {
             name,
             policy,
-            removed: false,
+            trace: Trace::Policy,
         }
     }
 
@@ -176,9 +197,9 @@ mod tests {
         ];
         assert_eq!(
             describe_overruled(&both),
-            "another admission policy has changed imagePullPolicy: Always on trylatest-gate, app (does \
-             not start while its registry cannot be reached, cached copy or not); Never on job (does \
-             not start where no copy is on the node). Exempt TryLatest pods from that policy: \
+            "another admission policy has changed imagePullPolicy: Always on trylatest-gate, app (will \
+             not start while its registry is unreachable, even with a cached copy); Never on job (will \
+             not start unless a copy is on the node). Exempt TryLatest pods from that policy: \
              docs/troubleshooting.md, \"A pod says Always although its template said TryLatest\""
         );
     }
@@ -186,14 +207,14 @@ mod tests {
     #[test]
     fn a_gate_that_was_taken_away_is_not_said_to_wait() {
         let gate = Overruled {
-            removed: true,
+            trace: Trace::Removed,
             ..overruled("trylatest-gate", OtherPolicy::Always)
         };
         let words = describe_overruled(&[gate, overruled("app", OtherPolicy::Always)]);
         assert!(
             words.starts_with(
-                "another admission policy has changed imagePullPolicy: Always on trylatest-gate (taken \
-                 out of the pod, so nothing is tried for it); Always on app (does not start while"
+                "another admission policy has changed imagePullPolicy: Always on trylatest-gate \
+                 (removed from the pod; TryLatest does nothing for this pod); Always on app (will not"
             ),
             "{words}"
         );
@@ -201,11 +222,17 @@ mod tests {
 
     #[test]
     fn it_fits_into_an_event() {
-        let many: Vec<_> = (0..100)
+        let mut many: Vec<_> = (0..100)
             .map(|n| overruled(format!("{n:063}"), OtherPolicy::ALL[n % 2]))
             .collect();
+        many[0].trace = Trace::Template;
+        many[2].trace = Trace::Removed;
         let words = describe_overruled(&many);
-        assert!(words.contains("and 45 more"), "{words}");
+        assert!(words.contains("and 47 more"), "{words}");
+        assert!(
+            words.ends_with("remove its annotation trylatest.dev/literal"),
+            "{words}"
+        );
         assert!(words.len() <= 1024, "{}", words.len());
     }
 }

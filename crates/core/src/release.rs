@@ -129,9 +129,9 @@ impl ContainerRelease {
             line.push_str(note);
         }
         if let Some(answered) = self.answered {
-            line.push_str("; the agent's answer was ");
+            line.push_str("; the agent had answered \"");
             line.push_str(answered.as_str());
-            line.push_str(", and the gate could not see it");
+            line.push_str("\", but the gate could not see it");
         }
         line
     }
@@ -289,8 +289,8 @@ mod tests {
         assert_eq!(
             unseen.containers["app"].describe(unseen.time),
             "using the cached copy of 127.0.0.1:5000/my/app:latest: sha256:abababababab, \
-             confirmed 3m ago; network: connection refused; the pod's max-age is 1m; the agent's \
-             answer was refused, and the gate could not see it"
+             confirmed 3m ago; network: connection refused; the pod's max-age is 1m; the agent had \
+             answered \"refused\", but the gate could not see it"
         );
         assert!(given.is_fresh(given.time, FRESHNESS) && !unseen.is_fresh(given.time, FRESHNESS));
         let mut bare = given;

@@ -144,7 +144,7 @@ pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
         (Some(failure), Copy::Absent) if failure.class == FailureClass::Blocked => {
             Some(Decision::because(
                 Outcome::Unavailable,
-                "the kubelet pulls it if the image verifier changes its mind",
+                "the kubelet pulls it once the image verifier allows it",
             ))
         }
         (_, Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. }) => None,
@@ -188,7 +188,7 @@ fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Optio
         return Some(match settings.fallback_on {
             Some(_) => format!("the pod's fallback-on does not list {class}"),
             None => format!(
-                "after {class}, the cached copy is used only where fallback-on lists {class}"
+                "after {class}, the cached copy is used only if the pod's trylatest.dev/fallback-on lists {class}"
             ),
         });
     }

@@ -14,7 +14,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-use trylatest_core::plan::{Action, Ended, Flow, Limits, Moved, Plan, Planner, Sent};
+use trylatest_core::plan::{Action, Ask, Ended, Flow, Limits, Moved, Plan, Planner, Sent};
 use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
 use trylatest_core::record::{ImageRecord, Try, Week};
 use trylatest_core::release::{FRESHNESS, Release};
@@ -30,10 +30,11 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// So many pods and images: few enough to meet often.
 const PODS: usize = 2;
-const IMAGES: [&str; 4] = [
+const IMAGES: [&str; 5] = [
     "reg.example/a:1",
     "reg.example/a:2",
     "reg.example/b",
+    "reg.example/b@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "other.example/c",
 ];
 
@@ -212,6 +213,7 @@ impl World {
                     self.under_way.push(action);
                 }
                 Action::Try { .. } | Action::Inspect(_) => self.under_way.push(action),
+                Action::Progress(id, _) => self.planner.showed(self.now(), id),
                 _ => {}
             }
         }
@@ -339,6 +341,7 @@ impl World {
             created: Timestamp::from_second(self.wall.as_second()).expect("a time"),
             containers: containers.collect(),
             settings,
+            active_deadline: None,
             complaints: Vec::new(),
             overruled: Vec::new(),
             gate: GateState::Pending,
@@ -417,6 +420,16 @@ impl World {
     fn answered(&mut self, action: Action, answer: Answer) -> Result<(), TestCaseError> {
         let now = self.now();
         match action {
+            Action::Try {
+                image,
+                attempt,
+                ask: Ask::IfAbsent,
+            } => {
+                self.prove(&image, &answer.after);
+                let ended = Ended::unasked(image, attempt, answer.before, answer.after);
+                let plan = self.planner.ended(now, &ended);
+                self.take(plan)
+            }
             Action::Try { image, attempt, .. } => {
                 self.prove(&image, &answer.after);
                 let plan = self.planner.ended(

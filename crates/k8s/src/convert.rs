@@ -3,6 +3,7 @@
 mod overruled;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -60,6 +61,10 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
             .map(try_container)
             .collect(),
         settings,
+        active_deadline: spec
+            .active_deadline_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map(Duration::from_secs),
         complaints,
         gate: gate_state(pod, spec),
         gate_image: gate_image(pod, spec),

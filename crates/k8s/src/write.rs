@@ -58,7 +58,7 @@ impl Notice {
         }
     }
 
-    /// Somebody has changed pull policies behind our admission.
+    /// Another admission policy has changed pull policies of the pod.
     pub fn overruled(pod: &PodId, overruled: &[Overruled]) -> Self {
         Self {
             reason: "TryLatestOverruled",
@@ -85,7 +85,7 @@ impl Notice {
             warning: true,
             note:
                 "no agent of this node answered in time: the pod started as with IfNotPresent, and \
-                   whether its images are what their tags point to is not known"
+                   TryLatest does not know whether its images are current"
                     .to_owned(),
             once: Some(format!(
                 "trylatest-unanswered-{}-{}",
@@ -99,8 +99,8 @@ impl Notice {
     pub fn unseen(pod: &PodId, at: Timestamp, answer: &Answer) -> Self {
         let note = match answer {
             Answer::AtWork => "this node's agent was at work, but no sign of it reached the gate, \
-                which opened by itself: the pod started as with IfNotPresent, and whether its images \
-                are what their tags point to is not known"
+                which opened by itself: the pod started as with IfNotPresent, and TryLatest does \
+                not know whether its images are current"
                 .to_owned(),
             Answer::Released(release) => {
                 let containers = release.containers.iter().map(|(name, container)| {

@@ -295,7 +295,7 @@ async fn always_set_on_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
             let seen = gated_pod(&serde_json::from_value(stored)?).context("a pod")?;
             let reported = describe_overruled(&seen.overruled);
             ensure!(
-                reported.contains("Always on trylatest-gate (taken out of the pod"),
+                reported.contains("Always on trylatest-gate (removed from the pod"),
                 "{reported}"
             );
         }

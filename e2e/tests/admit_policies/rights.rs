@@ -11,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api as Objects, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
-use trylatest_core::pod::{OtherPolicy, Overruled, PodId};
+use trylatest_core::pod::{OtherPolicy, Overruled, PodId, Trace};
 use trylatest_core::release::Release;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
@@ -398,7 +398,7 @@ async fn tells_events(api: Arc<Api>) -> anyhow::Result<()> {
     let overruled = [Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
-        removed: false,
+        trace: Trace::Policy,
     }];
     let notice = Notice::overruled(&pod, &overruled);
     for _ in 0..2 {

@@ -204,7 +204,7 @@ async fn a_refusal_that_the_gate_cannot_see_says_what_runs(node: &Node) -> anyho
     for part in [
         "app: fallback: using the cached copy",
         "max-age",
-        "answer was refused",
+        "had answered \"refused\"",
     ] {
         ensure!(event.contains(part), "{part}: {event}");
     }

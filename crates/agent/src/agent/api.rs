@@ -32,12 +32,14 @@ impl Api {
         }
     }
 
-    /// Writes a sign of life. The next one makes up for a lost one.
-    pub(super) async fn progress(&self, pod: &PodId, progress: &Progress) {
+    /// Writes a sign of life; whether it is written. The next one makes up for a lost one.
+    pub(super) async fn progress(&self, pod: &PodId, progress: &Progress) -> bool {
         let written = self.writer.progress(pod, progress).await;
-        if let Err(error) = self.count(Operation::Progress, written) {
-            debug!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "no sign of life could be written");
+        let written = self.count(Operation::Progress, written);
+        if let Err(error) = &written {
+            debug!(namespace = pod.namespace, pod = pod.name, error = %words(error), "no sign of life could be written");
         }
+        written.is_ok()
     }
 
     /// Tells an Event per container of a release.

@@ -50,8 +50,11 @@ pub(super) async fn attempt<R: ImageRuntime>(
     };
     let (failure, after) = match ask {
         Ask::Never(failure) => (Some(failure), prove(runtime, &image).await),
-        Ask::IfAbsent if before.digest().is_some() => (None, prove(runtime, &image).await),
-        Ask::IfAbsent | Ask::Always => {
+        Ask::IfAbsent => {
+            let after = prove(runtime, &image).await;
+            return Ended::unasked(image, attempt, before, after);
+        }
+        Ask::Always => {
             kept = before.digest().is_some()
                 && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
             once().await

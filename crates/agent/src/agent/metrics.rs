@@ -106,7 +106,7 @@ impl Metrics {
             )?,
             overruled: counters(
                 "trylatest_overruled_containers_total",
-                "Gates and TryLatest containers whose pull policy was changed after TryLatest's admission.",
+                "Gates and TryLatest containers whose pull policy another admission policy has changed.",
                 &["container", "policy"],
             )?,
             registry,

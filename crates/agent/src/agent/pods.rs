@@ -66,6 +66,8 @@ enum Came {
     Inspected(ImageName, Copy),
     /// A release, and when its pod began to wait for it.
     Sent(PodId, Release, Duration, Sent),
+    /// A sign of life that was written.
+    Showed(PodId),
     /// A release that says what it came to.
     Amended(PodId, Release, Sent),
     /// What is still known; none if that could not be found out.
@@ -182,6 +184,10 @@ impl<R: ImageRuntime> Loop<R> {
                 }
                 self.own.planner.sent(now, &pod, release, sent)
             }
+            Came::Showed(pod) => {
+                self.own.planner.showed(now, &pod);
+                Plan::default()
+            }
             Came::Amended(pod, release, sent) => self.own.planner.sent(now, &pod, release, sent),
             Came::Pruned(left) => {
                 if let Some(left) = left {
@@ -268,8 +274,11 @@ impl<R: ImageRuntime> Loop<R> {
                 });
             }
             Action::Progress(pod, progress) => self.begin(async move {
-                api.progress(&pod, &progress).await;
-                Came::Done
+                if api.progress(&pod, &progress).await {
+                    Came::Showed(pod)
+                } else {
+                    Came::Done
+                }
             }),
             Action::Complain(pod, words) => {
                 warn!(
@@ -287,7 +296,7 @@ impl<R: ImageRuntime> Loop<R> {
                     namespace = pod.namespace,
                     pod = pod.name,
                     error = notice.note,
-                    "a pod's pull policies were changed behind TryLatest's admission"
+                    "another admission policy has changed a pod's pull policies"
                 );
                 self.tell(pod, notice);
             }

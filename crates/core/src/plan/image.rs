@@ -36,6 +36,8 @@ pub(super) struct Image {
     last_start: Option<Duration>,
     failures_in_a_row: u32,
     queue: Option<Queue>,
+    /// The try that has just ended had only to look, and found no copy.
+    is_missing: bool,
     /// When the registry last answered a try of it.
     pub(super) answered: Option<Duration>,
 }
@@ -156,13 +158,28 @@ impl Image {
     /// A try begins.
     pub(super) fn start(&mut self, now: Now, id: u64, ask: Ask) {
         self.queue = None;
-        self.last_start = Some(now.up);
+        self.is_missing = false;
+        if ask != Ask::IfAbsent {
+            self.last_start = Some(now.up);
+        }
         self.attempt = Some(Attempt {
             id,
             started: now,
             ask,
             flow: Flow::default(),
         });
+    }
+
+    /// Whether its next try has only to look whether a copy is here. Only what the registry has given
+    /// to anybody is taken for granted.
+    pub(super) fn is_settled(&self, name: &ImageName) -> bool {
+        name.has_digest() && self.known.is_public() && !self.is_missing
+    }
+
+    /// A try that had only to look has found no copy: it is pulled like any other.
+    pub(super) fn misses(&mut self, now: Now) {
+        self.is_missing = true;
+        self.queue(now.up);
     }
 
     /// A try has ended; `record` says how.

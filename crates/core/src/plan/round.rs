@@ -19,12 +19,23 @@ use crate::verdict::{Copy, Decision, Evidence, Terms, give_up, judge};
 /// cost one write in all.
 const FIRST_PROGRESS: Duration = Duration::from_secs(2);
 
+/// From then on a pod gets signs of life whether its gate is known to run or not: the kubelet may
+/// report late, and the gate's patience is twice this.
+const GATE_MAY_RUN: Duration = Duration::from_secs(10);
+
 /// Between two signs of life: a quarter of the gate's patience, so that it survives lost writes.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// An agent that comes back does not report what is older: the API server keeps Events for this long
 /// by default, and the same Event would be written again.
-const NEWS: Duration = Duration::from_hours(1);
+pub(super) const NEWS: Duration = Duration::from_hours(1);
+
+/// Of a pod's `activeDeadlineSeconds`, the part that may be spent on a try where a copy is here.
+const DEADLINES_SHARE: u32 = 4;
+
+/// A pod waits no longer than this for a registry's first word when its own time is up. A try that
+/// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
+const FIRST_WORD: Duration = Duration::from_secs(30);
 
 /// The kubelet puts a changed annotation into a volume within a second or so. What was written this
 /// long before a gate gave up never came.
@@ -59,7 +70,7 @@ pub(super) struct Round {
     pub(super) slots: Vec<Slot>,
     /// When the next sign of life is due.
     progress_at: Duration,
-    /// When the first was given.
+    /// When the first was written.
     shown: Option<Duration>,
     pub(super) send: Sending,
 }
@@ -88,16 +99,20 @@ pub(super) struct Slot {
 ///  └─ the pod's time is up ─► Inspection ── a copy ───► Done
 ///        Inspection ── no copy, and a try runs ─► LastTry ── it ends ─► Done
 ///        Inspection ── the registry has not said yet who may have it ─► FirstWord
-///        FirstWord ── bytes flow ─► Inspection;  its try ends ─► Done
+///        FirstWord ── bytes flow, or its own time is up ─► Inspection;  its try ends ─► Done
 /// ```
 #[derive(Clone, Debug)]
 pub(super) enum Wait {
     /// The image's try.
     Try(ImageName),
     /// The pod's time is up: the proof of a cached copy.
-    Inspection(ImageName),
+    Inspection {
+        image: ImageName,
+        /// It has waited for the registry's first word in vain.
+        unheard: bool,
+    },
     /// The pod's time is up, but the registry may yet refuse the image: its first word.
-    FirstWord(ImageName),
+    FirstWord { image: ImageName, until: Duration },
     /// The pod's time is up and there is no copy: the end of the try that runs.
     LastTry(ImageName),
     /// Nothing.
@@ -188,10 +203,24 @@ impl Pod {
         actions
     }
 
-    /// When the next sign of life is due; none while no gate would see it, or if the release is decided.
+    /// How long the pod waits before it takes the cached copy. One with a short `activeDeadlineSeconds`
+    /// needs that time for its work.
+    fn time_to_try(&self, try_for: Duration) -> Duration {
+        let short = self
+            .seen
+            .active_deadline
+            .map(|whole| whole / DEADLINES_SHARE);
+        let default = short.map_or(try_for, |short| try_for.min(short));
+        self.seen.settings.timeout.unwrap_or(default)
+    }
+
+    /// When the next sign of life is due; none if the release is decided.
     pub(super) fn progress_due(&self) -> Option<Duration> {
         let round = self.round.as_ref().filter(|round| !round.is_decided())?;
-        matches!(self.seen.gate, GateState::Running { .. }).then_some(round.progress_at)
+        Some(match self.seen.gate {
+            GateState::Running { .. } => round.progress_at,
+            _ => round.progress_at.max(round.began + GATE_MAY_RUN),
+        })
     }
 
     /// When the round that still runs gave its first sign of life, if it did.
@@ -289,7 +318,7 @@ impl Pod {
         self.round.insert(Round {
             began: now.up,
             since: since(&self.seen, self.released.is_some(), now),
-            deadline: now.up + self.seen.settings.timeout.unwrap_or(try_for),
+            deadline: now.up + self.time_to_try(try_for),
             slots,
             progress_at: now.up + FIRST_PROGRESS,
             shown: None,
@@ -306,8 +335,19 @@ impl Round {
     pub(super) fn wanted(&self) -> impl Iterator<Item = &ImageName> {
         self.slots.iter().filter_map(|slot| match &slot.wait {
             Wait::Try(image) => Some(image),
-            Wait::Inspection(_) | Wait::FirstWord(_) | Wait::LastTry(_) | Wait::Done(_) => None,
+            Wait::Inspection { .. } | Wait::FirstWord { .. } | Wait::LastTry(_) | Wait::Done(_) => {
+                None
+            }
         })
+    }
+
+    /// When the wait for a first word is over.
+    pub(super) fn next_unheard(&self) -> Option<Duration> {
+        let until = self.slots.iter().filter_map(|slot| match slot.wait {
+            Wait::FirstWord { until, .. } => Some(until),
+            _ => None,
+        });
+        until.min()
     }
 
     /// The images whose cached copy is to be proven now, because there is no more time for a try.
@@ -319,17 +359,19 @@ impl Round {
         let late = now.up >= self.deadline;
         let mut overdue = Vec::new();
         for slot in &mut self.slots {
-            let image = match &slot.wait {
-                Wait::Try(image) if late => image.clone(),
-                Wait::FirstWord(image)
-                    if !images.get(image).is_some_and(Image::may_yet_be_refused) =>
-                {
-                    image.clone()
+            let (image, unheard) = match &slot.wait {
+                Wait::Try(image) if late => (image.clone(), false),
+                Wait::FirstWord { image, until } => {
+                    let silent = images.get(image).is_some_and(Image::may_yet_be_refused);
+                    if silent && now.up < *until {
+                        continue;
+                    }
+                    (image.clone(), silent)
                 }
                 _ => continue,
             };
-            slot.wait = Wait::Inspection(image.clone());
-            overdue.push(image);
+            overdue.push(image.clone());
+            slot.wait = Wait::Inspection { image, unheard };
         }
         overdue
     }
@@ -351,7 +393,9 @@ impl Round {
     fn release(&self, now: Now) -> Option<Release> {
         let containers = self.slots.iter().map(|slot| match &slot.wait {
             Wait::Done(release) => Some((slot.name.clone(), (**release).clone())),
-            Wait::Try(_) | Wait::Inspection(_) | Wait::FirstWord(_) | Wait::LastTry(_) => None,
+            Wait::Try(_) | Wait::Inspection { .. } | Wait::FirstWord { .. } | Wait::LastTry(_) => {
+                None
+            }
         });
         Some(Release {
             time: now.wall,
@@ -376,13 +420,25 @@ impl Round {
         };
     }
 
-    pub(super) fn progress_written(&mut self, now: Now) {
-        self.shown.get_or_insert(now.up);
+    pub(super) fn progress_sent(&mut self, now: Now) {
         self.progress_at = now.up + PROGRESS_EVERY;
+    }
+
+    /// A sign of life was written.
+    pub(super) fn showed(&mut self, now: Now) {
+        self.shown.get_or_insert(now.up);
     }
 }
 
 impl Slot {
+    /// Its time is up, and the registry may yet refuse the image.
+    pub(super) fn wait_for_first_word(&mut self, now: Now, image: &ImageName) {
+        self.wait = Wait::FirstWord {
+            image: image.clone(),
+            until: now.up + FIRST_WORD,
+        };
+    }
+
     fn new(container: &TryContainer) -> Self {
         let mut slot = Self {
             name: container.name.clone(),
@@ -416,8 +472,8 @@ impl Slot {
     pub(super) fn image(&self) -> Option<&ImageName> {
         match &self.wait {
             Wait::Try(image)
-            | Wait::Inspection(image)
-            | Wait::FirstWord(image)
+            | Wait::Inspection { image, .. }
+            | Wait::FirstWord { image, .. }
             | Wait::LastTry(image) => Some(image),
             Wait::Done(_) => None,
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::image::Image;
 use super::round::Wait;
-use super::{Ended, Limits, Plan, Planner, known};
+use super::{Ask, Ended, Limits, Plan, Planner, known};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::Try;
@@ -27,6 +27,11 @@ impl Planner {
         let Some(attempt) = image.attempt.take_if(|a| a.id == ended.attempt) else {
             return plan;
         };
+        if attempt.ask == Ask::IfAbsent && ended.after.digest().is_none() {
+            image.misses(now);
+            self.expect_try(name);
+            return self.advance(now, plan);
+        }
         let failure = ended.failure.clone().or_else(|| unusable(&ended.after));
         let evidence = Evidence {
             failure: failure.as_ref(),
@@ -80,6 +85,17 @@ impl Planner {
         self.advance(now, plan)
     }
 
+    /// The try was only a look. Whoever waits for its end waits for the next one; those whose time is up
+    /// are looked at once more.
+    fn expect_try(&mut self, name: &ImageName) {
+        let rounds = self.pods.values_mut().filter_map(|pod| pod.round.as_mut());
+        for slot in rounds.flat_map(|round| &mut round.slots) {
+            if matches!(&slot.wait, Wait::LastTry(waits) if waits == name) {
+                slot.wait = Wait::Try(name.clone());
+            }
+        }
+    }
+
     /// The copy that was asked for by [`Action::Inspect`](super::Action::Inspect).
     pub fn inspected(&mut self, now: Now, name: &ImageName, copy: &Copy) -> Plan {
         let mut plan = Plan::default();
@@ -95,11 +111,12 @@ impl Planner {
             };
             let terms = terms(&known, &pod.seen.settings, self.limits, now);
             for slot in &mut round.slots {
-                if !matches!(&slot.wait, Wait::Inspection(waits) if waits == name) {
-                    continue;
-                }
-                if refusable {
-                    slot.wait = Wait::FirstWord(name.clone());
+                let unheard = match &slot.wait {
+                    Wait::Inspection { image, unheard } if image == name => *unheard,
+                    _ => continue,
+                };
+                if refusable && !unheard {
+                    slot.wait_for_first_word(now, name);
                     continue;
                 }
                 let failure = slot.failure.clone().unwrap_or_else(|| late.clone());
@@ -208,17 +225,14 @@ fn is_silence(failure: &Failure) -> bool {
 fn unusable(after: &Copy) -> Option<Failure> {
     match after {
         Copy::Usable { .. } => None,
-        Copy::Absent => Some(Failure::new(
-            FailureClass::Local,
-            "pulled, but the image is gone again",
-        )),
+        Copy::Absent => Some(Failure::new(FailureClass::Local, "the image is gone again")),
         Copy::Unusable { why } => Some(Failure::new(
             FailureClass::Invalid,
-            format!("pulled, but no container can start from it: {why}"),
+            format!("no container can start from what was pulled: {why}"),
         )),
         Copy::Unknown { why } => Some(Failure::new(
             FailureClass::Local,
-            format!("pulled, but not proven: {why}"),
+            format!("the copy could not be looked at: {why}"),
         )),
     }
 }
@@ -233,7 +247,7 @@ fn time_is_up(image: &Image) -> Failure {
         // Nobody has asked the registry.
         None => (
             FailureClass::Local,
-            "the pod's time to try is up, and the image still waited for its turn on this node",
+            "the pod's time is up, and this image was still waiting for its turn on this node",
         ),
         Some(attempt) if attempt.flow.flows => (
             FailureClass::Timeout,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::outcome::{FailureClass, Outcome};
-use crate::pod::{GateState, OtherPolicy, TryContainer};
+use crate::pod::{GateState, OtherPolicy, Trace, TryContainer};
 use crate::record::Confirmation;
 use crate::settings::Settings;
 
@@ -46,6 +46,11 @@ impl World {
 
     fn take(&mut self, plan: Plan) -> Vec<Action> {
         self.records.extend(plan.records);
+        for action in &plan.actions {
+            if let Action::Progress(pod, _) = action {
+                self.planner.showed(self.now(), pod);
+            }
+        }
         self.actions.extend(plan.actions.iter().cloned());
         plan.actions
     }
@@ -158,6 +163,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
         }],
         overruled: Vec::new(),
         settings: Settings::default(),
+        active_deadline: None,
         complaints: Vec::new(),
         gate: GateState::Pending,
         gate_image: None,
@@ -260,7 +266,7 @@ fn a_pod_that_is_pulled_at_each_start_is_reported_and_released_at_once() {
     pod.overruled = vec![Overruled {
         name: "app".into(),
         policy: OtherPolicy::Always,
-        removed: false,
+        trace: Trace::Policy,
     }];
     let actions = world.see(&pod);
     let [Action::Overruled(id, overruled), release] = actions.as_slice() else {
@@ -526,6 +532,41 @@ fn an_agent_at_work_that_no_gate_saw_is_told() {
         assert_eq!(told, unseen, "{actions:?}");
         assert!(!world.waits());
     }
+}
+
+#[test]
+fn a_sign_of_life_that_was_not_written_is_none() {
+    let mut world = World::new();
+    let mut pod = held("a", &world);
+    the_try(&world.see(&pod));
+    world.up += Duration::from_secs(2);
+    let plan = world.planner.tick(world.now());
+    assert!(matches!(plan.actions[..], [Action::Progress(..)]));
+    world.up += Duration::from_secs(18);
+    pod.gate = gave_up(world.up);
+    let actions = world.see(&pod);
+    assert!(
+        matches!(actions[..], [Action::Unanswered(..)]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn pods_whose_policies_were_changed_long_ago_are_no_news() {
+    let mut world = World::new();
+    let mut pod = pod("a", &world);
+    pod.containers.clear();
+    pod.overruled = vec![Overruled {
+        name: "app".into(),
+        policy: OtherPolicy::Always,
+        trace: Trace::Template,
+    }];
+    let told = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::Overruled(..)));
+    world.up += Duration::from_hours(2);
+    assert!(!told(&world.see(&pod)));
+    pod.id.uid = "uid-b".into();
+    pod.created = world.now().wall;
+    assert!(told(&world.see(&pod)));
 }
 
 #[test]

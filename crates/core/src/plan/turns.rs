@@ -17,7 +17,6 @@ use super::{Action, Ask, Plan, Planner};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
-use crate::verdict::Known;
 
 /// Turns at once.
 const TURNS: usize = 6;
@@ -32,8 +31,7 @@ impl Attempt {
     /// When its turn is over, if it still has one.
     fn turn_until(&self, now: Now) -> Option<Duration> {
         let until = self.started.up + TURN;
-        let has_turn = !matches!(self.ask, Ask::Never(_)) && !self.flow.flows;
-        (has_turn && now.up < until).then_some(until)
+        (self.asks() && !self.flow.flows && now.up < until).then_some(until)
     }
 }
 
@@ -48,9 +46,12 @@ impl Planner {
     }
 
     /// Begins the tries that are due, as far as there are turns: first for the registry that has the
-    /// fewest, then for those who have waited longest.
+    /// fewest, then for those who have waited longest. A look at a copy takes no turn.
     pub(super) fn start_tries(&mut self, now: Now, plan: &mut Plan) {
-        let mut waiting = self.due(now);
+        let (settled, mut waiting) = self.due(now);
+        for name in settled {
+            self.start_try(now, name, Ask::IfAbsent, plan);
+        }
         if waiting.is_empty() {
             return;
         }
@@ -67,11 +68,7 @@ impl Planner {
             };
             let (_, name) = waiting.swap_remove(index);
             *turns.entry(name.registry().to_owned()).or_default() += 1;
-            let known = self.images.get(&name).map(|image| &image.known);
-            // Only what the registry has given to anybody is taken for granted.
-            let settled = name.has_digest() && known.is_some_and(Known::is_public);
-            let ask = if settled { Ask::IfAbsent } else { Ask::Always };
-            self.start_try(now, name, ask, plan);
+            self.start_try(now, name, Ask::Always, plan);
         }
         for (_, name) in waiting {
             if let Some(image) = self.images.get_mut(&name) {
@@ -112,7 +109,7 @@ impl Planner {
         let waiting = self.images.iter().filter(|(_, i)| i.waits_for_turn());
         let waiting: Vec<ImageName> = waiting.map(|(name, _)| name.clone()).filter(same).collect();
         let message = format!(
-            "{}; that was the try of {failed}, and this image still waited for its turn",
+            "{} while {failed} was tried; this image was still waiting for its turn and was not tried",
             failure.message
         );
         for name in waiting {
@@ -134,21 +131,24 @@ impl Planner {
         });
     }
 
-    /// Images whose try is due, and since when. Those that nobody waits for any more leave.
-    fn due(&mut self, now: Now) -> Vec<(Duration, ImageName)> {
-        let mut due_now = Vec::new();
+    /// Images whose try is due: those that have only to be looked at, and the others with the time since
+    /// when. Those that nobody waits for any more leave.
+    fn due(&mut self, now: Now) -> (Vec<ImageName>, Vec<(Duration, ImageName)>) {
+        let (mut settled, mut others) = (Vec::new(), Vec::new());
         for (name, image) in &mut self.images {
             let Some(due) = image.due().filter(|due| *due <= now.up) else {
                 continue;
             };
             let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-            if rounds.any(|round| round.asks_for(name, image)) {
-                due_now.push((due, name.clone()));
-            } else {
+            if !rounds.any(|round| round.asks_for(name, image)) {
                 image.leave();
+            } else if image.is_settled(name) {
+                settled.push(name.clone());
+            } else {
+                others.push((due, name.clone()));
             }
         }
-        due_now
+        (settled, others)
     }
 
     /// How many turns each registry has.
@@ -170,7 +170,7 @@ impl Round {
     fn asks_for(&self, name: &ImageName, image: &Image) -> bool {
         self.slots.iter().any(|slot| match &slot.wait {
             Wait::Try(waits) => waits == name,
-            Wait::Inspection(waits) | Wait::FirstWord(waits) => {
+            Wait::Inspection { image: waits, .. } | Wait::FirstWord { image: waits, .. } => {
                 waits == name && image.may_yet_be_refused()
             }
             Wait::LastTry(_) | Wait::Done(_) => false,

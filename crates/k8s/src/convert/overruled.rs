@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use trylatest_core::keys;
-use trylatest_core::pod::{OtherPolicy, Overruled};
+use trylatest_core::pod::{OtherPolicy, Overruled, Trace};
 
 use super::{CONTAINERS_MAX, gate};
 
@@ -13,15 +13,21 @@ pub(super) fn all(pod: &Pod, spec: &PodSpec, ours: &[&Container]) -> Vec<Overrul
     let literal = annotations.and_then(|annotations| annotations.get(keys::LITERAL));
     let overtaken = overtaken(spec, literal.map_or("", String::as_str), ours);
     let held = gate(spec).into_iter().chain(ours.iter().copied());
-    let changed = held.chain(overtaken).filter_map(changed);
-    removed_gate(pod, spec).into_iter().chain(changed).collect()
+    let held = held.filter_map(|container| changed(container, Trace::Policy));
+    let overtaken = overtaken.into_iter();
+    let overtaken = overtaken.filter_map(|container| changed(container, Trace::Template));
+    removed_gate(pod, spec)
+        .into_iter()
+        .chain(held)
+        .chain(overtaken)
+        .collect()
 }
 
-fn changed(container: &Container) -> Option<Overruled> {
+fn changed(container: &Container, trace: Trace) -> Option<Overruled> {
     Some(Overruled {
         name: container.name.clone(),
         policy: other_policy(container)?,
-        removed: false,
+        trace,
     })
 }
 
@@ -42,7 +48,7 @@ fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
     (had_one && gate(spec).is_none()).then(|| Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
-        removed: true,
+        trace: Trace::Removed,
     })
 }
 

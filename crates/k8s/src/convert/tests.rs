@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use trylatest_core::outcome::Outcome;
-use trylatest_core::pod::Overruled;
+use trylatest_core::pod::{Overruled, Trace};
 
 use super::*;
 
@@ -205,7 +205,7 @@ fn a_gate_that_admission_took_away_is_seen_also_where_no_container_was_changed()
     let gate = Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
-        removed: true,
+        trace: Trace::Removed,
     };
     assert_eq!(label(keys::GATED_OVERRULED), [gate]);
     assert_eq!(label(keys::GATED_VALUE), []);
@@ -325,7 +325,7 @@ fn what_was_always_before_our_admission_saw_it_is_seen() {
     let always = Overruled {
         name: "app".to_owned(),
         policy: OtherPolicy::Always,
-        removed: false,
+        trace: Trace::Template,
     };
     assert_eq!(pod.overruled, [always], "there was no gate");
     assert!(pod.containers.is_empty());

@@ -101,6 +101,30 @@ fn a_pod_with_little_time_waits_for_the_first_word_and_no_longer() {
     assert_eq!(outcome(&actions), Outcome::Fallback);
 }
 
+/// It may wait behind others' long downloads, which no stall deadline ends.
+#[test]
+fn a_first_word_that_does_not_come_is_waited_for_half_a_minute() {
+    let mut world = World::new();
+    let mut hasty = pod("hasty", &world);
+    hasty.settings.timeout = Some(Duration::from_secs(1));
+    let attempt = the_try(&world.see(&hasty));
+    let looks = |actions: &[Action]| actions.contains(&Action::Inspect(image()));
+    assert!(looks(&world.wait(Duration::from_secs(1))));
+    assert_eq!(world.inspected(&usable("1")), []);
+    assert!(!looks(&world.wait(Duration::from_secs(29))));
+    assert!(looks(&world.wait(Duration::from_secs(1))));
+    let actions = world.inspected(&usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    world.sent(&actions, Sent::Written);
+    // The refusal that comes after all is remembered.
+    let refused = Some(FailureClass::Unauthorized);
+    world.ends(attempt, refused, usable("1"), usable("1"));
+    let attempt = the_try(&world.see(&pod("next", &world)));
+    let network = Some(FailureClass::Network);
+    let actions = world.ends(attempt, network, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Refused);
+}
+
 #[test]
 fn a_name_without_a_word_of_its_own_is_as_private_as_its_repository() {
     let digest: ImageName = format!("reg.example/app@sha256:{}", "a".repeat(64))

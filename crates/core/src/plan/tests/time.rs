@@ -70,6 +70,34 @@ fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     assert_eq!(world.records[1].outcome, Outcome::Fresh);
 }
 
+#[test]
+fn a_pod_with_a_deadline_of_its_own_keeps_most_of_it() {
+    for (deadline, timeout, waits) in [(10, None, 2500), (3600, None, 30_000), (10, Some(6), 6000)]
+    {
+        let mut world = World::new();
+        let mut pod = pod("a", &world);
+        pod.active_deadline = Some(Duration::from_secs(deadline));
+        pod.settings.timeout = timeout.map(Duration::from_secs);
+        let attempt = the_try(&world.see(&pod));
+        world.moved(attempt, 1, true);
+        let began = world.up;
+        let mut looks = Vec::new();
+        while looks.is_empty() {
+            let actions = world.wait(Duration::from_millis(500));
+            looks.extend(
+                actions
+                    .into_iter()
+                    .filter(|a| matches!(a, Action::Inspect(_))),
+            );
+        }
+        assert_eq!(
+            world.up.saturating_sub(began),
+            Duration::from_millis(waits),
+            "{deadline}"
+        );
+    }
+}
+
 /// On a busy node most are released before their gates run, and a write is felt there.
 #[test]
 fn a_sign_of_life_is_given_when_a_gate_runs_that_can_see_it() {
@@ -85,9 +113,18 @@ fn a_sign_of_life_is_given_when_a_gate_runs_that_can_see_it() {
 }
 
 #[test]
+fn a_gate_that_is_reported_late_gets_its_sign_of_life_all_the_same() {
+    let mut world = World::new();
+    the_try(&world.see(&pod("a", &world)));
+    let actions = world.wait(Duration::from_secs(10));
+    assert!(matches!(actions[..], [Action::Progress(..)]), "{actions:?}");
+}
+
+#[test]
 fn without_a_copy_a_pod_waits_as_long_as_bytes_flow() {
     let mut world = World::new();
     let attempt = the_try(&world.see(&held("a", &world)));
+    world.moved(attempt, 1, true);
     let mut signs = 0;
     for action in world.wait(TRY) {
         match action {

@@ -17,6 +17,8 @@ struct Node {
     world: World,
     running: Vec<Running>,
     most: usize,
+    /// No copies are here.
+    is_empty: bool,
     /// By pod, when it was released, and how.
     released: BTreeMap<String, (Duration, ContainerSaid)>,
 }
@@ -29,6 +31,7 @@ impl Node {
             world: World::new(),
             running: Vec::new(),
             most: 0,
+            is_empty: false,
             released: BTreeMap::new(),
         }
     }
@@ -47,6 +50,16 @@ impl Node {
         self.act(actions);
     }
 
+    /// A pod of a name that the registry has given to anybody, and that cannot move.
+    fn create_by_digest(&mut self, n: usize, registry: &str, timeout: Option<Duration>) {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let image = format!("{registry}/pinned{n}@{digest}");
+        let confirmed = Some(confirmation(&digest));
+        let record = written_down(image.parse().unwrap(), confirmed, false);
+        self.world.planner.learn(&[record]);
+        self.create_of(&format!("pinned{n}"), image, timeout);
+    }
+
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
@@ -62,14 +75,14 @@ impl Node {
                         _ => Duration::from_millis(400),
                     };
                     let until = self.world.up + took;
-                    if let Ask::Never(failure) = ask {
-                        self.end(&image, attempt, Some(failure));
-                    } else {
-                        self.running.push(Running {
+                    match ask {
+                        Ask::Never(failure) => self.end(&image, attempt, Some(failure)),
+                        Ask::IfAbsent => self.look(image, attempt),
+                        Ask::Always => self.running.push(Running {
                             image,
                             attempt,
                             until,
-                        });
+                        }),
                     }
                 }
                 Action::Inspect(image) => {
@@ -91,6 +104,18 @@ impl Node {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    fn look(&mut self, image: ImageName, attempt: u64) {
+        let copy = if self.is_empty {
+            Copy::Absent
+        } else {
+            usable("1")
+        };
+        let ended = Ended::unasked(image, attempt, copy.clone(), copy);
+        let plan = self.world.planner.ended(self.world.now(), &ended);
+        let actions = self.world.take(plan);
+        self.act(actions);
     }
 
     fn end(&mut self, image: &ImageName, attempt: u64, failure: Option<Failure>) {
@@ -187,7 +212,7 @@ fn the_silence_of_a_registry_is_waited_out_once() {
         .collect();
     let shared = said
         .iter()
-        .filter(|said| said.contains("still waited for its turn"));
+        .filter(|said| said.contains("still waiting for its turn"));
     assert!(shared.count() >= 15, "{said:#?}");
     assert!(
         said.iter()
@@ -268,7 +293,10 @@ fn a_pod_whose_turn_has_not_come_blames_nobody_else() {
     assert_eq!(said.outcome, Outcome::Fallback);
     let failure = said.failure.as_ref().unwrap();
     assert_eq!(failure.class, FailureClass::Local);
-    assert!(failure.message.contains("waited for its turn"), "{failure}");
+    assert!(
+        failure.message.contains("waiting for its turn"),
+        "{failure}"
+    );
 }
 
 /// It may be private, and its turn is soon.
@@ -301,18 +329,30 @@ fn a_newcomer_does_not_hide_that_its_image_waits_for_its_turn() {
     assert_eq!(node.outcomes("hasty"), [Outcome::Fresh]);
 }
 
-/// Each may have to be pulled.
+/// Nothing has to be asked for them, whatever the registry does.
 #[test]
-fn names_by_digest_take_turns_too() {
+fn names_by_digest_that_are_here_wait_for_nobody() {
     let mut node = Node::new();
-    let digest = format!("sha256:{}", "a".repeat(64));
     for n in 0..30 {
-        let image = format!("reg.example/app{n}@{digest}");
-        let record = written_down(image.parse().unwrap(), Some(confirmation(&digest)), false);
-        node.world.planner.learn(&[record]);
-        node.create_of(&format!("app{n}"), image, None);
+        node.create(&format!("silent{n}"), "silent.example", None);
+    }
+    for n in 0..30 {
+        node.create_by_digest(n, "silent.example", Some(Duration::from_millis(1)));
+    }
+    node.run();
+    assert_eq!(node.outcomes("pinned"), [Outcome::Unchanged; 30]);
+    assert_eq!(node.last("pinned"), Duration::ZERO);
+}
+
+#[test]
+fn names_by_digest_that_are_not_here_take_turns() {
+    let mut node = Node::new();
+    node.is_empty = true;
+    for n in 0..30 {
+        node.create_by_digest(n, "reg.example", None);
     }
     assert_eq!(node.running.len(), 4);
     node.run();
-    assert_eq!(node.last("app"), Duration::from_millis(400) * 8);
+    assert_eq!(node.outcomes("pinned"), [Outcome::Fresh; 30]);
+    assert_eq!(node.last("pinned"), Duration::from_millis(400) * 8);
 }
