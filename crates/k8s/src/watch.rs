@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::ExponentialBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -62,12 +62,24 @@ pub fn watch_pods(
         .timeout(watch_for(node));
     let node = node.to_owned();
     let mut list = None;
+    let begin = move || watcher(Api::<Pod>::all(client.clone()), config.clone()).boxed();
+    // kube's watcher goes on after an error from the revision that it has seen last. If etcd was restored
+    // from a backup meanwhile, that revision is still to come: the API server takes such a watch, and is
+    // silent on it until then. A list begins where the API server is.
+    let events = stream::unfold(None, move |running| {
+        let mut running = running.unwrap_or_else(&begin);
+        async move {
+            let event = running.next().await?;
+            let goes_on = event.is_ok().then_some(running);
+            Some((event, goes_on))
+        }
+    });
     let pauses = ExponentialBuilder::new()
         .with_min_delay(PAUSE.0)
         .with_max_delay(PAUSE.1)
         .with_jitter()
         .without_max_times();
-    watcher(Api::<Pod>::all(client), config)
+    events
         .filter_map(move |event| {
             let change = match event {
                 Ok(event) => change(event, &mut list).map(Ok),

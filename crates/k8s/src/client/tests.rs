@@ -120,6 +120,37 @@ async fn a_list_without_an_answer_is_asked_for_again() {
     assert_eq!(asked.0.lock().unwrap().len(), 2);
 }
 
+/// etcd restored from a backup begins again below the revision that was seen last, and a watch from
+/// there stays silent.
+#[tokio::test(start_paused = true)]
+async fn after_an_error_the_pods_are_listed_again() {
+    let watches = Arc::new(Mutex::new(0));
+    let (mut changes, asked) = changes(move |uri| {
+        let is_first = uri.contains("watch=true") && {
+            let mut watches = watches.lock().unwrap();
+            *watches += 1;
+            *watches == 1
+        };
+        let is_watch = uri.contains("watch=true");
+        async move {
+            let broken = stream::iter([Err::<Frame<Bytes>, _>(BoxError::from("reset"))]);
+            let silence = StreamBody::new(stream::pending::<Result<_, BoxError>>());
+            Ok(Response::new(match (is_watch, is_first) {
+                (false, _) => whole(LIST),
+                (true, true) => StreamBody::new(broken).boxed_unsync(),
+                (true, false) => silence.boxed_unsync(),
+            }))
+        }
+    });
+    let listed = PodChange::Reset(Vec::new());
+    assert_eq!(next(&mut changes).await.unwrap(), listed);
+    next(&mut changes).await.unwrap_err();
+    assert_eq!(next(&mut changes).await.unwrap(), listed);
+    let asked = asked.0.lock().unwrap();
+    let lists = asked.iter().filter(|uri| !uri.contains("watch=true"));
+    assert_eq!(lists.count(), 2, "{asked:?}");
+}
+
 /// Thousands of agents ask an API server that comes up: the pauses grow, and no two are the same.
 #[tokio::test(start_paused = true)]
 async fn the_pauses_between_lists_that_fail_grow() {
