@@ -73,11 +73,20 @@ pub enum Action {
     /// Tell the pod's owner, once, that another admission policy has changed its pull policies.
     Overruled(PodId, Vec<Overruled>),
     /// Tell the pod's owner, once, that its gate has opened by itself at this time: no agent answered.
-    Unanswered(PodId, Timestamp),
+    Unanswered(PodId, Timestamp, Silence),
     /// The same, but an agent did answer, or was at work, and the gate could not see it.
     Unseen(PodId, Timestamp, Answer),
     /// Write to the pod what its release came to; then call [`Planner::sent`].
     Amend(PodId, Release),
+}
+
+/// Why no answer has reached a gate, as far as this agent knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// It was not there, or too late.
+    NoAgent,
+    /// It has an answer, and the API server does not take it.
+    Unwritten,
 }
 
 /// What a gate did not see.

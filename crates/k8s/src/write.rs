@@ -14,7 +14,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
 use trylatest_core::node::NodeReport;
-use trylatest_core::plan::Answer;
+use trylatest_core::plan::{Answer, Silence};
 use trylatest_core::pod::{Overruled, PodId, describe_overruled};
 use trylatest_core::release::{Progress, Release};
 
@@ -79,14 +79,21 @@ impl Notice {
     }
 
     /// The gate has opened by itself at this time.
-    pub fn unanswered(pod: &PodId, at: Timestamp) -> Self {
+    pub fn unanswered(pod: &PodId, at: Timestamp, silence: Silence) -> Self {
+        let why = match silence {
+            Silence::NoAgent => "no agent of this node answered in time",
+            Silence::Unwritten => {
+                "this node's agent had an answer, and the API server did not take it, perhaps because \
+                 of a webhook or policy for updates of pods (the agent's log has the error)"
+            }
+        };
         Self {
             reason: "TryLatestUnanswered",
             warning: true,
-            note:
-                "no agent of this node answered in time: the pod started as with IfNotPresent, and \
-                   TryLatest does not know whether its images are current"
-                    .to_owned(),
+            note: format!(
+                "{why}: the pod started as with IfNotPresent, and TryLatest does not know whether its \
+                 images are current"
+            ),
             once: Some(format!(
                 "trylatest-unanswered-{}-{}",
                 pod.uid,

@@ -300,14 +300,14 @@ impl<R: ImageRuntime> Loop<R> {
                 );
                 self.tell(pod, notice);
             }
-            Action::Unanswered(pod, at) => {
+            Action::Unanswered(pod, at, silence) => {
                 self.own.metrics.was_unanswered();
                 warn!(
                     namespace = pod.namespace,
                     pod = pod.name,
                     "a pod's gate has opened by itself"
                 );
-                let notice = Notice::unanswered(&pod, at);
+                let notice = Notice::unanswered(&pod, at, silence);
                 self.tell(pod, notice);
             }
             Action::Unseen(pod, at, answer) => {

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::image::Image;
 use super::node::Given;
-use super::{Action, Answer};
+use super::{Action, Answer, Silence};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, GatedPod, TryContainer};
@@ -192,7 +192,10 @@ impl Pod {
                 None if self.showed_itself(now).is_some_and(long_before) => {
                     Action::Unseen(id, at, Answer::AtWork)
                 }
-                _ => Action::Unanswered(id, at),
+                _ if self.round.as_ref().is_some_and(Round::is_unwritten) => {
+                    Action::Unanswered(id, at, Silence::Unwritten)
+                }
+                _ => Action::Unanswered(id, at, Silence::NoAgent),
             });
         }
         if let Some(release) = amended
@@ -408,6 +411,12 @@ impl Round {
         self.slots
             .iter()
             .all(|slot| matches!(slot.wait, Wait::Done(_)))
+    }
+
+    /// Whether the API server has refused the release, or has not answered.
+    fn is_unwritten(&self) -> bool {
+        let (Sending::Idle { failures, .. } | Sending::InFlight { failures }) = self.send;
+        failures > 0
     }
 
     /// The release could not be written: when to try again.

@@ -534,6 +534,21 @@ fn an_agent_at_work_that_no_gate_saw_is_told() {
     }
 }
 
+/// A webhook or policy refuses every update of pods.
+#[test]
+fn an_answer_that_the_api_server_does_not_take_is_told() {
+    let mut world = World::new();
+    let mut pod = held("a", &world);
+    let attempt = the_try(&world.see(&pod));
+    let actions = world.ends(attempt, None, usable("1"), usable("1"));
+    world.sent(&actions, Sent::Failed);
+    pod.gate = gave_up(world.up);
+    let actions = world.see(&pod);
+    let told = matches!(actions[..], [Action::Unanswered(_, _, Silence::Unwritten)]);
+    assert!(told, "{actions:?}");
+    assert!(!world.waits());
+}
+
 #[test]
 fn a_sign_of_life_that_was_not_written_is_none() {
     let mut world = World::new();
@@ -574,7 +589,7 @@ fn an_unanswered_gate_is_told_once() {
     let mut world = World::new();
     let mut pod = pod("a", &world);
     pod.gate = gave_up(Duration::ZERO);
-    let told = Action::Unanswered(pod.id.clone(), wall(Duration::ZERO));
+    let told = Action::Unanswered(pod.id.clone(), wall(Duration::ZERO), Silence::NoAgent);
     assert_eq!(world.see(&pod), [told]);
     assert_eq!(world.see(&pod), []);
     // After a reboot it runs again, and may give up again.

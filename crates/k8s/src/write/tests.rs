@@ -145,7 +145,7 @@ async fn an_event_names_the_pod_and_fits() {
 #[tokio::test]
 async fn what_is_told_once_has_a_name_of_its_own() {
     let at: jiff::Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
-    let notice = Notice::unanswered(&pod(), at);
+    let notice = Notice::unanswered(&pod(), at, Silence::NoAgent);
     let (writer, seen) = writer();
     writer.notify(&pod(), &notice, at).await.unwrap();
     let name = seen.0.lock().unwrap()[0].2["metadata"]["name"].clone();
