@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("a_quota_counts_no_gate", a_quota_counts_no_gate),
         Case::new("the_restricted_level", the_restricted_level),
         Case::new("the_gates_seccomp_profile", the_gates_seccomp_profile),
+        Case::new("the_gates_apparmor_profile", the_gates_apparmor_profile),
         Case::new("a_short_active_deadline", a_short_active_deadline),
         Case::new("the_gates_user", the_gates_user),
         Case::new("no_device_for_the_gate", no_device_for_the_gate),
@@ -325,7 +326,7 @@ async fn a_short_active_deadline(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Only where the pod asks for one: a kernel without seccomp starts no container that does.
+/// Only where the pod asks for one: it costs time at each start.
 async fn the_gates_seccomp_profile(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("seccomp").await?;
     let profile = |kind: &str| json!({"seccompProfile": {"type": kind}});
@@ -354,6 +355,29 @@ async fn the_gates_seccomp_profile(api: Arc<Api>) -> anyhow::Result<()> {
         let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
         let gate = gate_of(&stored, "app")?;
         let got = &gate["securityContext"]["seccompProfile"]["type"];
+        ensure!(*got == wanted, "{name}: {got}");
+    }
+    Ok(())
+}
+
+/// A profile that was made for the app is not the gate's.
+async fn the_gates_apparmor_profile(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("apparmor").await?;
+    for (name, profile, wanted) in [
+        ("none", json!(null), Value::Null),
+        ("default", json!({"type": "RuntimeDefault"}), Value::Null),
+        (
+            "own",
+            json!({"type": "Localhost", "localhostProfile": "app"}),
+            json!("RuntimeDefault"),
+        ),
+    ] {
+        let spec = json!({
+            "securityContext": {"appArmorProfile": profile},
+            "containers": [container("app", "TryLatest")],
+        });
+        let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
+        let got = &gate_of(&stored, "app")?["securityContext"]["appArmorProfile"]["type"];
         ensure!(*got == wanted, "{name}: {got}");
     }
     Ok(())
