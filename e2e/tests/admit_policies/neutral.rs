@@ -22,7 +22,6 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("the_restricted_level", the_restricted_level),
         Case::new("the_gates_seccomp_profile", the_gates_seccomp_profile),
         Case::new("the_gates_apparmor_profile", the_gates_apparmor_profile),
-        Case::new("a_short_active_deadline", a_short_active_deadline),
         Case::new("the_gates_user", the_gates_user),
         Case::new("no_device_for_the_gate", no_device_for_the_gate),
         Case::new("pod_level_resources", pod_level_resources),
@@ -302,26 +301,6 @@ async fn the_restricted_level(api: Arc<Api>) -> anyhow::Result<()> {
         let gate = gate_of(&stored, "app")?;
         let own = &gate["securityContext"];
         ensure!(own["runAsNonRoot"] == true && own["readOnlyRootFilesystem"] == true);
-    }
-    Ok(())
-}
-
-/// A pod that has little time by its own words does not lose it at a gate that nobody answers.
-async fn a_short_active_deadline(api: Arc<Api>) -> anyhow::Result<()> {
-    let space = api.space("deadline").await?;
-    for (seconds, wanted) in [
-        (Value::Null, json!(["gate"])),
-        (json!(3600), json!(["gate"])),
-        (json!(10), json!(["gate", "--patience=4s"])),
-        (json!(1), json!(["gate", "--patience=1s"])),
-    ] {
-        let spec = json!({
-            "activeDeadlineSeconds": seconds, "containers": [container("app", "TryLatest")],
-        });
-        let name = format!("pod-{seconds}");
-        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
-        let args = &gate_of(&stored, "app")?["args"];
-        ensure!(*args == wanted, "{seconds}: {args}");
     }
     Ok(())
 }

@@ -133,14 +133,15 @@ impl Image {
         self.attempt.is_some() || self.queue.is_some()
     }
 
-    /// Whether the try that runs, or is about to, may still end with the registry's refusal of an
+    /// Whether the try that runs, or is about to, may still end with the registry's first refusal of an
     /// image that it has never given to anybody: a pod with little time must not be faster than a 401.
+    /// What it has refused already is refused without a wait.
     pub(super) fn may_yet_be_refused(&self) -> bool {
         let silent = match &self.attempt {
             Some(running) => !running.flow.flows,
             None => self.waits_for_turn(),
         };
-        silent && !self.known.is_public()
+        silent && self.known.confirmed.is_none() && !self.known.needs_credentials
     }
 
     /// A running try has come this far.

@@ -101,6 +101,22 @@ fn a_pod_with_little_time_waits_for_the_first_word_and_no_longer() {
     assert_eq!(outcome(&actions), Outcome::Fallback);
 }
 
+/// A gate that waits for the registry in vain may lose its patience.
+#[test]
+fn what_the_registry_has_refused_is_refused_without_a_wait() {
+    for confirmed in [None, Some(confirmation("1"))] {
+        let mut world = World::new();
+        let record = written_down(image(), confirmed, true);
+        world.planner.learn(&[record]);
+        let mut hasty = pod("hasty", &world);
+        hasty.settings.timeout = Some(Duration::from_secs(1));
+        the_try(&world.see(&hasty));
+        world.wait(Duration::from_secs(1));
+        let actions = world.inspected(&usable("1"));
+        assert_eq!(outcome(&actions), Outcome::Refused);
+    }
+}
+
 /// It may wait behind others' long downloads, which no stall deadline ends.
 #[test]
 fn a_first_word_that_does_not_come_is_waited_for_half_a_minute() {
@@ -162,14 +178,10 @@ fn a_private_copy_that_cannot_be_looked_at_is_not_left_to_the_kubelet() {
             .learn(&[written_down(image(), Some(confirmation("1")), private)]);
         let attempt = the_try(&world.see(&pod("a", &world)));
         world.wait(TRY);
-        if private {
-            assert_eq!(world.inspected(&unknown()), []);
-        } else {
-            // It is looked at again while the try runs.
-            assert_eq!(world.inspected(&unknown()), []);
-            let again = world.wait(Duration::from_secs(2));
-            assert!(again.contains(&Action::Inspect(image())), "{again:?}");
-        }
+        // It is looked at again while the try runs.
+        assert_eq!(world.inspected(&unknown()), []);
+        let again = world.wait(Duration::from_secs(2));
+        assert!(again.contains(&Action::Inspect(image())), "{again:?}");
         let actions = world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
         assert_eq!(outcome(&actions), expected);
     }
