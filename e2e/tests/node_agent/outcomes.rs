@@ -129,8 +129,9 @@ async fn a_slow_download_is_caught_up(node: &Node) -> anyhow::Result<()> {
     space.push("one").await?;
     space.run("first", "fresh", "one").await?;
     let moved = space.push_big("two", BIG).await?;
+    // On a busy machine the pod takes seconds to start, and the old copy has to be there until then.
     let slow = Fault::SlowBlob {
-        bytes_per_second: 1 << 20,
+        bytes_per_second: 1 << 19,
     };
     node.cluster.registry().fault_on(&space.repository, slow)?;
     let image = space.image();
