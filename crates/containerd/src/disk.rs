@@ -152,8 +152,8 @@ pub(crate) async fn listed_size(
         .map(|info| info.size))
 }
 
-/// Whether the blob's last byte can be read; none if there is no such file. Of an
-/// empty one containerd opens the file, and then refuses to read.
+/// Whether the blob's last byte can be read; none if there is no such file. Of an empty one containerd
+/// opens the file, and then refuses to read.
 async fn last_byte(
     node: &Containerd,
     digest: &str,

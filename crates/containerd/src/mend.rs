@@ -12,6 +12,7 @@ use containerd_client::services::v1::snapshots::{
 use containerd_client::services::v1::{CreateRequest, DeleteContentRequest, DeleteRequest};
 use tonic::{Code, Status};
 use trylatest_core::image::ImageName;
+use trylatest_core::text;
 
 use crate::containerd::Containerd;
 use crate::content::{NoDocument, read_json};
@@ -218,12 +219,30 @@ async fn remove_snapshots(
 ) -> Result<(), RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
     let Above { order, containers } = above(node, &snapshotter, lost).await?;
+    if containers.is_empty() && remove_all(node, &snapshotter, &order).await? {
+        mended.removed.push(format!("unpacked layer {lost}"));
+    } else {
+        mended.kept.push(format!(
+            "the folder of unpacked layer {lost} is gone, and containers built on it, perhaps exited \
+             ones{}, keep containerd from replacing it: delete their pods",
+            some_of(&containers)
+        ));
+    }
+    Ok(())
+}
+
+/// Removes these snapshots, the last and topmost first. False if the first could not be removed,
+/// because a container is on top of it.
+async fn remove_all(
+    node: &Containerd,
+    snapshotter: &str,
+    order: &[String],
+) -> Result<bool, RuntimeError> {
     let mut removed = false;
-    // The topmost first.
-    for key in order.iter().rev().filter(|_| containers.is_empty()) {
+    for key in order.iter().rev() {
         let mut snapshots = node.calls.snapshots();
         let request = RemoveSnapshotRequest {
-            snapshotter: snapshotter.clone(),
+            snapshotter: snapshotter.to_owned(),
             key: key.clone(),
         };
         let remove = async {
@@ -237,34 +256,22 @@ async fn remove_snapshots(
         };
         removed = node.calls.within("removing a lost layer", remove).await?;
     }
-    // The last one was the lost one itself.
-    if removed {
-        mended.removed.push(format!("unpacked layer {lost}"));
-    } else {
-        mended.kept.push(format!(
-            "the folder of unpacked layer {lost} is gone, and containers built on it, perhaps exited \
-             ones{}, keep containerd from replacing it: delete their pods",
-            some_of(&containers)
-        ));
-    }
-    Ok(())
+    Ok(removed)
 }
 
-/// The first of these containers, as crictl shows them.
+/// Some of these containers, as crictl shows them.
 fn some_of(containers: &[String]) -> String {
     const SOME: usize = 3;
     const SHOWN: usize = 13;
-    let some = containers.iter().take(SOME);
-    let some: Vec<&str> = some.map(|id| id.get(..SHOWN).unwrap_or(id)).collect();
-    match (some.len(), containers.len()) {
-        (0, _) => String::new(),
-        (shown, all) if shown == all => format!(" ({})", some.join(", ")),
-        (shown, all) => format!(" ({} and {} more)", some.join(", "), all - shown),
+    if containers.is_empty() {
+        return String::new();
     }
+    let ids = containers.iter().map(|id| id.get(..SHOWN).unwrap_or(id));
+    format!(" ({})", text::some_of(&ids.collect::<Vec<_>>(), SOME))
 }
 
 /// What is on top of an unpacked layer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Above {
     /// The layer itself, and what was unpacked on top of it, lower ones first.
     order: Vec<String>,
@@ -287,7 +294,7 @@ async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Abov
                 // it: its lease can outlive a power cut by a day.
                 let goes = info.kind() == Kind::Committed
                     || disk::is_look(&info.name)
-                    || progress::shown::is_unpacking(&info.name);
+                    || progress::is_unpacking(&info.name);
                 on.entry(info.parent).or_default().push((info.name, goes));
             }
         }

@@ -17,7 +17,7 @@
 //! so do repositories of one name on one host at different ports, because the label leaves the port
 //! out (seen on 1.6 and 2.4).
 
-pub(crate) mod shown;
+mod shown;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,6 +31,7 @@ use prost_types::Timestamp;
 use tokio::time::Instant;
 use trylatest_core::image::ImageName;
 
+pub(crate) use self::shown::is_unpacking;
 use self::shown::{Download, Shown};
 use crate::containerd::{Containerd, locked};
 use crate::content::{NoDocument, read_json};

@@ -100,7 +100,7 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// no container could start from. True if it had to. Otherwise gives the name back the labels that
     /// the alias carries: a pull that was dropped may have moved it without them.
     ///
-    /// The latter happens: a captive portal's page is taken for a manifest, and containerd lets the
+    /// A name can come to point to what cannot start: a captive portal's page is taken for a manifest, and containerd lets the
     /// name point to it before it finds out (seen on 1.6 and 2.4).
     ///
     /// # Errors

@@ -24,6 +24,6 @@ pub mod pod;
 pub mod record;
 pub mod release;
 pub mod settings;
-mod text;
+pub mod text;
 pub mod time;
 pub mod verdict;

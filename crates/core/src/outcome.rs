@@ -70,8 +70,8 @@ pub enum FailureClass {
     Unauthorized,
     /// What came is unusable: corrupt, wrong digest, wrong platform; or the name is no image name.
     Invalid,
-    /// An image verifier of this node refused what the tag points to. Does not allow
-    /// the cached copy by default (`docs/adr/0005-blocked.md`).
+    /// An image verifier of this node refused what the tag points to. It does not
+    /// allow the cached copy by default (`docs/adr/0005-blocked.md`).
     Blocked,
     /// This node's fault: disk full, spoiled files, a bad setting of containerd, containerd down.
     Local,

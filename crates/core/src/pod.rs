@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use crate::image::{ImageName, InvalidImageName};
 use crate::release::Release;
 use crate::settings::Settings;
+use crate::text;
 
 /// Namespace and name, and the uid that tells a pod from a later one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,11 +116,6 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
             .iter()
             .filter(|other| (other.policy, other.trace == Trace::Removed) == (policy, removed));
         let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
-        let (shown, more) = names.split_at(names.len().min(NAMES_MAX));
-        let more = match more.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
         let means = match (policy, removed) {
             (_, true) => "removed from the pod; TryLatest does nothing for this pod",
             (OtherPolicy::Always, false) => {
@@ -127,8 +123,8 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
             }
             (OtherPolicy::Never, false) => "will not start unless a copy is on the node",
         };
-        let (word, shown) = (policy.as_str(), shown.join(", "));
-        (!names.is_empty()).then(|| format!("{word} on {shown}{more} ({means})"))
+        let (word, shown) = (policy.as_str(), text::some_of(&names, NAMES_MAX));
+        (!names.is_empty()).then(|| format!("{word} on {shown} ({means})"))
     });
     let changes: Vec<String> = changes.collect();
     let meant = if overruled.iter().any(|o| o.trace == Trace::Template) {

@@ -1,4 +1,4 @@
-//! Numbers and digests as people read them in gate logs, Events and node annotations.
+//! Numbers, lists and digests as people read them in gate logs, Events and node annotations.
 
 use std::time::Duration;
 
@@ -32,6 +32,16 @@ pub(crate) fn bytes(bytes: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
+/// The first `most` of these, and how many more there are: `a, b and 3 more`.
+pub fn some_of(names: &[&str], most: usize) -> String {
+    let (shown, more) = names.split_at(names.len().min(most));
+    let shown = shown.join(", ");
+    match more.len() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// Text of others as part of one line: control characters, and those that only change how the line
 /// looks, become spaces.
 pub(crate) fn on_one_line(text: &str) -> String {
@@ -47,6 +57,13 @@ pub(crate) fn on_one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lists_are_cut() {
+        assert_eq!(some_of(&[], 3), "");
+        assert_eq!(some_of(&["a", "b"], 2), "a, b");
+        assert_eq!(some_of(&["a", "b", "c"], 2), "a, b and 1 more");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -305,6 +305,20 @@ async fn the_restricted_level(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The gate's security context in a pod with these.
+async fn gates_context(
+    space: &Space<'_>,
+    name: &str,
+    of_pod: &Value,
+    of_container: &Value,
+) -> anyhow::Result<Value> {
+    let mut app = container("app", "TryLatest");
+    app["securityContext"] = of_container.clone();
+    let spec = json!({"securityContext": of_pod, "containers": [app]});
+    let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
+    Ok(gate_of(&stored, "app")?["securityContext"].clone())
+}
+
 /// Only where the pod asks for one: it costs time at each start.
 async fn the_gates_seccomp_profile(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("seccomp").await?;
@@ -327,13 +341,9 @@ async fn the_gates_seccomp_profile(api: Arc<Api>) -> anyhow::Result<()> {
         (local, json!({}), json!("RuntimeDefault")),
     ];
     for (index, (of_pod, of_container, wanted)) in table.into_iter().enumerate() {
-        let mut app = container("app", "TryLatest");
-        app["securityContext"] = of_container;
-        let spec = json!({"securityContext": of_pod, "containers": [app]});
         let name = format!("pod-{index}");
-        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
-        let gate = gate_of(&stored, "app")?;
-        let got = &gate["securityContext"]["seccompProfile"]["type"];
+        let gate = gates_context(&space, &name, &of_pod, &of_container).await?;
+        let got = &gate["seccompProfile"]["type"];
         ensure!(*got == wanted, "{name}: {got}");
     }
     Ok(())
@@ -351,12 +361,9 @@ async fn the_gates_apparmor_profile(api: Arc<Api>) -> anyhow::Result<()> {
             json!("RuntimeDefault"),
         ),
     ] {
-        let spec = json!({
-            "securityContext": {"appArmorProfile": profile},
-            "containers": [container("app", "TryLatest")],
-        });
-        let stored = space.create(&pod_of(name, &json!({}), &spec)).await?;
-        let got = &gate_of(&stored, "app")?["securityContext"]["appArmorProfile"]["type"];
+        let of_pod = json!({"appArmorProfile": profile});
+        let gate = gates_context(&space, name, &of_pod, &json!({})).await?;
+        let got = &gate["appArmorProfile"]["type"];
         ensure!(*got == wanted, "{name}: {got}");
     }
     Ok(())
@@ -373,13 +380,9 @@ async fn the_gates_user(api: Arc<Api>) -> anyhow::Result<()> {
         (json!({"runAsUser": 1000}), json!({"runAsUser": 0}), 1000),
     ];
     for (index, (of_pod, of_container, user)) in table.into_iter().enumerate() {
-        let mut app = container("app", "TryLatest");
-        app["securityContext"] = of_container;
-        let spec = json!({"securityContext": of_pod, "containers": [app]});
         let name = format!("pod-{index}");
-        let stored = space.create(&pod_of(&name, &json!({}), &spec)).await?;
-        let gate = gate_of(&stored, "app")?;
-        let got = &gate["securityContext"]["runAsUser"];
+        let gate = gates_context(&space, &name, &of_pod, &of_container).await?;
+        let got = &gate["runAsUser"];
         ensure!(*got == user, "{name}: {got}");
     }
     Ok(())

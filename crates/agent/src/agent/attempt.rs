@@ -9,6 +9,7 @@ use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeEr
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Ask, Ended, Flow, Moved};
+use trylatest_core::text;
 use trylatest_core::verdict::Copy;
 
 /// How often a running pull is looked at. Most are over before the first look.
@@ -148,18 +149,10 @@ async fn mend<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Mended {
 const NAMED_AT_MOST: usize = 3;
 
 fn words_of(removed: &[String]) -> String {
-    let named: Vec<&str> = removed
-        .iter()
-        .take(NAMED_AT_MOST)
-        .map(String::as_str)
-        .collect();
-    let more = match removed.len().saturating_sub(NAMED_AT_MOST) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let removed: Vec<&str> = removed.iter().map(String::as_str).collect();
     format!(
-        "healed: this node's disk had lost {}{more}",
-        named.join(", ")
+        "healed: this node's disk had lost {}",
+        text::some_of(&removed, NAMED_AT_MOST)
     )
 }
 

@@ -182,6 +182,19 @@ fn held(name: &str, world: &World) -> GatedPod {
     }
 }
 
+/// A pod whose one container another policy has given `Always`.
+fn overruled(trace: Trace, world: &World) -> GatedPod {
+    GatedPod {
+        containers: Vec::new(),
+        overruled: vec![Overruled {
+            name: "app".into(),
+            policy: OtherPolicy::Always,
+            trace,
+        }],
+        ..pod("a", world)
+    }
+}
+
 /// What an earlier run of the agent has left of an image.
 fn written_down(
     image: ImageName,
@@ -261,13 +274,7 @@ fn a_pod_is_tried_released_and_left_alone() {
 #[test]
 fn a_pod_that_is_pulled_at_each_start_is_reported_and_released_at_once() {
     let mut world = World::new();
-    let mut pod = pod("a", &world);
-    pod.containers.clear();
-    pod.overruled = vec![Overruled {
-        name: "app".into(),
-        policy: OtherPolicy::Always,
-        trace: Trace::Policy,
-    }];
+    let mut pod = overruled(Trace::Policy, &world);
     let actions = world.see(&pod);
     let [Action::Overruled(id, overruled), release] = actions.as_slice() else {
         panic!("{actions:?}");
@@ -569,13 +576,7 @@ fn a_sign_of_life_that_was_not_written_is_none() {
 #[test]
 fn pods_whose_policies_were_changed_long_ago_are_no_news() {
     let mut world = World::new();
-    let mut pod = pod("a", &world);
-    pod.containers.clear();
-    pod.overruled = vec![Overruled {
-        name: "app".into(),
-        policy: OtherPolicy::Always,
-        trace: Trace::Template,
-    }];
+    let mut pod = overruled(Trace::Template, &world);
     let told = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::Overruled(..)));
     world.up += Duration::from_hours(2);
     assert!(!told(&world.see(&pod)));

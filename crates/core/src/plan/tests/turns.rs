@@ -113,9 +113,7 @@ impl Node {
             usable("1")
         };
         let ended = Ended::unasked(image, attempt, copy.clone(), copy);
-        let plan = self.world.planner.ended(self.world.now(), &ended);
-        let actions = self.world.take(plan);
-        self.act(actions);
+        self.ended(&ended);
     }
 
     fn end(&mut self, image: &ImageName, attempt: u64, failure: Option<Failure>) {
@@ -127,7 +125,11 @@ impl Node {
             before: usable("1"),
             healed: None,
         };
-        let plan = self.world.planner.ended(self.world.now(), &ended);
+        self.ended(&ended);
+    }
+
+    fn ended(&mut self, ended: &Ended) {
+        let plan = self.world.planner.ended(self.world.now(), ended);
         let actions = self.world.take(plan);
         self.act(actions);
     }
