@@ -12,6 +12,7 @@
 
 mod image;
 mod node;
+mod repeat;
 mod round;
 mod settle;
 mod turns;
@@ -76,8 +77,9 @@ pub enum Action {
     Unanswered(PodId, Timestamp, Silence),
     /// The same, but an agent did answer, or was at work, and the gate could not see it.
     Unseen(PodId, Timestamp, Answer),
-    /// Write to the pod what its release came to; then call [`Planner::sent`].
-    Amend(PodId, Release),
+    /// Write to the pod a release that it has, again or with what it came to; then call
+    /// [`Planner::sent`].
+    Rewrite(PodId, Release),
 }
 
 /// Why no answer has reached a gate, as far as this agent knows.
@@ -249,7 +251,7 @@ impl Planner {
     pub fn sent(&mut self, now: Now, id: &PodId, release: Release, sent: Sent) -> Plan {
         if let Some(pod) = self.pods.get_mut(&id.uid) {
             match sent {
-                Sent::Written => pod.release_sent(release),
+                Sent::Written => pod.release_sent(release, now),
                 Sent::Gone => {
                     pod.round = None;
                     pod.seen.ended = true;
@@ -291,8 +293,10 @@ impl Planner {
                 .min()
         });
         let stale = self.pods.values().filter_map(|pod| pod.stale_in(now));
+        let repeats = self.pods.values().filter_map(Pod::repeat_due);
         images
             .chain(rounds)
+            .chain(repeats)
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
@@ -333,7 +337,7 @@ impl Planner {
         let entry = match self.pods.entry(pod.id.uid.clone()) {
             std::collections::btree_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
-                entry.update(pod);
+                entry.update(pod, now);
                 entry
             }
             std::collections::btree_map::Entry::Vacant(entry) => {
@@ -344,7 +348,7 @@ impl Planner {
                     let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
                     plan.actions.push(overruled);
                 }
-                entry.insert(Pod::new(pod))
+                entry.insert(Pod::new(pod, now))
             }
         };
         for name in entry.images() {
@@ -366,6 +370,7 @@ impl Planner {
             }
             let id = pod.seen.id.clone();
             let shows = pod.progress_due().is_some_and(|due| due <= now.up);
+            plan.actions.extend(pod.repeat(now));
             let Some(round) = &mut pod.round else {
                 continue;
             };

@@ -68,8 +68,8 @@ enum Came {
     Sent(PodId, Release, Duration, Sent),
     /// A sign of life that was written.
     Showed(PodId),
-    /// A release that says what it came to.
-    Amended(PodId, Release, Sent),
+    /// A release that the pod had.
+    Rewritten(PodId, Release, Sent),
     /// What is still known; none if that could not be found out.
     Pruned(Option<BTreeSet<ImageName>>),
     Told,
@@ -188,7 +188,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.own.planner.showed(now, &pod);
                 Plan::default()
             }
-            Came::Amended(pod, release, sent) => self.own.planner.sent(now, &pod, release, sent),
+            Came::Rewritten(pod, release, sent) => self.own.planner.sent(now, &pod, release, sent),
             Came::Pruned(left) => {
                 if let Some(left) = left {
                     self.own.planner.forget(|image| !left.contains(image));
@@ -320,9 +320,9 @@ impl<R: ImageRuntime> Loop<R> {
                 let notice = Notice::unseen(&pod, at, &answer);
                 self.tell(pod, notice);
             }
-            Action::Amend(pod, release) => self.begin(async move {
+            Action::Rewrite(pod, release) => self.begin(async move {
                 let sent = api.release(&pod, &release).await;
-                Came::Amended(pod, release, sent)
+                Came::Rewritten(pod, release, sent)
             }),
         }
     }

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::image::Image;
 use super::node::Given;
+use super::repeat::{Seeable, UNSEEN_AFTER};
 use super::{Action, Answer, Silence};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
@@ -37,10 +38,6 @@ const DEADLINES_SHARE: u32 = 4;
 /// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 
-/// The kubelet puts a changed annotation into a volume within a second or so. What was written this
-/// long before a gate gave up never came.
-const UNSEEN_AFTER: Duration = Duration::from_secs(5);
-
 /// First and longest pause before a release is sent again.
 const RESEND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -56,6 +53,7 @@ pub(super) struct Pod {
     told_unanswered: Option<Timestamp>,
     /// Likewise, if the release was amended for it, or that is under way.
     amended: Option<Timestamp>,
+    seeable: Seeable,
 }
 
 /// What a run of the gate waits for.
@@ -120,7 +118,9 @@ pub(super) enum Wait {
 }
 
 impl Pod {
-    pub(super) fn new(mut pod: GatedPod) -> Self {
+    pub(super) fn new(mut pod: GatedPod, now: Now) -> Self {
+        let mut seeable = Seeable::default();
+        seeable.gate_changed(now.up);
         Self {
             released: pod.released.take(),
             seen: pod,
@@ -128,11 +128,12 @@ impl Pod {
             complained: false,
             told_unanswered: None,
             amended: None,
+            seeable,
         }
     }
 
     /// Takes over a newer state of the pod. The watch may lag behind our own write.
-    pub(super) fn update(&mut self, mut pod: GatedPod) {
+    pub(super) fn update(&mut self, mut pod: GatedPod, now: Now) {
         let theirs = pod.released.take();
         let newer = match (&theirs, &self.released) {
             (Some(theirs), Some(ours)) => theirs.time >= ours.time,
@@ -141,15 +142,37 @@ impl Pod {
         if newer {
             self.released = theirs;
         }
+        if self.seen.gate != pod.gate {
+            self.seeable.gate_changed(now.up);
+        }
         self.seen = pod;
     }
 
-    pub(super) fn release_sent(&mut self, release: Release) {
+    /// A release was written: the first of its round, or one that the pod had.
+    pub(super) fn release_sent(&mut self, release: Release, now: Now) {
         // Of a pod whose images have changed meanwhile, the round is about the new ones.
-        if self.is_about_its_images(&release) {
-            self.round = None;
+        if self.is_about_its_images(&release) && self.round.take().is_some() {
+            self.seeable.written(now.up);
         }
         self.released = Some(release);
+    }
+
+    /// When its release is to be written again, because the gate runs and does not act on it.
+    pub(super) fn repeat_due(&self) -> Option<Duration> {
+        let runs = matches!(self.seen.gate, GateState::Running { .. });
+        let waits = runs && !self.seen.ended && self.released.is_some() && self.round.is_none();
+        waits.then(|| self.seeable.due())?
+    }
+
+    /// Its release with a new time, if it is to be written again.
+    pub(super) fn repeat(&mut self, now: Now) -> Option<Action> {
+        self.repeat_due().filter(|due| *due <= now.up)?;
+        self.seeable.repeated(now.up);
+        let release = Release {
+            time: now.wall,
+            ..self.released.clone()?
+        };
+        Some(Action::Rewrite(self.seen.id.clone(), release))
     }
 
     /// Whether a round runs, and is about the images that the pod has now: they may be changed while
@@ -186,7 +209,7 @@ impl Pod {
             let id = self.seen.id.clone();
             let long_before = |then: Timestamp| age(at, then) >= UNSEEN_AFTER;
             actions.push(match &amended {
-                Some(release) if long_before(release.time) => {
+                Some(release) if self.seeable.is_repeated() || long_before(release.time) => {
                     Action::Unseen(id, at, Answer::Released(release.clone()))
                 }
                 None if self.showed_itself(now).is_some_and(long_before) => {
@@ -201,7 +224,7 @@ impl Pod {
         if let Some(release) = amended
             && self.amended.replace(at) != Some(at)
         {
-            actions.push(Action::Amend(self.seen.id.clone(), release));
+            actions.push(Action::Rewrite(self.seen.id.clone(), release));
         }
         actions
     }
@@ -236,7 +259,7 @@ impl Pod {
     pub(super) fn send_failed(&mut self, now: Now) {
         match &mut self.round {
             Some(round) => round.send_failed(now),
-            // The watch shows the pod again, at the latest when it begins anew.
+            // The watch shows the pod again, at the latest when it begins anew. A repeat is repeated.
             None => self.amended = None,
         }
     }

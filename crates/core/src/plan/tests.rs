@@ -3,6 +3,7 @@
 
 mod node;
 mod privacy;
+mod repeat;
 mod time;
 mod turns;
 
@@ -478,7 +479,7 @@ fn a_release_that_no_gate_saw_is_told_once_and_amended() {
     let actions = world.see(&pod);
     let [
         Action::Unseen(_, _, Answer::Released(told)),
-        Action::Amend(id, amended),
+        Action::Rewrite(id, amended),
     ] = &actions[..]
     else {
         panic!("{actions:?}");
@@ -493,7 +494,7 @@ fn a_release_that_no_gate_saw_is_told_once_and_amended() {
         .planner
         .sent(world.now(), id, amended.clone(), Sent::Failed);
     let again = world.see(&pod);
-    assert!(matches!(&again[..], [Action::Amend(..)]), "{again:?}");
+    assert!(matches!(&again[..], [Action::Rewrite(..)]), "{again:?}");
     world
         .planner
         .sent(world.now(), id, amended.clone(), Sent::Written);

@@ -1,0 +1,54 @@
+//! A release that its gate does not act on is written again.
+//!
+//! The kubelet refreshes the gate's volume when the pod changes. On a busy node it can miss a change
+//! that comes while it still writes the one before, and looks again only a minute later: long after
+//! the gate has lost its patience. Another change makes it look.
+
+use std::time::Duration;
+
+/// The kubelet puts a changed annotation into a volume within a second or so. What was written this
+/// long ago and is not there never comes.
+pub(super) const UNSEEN_AFTER: Duration = Duration::from_secs(5);
+
+/// As often as the gate's patience lasts. A node that is gone keeps no gate that could see more.
+const REPEATS_MAX: u32 = 3;
+
+/// Since when a release could have been seen, as far as this agent knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seeable {
+    gate: Duration,
+    written: Duration,
+    repeats: u32,
+}
+
+impl Seeable {
+    /// The gate was first seen to be as it is.
+    pub(super) fn gate_changed(&mut self, at: Duration) {
+        self.gate = at;
+    }
+
+    /// A release was written.
+    pub(super) fn written(&mut self, at: Duration) {
+        *self = Self {
+            written: at,
+            repeats: 0,
+            ..*self
+        };
+    }
+
+    /// It is written again.
+    pub(super) fn repeated(&mut self, at: Duration) {
+        self.written = at;
+        self.repeats += 1;
+    }
+
+    /// Whether it was written again, and so was not seen for long.
+    pub(super) fn is_repeated(self) -> bool {
+        self.repeats > 0
+    }
+
+    /// When to write it again, if the gate runs until then.
+    pub(super) fn due(self) -> Option<Duration> {
+        (self.repeats < REPEATS_MAX).then(|| self.gate.max(self.written) + UNSEEN_AFTER)
+    }
+}

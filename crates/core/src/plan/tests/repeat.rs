@@ -1,0 +1,86 @@
+//! A release that its gate does not act on.
+
+use super::*;
+
+const AFTER: Duration = Duration::from_secs(5);
+
+/// A pod that was released at once, and whose gate has started since.
+fn released(world: &mut World) -> GatedPod {
+    let first = pod("a", world);
+    let attempt = the_try(&world.see(&first));
+    let actions = world.ends(attempt, None, usable("1"), usable("2"));
+    world.sent(&actions, Sent::Written);
+    world.wait(AFTER * 2);
+    let mut running = held("a", world);
+    running.created = first.created;
+    running.released = Some(the_release(&actions).clone());
+    assert_eq!(world.see(&running), [], "it has had no time yet");
+    running
+}
+
+#[test]
+fn it_is_written_again_with_a_new_time_a_few_times() {
+    let mut world = World::new();
+    let mut pod = released(&mut world);
+    assert_eq!(world.wait(AFTER - Duration::from_millis(1)), []);
+    for n in 0..3 {
+        let actions = world.wait(Duration::from_millis(if n == 0 { 1 } else { 5000 }));
+        let [Action::Rewrite(id, again)] = &actions[..] else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(again.time, world.now().wall);
+        let given = pod.released.as_ref().unwrap();
+        assert_eq!(again.containers, given.containers);
+        // One that is lost is written again like any other.
+        let sent = [Sent::Written, Sent::Failed][n % 2];
+        let plan = world.planner.sent(world.now(), id, again.clone(), sent);
+        assert_eq!(world.take(plan), []);
+        if sent == Sent::Written {
+            pod.released = Some(again.clone());
+        }
+        assert_eq!(world.see(&pod), []);
+    }
+    assert_eq!(world.wait(Duration::from_secs(60)), []);
+}
+
+#[test]
+fn a_gate_that_has_opened_is_left_alone() {
+    let mut world = World::new();
+    let mut pod = released(&mut world);
+    pod.gate = GateState::Open;
+    world.see(&pod);
+    assert_eq!(world.wait(Duration::from_hours(1)), []);
+}
+
+#[test]
+fn what_no_repeat_has_shown_is_told_as_unseen() {
+    let mut world = World::new();
+    let mut pod = released(&mut world);
+    let actions = world.wait(Duration::from_secs(19));
+    assert_eq!(actions.len(), 3);
+    let Some(Action::Rewrite(id, again)) = actions.last() else {
+        panic!("{actions:?}");
+    };
+    world
+        .planner
+        .sent(world.now(), id, again.clone(), Sent::Written);
+    world.wait(Duration::from_secs(1));
+    pod.gate = gave_up(world.up);
+    let actions = world.see(&pod);
+    assert!(
+        matches!(actions[0], Action::Unseen(_, _, Answer::Released(_))),
+        "{actions:?}"
+    );
+}
+
+/// The agent before this one has written it.
+#[test]
+fn an_agent_that_comes_later_repeats_it_too() {
+    let mut world = World::new();
+    let pod = released(&mut world);
+    let mut later = World::new();
+    later.up = world.up;
+    assert_eq!(later.see(&pod), []);
+    let actions = later.wait(AFTER);
+    assert!(matches!(actions[..], [Action::Rewrite(..)]), "{actions:?}");
+}
