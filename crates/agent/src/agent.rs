@@ -40,7 +40,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions};
-use trylatest_core::plan::{Limits, Planner};
+use trylatest_core::plan::Planner;
+use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
@@ -153,12 +154,12 @@ async fn start(
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime_calls(),
     }));
-    let limits = Limits {
+    let rules = NodeRules {
         try_for,
         allow_unverified_fallback,
     };
     let index = state_dir.join(INDEX);
-    let (history, planner) = remember(&index, limits, &node_name, &runtime, &metrics).await;
+    let (history, planner) = load(&index, rules, &node_name, &runtime, &metrics).await;
     let api = Api {
         writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
         metrics: Arc::clone(&metrics),
@@ -204,9 +205,9 @@ async fn start(
 }
 
 /// Opens what earlier runs have written down, and starts the planner from it.
-async fn remember(
+async fn load(
     index: &Path,
-    limits: Limits,
+    rules: NodeRules,
     node: &str,
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
@@ -215,11 +216,11 @@ async fn remember(
     if lost {
         history.rebuild(runtime).await;
     }
-    let mut planner = Planner::new(limits).on_node(node);
-    match history.all().await {
-        Ok(records) => planner.learn(&records),
-        Err(error) => warn!(error, "starting without what earlier runs have remembered"),
-    }
+    let records = history.all().await.unwrap_or_else(|error| {
+        warn!(error, "starting without what earlier runs have remembered");
+        Vec::new()
+    });
+    let planner = Planner::new(node, rules, &records);
     (history, planner)
 }
 

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use trylatest_core::gate::{Gate, Reading, Step, UNANSWERED, annotation};
+use trylatest_core::gate::{End, Gate, Reading, Step, annotation};
 use trylatest_core::keys;
 use trylatest_core::time::Now;
 
@@ -59,28 +59,28 @@ pub fn run(args: &GateArgs) -> ExitCode {
             println!("{line}");
         }
         let waited = now.up.saturating_sub(start.up).as_secs_f64();
-        let (last, code) = match step {
+        let (end, more, code) = match step {
             Step::Wait(at_most) => {
                 changes.wait(at_most);
                 continue;
             }
-            Step::Open => (format!("opened after {waited:.2}s"), ExitCode::SUCCESS),
+            Step::Open => (End::Opened, String::new(), ExitCode::SUCCESS),
             Step::OpenUnanswered => {
                 let patience = humantime::format_duration(*patience);
-                let words = format!(
-                    "{UNANSWERED} for {patience}: opened after {waited:.2}s; the pod starts as with \
+                let more = format!(
+                    ": no sign of a TryLatest agent for {patience}; the pod starts as with \
                      IfNotPresent, from this node's copy if there is one"
                 );
-                (words, ExitCode::SUCCESS)
+                (End::Unanswered, more, ExitCode::SUCCESS)
             }
             Step::Refuse => {
                 let freshness = humantime::format_duration(*freshness);
-                let words = format!(
-                    "refused after {waited:.2}s; this answer holds for {freshness}, the kubelet asks again"
-                );
-                (words, ExitCode::FAILURE)
+                let more =
+                    format!("; this answer is valid for {freshness}, then the agent looks again");
+                (End::Refused, more, ExitCode::FAILURE)
             }
         };
+        let last = format!("{} after {waited:.2}s{more}", end.as_str());
         println!("{last}");
         say_in_status(&lines, &last);
         return code;

@@ -96,13 +96,13 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([
         "IMAGE",
-        "OUTCOME",
+        "LAST TRY",
         "CLASS",
         "DIGEST",
-        "TRIED",
+        "BEGAN",
         "CONFIRMED",
         "TRIES/7D",
-        "FALLBACKS/7D",
+        "FAILED/7D",
     ]);
     for record in records {
         let last = record.tries.first();
@@ -112,18 +112,18 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 |then| format!("{} ago", trylatest_core::time::short_age(now, then)),
             )
         };
-        let digest = record.copy.as_ref().map_or("-", |copy| &copy.digest);
+        let digest = record.facts.copy.as_ref().map_or("-", |copy| &copy.digest);
         table.add_row([
             record.image.to_string(),
-            last.map_or("-", |last| last.outcome.as_str()).to_owned(),
-            last.and_then(|last| last.failure.as_ref())
+            last.map_or("-", |last| last.result.as_str()).to_owned(),
+            last.and_then(|last| last.result.failure())
                 .map_or("-", |failure| failure.class.as_str())
                 .to_owned(),
             trylatest_core::image::short_digest(digest).to_owned(),
             ago(last.map(|last| last.started)),
             ago(record.copy_confirmed()),
             record.week.tries.to_string(),
-            record.week.fallbacks.to_string(),
+            record.week.failures.to_string(),
         ]);
     }
     table.trim_fmt()
@@ -133,8 +133,9 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
 mod tests {
     use std::time::Duration;
 
-    use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-    use trylatest_core::record::{LocalCopy, Try, Week};
+    use trylatest_core::knowledge::Facts;
+    use trylatest_core::outcome::{Failure, FailureClass};
+    use trylatest_core::record::{LocalCopy, Try, TryResult, Week};
 
     use super::*;
 
@@ -143,37 +144,37 @@ mod tests {
         let started = "2026-01-01T12:00:00Z".parse().unwrap();
         let record = ImageRecord {
             image: "reg.example/app".parse().unwrap(),
-            confirmed: None,
-            needs_credentials: false,
-            copy: Some(LocalCopy {
-                digest: format!("sha256:{}", "ab".repeat(32)),
-                size_bytes: None,
-            }),
+            facts: Facts {
+                copy: Some(LocalCopy {
+                    digest: format!("sha256:{}", "ab".repeat(32)),
+                    size_bytes: None,
+                }),
+                ..Facts::default()
+            },
             seen: started,
             tries: vec![Try {
                 image: "reg.example/app".parse().unwrap(),
                 started,
                 duration: Duration::from_millis(12),
-                outcome: Outcome::Fallback,
-                failure: Some(Failure::new(FailureClass::Network, "refused")),
+                result: TryResult::Failed(Failure::new(FailureClass::Network, "refused")),
                 digest: Some(format!("sha256:{}", "ab".repeat(32))),
                 size_bytes: None,
                 copy_unknown: false,
             }],
             week: Week {
                 tries: 3,
-                fallbacks: 1,
+                failures: 1,
             },
         };
         let text = table(&[record], started + Duration::from_secs(60));
         let mut lines = text.lines();
-        assert!(lines.next().unwrap().contains("FALLBACKS/7D"));
+        assert!(lines.next().unwrap().contains("FAILED/7D"));
         let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
         assert_eq!(
             words,
             [
                 "reg.example/app:latest",
-                "fallback",
+                "failed",
                 "network",
                 "sha256:abababababab",
                 "60s",

@@ -11,9 +11,38 @@ use crate::time::Now;
 /// How long the gate waits without any sign of an agent.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How the message begins with which a gate ends that has opened by itself. The kubelet puts it into
-/// the pod's status, where people and the agent find it.
-pub const UNANSWERED: &str = "no sign of a TryLatest agent";
+/// How a gate ended: the first word of the last line that it leaves in the pod's status, where people
+/// and the agent find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It acted on a release that opens it.
+    Opened,
+    /// It opened by itself, because nobody answered.
+    Unanswered,
+    /// It acted on a release that refuses a container.
+    Refused,
+}
+
+impl End {
+    /// Every end.
+    pub const ALL: [Self; 3] = [Self::Opened, Self::Unanswered, Self::Refused];
+
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Unanswered => "unanswered",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Reads it from a gate's last words. Of a long message the kubelet keeps the end
+    /// (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `getTerminationMessage`).
+    pub fn of(message: &str) -> Option<Self> {
+        let word = message.lines().next_back()?.split(' ').next()?;
+        Self::ALL.into_iter().find(|end| end.as_str() == word)
+    }
+}
 
 /// The gate's state between two looks at the pod's annotations.
 #[derive(Debug)]
@@ -283,6 +312,17 @@ mod tests {
         sign.time = back(at(15)).wall;
         let (_, step) = gate.observe(back(at(15)), &later);
         assert_eq!(step, Step::Wait(PATIENCE));
+    }
+
+    #[test]
+    fn the_last_line_says_how_it_ended() {
+        for end in End::ALL {
+            let words = format!("fresh: app: pulled app: 1\n{} after 0.10s", end.as_str());
+            assert_eq!(End::of(&words), Some(end));
+        }
+        for words in ["", "\n", "unanswered: by an app\nopened", "something else"] {
+            assert_ne!(End::of(words), Some(End::Unanswered), "{words}");
+        }
     }
 
     #[test]

@@ -52,9 +52,14 @@ impl ImageName {
         self.full[last(&self.full)..] == other.full[last(&other.full)..]
     }
 
-    /// Whether the name carries a digest: such an image cannot move.
+    /// The digest that the name carries, if it does: such an image cannot move.
+    pub fn digest(&self) -> Option<&str> {
+        Some(self.full.split_once('@')?.1)
+    }
+
+    /// Whether the name carries a digest.
     pub fn has_digest(&self) -> bool {
-        self.full.contains('@')
+        self.digest().is_some()
     }
 }
 
@@ -136,7 +141,7 @@ mod tests {
             assert_eq!(name.as_str(), full);
             assert_eq!(name.registry(), registry);
             assert_eq!(name.repository(), full.rsplit_once(':').unwrap().0);
-            assert!(!name.has_digest());
+            assert_eq!(name.digest(), None);
         }
     }
 
@@ -146,7 +151,7 @@ mod tests {
         let name: ImageName = format!("reg.example/app@{digest}").parse().unwrap();
         assert_eq!(name.as_str(), format!("reg.example/app@{digest}"));
         assert_eq!(name.repository(), "reg.example/app");
-        assert!(name.has_digest());
+        assert_eq!(name.digest(), Some(digest.as_str()));
     }
 
     #[test]

@@ -4,25 +4,28 @@
 //! `now` and everything seen outside are arguments, and what is to be done comes back as data.
 //!
 //! ```text
-//!   watch ─► pod::GatedPod ─┐                    ┌─► Action::Try ──────► containerd ─┐
-//!                           ├─► plan::Planner ───┼─► Action::Release ──► API server  │
-//!   ┌─ plan::Ended ◄────────┘                    └─► Action::Progress ─► API server  │
-//!   └────────────────────────────────────────────────────────────────────────────────┘
+//!   watch ─► pod::GatedPod ─┐                   ┌─► Action::Try ──────► containerd ─┐
+//!                           ├─► plan::Planner ──┼─► Action::Record ───► index       │
+//!   ┌─ plan::Event ◄────────┘                   └─► Action::Release ──► API server ─┤
+//!   └───────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Read [`pod`] (what is known of a pod), [`plan`] (what is done when), [`verdict`] (which copy a
-//! container may use), [`release`] (what is said), [`gate`] (what the held pod does with it), in
-//! this order. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes.
+//! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`knowledge`] (what tries
+//! have shown), [`rules`] (what applies to a pod), [`verdict`] (which copy a container may use),
+//! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`keys`] owns
+//! every name on an object, [`outcome`] the outcomes and failure classes.
 
 pub mod gate;
 pub mod image;
 pub mod keys;
+pub mod knowledge;
 pub mod node;
 pub mod outcome;
 pub mod plan;
 pub mod pod;
 pub mod record;
 pub mod release;
+pub mod rules;
 pub mod settings;
 pub mod text;
 pub mod time;

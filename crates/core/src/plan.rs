@@ -1,443 +1,290 @@
 //! What is done for which pod, and when: every decision of the agent, as a state machine.
 //!
-//! Everything seen outside comes in by a method with the time it was seen at; what is to be done
-//! goes out as a [`Plan`]. Nothing here waits: [`Planner::next_wakeup`] says when to call
-//! [`Planner::tick`].
+//! There is one door: [`Planner::handle`] takes an [`Event`] and the time it was seen at, and returns
+//! what is to be done as [`Action`]s. Nothing here waits: [`Planner::next_wakeup`] says when to come
+//! back with [`Event::Tick`].
 //!
-//! One pod's way: [`Planner::pod`] begins a round (`round`) and queues its images (`image`) →
-//! [`Action::Try`] → [`Planner::ended`] settles its containers (`settle`, by `verdict`) →
-//! [`Action::Release`] → [`Planner::sent`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Planner::inspected`]. Whatever has become due, tries and releases too, is begun in
-//! `Planner::advance`, with which every event ends; tries begin in turns (`turns`).
+//! One pod's way: [`Event::Seen`] → a round begins (`round`) and queues its images (`image`), whose
+//! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
+//! (`crate::knowledge`), and each container that waits for it comes on (`wait`, by `crate::verdict`) →
+//! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
+//! [`Event::Inspected`]. Every event ends in `Planner::advance`, which alone begins what is due.
 
+mod backoff;
+mod event;
 mod image;
-mod node;
+mod pod;
 mod repeat;
+mod report;
 mod round;
 mod settle;
 mod turns;
+mod wait;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
+pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Written};
 use self::image::Image;
-use self::round::{NEWS, Pod, Sending, Slot};
+use self::pod::{NEWS, Pod};
+use self::round::Round;
+use self::wait::{Happening, Need, View};
 use crate::image::ImageName;
+use crate::knowledge::Knowledge;
 use crate::node::NodeImage;
-use crate::outcome::Failure;
-use crate::pod::{GatedPod, Overruled, PodId};
-use crate::record::{ImageRecord, Try};
-use crate::release::{ContainerProgress, Progress, Release};
+use crate::pod::{GatedPod, PodId};
+use crate::record::ImageRecord;
+use crate::release::Release;
+use crate::rules::NodeRules;
 use crate::time::{Now, age};
-use crate::verdict::{Copy, Known};
-
-/// The node's settings.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// How long a pod waits before it takes the cached copy, where it does not say so itself.
-    pub try_for: Duration,
-    /// Hand out cached copies of private images without proof.
-    pub allow_unverified_fallback: bool,
-}
-
-/// What is to be done, in this order.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Tries to remember, before anything is sent.
-    pub records: Vec<Try>,
-    /// The rest.
-    pub actions: Vec<Action>,
-}
-
-/// One thing to do. Nothing has to be awaited by the caller: results come back by a method.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Prove the copy there is, pull, prove again; then call [`Planner::ended`].
-    Try {
-        /// What to pull.
-        image: ImageName,
-        /// Names this try.
-        attempt: u64,
-        /// Whether the registry is asked.
-        ask: Ask,
-    },
-    /// Prove the copy there is, now; then call [`Planner::inspected`].
-    Inspect(ImageName),
-    /// Write the release to the pod; then call [`Planner::sent`].
-    Release(PodId, Release),
-    /// Write a sign of life to the pod; then, if it is written, call [`Planner::showed`].
-    Progress(PodId, Progress),
-    /// Tell the pod's owner what is wrong, as a Warning Event.
-    Complain(PodId, String),
-    /// Tell the pod's owner, once, that another admission policy has changed its pull policies.
-    Overruled(PodId, Vec<Overruled>),
-    /// Tell the pod's owner, once, that its gate has opened by itself at this time: no agent answered.
-    Unanswered(PodId, Timestamp, Silence),
-    /// The same, but an agent did answer, or was at work, and the gate could not see it.
-    Unseen(PodId, Timestamp, Answer),
-    /// Write to the pod a release that it has, again or with what it came to; then call
-    /// [`Planner::sent`].
-    Rewrite(PodId, Release),
-}
-
-/// Why no answer has reached a gate, as far as this agent knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// It was not there, or too late.
-    NoAgent,
-    /// It has an answer, and the API server does not take it.
-    Unwritten,
-}
-
-/// What a gate did not see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The agent had tried for a while, and said so.
-    AtWork,
-    /// The release, as the pod carries it once it is amended.
-    Released(Release),
-}
-
-/// Whether a try asks the registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// It pulls.
-    Always,
-    /// Not if a copy is here: the name is a digest, which cannot move, and the registry gave it to
-    /// anybody. The copy is only proven; if there is none, the next try asks.
-    IfAbsent,
-    /// It does not: the try has failed already, with this.
-    Never(Failure),
-}
-
-/// A try that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// The image.
-    pub image: ImageName,
-    /// The try's name.
-    pub attempt: u64,
-    /// Why the pull failed, if it did.
-    pub failure: Option<Failure>,
-    /// The copy proven before the pull.
-    pub before: Copy,
-    /// The copy proven after it.
-    pub after: Copy,
-    /// What the node's disk had lost of it, in words for a person, if it was mended.
-    pub healed: Option<String>,
-}
-
-impl Ended {
-    /// The end of a try that had only to look.
-    pub fn unasked(image: ImageName, attempt: u64, before: Copy, after: Copy) -> Self {
-        Self {
-            image,
-            attempt,
-            failure: None,
-            before,
-            after,
-            healed: None,
-        }
-    }
-}
-
-/// A try that runs has come this far.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moved {
-    /// The image.
-    pub image: ImageName,
-    /// The try's name.
-    pub attempt: u64,
-    /// How far.
-    pub flow: Flow,
-}
-
-/// How much of an image has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// Bytes that are here.
-    pub bytes: u64,
-    /// How many there will be, once that is known.
-    pub total_bytes: Option<u64>,
-    /// Whether any came during this try: then the registry gives them to it. What an earlier try
-    /// has left behind says nothing of that kind.
-    pub flows: bool,
-}
-
-/// How writing a release went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// The API server has it.
-    Written,
-    /// There is no such pod any more.
-    Gone,
-    /// It may work later.
-    Failed,
-}
 
 /// The state machine. See the module.
 #[derive(Debug)]
 pub struct Planner {
-    limits: Limits,
+    rules: NodeRules,
+    node: String,
     /// By uid.
     pods: BTreeMap<String, Pod>,
+    /// What is tried, or was.
     images: BTreeMap<ImageName, Image>,
+    knowledge: Knowledge,
+    /// Tries that have begun.
     attempts: u64,
-    node: String,
+    /// The node's report is not what it was when it was last taken.
+    report_changed: bool,
 }
 
 impl Planner {
-    /// An empty planner.
-    pub fn new(limits: Limits) -> Self {
+    /// The planner of this node, which knows what earlier runs of the agent have written down.
+    pub fn new(node: &str, rules: NodeRules, records: &[ImageRecord]) -> Self {
+        let mut knowledge = Knowledge::default();
+        knowledge.learn(records);
         Self {
-            limits,
+            rules,
+            node: node.to_owned(),
             pods: BTreeMap::new(),
             images: BTreeMap::new(),
+            knowledge,
             attempts: 0,
-            node: String::new(),
+            report_changed: true,
         }
     }
 
-    /// Whose planner it is. Nodes that lost the same registry do not come back in step.
-    #[must_use]
-    pub fn on_node(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.node);
-        self
-    }
-
-    /// Takes over what earlier runs of the agent have written down. Call it before anything else.
-    pub fn learn(&mut self, records: &[ImageRecord]) {
-        for record in records {
-            let image = self.images.entry(record.image.clone()).or_default();
-            image.recall(record);
-        }
-    }
-
-    /// The whole list of gated pods, after a connect or a re-list.
-    pub fn reset(&mut self, now: Now, pods: Vec<GatedPod>) -> Plan {
-        self.pods
-            .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
-        let mut plan = Plan::default();
-        for pod in pods {
-            self.see(now, pod, &mut plan);
-        }
-        self.advance(now, plan)
-    }
-
-    /// A pod as the watch shows it now.
-    pub fn pod(&mut self, now: Now, pod: GatedPod) -> Plan {
-        let mut plan = Plan::default();
-        self.see(now, pod, &mut plan);
-        self.advance(now, plan)
-    }
-
-    /// A pod is gone.
-    pub fn gone(&mut self, now: Now, uid: &str) -> Plan {
-        self.pods.remove(uid);
-        self.advance(now, Plan::default())
-    }
-
-    /// A running try has come this far.
-    pub fn moved(&mut self, now: Now, moved: &Moved) -> Plan {
-        if let Some(image) = self.images.get_mut(&moved.image) {
-            image.moved(now, moved.attempt, moved.flow);
-        }
-        self.advance(now, Plan::default())
-    }
-
-    /// A release was written, or was not.
-    pub fn sent(&mut self, now: Now, id: &PodId, release: Release, sent: Sent) -> Plan {
-        if let Some(pod) = self.pods.get_mut(&id.uid) {
-            match sent {
-                Sent::Written => pod.release_sent(release, now),
-                Sent::Gone => {
-                    pod.round = None;
-                    pod.seen.ended = true;
+    /// Takes in what has happened: what is to be done, in this order.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
+        let mut plan = Vec::new();
+        match event {
+            Event::Listed(pods) => self.list(now, pods, &mut plan),
+            Event::Seen(pod) => self.see(now, *pod, &mut plan),
+            Event::Gone(uid) => self.report_changed |= self.pods.remove(&uid).is_some(),
+            Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
+            Event::Moved(moved) => {
+                if let Some(image) = self.images.get_mut(&moved.image) {
+                    image.moved(now, moved.attempt, moved.flow);
                 }
-                Sent::Failed => pod.send_failed(now),
             }
+            Event::Inspected(name, copy) => {
+                self.step(now, &name, |_| Happening::Looked(&copy), &mut plan);
+            }
+            Event::Written(pod, release, written) => self.written(now, &pod, release, written),
+            Event::Showed(pod) => {
+                let pod = self.pods.get_mut(&pod.uid);
+                if let Some(round) = pod.and_then(|pod| pod.round.as_mut()) {
+                    round.showed(now);
+                }
+            }
+            Event::Pruned(left) => self.forget(|name| !left.contains(name)),
+            Event::Tick => {}
         }
-        self.advance(now, Plan::default())
+        self.advance(now, &mut plan);
+        plan
     }
 
-    /// A sign of life was written.
-    pub fn showed(&mut self, now: Now, pod: &PodId) {
-        let pod = self.pods.get_mut(&pod.uid);
-        if let Some(round) = pod.and_then(|pod| pod.round.as_mut()) {
-            round.showed(now);
-        }
-    }
-
-    /// Time has passed.
-    pub fn tick(&mut self, now: Now) -> Plan {
-        self.advance(now, Plan::default())
-    }
-
-    /// How long until [`Planner::tick`] has something to do; none if only events can change it.
+    /// How long until [`Event::Tick`] has something to do; none if only other events can change it.
     pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
         let waits = |image: &&Image| !image.waits_for_turn();
         let images = self.images.values().filter(waits).filter_map(Image::due);
-        let images = images.chain(self.next_turn(now));
-        let rounds = self.pods.values().filter_map(|pod| {
-            let round = pod.round.as_ref()?;
-            let send = match round.send {
-                Sending::Idle { not_before, .. } if round.is_decided() => Some(not_before),
-                Sending::Idle { .. } | Sending::InFlight { .. } => None,
-            };
-            let deadline = round.wanted().next().map(|_| round.deadline);
-            [send, deadline, pod.progress_due(), round.next_unheard()]
-                .into_iter()
-                .flatten()
-                .min()
-        });
+        let pods = self.pods.values().flat_map(Pod::timers);
         let stale = self.pods.values().filter_map(|pod| pod.stale_in(now));
-        let repeats = self.pods.values().filter_map(Pod::repeat_due);
         images
-            .chain(rounds)
-            .chain(repeats)
+            .chain(self.next_turn(now))
+            .chain(pods)
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
     }
 
-    /// The images of this node, for its report.
-    pub fn node_images(&self) -> Vec<NodeImage> {
-        node::node_images(&self.images, self.pods.values())
-    }
-
-    /// Since when, on [`Now::up`], this pod waits for a release; none if it does not.
-    pub fn waits_since(&self, pod: &PodId) -> Option<Duration> {
-        let round = self.pods.get(&pod.uid)?.round.as_ref()?;
-        Some(round.began)
+    /// The images of this node, for its report, if anything has changed since they were last taken.
+    pub fn take_report(&mut self) -> Option<Vec<NodeImage>> {
+        std::mem::take(&mut self.report_changed)
+            .then(|| report::node_images(&self.knowledge, self.pods.values(), &self.rules))
     }
 
     /// Whether a decided release is not written yet.
     pub fn is_releasing(&self) -> bool {
         let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-        rounds.any(round::Round::is_decided)
+        rounds.any(Round::is_decided)
     }
 
     /// How many images are known.
     pub fn known_images(&self) -> usize {
-        self.images.len()
+        self.knowledge.len().max(self.images.len())
     }
 
-    /// Forgets images that are `gone` and that no pod of this node names.
-    pub fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
-        let pods = &self.pods;
-        self.images.retain(|name, image| {
-            let mut named = pods.values().flat_map(Pod::images);
-            image.is_busy() || named.any(|named| named == name) || !gone(name)
-        });
+    /// The whole list replaces what was seen before.
+    fn list(&mut self, now: Now, pods: Vec<GatedPod>, plan: &mut Vec<Action>) {
+        self.pods
+            .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
+        self.report_changed = true;
+        for pod in pods {
+            self.see(now, pod, plan);
+        }
     }
 
-    fn see(&mut self, now: Now, pod: GatedPod, plan: &mut Plan) {
-        let entry = match self.pods.entry(pod.id.uid.clone()) {
-            std::collections::btree_map::Entry::Occupied(entry) => {
-                let entry = entry.into_mut();
-                entry.update(pod, now);
-                entry
+    /// Takes over how a pod is now. What it does not wait for any more is dropped.
+    fn see(&mut self, now: Now, pod: GatedPod, plan: &mut Vec<Action>) {
+        let pod = match self.pods.entry(pod.id.uid.clone()) {
+            Entry::Occupied(entry) => {
+                let known = entry.into_mut();
+                self.report_changed |= !known.is_reported_as(&pod);
+                known.update(pod, now);
+                known
             }
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                // A released pod was told by the agent that has released it; one without a gate is never
+            Entry::Vacant(entry) => {
+                // The agent that has released a pod has reported it; one without a gate is never
                 // released.
                 let news = age(now.wall, pod.created) <= NEWS && pod.released.is_none();
-                if news && !pod.overruled.is_empty() && !pod.ended {
+                if news && !pod.overruled.is_empty() && !pod.terminated {
                     let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
-                    plan.actions.push(overruled);
+                    plan.push(overruled);
                 }
+                self.report_changed = true;
                 entry.insert(Pod::new(pod, now))
             }
         };
-        for name in entry.images() {
-            self.images.entry(name.clone()).or_default();
+        plan.extend(pod.gave_up(now));
+        if !pod.wants_release(now) || !pod.is_in_its_round() {
+            pod.round = None;
         }
-        plan.actions.extend(entry.gave_up(now));
-        if !entry.wants_release(now) {
-            entry.round = None;
-        } else if !entry.is_in_its_round() {
-            begin(entry, &mut self.images, now, self.limits, plan);
+    }
+
+    fn written(&mut self, now: Now, id: &PodId, release: Release, written: Written) {
+        let Some(pod) = self.pods.get_mut(&id.uid) else {
+            return;
+        };
+        match written {
+            Written::Done => {
+                pod.release_sent(release, now);
+                self.report_changed = true;
+            }
+            Written::Gone => {
+                pod.round = None;
+                pod.seen.terminated = true;
+                self.report_changed = true;
+            }
+            Written::Failed => pod.send_failed(now),
         }
+    }
+
+    /// Forgets images that are `gone` and that no pod of this node names.
+    fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
+        let pods = &self.pods;
+        let is_kept = |name: &ImageName| {
+            let mut named = pods.values().flat_map(Pod::images);
+            named.any(|named| named == name) || !gone(name)
+        };
+        self.images
+            .retain(|name, image| image.is_busy() || is_kept(name));
+        let images = &self.images;
+        self.knowledge
+            .retain(|name| images.contains_key(name) || is_kept(name));
+        self.report_changed = true;
     }
 
     /// Does what has become due.
-    fn advance(&mut self, now: Now, mut plan: Plan) -> Plan {
+    fn advance(&mut self, now: Now, plan: &mut Vec<Action>) {
+        self.begin_rounds(now, plan);
+        self.let_time_pass(now, plan);
         for pod in self.pods.values_mut() {
-            if pod.round.is_none() && pod.wants_release(now) {
-                begin(pod, &mut self.images, now, self.limits, &mut plan);
+            plan.extend(pod.send_due(now, &self.images));
+        }
+        self.start_tries(now, plan);
+    }
+
+    /// Begins the rounds of pods that need a release, and queues their images.
+    fn begin_rounds(&mut self, now: Now, plan: &mut Vec<Action>) {
+        for pod in self.pods.values_mut() {
+            if pod.round.is_some() || !pod.wants_release(now) {
+                continue;
             }
             let id = pod.seen.id.clone();
-            let shows = pod.progress_due().is_some_and(|due| due <= now.up);
-            plan.actions.extend(pod.repeat(now));
-            let Some(round) = &mut pod.round else {
-                continue;
-            };
-            for image in round.overdue(now, &self.images) {
-                let inspect = Action::Inspect(image);
-                if !plan.actions.contains(&inspect) {
-                    plan.actions.push(inspect);
-                }
-            }
-            if let Some(release) = round.release_due(now) {
-                plan.actions.push(Action::Release(id, release));
-            } else if shows {
-                round.progress_sent(now);
-                let progress = progress(&round.slots, &self.images, now);
-                plan.actions.push(Action::Progress(id, progress));
+            let complaints = pod.complaints().into_iter();
+            plan.extend(complaints.map(|words| Action::Complain(id.clone(), words)));
+            for name in pod.begin(now, &self.rules).images() {
+                self.images.entry(name.clone()).or_default().queue(now.up);
             }
         }
-        self.start_tries(now, &mut plan);
-        plan
     }
-}
 
-/// Begins a pod's round and queues its images.
-fn begin(
-    pod: &mut Pod,
-    images: &mut BTreeMap<ImageName, Image>,
-    now: Now,
-    limits: Limits,
-    plan: &mut Plan,
-) {
-    let complaints = pod.complaints().into_iter();
-    plan.actions
-        .extend(complaints.map(|words| Action::Complain(pod.seen.id.clone(), words)));
-    for name in pod.begin(now, limits.try_for).wanted() {
-        images.entry(name.clone()).or_default().queue(now.up);
+    /// Each container whose timer has ended comes on.
+    fn let_time_pass(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+        let containers = rounds.flat_map(|round| &round.containers);
+        let due = containers.filter(|container| container.may_come_on(now));
+        let mut names: Vec<ImageName> = due.filter_map(|c| c.image().cloned()).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            self.step(now, &name, |_| Happening::Time, plan);
+        }
     }
-}
 
-/// What is known of an image. Who may have it is the registry's word on the repository: a name of
-/// which it has said nothing itself is as private as the others.
-fn known(images: &BTreeMap<ImageName, Image>, name: &ImageName) -> Known {
-    let own = images.get(name).map(|image| image.known.clone());
-    let mut known = own.unwrap_or_default();
-    if known.confirmed.is_none() {
-        let mut siblings = images
-            .iter()
-            .filter(|(other, _)| other.repository() == name.repository());
-        known.needs_credentials |= siblings.any(|(_, image)| image.known.needs_credentials);
-    }
-    known
-}
-
-fn progress(slots: &[Slot], images: &BTreeMap<ImageName, Image>, now: Now) -> Progress {
-    let containers = slots.iter().filter_map(|slot| {
-        let running = images.get(slot.image()?).and_then(|i| i.attempt.as_ref());
-        let progress = ContainerProgress {
-            image: slot.written.clone(),
-            attempt: slot.attempts + 1,
-            bytes: running.map_or(0, |attempt| attempt.flow.bytes),
-            total_bytes: running.and_then(|attempt| attempt.flow.total_bytes),
-            failure: slot.failure.clone(),
+    /// Each container that waits for this image comes on, as far as what has happened to it allows.
+    fn step<'a>(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        happening: impl Fn(&Round) -> Happening<'a>,
+        plan: &mut Vec<Action>,
+    ) {
+        let Some(image) = self.images.get(name) else {
+            return;
         };
-        Some((slot.name.clone(), progress))
-    });
-    Progress {
-        time: now.wall,
-        containers: containers.collect(),
+        let mut needs = Vec::new();
+        for round in self.pods.values_mut().filter_map(|pod| pod.round.as_mut()) {
+            let happening = happening(round);
+            let view = View {
+                now,
+                name,
+                image,
+                knowledge: &self.knowledge,
+                rules: &round.rules,
+            };
+            let waiting = round.containers.iter_mut();
+            let waiting = waiting.filter(|container| container.image() == Some(name));
+            needs.extend(waiting.map(|container| container.step(happening, &view)));
+        }
+        for need in needs {
+            self.serve(now, name, need, plan);
+        }
+    }
+
+    fn serve(&mut self, now: Now, name: &ImageName, need: Need, plan: &mut Vec<Action>) {
+        let Some(image) = self.images.get_mut(name) else {
+            return;
+        };
+        match need {
+            Need::Nothing => {}
+            Need::Look => {
+                let inspect = Action::Inspect(name.clone());
+                if !plan.contains(&inspect) {
+                    plan.push(inspect);
+                }
+            }
+            Need::Try => image.queue(now.up),
+            Need::Retry => image.queue_retry(now, name, &self.node),
+        }
     }
 }
 

@@ -43,8 +43,8 @@ pub struct GatedPod {
     pub gate_image: Option<GateImage>,
     /// The release it carries.
     pub released: Option<Release>,
-    /// It has ended or is being deleted: nothing is owed to it.
-    pub ended: bool,
+    /// Its containers have ended for good, or it is being deleted: nothing is owed to it.
+    pub terminated: bool,
 }
 
 /// One container whose image TryLatest looks after.

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageName;
-use crate::outcome::{Failure, FailureClass, Outcome};
+use crate::knowledge::Facts;
+use crate::outcome::Failure;
 
-/// One finished try for one image, on this node.
+/// One finished try for one image, on this node: what happened, whatever it meant for a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Try {
@@ -20,10 +21,8 @@ pub struct Try {
     #[serde(with = "millis", rename = "durationMillis")]
     pub duration: Duration,
     /// How it ended.
-    pub outcome: Outcome,
-    /// Why it failed; none for `fresh` and `unchanged`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    #[serde(flatten)]
+    pub result: TryResult,
     /// The digest that the name points to on this node after the try (`sha256:…`, of the manifest
     /// or of the index of manifests); none without a usable local copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,10 +35,50 @@ pub struct Try {
     pub copy_unknown: bool,
 }
 
+/// How a try ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum TryResult {
+    /// New content was pulled, or the node's copy was healed.
+    Fresh,
+    /// The registry says that the name still points to the copy that the node holds.
+    Unchanged,
+    /// The pull failed, or nothing can start from what it brought.
+    Failed(Failure),
+}
+
+impl TryResult {
+    /// The words of every end, for metrics.
+    pub const WORDS: [&str; 3] = ["fresh", "unchanged", "failed"];
+
+    /// The word in JSON, metrics and messages.
+    pub const fn as_str(&self) -> &'static str {
+        let [fresh, unchanged, failed] = Self::WORDS;
+        match self {
+            Self::Fresh => fresh,
+            Self::Unchanged => unchanged,
+            Self::Failed(_) => failed,
+        }
+    }
+
+    /// Why it failed, if it did.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Fresh | Self::Unchanged => None,
+        }
+    }
+}
+
 impl Try {
-    /// The registry's word on where the tag points, if this try brought one.
+    /// When it ended, by the clock at its beginning.
+    pub fn ended(&self) -> Timestamp {
+        self.started + self.duration
+    }
+
+    /// What the registry said about where the tag points, if this try brought an answer.
     pub fn confirmation(&self) -> Option<Confirmation> {
-        matches!(self.outcome, Outcome::Fresh | Outcome::Unchanged).then_some(())?;
+        self.result.failure().is_none().then_some(())?;
         Some(Confirmation {
             time: self.started,
             digest: self.digest.clone()?,
@@ -52,16 +91,6 @@ impl Try {
             digest: self.digest.clone()?,
             size_bytes: self.size_bytes,
         })
-    }
-
-    /// What the registry said of credentials, if it said anything: its last word counts.
-    pub fn needs_credentials(&self) -> Option<bool> {
-        if self.confirmation().is_some() {
-            Some(false)
-        } else {
-            let class = self.failure.as_ref().map(|failure| failure.class);
-            (class == Some(FailureClass::Unauthorized)).then_some(true)
-        }
     }
 }
 
@@ -85,18 +114,9 @@ mod millis {
 pub struct ImageRecord {
     /// The image, in full.
     pub image: ImageName,
-    /// The registry's last word on where the tag points; none if it never said so while TryLatest
-    /// watched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirmed: Option<Confirmation>,
-    /// Whether the registry's last word was 401 or 403: nothing cached of such an image is handed
-    /// out on trust. A later anonymous success clears it.
-    #[serde(default)]
-    pub needs_credentials: bool,
-    /// The copy that the node held when containerd last said so, after a try or when the index was
-    /// rebuilt; none if there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copy: Option<LocalCopy>,
+    /// What its tries have shown.
+    #[serde(flatten)]
+    pub facts: Facts,
     /// When the image was last tried or seen on the node; what ages an entry out.
     pub seen: Timestamp,
     /// The last tries, newest first, bounded.
@@ -108,12 +128,11 @@ pub struct ImageRecord {
 impl ImageRecord {
     /// When the registry last said that the tag points to the copy that is here.
     pub fn copy_confirmed(&self) -> Option<Timestamp> {
-        let (copy, confirmed) = (self.copy.as_ref()?, self.confirmed.as_ref()?);
-        (copy.digest == confirmed.digest).then_some(confirmed.time)
+        self.facts.confirmed_at(&self.facts.copy.as_ref()?.digest)
     }
 }
 
-/// A registry's word on where a tag points.
+/// What a registry said about where a tag points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmation {
     /// When the try began that brought it.
@@ -139,6 +158,6 @@ pub struct LocalCopy {
 pub struct Week {
     /// All tries.
     pub tries: u32,
-    /// Tries that ended as `fallback`.
-    pub fallbacks: u32,
+    /// Tries that failed.
+    pub failures: u32,
 }

@@ -55,14 +55,6 @@ impl Settings {
         };
         (settings, complaints)
     }
-
-    /// Whether these settings let a pod use a cached copy after a failure of this class.
-    pub fn allow_fallback_on(&self, class: FailureClass) -> bool {
-        match &self.fallback_on {
-            Some(classes) => classes.contains(&class),
-            None => class.falls_back_by_default(),
-        }
-    }
 }
 
 /// A list with a word that is no class is not used at all: to leave out that word alone would
@@ -109,12 +101,8 @@ mod tests {
         assert_eq!(complaints, Vec::<String>::new());
         assert_eq!(settings.timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.max_age, Some(Duration::from_secs(7 * 86_400)));
-        assert!(settings.allow_fallback_on(FailureClass::Network));
-        assert!(!settings.allow_fallback_on(FailureClass::NotFound));
-        for class in FailureClass::ALL {
-            let allows = Settings::default().allow_fallback_on(class);
-            assert_eq!(allows, class != FailureClass::Blocked, "{class}");
-        }
+        let classes = [FailureClass::Network, FailureClass::Timeout];
+        assert_eq!(settings.fallback_on, Some(classes.into()));
     }
 
     #[test]

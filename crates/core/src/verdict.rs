@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::knowledge::Facts;
 use crate::outcome::{Failure, FailureClass, Outcome};
-use crate::record::Confirmation;
-use crate::settings::Settings;
+use crate::record::TryResult;
+use crate::rules::{NodeRules, Rules};
 use crate::text;
 use crate::time::{age, near};
 
 /// What the node holds under an image's name, as proven at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Copy {
+pub enum CachedCopy {
     /// A container can start from it.
     Usable {
         /// What the name points to.
@@ -34,7 +35,7 @@ pub enum Copy {
     },
 }
 
-impl Copy {
+impl CachedCopy {
     /// The digest of a usable copy.
     pub fn digest(&self) -> Option<&str> {
         match self {
@@ -42,53 +43,72 @@ impl Copy {
             Self::Absent | Self::Unusable { .. } | Self::Unknown { .. } => None,
         }
     }
-}
 
-/// What is remembered of an image from earlier tries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// The registry's last word on where the tag points.
-    pub confirmed: Option<Confirmation>,
-    /// Whether the registry's last word was 401 or 403.
-    pub needs_credentials: bool,
-}
-
-impl Known {
-    /// Whether the registry has given the image to somebody without credentials, and has not said
-    /// otherwise since.
-    pub fn is_public(&self) -> bool {
-        self.confirmed.is_some() && !self.needs_credentials
-    }
-
-    /// When the registry last said that the tag points to this digest.
-    pub fn confirmed_at(&self, digest: &str) -> Option<Timestamp> {
-        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == digest)?;
-        Some(confirmed.time)
+    /// Why no container can start from what a successful pull has left.
+    fn unusable(&self) -> Option<Failure> {
+        match self {
+            Self::Usable { .. } => None,
+            Self::Absent => Some(Failure::new(FailureClass::Local, "the image is gone again")),
+            Self::Unusable { why } => Some(Failure::new(
+                FailureClass::Invalid,
+                format!("no container can start from what was pulled: {why}"),
+            )),
+            Self::Unknown { why } => Some(Failure::new(
+                FailureClass::Local,
+                format!("the copy could not be looked at: {why}"),
+            )),
+        }
     }
 }
 
-/// How a try ended, or how things stand when a pod's time is up.
-#[derive(Clone, Copy, Debug)]
-pub struct Evidence<'a> {
-    /// Why the pull failed; none if it succeeded.
-    pub failure: Option<&'a Failure>,
-    /// The copy proven before the pull.
-    pub before: &'a Copy,
+/// What a try, or a look when a pod's time is up, has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// How the try ended.
+    pub result: TryResult,
     /// The copy proven after it.
-    pub after: &'a Copy,
+    pub copy: CachedCopy,
     /// What the node's disk had lost and was fetched again, or can be.
-    pub healed: Option<&'a str>,
+    pub healed: Option<String>,
+}
+
+impl Evidence {
+    /// Of a try that ended with this, with what was proven before and after.
+    pub fn of_try(
+        failure: Option<Failure>,
+        before: &CachedCopy,
+        after: CachedCopy,
+        healed: Option<String>,
+    ) -> Self {
+        let result = match failure.or_else(|| after.unusable()) {
+            Some(failure) => TryResult::Failed(failure),
+            None if healed.is_none() && before.digest() == after.digest() => TryResult::Unchanged,
+            None => TryResult::Fresh,
+        };
+        Self {
+            result,
+            copy: after,
+            healed,
+        }
+    }
+
+    /// Of a look, because nothing came in time.
+    pub fn of_look(failure: Failure, copy: CachedCopy) -> Self {
+        Self {
+            result: TryResult::Failed(failure),
+            copy,
+            healed: None,
+        }
+    }
 }
 
 /// What a cached copy is measured against.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
-    /// What is remembered of the image.
-    pub known: &'a Known,
-    /// What the pod has set.
-    pub settings: &'a Settings,
-    /// Hand out cached copies of private images without proof.
-    pub allow_unverified_fallback: bool,
+    /// What is known about the image.
+    pub facts: &'a Facts,
+    /// What applies to the pod.
+    pub rules: &'a Rules,
     /// The time of the decision.
     pub now: Timestamp,
 }
@@ -118,36 +138,48 @@ impl Decision {
 /// Judges one ended try. None if there is nothing to start from, and another try may change that.
 ///
 /// A copy that is not proven usable *after* the pull is never handed out.
-pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
-    match (evidence.failure, evidence.after) {
-        (None, Copy::Usable { digest, .. }) => Some(match evidence.healed {
-            Some(healed) => Decision::because(Outcome::Fresh, healed),
-            None if evidence.before.digest() == Some(digest) => Decision::plain(Outcome::Unchanged),
-            None => Decision::plain(Outcome::Fresh),
-        }),
-        (Some(failure), Copy::Usable { digest, .. }) => {
+pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
+    let Evidence {
+        result,
+        copy,
+        healed,
+    } = evidence;
+    let note = healed.clone();
+    match (result, copy) {
+        (TryResult::Fresh, CachedCopy::Usable { .. }) => {
+            let outcome = Outcome::Fresh;
+            Some(Decision { outcome, note })
+        }
+        (TryResult::Unchanged, CachedCopy::Usable { .. }) => {
+            Some(Decision::plain(Outcome::Unchanged))
+        }
+        (TryResult::Failed(failure), CachedCopy::Usable { digest, .. }) => {
             Some(match refusal(failure.class, Some(digest), terms) {
                 Some(why) => Decision::because(Outcome::Refused, why),
                 None => Decision {
                     outcome: Outcome::Fallback,
-                    note: evidence.healed.map(str::to_owned),
+                    note,
                 },
             })
         }
-        (Some(failure), Copy::Absent) if failure.class == FailureClass::Unauthorized => {
+        (TryResult::Failed(failure), CachedCopy::Absent)
+            if failure.class == FailureClass::Unauthorized =>
+        {
             Some(Decision::because(
                 Outcome::Unavailable,
                 "private images are pulled by the kubelet, with the pod's own secrets",
             ))
         }
         // A verifier has judged. Whether it is asked again is for the kubelet to say, as ever.
-        (Some(failure), Copy::Absent) if failure.class == FailureClass::Blocked => {
+        (TryResult::Failed(failure), CachedCopy::Absent)
+            if failure.class == FailureClass::Blocked =>
+        {
             Some(Decision::because(
                 Outcome::Unavailable,
                 "the kubelet pulls it once the image verifier allows it",
             ))
         }
-        (_, Copy::Absent | Copy::Unusable { .. } | Copy::Unknown { .. }) => None,
+        (_, CachedCopy::Absent | CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. }) => None,
     }
 }
 
@@ -155,13 +187,15 @@ pub fn judge(evidence: Evidence<'_>, terms: Terms<'_>) -> Option<Decision> {
 ///
 /// An open gate lets the kubelet start from whatever it finds under the image's name. So where the
 /// copy is not known to be absent, what would refuse a proven copy refuses this one, too.
-pub fn give_up(class: FailureClass, copy: &Copy, terms: Terms<'_>) -> Decision {
+pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Decision {
     let what = match copy {
-        Copy::Usable { .. } | Copy::Absent => {
+        CachedCopy::Usable { .. } | CachedCopy::Absent => {
             return Decision::because(Outcome::Unavailable, "no copy is on this node");
         }
-        Copy::Unusable { why } => format!("the copy on this node cannot be used: {why}"),
-        Copy::Unknown { why } => format!("the copy on this node could not be looked at: {why}"),
+        CachedCopy::Unusable { why } => format!("the copy on this node cannot be used: {why}"),
+        CachedCopy::Unknown { why } => {
+            format!("the copy on this node could not be looked at: {why}")
+        }
     };
     match refusal(class, None, terms) {
         Some(why) => Decision::because(Outcome::Refused, format!("{why}; {what}")),
@@ -172,28 +206,23 @@ pub fn give_up(class: FailureClass, copy: &Copy, terms: Terms<'_>) -> Decision {
 /// Why this pod may not use the cached copy, if so; without a digest, a copy of which nothing is
 /// known.
 fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Option<String> {
-    let Terms {
-        known,
-        settings,
-        allow_unverified_fallback,
-        now,
-    } = terms;
-    let private = class == FailureClass::Unauthorized || known.needs_credentials;
-    if private && !allow_unverified_fallback {
+    let Terms { facts, rules, now } = terms;
+    let private = class == FailureClass::Unauthorized || facts.needs_credentials;
+    if private && !rules.allow_unverified_fallback {
         return Some(
             "the registry wants credentials, and nothing proves that this pod has them".into(),
         );
     }
-    if !settings.allow_fallback_on(class) {
-        return Some(match settings.fallback_on {
+    if !rules.allow_fallback_on(class) {
+        return Some(match rules.fallback_on {
             Some(_) => format!("the pod's fallback-on does not list {class}"),
             None => format!(
                 "after {class}, the cached copy is used only if the pod's trylatest.dev/fallback-on lists {class}"
             ),
         });
     }
-    let max_age = settings.max_age?;
-    let confirmed = digest.and_then(|digest| known.confirmed_at(digest));
+    let max_age = rules.max_age?;
+    let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
     // A time that lies ahead was written by a clock that was set back since: it tells no age.
     let confirmed = confirmed.filter(|&then| then <= now || near(then, now, CLOCK_STEP));
     match confirmed.map(|then| age(now, then)) {
@@ -201,6 +230,17 @@ fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Optio
         Some(age) => Some(older_than(max_age, &text::short_duration(age))),
         None => Some(older_than(max_age, "an unknown time")),
     }
+}
+
+/// Whether a pod that sets nothing may use the cached copy after such a failure.
+pub(crate) fn may_use_by_default(class: FailureClass, facts: &Facts, node: &NodeRules) -> bool {
+    let terms = Terms {
+        facts,
+        rules: &node.by_default(),
+        // No age counts for it.
+        now: Timestamp::UNIX_EPOCH,
+    };
+    refusal(class, None, terms).is_none()
 }
 
 /// Clocks are set by less than this while they are kept in time.
@@ -216,11 +256,12 @@ fn older_than(max_age: Duration, age: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Confirmation;
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
-    fn usable(digest: &str) -> Copy {
-        Copy::Usable {
+    fn usable(digest: &str) -> CachedCopy {
+        CachedCopy::Usable {
             digest: digest.into(),
             size_bytes: 1,
         }
@@ -228,11 +269,10 @@ mod tests {
 
     struct Case {
         failure: Option<FailureClass>,
-        before: Copy,
-        after: Copy,
-        known: Known,
-        settings: Settings,
-        allow: bool,
+        before: CachedCopy,
+        after: CachedCopy,
+        facts: Facts,
+        rules: Rules,
     }
 
     impl Default for Case {
@@ -241,23 +281,35 @@ mod tests {
                 failure: None,
                 before: usable("a"),
                 after: usable("a"),
-                known: Known::default(),
-                settings: Settings::default(),
-                allow: false,
+                facts: Facts::default(),
+                rules: rules(),
             }
         }
     }
 
+    fn rules() -> Rules {
+        let node = NodeRules {
+            try_for: Duration::from_secs(30),
+            allow_unverified_fallback: false,
+        };
+        node.by_default()
+    }
+
+    fn private() -> Facts {
+        Facts {
+            needs_credentials: true,
+            ..Facts::default()
+        }
+    }
+
     impl Case {
-        fn outcome(&self) -> Option<Outcome> {
+        fn evidence(&self) -> Evidence {
             let failure = self.failure.map(|class| Failure::new(class, "why"));
-            let evidence = Evidence {
-                failure: failure.as_ref(),
-                before: &self.before,
-                after: &self.after,
-                healed: None,
-            };
-            let Decision { outcome, note } = judge(evidence, self.terms())?;
+            Evidence::of_try(failure, &self.before, self.after.clone(), None)
+        }
+
+        fn outcome(&self) -> Option<Outcome> {
+            let Decision { outcome, note } = judge(&self.evidence(), self.terms())?;
             assert_eq!(
                 outcome == Outcome::Refused,
                 note.is_some() && outcome != Outcome::Unavailable
@@ -273,9 +325,8 @@ mod tests {
 
         fn terms(&self) -> Terms<'_> {
             Terms {
-                known: &self.known,
-                settings: &self.settings,
-                allow_unverified_fallback: self.allow,
+                facts: &self.facts,
+                rules: &self.rules,
                 now: NOW.parse().unwrap(),
             }
         }
@@ -287,8 +338,8 @@ mod tests {
         assert_eq!(unchanged.outcome(), Some(Outcome::Unchanged));
         for before in [
             usable("b"),
-            Copy::Absent,
-            Copy::Unusable { why: "x".into() },
+            CachedCopy::Absent,
+            CachedCopy::Unusable { why: "x".into() },
         ] {
             let fresh = Case {
                 before,
@@ -301,25 +352,20 @@ mod tests {
     /// containerd listed the copy, and the disk had lost it: nothing of it could have started.
     #[test]
     fn a_copy_that_was_healed_is_fresh_and_says_so() {
-        let (before, after) = (usable("a"), usable("a"));
         let case = Case::default();
-        let evidence = Evidence {
-            failure: None,
-            before: &before,
-            after: &after,
-            healed: Some("the disk had lost a layer"),
-        };
-        let decision = judge(evidence, case.terms()).unwrap();
-        assert_eq!(decision.outcome, Outcome::Fresh);
-        assert_eq!(decision.note.as_deref(), evidence.healed);
-        let failure = Failure::new(FailureClass::Network, "down");
-        let evidence = Evidence {
-            failure: Some(&failure),
-            ..evidence
-        };
-        let decision = judge(evidence, case.terms()).unwrap();
-        assert_eq!(decision.outcome, Outcome::Fallback);
-        assert_eq!(decision.note.as_deref(), evidence.healed);
+        let words = || Some("the disk had lost a layer".to_owned());
+        for (failure, outcome) in [
+            (None, Outcome::Fresh),
+            (
+                Some(Failure::new(FailureClass::Network, "down")),
+                Outcome::Fallback,
+            ),
+        ] {
+            let evidence = Evidence::of_try(failure, &usable("a"), usable("a"), words());
+            let decision = judge(&evidence, case.terms()).unwrap();
+            assert_eq!(decision.outcome, outcome);
+            assert_eq!(decision.note, words());
+        }
     }
 
     #[test]
@@ -330,9 +376,9 @@ mod tests {
             Some(FailureClass::NotFound),
         ] {
             for after in [
-                Copy::Absent,
-                Copy::Unusable { why: "x".into() },
-                Copy::Unknown { why: "x".into() },
+                CachedCopy::Absent,
+                CachedCopy::Unusable { why: "x".into() },
+                CachedCopy::Unknown { why: "x".into() },
             ] {
                 let case = Case {
                     failure,
@@ -363,14 +409,11 @@ mod tests {
     fn a_private_image_is_refused_in_an_outage_too_unless_allowed() {
         let mut case = Case {
             failure: Some(FailureClass::Network),
-            known: Known {
-                needs_credentials: true,
-                confirmed: None,
-            },
+            facts: private(),
             ..Case::default()
         };
         assert_eq!(case.outcome(), Some(Outcome::Refused));
-        case.allow = true;
+        case.rules.allow_unverified_fallback = true;
         assert_eq!(case.outcome(), Some(Outcome::Fallback));
     }
 
@@ -378,8 +421,8 @@ mod tests {
     fn a_private_image_that_is_absent_is_left_to_the_kubelet() {
         let case = Case {
             failure: Some(FailureClass::Unauthorized),
-            before: Copy::Absent,
-            after: Copy::Absent,
+            before: CachedCopy::Absent,
+            after: CachedCopy::Absent,
             ..Case::default()
         };
         assert_eq!(case.outcome(), Some(Outcome::Unavailable));
@@ -389,16 +432,16 @@ mod tests {
     fn what_a_verifier_blocked_falls_back_where_the_pod_says_so() {
         let mut case = Case {
             failure: Some(FailureClass::Blocked),
-            settings: Settings {
+            rules: Rules {
                 fallback_on: Some([FailureClass::Network, FailureClass::Blocked].into()),
-                ..Settings::default()
+                ..rules()
             },
             ..Case::default()
         };
         assert_eq!(case.outcome(), Some(Outcome::Fallback));
-        case.settings = Settings::default();
+        case.rules = rules();
         assert_eq!(case.outcome(), Some(Outcome::Refused));
-        (case.before, case.after) = (Copy::Absent, Copy::Absent);
+        (case.before, case.after) = (CachedCopy::Absent, CachedCopy::Absent);
         assert_eq!(case.outcome(), Some(Outcome::Unavailable));
     }
 
@@ -406,9 +449,9 @@ mod tests {
     fn fallback_on_refuses_what_it_does_not_list() {
         let mut case = Case {
             failure: Some(FailureClass::NotFound),
-            settings: Settings {
+            rules: Rules {
                 fallback_on: Some([FailureClass::Network].into()),
-                ..Settings::default()
+                ..rules()
             },
             ..Case::default()
         };
@@ -431,16 +474,16 @@ mod tests {
         ] {
             let case = Case {
                 failure: Some(FailureClass::Network),
-                known: Known {
+                facts: Facts {
                     confirmed: confirmed.map(|(time, digest)| Confirmation {
                         time: time.parse().unwrap(),
                         digest: digest.into(),
                     }),
-                    needs_credentials: false,
+                    ..Facts::default()
                 },
-                settings: Settings {
+                rules: Rules {
                     max_age: Some(Duration::from_secs(3600)),
-                    ..Settings::default()
+                    ..rules()
                 },
                 ..Case::default()
             };
@@ -451,33 +494,29 @@ mod tests {
     /// The kubelet starts from what it finds, proven or not.
     #[test]
     fn a_copy_that_is_not_known_to_be_absent_is_refused_as_a_proven_one_would_be() {
-        let unknown = || Copy::Unknown { why: "x".into() };
-        let unusable = || Copy::Unusable { why: "x".into() };
-        let private = || Known {
-            needs_credentials: true,
-            confirmed: None,
-        };
-        let strict = || Settings {
+        let unknown = || CachedCopy::Unknown { why: "x".into() };
+        let unusable = || CachedCopy::Unusable { why: "x".into() };
+        let strict = || Rules {
             max_age: Some(Duration::from_secs(3600)),
-            ..Settings::default()
+            ..rules()
         };
-        for (after, known, settings, expected) in [
-            (unknown(), private(), Settings::default(), Outcome::Refused),
-            (unusable(), private(), Settings::default(), Outcome::Refused),
-            (unknown(), Known::default(), strict(), Outcome::Refused),
+        for (after, facts, rules, expected) in [
+            (unknown(), private(), rules(), Outcome::Refused),
+            (unusable(), private(), rules(), Outcome::Refused),
+            (unknown(), Facts::default(), strict(), Outcome::Refused),
+            (unknown(), Facts::default(), rules(), Outcome::Unavailable),
             (
-                unknown(),
-                Known::default(),
-                Settings::default(),
+                CachedCopy::Absent,
+                private(),
+                strict(),
                 Outcome::Unavailable,
             ),
-            (Copy::Absent, private(), strict(), Outcome::Unavailable),
         ] {
             let case = Case {
                 failure: Some(FailureClass::Local),
                 after,
-                known,
-                settings,
+                facts,
+                rules,
                 ..Case::default()
             };
             assert_eq!(case.last_outcome(), expected, "{:?}", case.after);

@@ -2,7 +2,8 @@
 //! or never, re-lists, images changed under the gate, agents that start again, clocks that jump.
 //!
 //! Whatever happens:
-//! - once every action is answered, every gate is, within the pod's own time and a little more;
+//! - once every action is answered, every gate is, within the pod's own time and a little more, also
+//!   where the kubelet has missed that its release was written;
 //! - no release names a copy that was not proven;
 //! - what was decided for a pod is sent again as it was.
 
@@ -13,14 +14,16 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trylatest_core::image::ImageName;
+use trylatest_core::knowledge::Facts;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-use trylatest_core::plan::{Action, Ask, Ended, Flow, Limits, Moved, Plan, Planner, Sent};
+use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Moved, Planner, TryEnded, Written};
 use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
 use trylatest_core::record::{ImageRecord, Try, Week};
 use trylatest_core::release::{FRESHNESS, Release};
+use trylatest_core::rules::NodeRules;
 use trylatest_core::settings::Settings;
 use trylatest_core::time::Now;
-use trylatest_core::verdict::Copy;
+use trylatest_core::verdict::{CachedCopy, Evidence};
 
 const TRY: Duration = Duration::from_secs(30);
 
@@ -42,9 +45,9 @@ const IMAGES: [&str; 5] = [
 #[derive(Clone, Debug)]
 struct Answer {
     failure: Option<FailureClass>,
-    before: Copy,
-    after: Copy,
-    sent: Sent,
+    before: CachedCopy,
+    after: CachedCopy,
+    sent: Written,
 }
 
 /// What is answered. Alike often, though there are more tries than looks.
@@ -60,7 +63,7 @@ impl Kind {
         match self {
             Self::Try => matches!(action, Action::Try { .. }),
             Self::Look => matches!(action, Action::Inspect(_)),
-            Self::Release => matches!(action, Action::Release(..)),
+            Self::Release => matches!(action, Action::Release { .. } | Action::Rewrite(..)),
         }
     }
 }
@@ -86,6 +89,8 @@ enum Event {
     },
     GateStarts(usize),
     GateGivesUp(usize),
+    /// The kubelet will miss that the pod's release is written.
+    GateIsBlind(usize),
     /// One of the actions under way of this kind is answered.
     Answered {
         kind: Kind,
@@ -111,12 +116,12 @@ enum Event {
     },
 }
 
-fn copies() -> impl Strategy<Value = Copy> {
+fn copies() -> impl Strategy<Value = CachedCopy> {
     prop_oneof![
-        3 => (1..3_u8).prop_map(|n| Copy::Usable { digest: format!("d{n}"), size_bytes: 7 }),
-        3 => Just(Copy::Absent),
-        1 => Just(Copy::Unusable { why: "damaged".into() }),
-        3 => Just(Copy::Unknown { why: "no answer".into() }),
+        3 => (1..3_u8).prop_map(|n| CachedCopy::Usable { digest: format!("d{n}"), size_bytes: 7 }),
+        3 => Just(CachedCopy::Absent),
+        1 => Just(CachedCopy::Unusable { why: "damaged".into() }),
+        3 => Just(CachedCopy::Unknown { why: "no answer".into() }),
     ]
 }
 
@@ -126,7 +131,7 @@ fn answers() -> impl Strategy<Value = Answer> {
         2 => prop::sample::select(FailureClass::ALL.to_vec()).prop_map(Some),
     ];
     let sent =
-        prop_oneof![6 => Just(Sent::Written), 3 => Just(Sent::Failed), 1 => Just(Sent::Gone)];
+        prop_oneof![6 => Just(Written::Done), 3 => Just(Written::Failed), 1 => Just(Written::Gone)];
     (failure, copies(), copies(), sent).prop_map(|(failure, before, after, sent)| Answer {
         failure,
         before,
@@ -151,7 +156,8 @@ fn events() -> impl Strategy<Value = Event> {
         1 => pod.clone().prop_map(Event::Deleted),
         1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
         2 => pod.clone().prop_map(Event::GateStarts),
-        1 => pod.prop_map(Event::GateGivesUp),
+        1 => pod.clone().prop_map(Event::GateGivesUp),
+        1 => pod.prop_map(Event::GateIsBlind),
         12 => (
             prop::sample::select(vec![Kind::Try, Kind::Look, Kind::Release]),
             any::<usize>(),
@@ -178,13 +184,15 @@ struct World {
     /// Decisions that could not be written yet, by the pod's uid.
     decided: BTreeMap<String, Release>,
     records: Vec<Try>,
+    /// Pods whose next change the kubelet misses.
+    hidden: BTreeSet<usize>,
     born: usize,
 }
 
 impl World {
     fn new() -> Self {
         Self {
-            planner: Planner::new(limits()),
+            planner: Planner::new("node", rules(), &[]),
             up: Duration::from_secs(100),
             wall: "2026-01-01T12:00:00Z".parse().expect("a time"),
             pods: BTreeMap::new(),
@@ -192,6 +200,7 @@ impl World {
             proven: BTreeSet::new(),
             decided: BTreeMap::new(),
             records: Vec::new(),
+            hidden: BTreeSet::new(),
             born: 0,
         }
     }
@@ -203,19 +212,34 @@ impl World {
         }
     }
 
-    /// Takes over what the planner wants, and looks at every release.
-    fn take(&mut self, plan: Plan) -> Result<(), TestCaseError> {
-        self.records.extend(plan.records);
-        for action in plan.actions {
+    /// Tells the planner, takes over what it wants, and looks at every release.
+    fn tell(&mut self, event: Seen) -> Result<(), TestCaseError> {
+        for action in self.planner.handle(self.now(), event) {
             match &action {
-                Action::Release(id, release) => {
-                    self.look_at(id, release)?;
+                Action::Release { pod, release, .. } => {
+                    self.look_at(pod, release)?;
+                    self.under_way.push(action);
+                }
+                Action::Rewrite(pod, again) => {
+                    self.look_again(pod, again)?;
                     self.under_way.push(action);
                 }
                 Action::Try { .. } | Action::Inspect(_) => self.under_way.push(action),
-                Action::Progress(id, _) => self.planner.showed(self.now(), id),
+                Action::Progress(pod, _) => self.tell(Seen::Showed(pod.clone()))?,
+                Action::Record(tried) => self.records.push(tried.clone()),
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What was decided is written again as it was, but for what it came to.
+    fn look_again(&self, id: &PodId, again: &Release) -> Result<(), TestCaseError> {
+        let pod = self.pods.values().find(|pod| pod.id == *id);
+        if let Some(released) = pod.and_then(|pod| pod.released.as_ref())
+            && again.unseen.is_none()
+        {
+            prop_assert_eq!(&released.containers, &again.containers);
         }
         Ok(())
     }
@@ -248,14 +272,12 @@ impl World {
         let Some(pod) = self.pods.get(&pod).cloned() else {
             return Ok(());
         };
-        let plan = self.planner.pod(self.now(), pod);
-        self.take(plan)
+        self.tell(Seen::Seen(Box::new(pod)))
     }
 
     fn list(&mut self) -> Result<(), TestCaseError> {
         let pods = self.pods.values().cloned().collect();
-        let plan = self.planner.reset(self.now(), pods);
-        self.take(plan)
+        self.tell(Seen::Listed(pods))
     }
 
     fn happens(&mut self, event: Event) -> Result<(), TestCaseError> {
@@ -278,6 +300,13 @@ impl World {
                     self.decided.remove(&pod.id.uid);
                 }
                 self.show(pod)
+            }
+            Event::GateIsBlind(slot) => {
+                let pod = self.pods.get(&slot);
+                if pod.is_some_and(|pod| pod.released.is_none()) {
+                    self.hidden.insert(slot);
+                }
+                Ok(())
             }
             Event::Answered {
                 kind,
@@ -347,19 +376,19 @@ impl World {
             gate: GateState::Pending,
             gate_image: None,
             released: None,
-            ended: false,
+            terminated: false,
         };
         self.pods.insert(pod, new);
         self.show(pod)
     }
 
     fn deleted(&mut self, pod: usize) -> Result<(), TestCaseError> {
+        self.hidden.remove(&pod);
         let Some(pod) = self.pods.remove(&pod) else {
             return Ok(());
         };
         self.decided.remove(&pod.id.uid);
-        let plan = self.planner.gone(self.now(), &pod.id.uid);
-        self.take(plan)
+        self.tell(Seen::Gone(pod.id.uid))
     }
 
     fn changed(&mut self, pod: usize, image: usize) -> Result<(), TestCaseError> {
@@ -401,6 +430,9 @@ impl World {
     /// A gate that runs acts on a fresh release at once.
     fn gate_reads(&mut self, pod: usize) {
         let wall = self.wall;
+        if self.hidden.contains(&pod) {
+            return;
+        }
         let Some(pod) = self.pods.get_mut(&pod) else {
             return;
         };
@@ -418,66 +450,65 @@ impl World {
     }
 
     fn answered(&mut self, action: Action, answer: Answer) -> Result<(), TestCaseError> {
-        let now = self.now();
         match action {
             Action::Try {
                 image,
                 attempt,
-                ask: Ask::IfAbsent,
+                ask,
             } => {
                 self.prove(&image, &answer.after);
-                let ended = Ended::unasked(image, attempt, answer.before, answer.after);
-                let plan = self.planner.ended(now, &ended);
-                self.take(plan)
-            }
-            Action::Try { image, attempt, .. } => {
-                self.prove(&image, &answer.after);
-                let plan = self.planner.ended(
-                    now,
-                    &Ended {
-                        image,
-                        attempt,
-                        failure: answer.failure.map(|class| Failure::new(class, "why")),
-                        before: answer.before,
-                        after: answer.after,
-                        healed: None,
-                    },
-                );
-                self.take(plan)
+                let failure = answer.failure.map(|class| Failure::new(class, "why"));
+                let failure = failure.filter(|_| ask != Ask::IfAbsent);
+                let evidence = Evidence::of_try(failure, &answer.before, answer.after, None);
+                self.tell(Seen::TryEnded(TryEnded {
+                    image,
+                    attempt,
+                    evidence,
+                }))
             }
             Action::Inspect(image) => {
                 self.prove(&image, &answer.after);
-                let plan = self.planner.inspected(now, &image, &answer.after);
-                self.take(plan)
+                self.tell(Seen::Inspected(image, answer.after))
             }
-            Action::Release(id, release) => self.written(&id, release, answer.sent),
+            Action::Release { pod, release, .. } | Action::Rewrite(pod, release) => {
+                self.written(&pod, release, answer.sent)
+            }
             _ => Ok(()),
         }
     }
 
-    fn prove(&mut self, image: &ImageName, copy: &Copy) {
+    fn prove(&mut self, image: &ImageName, copy: &CachedCopy) {
         if let Some(digest) = copy.digest() {
             self.proven.insert((image.clone(), digest.to_owned()));
         }
     }
 
-    fn written(&mut self, id: &PodId, release: Release, sent: Sent) -> Result<(), TestCaseError> {
+    fn written(
+        &mut self,
+        id: &PodId,
+        release: Release,
+        sent: Written,
+    ) -> Result<(), TestCaseError> {
         let found = self.pods.iter().find(|(_, pod)| pod.id == *id);
         let slot = found.map(|(slot, _)| *slot);
         // The API server knows whether the pod is there.
         let sent = match (slot, sent) {
-            (None, Sent::Written | Sent::Gone) => Sent::Gone,
-            (Some(_), Sent::Gone) => Sent::Failed,
+            (None, Written::Done | Written::Gone) => Written::Gone,
+            (Some(_), Written::Gone) => Written::Failed,
             (_, sent) => sent,
         };
-        if sent == Sent::Written {
+        if sent == Written::Done {
             self.decided.remove(&id.uid);
-            if let Some(pod) = slot.and_then(|slot| self.pods.get_mut(&slot)) {
+            if let Some(slot) = slot
+                && let Some(pod) = self.pods.get_mut(&slot)
+            {
+                // The kubelet misses one change, and sees the next.
+                self.hidden
+                    .retain(|hidden| *hidden != slot || pod.released.is_none());
                 pod.released = Some(release.clone());
             }
         }
-        let plan = self.planner.sent(self.now(), id, release, sent);
-        self.take(plan)?;
+        self.tell(Seen::Written(id.clone(), release, sent))?;
         if let Some(slot) = slot {
             self.gate_reads(slot);
             self.show(slot)?;
@@ -498,7 +529,7 @@ impl World {
             return Ok(());
         }
         let (image, attempt) = tries[which % tries.len()].clone();
-        let moved = Moved {
+        self.tell(Seen::Moved(Moved {
             image,
             attempt,
             flow: Flow {
@@ -506,9 +537,7 @@ impl World {
                 total_bytes: Some(8),
                 flows,
             },
-        };
-        let plan = self.planner.moved(self.now(), &moved);
-        self.take(plan)
+        }))
     }
 
     /// Lets time pass, with a tick whenever the planner asked for one.
@@ -522,8 +551,7 @@ impl World {
             self.up += step;
             self.wall += step;
             left = left.saturating_sub(step);
-            let plan = self.planner.tick(self.now());
-            self.take(plan)?;
+            self.tell(Seen::Tick)?;
             self.gates_read()?;
             if left.is_zero() {
                 return Ok(());
@@ -532,12 +560,14 @@ impl World {
     }
 
     fn restarts(&mut self, index: bool) -> Result<(), TestCaseError> {
-        self.planner = Planner::new(limits());
+        let records = if index {
+            remembered(&self.records, self.wall)
+        } else {
+            Vec::new()
+        };
+        self.planner = Planner::new("node", rules(), &records);
         self.under_way.clear();
         self.decided.clear();
-        if index {
-            self.planner.learn(&remembered(&self.records, self.wall));
-        }
         self.list()
     }
 
@@ -551,7 +581,7 @@ impl World {
             while !self.under_way.is_empty() {
                 let action = self.under_way.remove(0);
                 let mut answer = answers.next().expect("at least one").clone();
-                answer.sent = Sent::Written;
+                answer.sent = Written::Done;
                 self.answered(action, answer)?;
             }
             let Some(next) = self.planner.next_wakeup(self.now()) else {
@@ -582,8 +612,8 @@ impl World {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
+fn rules() -> NodeRules {
+    NodeRules {
         try_for: TRY,
         allow_unverified_fallback: false,
     }
@@ -595,19 +625,12 @@ fn remembered(records: &[Try], now: Timestamp) -> Vec<ImageRecord> {
     for record in records {
         let image = images.entry(&record.image).or_insert_with(|| ImageRecord {
             image: record.image.clone(),
-            confirmed: None,
-            needs_credentials: false,
-            copy: None,
+            facts: Facts::default(),
             seen: now,
             tries: Vec::new(),
             week: Week::default(),
         });
-        if let Some(confirmed) = record.confirmation() {
-            image.confirmed = Some(confirmed);
-        }
-        if let Some(needs) = record.needs_credentials() {
-            image.needs_credentials = needs;
-        }
+        image.facts.add(record);
         image.tries = vec![record.clone()];
     }
     images.into_values().collect()
@@ -635,14 +658,14 @@ proptest! {
 /// One container waits for its last try when another's look moves the round's deadline.
 #[test]
 fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
-    let answer = |kind, copy: Copy| Event::Answered {
+    let answer = |kind, copy: CachedCopy| Event::Answered {
         kind,
         which: 0,
         answer: Answer {
             failure: Some(FailureClass::NotFound),
             before: copy.clone(),
             after: copy,
-            sent: Sent::Written,
+            sent: Written::Done,
         },
     };
     let flows = |which| Event::Moved {
@@ -650,7 +673,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         bytes: 1,
         flows: true,
     };
-    let unknown = Copy::Unknown { why: "x".into() };
+    let unknown = CachedCopy::Unknown { why: "x".into() };
     let mut world = World::new();
     for event in [
         Event::Arrives {
@@ -662,17 +685,17 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         flows(0),
         flows(1),
         Event::Time { millis: 1000 },
-        answer(Kind::Look, Copy::Absent),
+        answer(Kind::Look, CachedCopy::Absent),
         answer(Kind::Look, unknown.clone()),
-        answer(Kind::Try, Copy::Absent),
+        answer(Kind::Try, CachedCopy::Absent),
     ] {
         world.happens(event).expect("no rule is broken");
     }
     let answers = [Answer {
         failure: None,
-        before: Copy::Absent,
+        before: CachedCopy::Absent,
         after: unknown,
-        sent: Sent::Written,
+        sent: Written::Done,
     }];
     world.calms_down(&answers).expect("the gate is answered");
 }

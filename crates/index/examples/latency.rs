@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-use trylatest_core::record::Try;
+use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::record::{Try, TryResult};
 use trylatest_index::{Index, Opened};
 
 const IMAGES: usize = 100;
@@ -32,8 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 image: format!("registry.example/team/app-{image}:latest").parse()?,
                 started: start + Duration::from_secs(3600 * round as u64),
                 duration: Duration::from_millis(25),
-                outcome: Outcome::Fallback,
-                failure: Some(Failure::new(
+                result: TryResult::Failed(Failure::new(
                     FailureClass::Network,
                     "dial tcp: connection refused",
                 )),

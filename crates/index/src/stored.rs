@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use trylatest_core::image::ImageName;
-use trylatest_core::outcome::Outcome;
-use trylatest_core::record::{Confirmation, ImageRecord, LocalCopy, Try, Week};
+use trylatest_core::knowledge::Facts;
+use trylatest_core::record::{ImageRecord, LocalCopy, Try, Week};
 
 use crate::TRIES_MAX;
 
@@ -19,12 +19,8 @@ const SLOTS_A_WEEK: i64 = 28;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    confirmed: Option<Confirmation>,
-    #[serde(default)]
-    needs_credentials: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    copy: Option<LocalCopy>,
+    #[serde(flatten)]
+    facts: Facts,
     seen: Timestamp,
     #[serde(default, deserialize_with = "readable")]
     tries: Vec<Try>,
@@ -36,9 +32,10 @@ pub(crate) struct Stored {
 impl Stored {
     pub(crate) fn new(now: Timestamp, copy: Option<LocalCopy>) -> Self {
         Self {
-            copy,
-            confirmed: None,
-            needs_credentials: false,
+            facts: Facts {
+                copy,
+                ..Facts::default()
+            },
             seen: now,
             tries: Vec::new(),
             slots: BTreeMap::new(),
@@ -54,23 +51,15 @@ impl Stored {
     }
 
     pub(crate) fn add(&mut self, tried: &Try) {
-        if let Some(confirmed) = tried.confirmation() {
-            self.confirmed = Some(confirmed);
-        }
-        if let Some(needs) = tried.needs_credentials() {
-            self.needs_credentials = needs;
-        }
-        if !tried.copy_unknown {
-            self.copy = tried.copy();
-        }
+        self.facts.add(tried);
         self.saw(tried.started);
         self.tries.insert(0, tried.clone());
         self.tries.truncate(TRIES_MAX);
         let slot = slot(tried.started);
         let count = self.slots.entry(slot).or_default();
         count.tries = count.tries.saturating_add(1);
-        if tried.outcome == Outcome::Fallback {
-            count.fallbacks = count.fallbacks.saturating_add(1);
+        if tried.result.failure().is_some() {
+            count.failures = count.failures.saturating_add(1);
         }
         // A clock that was set back leaves slots of the future: they are bounded too.
         self.slots
@@ -83,14 +72,12 @@ impl Stored {
             Week::default(),
             |sum, (_, count)| Week {
                 tries: sum.tries.saturating_add(count.tries),
-                fallbacks: sum.fallbacks.saturating_add(count.fallbacks),
+                failures: sum.failures.saturating_add(count.failures),
             },
         );
         ImageRecord {
             image,
-            confirmed: self.confirmed,
-            needs_credentials: self.needs_credentials,
-            copy: self.copy,
+            facts: self.facts,
             seen: self.seen,
             tries: self.tries,
             week,

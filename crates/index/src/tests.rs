@@ -5,8 +5,8 @@ use std::{fs, io};
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 use tempfile::TempDir;
-use trylatest_core::outcome::{Failure, FailureClass, Outcome};
-use trylatest_core::record::Week;
+use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::record::{TryResult, Week};
 
 use super::*;
 
@@ -18,18 +18,20 @@ fn days(n: u64) -> Duration {
     Duration::from_secs(n * 86_400)
 }
 
-fn tried(image: &str, started: Timestamp, outcome: Outcome) -> Try {
+fn tried(image: &str, started: Timestamp, result: TryResult) -> Try {
     Try {
         image: image.parse().unwrap(),
         started,
         duration: Duration::from_millis(20),
-        outcome,
-        failure: (outcome == Outcome::Fallback)
-            .then(|| Failure::new(FailureClass::Network, "refused")),
+        result,
         digest: Some("sha256:1".into()),
         size_bytes: Some(7),
         copy_unknown: false,
     }
+}
+
+fn failed(class: FailureClass) -> TryResult {
+    TryResult::Failed(Failure::new(class, "why"))
 }
 
 fn open(dir: &TempDir) -> Opened {
@@ -41,13 +43,13 @@ fn tries_are_there_after_a_reopen() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
     for n in 0..20 {
-        let outcome = if n % 2 == 0 {
-            Outcome::Unchanged
+        let result = if n % 2 == 0 {
+            TryResult::Unchanged
         } else {
-            Outcome::Fallback
+            failed(FailureClass::Network)
         };
         index
-            .record(&tried("app", now() + Duration::from_secs(n), outcome))
+            .record(&tried("app", now() + Duration::from_secs(n), result))
             .unwrap();
     }
     drop(index);
@@ -56,14 +58,14 @@ fn tries_are_there_after_a_reopen() {
     let record = index.all(now()).unwrap().remove(0);
     assert_eq!(record.tries.len(), TRIES_MAX);
     assert_eq!(record.tries[0].started, now() + Duration::from_secs(19));
-    let confirmed = record.confirmed.as_ref().unwrap();
+    let confirmed = record.facts.confirmed.as_ref().unwrap();
     assert_eq!(confirmed.time, now() + Duration::from_secs(18));
     assert_eq!(confirmed.digest, "sha256:1");
     assert_eq!(
         record.week,
         Week {
             tries: 20,
-            fallbacks: 10
+            failures: 10
         }
     );
     assert_eq!(record.image.as_str(), "docker.io/library/app:latest");
@@ -75,10 +77,14 @@ fn a_week_is_counted_and_no_more() {
     let index = open(&dir).index;
     for ago in [9, 8, 6, 1, 0] {
         index
-            .record(&tried("app", now() - days(ago), Outcome::Fallback))
+            .record(&tried(
+                "app",
+                now() - days(ago),
+                failed(FailureClass::Network),
+            ))
             .unwrap();
     }
-    assert_eq!(index.all(now()).unwrap()[0].week.fallbacks, 3);
+    assert_eq!(index.all(now()).unwrap()[0].week.failures, 3);
     assert_eq!(index.all(now() + days(30)).unwrap()[0].week.tries, 0);
 }
 
@@ -86,17 +92,14 @@ fn a_week_is_counted_and_no_more() {
 fn credentials_are_remembered_until_the_registry_says_otherwise() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    for (outcome, class, needs) in [
-        (Outcome::Refused, Some(FailureClass::Unauthorized), true),
-        (Outcome::Fallback, Some(FailureClass::Network), true),
-        (Outcome::Unchanged, None, false),
+    for (result, needs) in [
+        (failed(FailureClass::Unauthorized), true),
+        (failed(FailureClass::Network), true),
+        (TryResult::Unchanged, false),
     ] {
-        let tried = Try {
-            failure: class.map(|class| Failure::new(class, "why")),
-            ..tried("app", now(), outcome)
-        };
+        let tried = tried("app", now(), result);
         index.record(&tried).unwrap();
-        assert_eq!(index.all(now()).unwrap()[0].needs_credentials, needs);
+        assert_eq!(index.all(now()).unwrap()[0].facts.needs_credentials, needs);
     }
 }
 
@@ -104,16 +107,18 @@ fn credentials_are_remembered_until_the_registry_says_otherwise() {
 fn a_silent_containerd_says_nothing_about_the_copy() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
+    index
+        .record(&tried("app", now(), TryResult::Fresh))
+        .unwrap();
     for (copy_unknown, expected) in [(true, Some("sha256:1")), (false, None)] {
         let tried = Try {
             digest: None,
             size_bytes: None,
             copy_unknown,
-            ..tried("app", now(), Outcome::Unavailable)
+            ..tried("app", now(), failed(FailureClass::Local))
         };
         index.record(&tried).unwrap();
-        let copy = index.all(now()).unwrap().remove(0).copy;
+        let copy = index.all(now()).unwrap().remove(0).facts.copy;
         assert_eq!(copy.map(|copy| copy.digest).as_deref(), expected);
     }
 }
@@ -128,7 +133,7 @@ fn images_that_are_gone_and_not_tried_for_30_days_go() {
         } else {
             now() - days(31)
         };
-        index.record(&tried(image, then, Outcome::Fresh)).unwrap();
+        index.record(&tried(image, then, TryResult::Fresh)).unwrap();
     }
     let names = |index: &Index| -> Vec<String> {
         let all = index.all(now()).unwrap().into_iter();
@@ -182,7 +187,9 @@ fn of_images_that_are_gone_the_last_are_remembered() {
 fn a_lost_index_is_seeded_and_what_is_known_stays() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
+    index
+        .record(&tried("app", now(), TryResult::Fresh))
+        .unwrap();
     let found = LocalCopy {
         digest: "sha256:2".into(),
         size_bytes: Some(9),
@@ -192,9 +199,9 @@ fn a_lost_index_is_seeded_and_what_is_known_stays() {
     let all = index.all(now()).unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!(all[0].tries.len(), 1);
-    assert_eq!(all[0].copy.as_ref().unwrap().digest, "sha256:1");
-    assert_eq!(all[1].confirmed, None);
-    assert_eq!(all[1].copy, Some(found));
+    assert_eq!(all[0].facts.copy.as_ref().unwrap().digest, "sha256:1");
+    assert_eq!(all[1].facts.confirmed, None);
+    assert_eq!(all[1].facts.copy, Some(found));
 }
 
 #[test]
@@ -204,7 +211,7 @@ fn whatever_is_in_the_file_it_opens_and_keeps_the_old_one() {
     let index = open(&dir).index;
     for n in 0..50 {
         index
-            .record(&tried(&format!("app{n}"), now(), Outcome::Fresh))
+            .record(&tried(&format!("app{n}"), now(), TryResult::Fresh))
             .unwrap();
     }
     drop(index);
@@ -230,7 +237,7 @@ fn whatever_is_in_the_file_it_opens_and_keeps_the_old_one() {
         }
         opened
             .index
-            .record(&tried("app", now(), Outcome::Fresh))
+            .record(&tried("app", now(), TryResult::Fresh))
             .unwrap();
         assert!(!opened.index.all(now()).unwrap().is_empty());
     }
@@ -320,24 +327,21 @@ fn a_newer_file_format_is_refused_and_not_touched() {
 fn words_of_a_later_version_cost_the_try_and_not_the_entry() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
-    let refused = Try {
-        failure: Some(Failure::new(FailureClass::Unauthorized, "why")),
-        ..tried("app", now(), Outcome::Refused)
-    };
+    let refused = tried("app", now(), failed(FailureClass::Unauthorized));
     index.record(&refused).unwrap();
     index
         .write(|table| {
             let name = refused.image.as_str();
             let json = table.get(name)?.map(|value| value.value().to_vec());
             let json = String::from_utf8(json.unwrap()).unwrap();
-            let later = json.replace("\"refused\"", "\"quarantined\"");
+            let later = json.replace("\"unauthorized\"", "\"quarantined\"");
             assert_ne!(json, later);
             table.insert(name, later.as_bytes())?;
             Ok(())
         })
         .unwrap();
     let record = index.all(now()).unwrap().remove(0);
-    assert!(record.needs_credentials);
+    assert!(record.facts.needs_credentials);
     assert_eq!(record.tries, []);
 }
 
@@ -390,19 +394,19 @@ fn a_disk_that_was_full_for_a_moment_costs_that_moment() {
         reopen: Box::new(reopen),
     };
     index
-        .record(&tried("before", now(), Outcome::Fresh))
+        .record(&tried("before", now(), TryResult::Fresh))
         .unwrap();
     full.store(true, Ordering::Relaxed);
     for _ in 0..2 {
         let error = index
-            .record(&tried("lost", now(), Outcome::Fresh))
+            .record(&tried("lost", now(), TryResult::Fresh))
             .unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(!cause.contains("Previous"), "{cause}");
     }
     full.store(false, Ordering::Relaxed);
     index
-        .record(&tried("after", now(), Outcome::Fresh))
+        .record(&tried("after", now(), TryResult::Fresh))
         .unwrap();
     assert_eq!(index.all(now()).unwrap().len(), 2);
 }
@@ -423,9 +427,15 @@ fn it_is_read_only_where_that_was_asked_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("index.redb");
     let index = open(&dir).index;
-    index.record(&tried("app", now(), Outcome::Fresh)).unwrap();
+    index
+        .record(&tried("app", now(), TryResult::Fresh))
+        .unwrap();
     drop(index);
     let index = Index::open_read_only(&path).unwrap();
     assert_eq!(index.all(now()).unwrap().len(), 1);
-    assert!(index.record(&tried("app", now(), Outcome::Fresh)).is_err());
+    assert!(
+        index
+            .record(&tried("app", now(), TryResult::Fresh))
+            .is_err()
+    );
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use libtest_mimic::{Arguments, Failed, Trial};
-use trylatest_core::outcome::Outcome;
-use trylatest_core::record::Try;
+use trylatest_core::record::{Try, TryResult};
 use trylatest_index::{Index, Opened};
 
 /// The argument that makes this the process that writes.
@@ -36,8 +35,7 @@ fn write_until_killed(path: &str) -> ExitCode {
         image: "app".parse().expect("a name"),
         started: now(),
         duration: Duration::ZERO,
-        outcome: Outcome::Unchanged,
-        failure: None,
+        result: TryResult::Unchanged,
         digest: None,
         size_bytes: None,
         copy_unknown: false,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateTerminated, Pod, PodSpec,
 };
-use trylatest_core::gate::UNANSWERED;
+use trylatest_core::gate::End;
 use trylatest_core::keys;
 use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, TryContainer};
 use trylatest_core::settings::Settings;
@@ -73,7 +73,8 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
             .get(keys::RELEASED)
             .filter(|json| json.len() <= RELEASE_MAX_BYTES)
             .and_then(|json| serde_json::from_str(json).ok()),
-        ended: meta.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
+        terminated: meta.deletion_timestamp.is_some()
+            || matches!(phase, Some("Succeeded" | "Failed")),
     })
 }
 
@@ -205,11 +206,11 @@ fn gate_image(pod: &Pod, spec: &PodSpec) -> Option<GateImage> {
     })
 }
 
-/// An open gate says by its last message whether anybody has answered it.
+/// An open gate says by its last words whether anybody has answered it.
 fn opened(end: &ContainerStateTerminated) -> GateState {
     let message = end.message.as_deref().unwrap_or_default();
     match &end.finished_at {
-        Some(at) if message.starts_with(UNANSWERED) => GateState::GaveUp {
+        Some(at) if End::of(message) == Some(End::Unanswered) => GateState::GaveUp {
             since: end.started_at.as_ref().unwrap_or(at).0,
             at: at.0,
         },

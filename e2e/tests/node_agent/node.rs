@@ -122,9 +122,9 @@ async fn the_index_is_shown_while_the_agent_runs(node: &Node) -> anyhow::Result<
     let ours = images.iter().find(|image| image["image"] == space.image());
     let ours = ours.with_context(|| format!("{} is not in {images:?}", space.image()))?;
     let tries = ours["tries"].as_array().context("tries")?;
-    ensure!(tries[0]["outcome"] == "fallback", "{ours}");
+    ensure!(tries[0]["result"] == "failed", "{ours}");
     ensure!(
-        tries[1]["outcome"] == "fresh" && tries[1]["digest"] == digest,
+        tries[1]["result"] == "fresh" && tries[1]["digest"] == digest,
         "{ours}"
     );
     let table = self::images(node, "table").await?;

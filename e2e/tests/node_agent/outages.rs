@@ -239,7 +239,7 @@ async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
     space.run("before", "fresh", "one").await?;
     let registry = node.cluster.registry();
     registry.fault_on(&space.repository, Fault::Unavailable)?;
-    let series = "trylatest_tries_total{class=\"server-error\",outcome=\"fallback\"}";
+    let series = "trylatest_tries_total{class=\"server-error\",result=\"failed\"}";
     let before = node.install.metric(series).await?;
     space.run("after", "fallback", "one").await?;
     let image = space.image();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 use trylatest_core::outcome::Outcome;
-use trylatest_core::plan::Sent;
+use trylatest_core::plan::Written;
 use trylatest_core::pod::PodId;
 use trylatest_core::release::{ContainerRelease, Progress, Release};
 use trylatest_k8s::{ApiError, Notice, Operation, Writer};
@@ -21,13 +21,13 @@ pub(super) struct Api {
 
 impl Api {
     /// Writes a release; why it failed is logged here.
-    pub(super) async fn release(&self, pod: &PodId, release: &Release) -> Sent {
+    pub(super) async fn release(&self, pod: &PodId, release: &Release) -> Written {
         match self.count(Operation::Release, self.writer.release(pod, release).await) {
-            Ok(()) => Sent::Written,
-            Err(error) if !error.is_retryable() => Sent::Gone,
+            Ok(()) => Written::Done,
+            Err(error) if !error.is_retryable() => Written::Gone,
             Err(error) => {
                 warn!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "a release could not be written; it is sent again");
-                Sent::Failed
+                Written::Failed
             }
         }
     }

@@ -8,9 +8,9 @@ use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
-use trylatest_core::plan::{Ask, Ended, Flow, Moved};
+use trylatest_core::plan::{Ask, Flow, Moved, TryEnded};
 use trylatest_core::text;
-use trylatest_core::verdict::Copy;
+use trylatest_core::verdict::{CachedCopy, Evidence};
 
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -35,11 +35,11 @@ pub(super) async fn attempt<R: ImageRuntime>(
     ask: Ask,
     stall: Duration,
     moved: mpsc::Sender<Moved>,
-) -> Ended {
+) -> TryEnded {
     let alias = alias::of(&image);
     // The disk is looked at while the pull waits for the registry.
     let mut before = copy(runtime.listed(&image).await);
-    if matches!(before, Copy::Unusable { .. }) {
+    if matches!(before, CachedCopy::Unusable { .. }) {
         // A try that was cut off may have left it so.
         restore(runtime, &image, &alias, &mut before).await;
     }
@@ -53,7 +53,11 @@ pub(super) async fn attempt<R: ImageRuntime>(
         Ask::Never(failure) => (Some(failure), prove(runtime, &image).await),
         Ask::IfAbsent => {
             let after = prove(runtime, &image).await;
-            return Ended::unasked(image, attempt, before, after);
+            return TryEnded {
+                image,
+                attempt,
+                evidence: Evidence::of_try(None, &before, after, None),
+            };
         }
         Ask::Always => {
             kept = before.digest().is_some()
@@ -76,20 +80,22 @@ pub(super) async fn attempt<R: ImageRuntime>(
             let _ = runtime.forget(&alias).await;
         }
     }
-    Ended {
+    let Tried {
+        failure,
+        after,
+        healed,
+    } = tried;
+    TryEnded {
         image,
         attempt,
-        failure: tried.failure,
-        before,
-        after: tried.after,
-        healed: tried.healed,
+        evidence: Evidence::of_try(failure, &before, after, healed),
     }
 }
 
 /// How a try went.
 struct Tried {
     failure: Option<Failure>,
-    after: Copy,
+    after: CachedCopy,
     healed: Option<String>,
 }
 
@@ -98,7 +104,7 @@ async fn mended<R: ImageRuntime>(
     runtime: &R,
     image: &ImageName,
     mut tried: Tried,
-    again: impl AsyncFnOnce() -> (Option<Failure>, Copy),
+    again: impl AsyncFnOnce() -> (Option<Failure>, CachedCopy),
 ) -> Tried {
     if may_be_lost(tried.failure.as_ref(), &tried.after) {
         let Mended { removed, kept } = mend(runtime, image).await;
@@ -111,13 +117,13 @@ async fn mended<R: ImageRuntime>(
                 tried.after = prove(runtime, image).await;
             }
         }
-        if let (Copy::Unusable { why }, false) = (&mut tried.after, kept.is_empty()) {
+        if let (CachedCopy::Unusable { why }, false) = (&mut tried.after, kept.is_empty()) {
             *why = kept.join("; ");
             let lost = || Failure::new(FailureClass::Local, why.clone());
             tried.failure.get_or_insert_with(lost);
         }
     }
-    if let (None, Copy::Unusable { why }) = (&tried.failure, &tried.after) {
+    if let (None, CachedCopy::Unusable { why }) = (&tried.failure, &tried.after) {
         tried.failure = Some(Failure::new(FailureClass::Invalid, why.clone()));
     }
     tried
@@ -125,8 +131,8 @@ async fn mended<R: ImageRuntime>(
 
 /// Whether something that containerd lists and the disk has lost may have made a pull fail, or its
 /// result unusable.
-fn may_be_lost(failure: Option<&Failure>, after: &Copy) -> bool {
-    matches!(after, Copy::Unusable { .. })
+fn may_be_lost(failure: Option<&Failure>, after: &CachedCopy) -> bool {
+    matches!(after, CachedCopy::Unusable { .. })
         || failure.is_some_and(|failure| failure.class.may_come_from_the_disk())
 }
 
@@ -157,7 +163,12 @@ fn words_of(removed: &[String]) -> String {
 }
 
 /// Gives the name back what the alias keeps, and proves it. Without an alias nothing changes.
-async fn restore<R: ImageRuntime>(runtime: &R, image: &ImageName, alias: &str, copy: &mut Copy) {
+async fn restore<R: ImageRuntime>(
+    runtime: &R,
+    image: &ImageName,
+    alias: &str,
+    copy: &mut CachedCopy,
+) {
     match runtime.restore(alias, image).await {
         Ok(true) => {
             *copy = prove(runtime, image).await;
@@ -169,19 +180,19 @@ async fn restore<R: ImageRuntime>(runtime: &R, image: &ImageName, alias: &str, c
 }
 
 /// Proves the copy that the node holds now.
-pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Copy {
+pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> CachedCopy {
     copy(runtime.local(image).await)
 }
 
-fn copy(found: Result<Local, RuntimeError>) -> Copy {
+fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
     match found {
-        Ok(Local::Usable(local)) => Copy::Usable {
+        Ok(Local::Usable(local)) => CachedCopy::Usable {
             digest: local.digest,
             size_bytes: local.size_bytes,
         },
-        Ok(Local::Absent) => Copy::Absent,
-        Ok(Local::Unusable { why }) => Copy::Unusable { why },
-        Err(error) => Copy::Unknown {
+        Ok(Local::Absent) => CachedCopy::Absent,
+        Ok(Local::Unusable { why }) => CachedCopy::Unusable { why },
+        Err(error) => CachedCopy::Unknown {
             why: error.to_string(),
         },
     }

@@ -12,7 +12,7 @@ use trylatest_core::keys;
 use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::plan::Answer;
 use trylatest_core::pod::{OtherPolicy, Overruled};
-use trylatest_core::record::Try;
+use trylatest_core::record::{Try, TryResult};
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
 
@@ -61,8 +61,8 @@ impl Metrics {
         let metrics = Self {
             tries: counters(
                 "trylatest_tries_total",
-                "Tries that ended, by outcome and by the failure's class (none without failure).",
-                &["outcome", "class"],
+                "Tries that ended, by result and by the failure's class (none without failure).",
+                &["result", "class"],
             )?,
             try_seconds: register_try_seconds(&registry)?,
             releases: counters(
@@ -118,14 +118,16 @@ impl Metrics {
     fn make_expected_series(&self) {
         for outcome in Outcome::ALL {
             self.releases.with_label_values(&[outcome.as_str()]);
-            self.try_seconds.with_label_values(&[outcome.as_str()]);
         }
-        for outcome in [Outcome::Fresh, Outcome::Unchanged] {
-            self.tries.with_label_values(&[outcome.as_str(), "none"]);
+        let [fresh, unchanged, failed] = TryResult::WORDS;
+        for result in TryResult::WORDS {
+            self.try_seconds.with_label_values(&[result]);
+        }
+        for result in [fresh, unchanged] {
+            self.tries.with_label_values(&[result, "none"]);
         }
         for class in FailureClass::ALL {
-            let fallback = Outcome::Fallback.as_str();
-            self.tries.with_label_values(&[fallback, class.as_str()]);
+            self.tries.with_label_values(&[failed, class.as_str()]);
         }
         for answer in ANSWERS {
             self.unseen.with_label_values(&[answer]);
@@ -147,11 +149,12 @@ impl Metrics {
     }
 
     pub(super) fn tried(&self, record: &Try) {
-        let outcome = record.outcome.as_str();
-        let class = record.failure.as_ref().map_or("none", |f| f.class.as_str());
-        self.tries.with_label_values(&[outcome, class]).inc();
+        let result = record.result.as_str();
+        let failure = record.result.failure();
+        let class = failure.map_or("none", |failure| failure.class.as_str());
+        self.tries.with_label_values(&[result, class]).inc();
         self.try_seconds
-            .with_label_values(&[outcome])
+            .with_label_values(&[result])
             .observe(record.duration.as_secs_f64());
     }
 
@@ -321,7 +324,7 @@ fn new_counters(
 fn register_try_seconds(registry: &Registry) -> prometheus::Result<HistogramVec> {
     let options = HistogramOpts::new("trylatest_try_duration_seconds", "How long tries took.");
     let options = options.buckets(TRY_BUCKETS.to_vec());
-    register(registry, HistogramVec::new(options, &["outcome"])?)
+    register(registry, HistogramVec::new(options, &["result"])?)
 }
 
 fn register_release_seconds(registry: &Registry) -> prometheus::Result<Histogram> {
@@ -357,7 +360,7 @@ mod tests {
         let text = Metrics::new("1.2.3").unwrap().text().unwrap();
         for line in [
             "trylatest_build_info{version=\"1.2.3\"} 1",
-            "trylatest_tries_total{class=\"network\",outcome=\"fallback\"} 0",
+            "trylatest_tries_total{class=\"network\",result=\"failed\"} 0",
             "trylatest_container_releases_total{outcome=\"refused\"} 0",
             "trylatest_api_calls_total{operation=\"release\",result=\"timeout\"} 0",
             "trylatest_runtime_calls_total{result=\"unreachable\"} 0",

@@ -5,7 +5,6 @@
 //! its `select!` is cancel-safe: streams, channels and timers lose nothing when they are not
 //! chosen.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +16,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
-use trylatest_core::image::ImageName;
 use trylatest_core::node::{NodeImage, NodeReport};
-use trylatest_core::plan::{Action, Ended, Moved, Plan, Planner, Sent};
+use trylatest_core::plan::{Action, Event, Moved, Planner, Written};
 use trylatest_core::pod::{GatedPod, PodId};
+use trylatest_core::record::Try;
 use trylatest_core::release::Release;
-use trylatest_core::verdict::Copy;
 use trylatest_k8s::{Notice, PodChange, WatchError};
 
 use super::api::{Api, words};
@@ -62,16 +60,11 @@ pub(super) struct Pods<R> {
 
 /// What came of something under way.
 enum Came {
-    Ended(Ended),
-    Inspected(ImageName, Copy),
+    /// The planner is to hear it.
+    Heard(Event),
     /// A release, and when its pod began to wait for it.
-    Sent(PodId, Release, Duration, Sent),
-    /// A sign of life that was written.
-    Showed(PodId),
-    /// A release that the pod had.
-    Rewritten(PodId, Release, Sent),
-    /// What is still known; none if that could not be found out.
-    Pruned(Option<BTreeSet<ImageName>>),
+    Released(PodId, Release, Duration, Written),
+    /// An Event was written, or was not.
     Told,
     Done,
 }
@@ -108,21 +101,19 @@ impl<R: ImageRuntime> Pods<R> {
             running.own.health.beat();
             let now = running.own.clock.now();
             let wakeup = running.own.planner.next_wakeup(now).unwrap_or(BEAT_EVERY);
-            let plan = tokio::select! {
+            let event = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(came) = running.under_way.next() => running.came(came),
                 change = changes.next() => match change {
                     Some(change) => running.changed(change),
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
-                Some(moved) = moved.recv() => {
-                    running.own.planner.moved(running.own.clock.now(), &moved)
-                }
-                () = sleep(wakeup.min(BEAT_EVERY)) => {
-                    running.own.planner.tick(running.own.clock.now())
-                }
+                Some(moved) = moved.recv() => Some(Event::Moved(moved)),
+                () = sleep(wakeup.min(BEAT_EVERY)) => Some(Event::Tick),
             };
-            running.carry_out(plan).await;
+            if let Some(event) = event {
+                running.handle(event).await;
+            }
             let known = running.own.planner.known_images();
             pruned = pruned.min(known);
             if Instant::now() >= prune_at || known >= pruned + PRUNE_AFTER {
@@ -137,27 +128,32 @@ impl<R: ImageRuntime> Pods<R> {
 }
 
 impl<R: ImageRuntime> Loop<R> {
-    fn changed(&mut self, change: Result<PodChange, WatchError>) -> Plan {
+    /// Tells the planner, and carries out what it wants.
+    async fn handle(&mut self, event: Event) {
         let now = self.own.clock.now();
+        let plan = self.own.planner.handle(now, event);
+        self.carry_out(plan).await;
+    }
+
+    fn changed(&mut self, change: Result<PodChange, WatchError>) -> Option<Event> {
         match change {
             Ok(PodChange::Reset(mut pods)) => {
                 for pod in &mut pods {
                     self.look_at_gate(pod);
                 }
                 info!(pods = pods.len(), "watching this node's TryLatest pods");
-                let plan = self.own.planner.reset(now, pods);
                 self.own.health.set_watching();
-                plan
+                Some(Event::Listed(pods))
             }
             Ok(PodChange::Seen(mut pod)) => {
                 self.look_at_gate(&mut pod);
-                self.own.planner.pod(now, *pod)
+                Some(Event::Seen(pod))
             }
-            Ok(PodChange::Gone(uid)) => self.own.planner.gone(now, &uid),
+            Ok(PodChange::Gone(uid)) => Some(Event::Gone(uid)),
             Err(error) => {
                 self.own.metrics.watch_failed();
                 warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
-                Plan::default()
+                None
             }
         }
     }
@@ -166,40 +162,29 @@ impl<R: ImageRuntime> Loop<R> {
     /// at once is seen again when its state changes.
     fn look_at_gate(&self, pod: &mut GatedPod) {
         if let Some(image) = pod.gate_image.take()
-            && !pod.ended
+            && !pod.terminated
         {
             let pod = pod.id.clone();
             let _ = self.own.gates.try_send(Waiting { pod, image });
         }
     }
 
-    fn came(&mut self, came: Came) -> Plan {
-        let now = self.own.clock.now();
+    /// What the planner is to hear of it.
+    fn came(&mut self, came: Came) -> Option<Event> {
         match came {
-            Came::Ended(ended) => self.own.planner.ended(now, &ended),
-            Came::Inspected(image, copy) => self.own.planner.inspected(now, &image, &copy),
-            Came::Sent(pod, release, began, sent) => {
-                if sent == Sent::Written {
-                    self.was_released(&pod, &release, now.up.saturating_sub(began));
+            Came::Heard(event) => Some(event),
+            Came::Released(pod, release, waits_since, written) => {
+                if written == Written::Done {
+                    let took = self.own.clock.now().up.saturating_sub(waits_since);
+                    self.was_released(&pod, &release, took);
                 }
-                self.own.planner.sent(now, &pod, release, sent)
-            }
-            Came::Showed(pod) => {
-                self.own.planner.showed(now, &pod);
-                Plan::default()
-            }
-            Came::Rewritten(pod, release, sent) => self.own.planner.sent(now, &pod, release, sent),
-            Came::Pruned(left) => {
-                if let Some(left) = left {
-                    self.own.planner.forget(|image| !left.contains(image));
-                }
-                Plan::default()
+                Some(Event::Written(pod, release, written))
             }
             Came::Told => {
                 self.telling -= 1;
-                Plan::default()
+                None
             }
-            Came::Done => Plan::default(),
+            Came::Done => None,
         }
     }
 
@@ -226,29 +211,35 @@ impl<R: ImageRuntime> Loop<R> {
         });
     }
 
-    /// Remembers first, then acts: what a pod was told is on disk.
-    async fn carry_out(&mut self, plan: Plan) {
-        for record in plan.records {
-            self.own.metrics.tried(&record);
-            debug!(
-                image = %record.image,
-                outcome = record.outcome.as_str(),
-                digest = record.digest,
-                error = record.failure.as_ref().map(tracing::field::display),
-                took_ms = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
-                "tried"
-            );
-            self.own.history.record(record).await;
-        }
-        for action in plan.actions {
-            self.act(action);
+    /// In the planner's order: what a pod was told is on disk before.
+    async fn carry_out(&mut self, plan: Vec<Action>) {
+        for action in plan {
+            match action {
+                Action::Record(tried) => self.record(tried).await,
+                action => self.act(action),
+            }
         }
         self.tell_node();
+    }
+
+    async fn record(&mut self, tried: Try) {
+        self.own.metrics.tried(&tried);
+        debug!(
+            image = %tried.image,
+            result = tried.result.as_str(),
+            digest = tried.digest,
+            error = tried.result.failure().map(tracing::field::display),
+            took_ms = u64::try_from(tried.duration.as_millis()).unwrap_or(u64::MAX),
+            "tried"
+        );
+        self.own.history.record(tried).await;
     }
 
     fn act(&mut self, action: Action) {
         let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
         match action {
+            // Its order counts: see above.
+            Action::Record(_) => {}
             Action::Try {
                 image,
                 attempt: id,
@@ -257,25 +248,28 @@ impl<R: ImageRuntime> Loop<R> {
                 let (moved, stall) = (self.moved.clone(), self.own.stall);
                 self.begin(async move {
                     let ended = attempt(&*runtime, image, id, ask, stall, moved).await;
-                    Came::Ended(ended)
+                    Came::Heard(Event::TryEnded(ended))
                 });
             }
             Action::Inspect(image) => self.begin(async move {
                 let copy = prove(&*runtime, &image).await;
-                Came::Inspected(image, copy)
+                Came::Heard(Event::Inspected(image, copy))
             }),
-            Action::Release(pod, release) => {
-                // The watch may show the release, and the pod waits no more, before the answer is here.
-                let began = self.own.planner.waits_since(&pod);
-                let began = began.unwrap_or(self.own.clock.now().up);
-                self.begin(async move {
-                    let sent = api.release(&pod, &release).await;
-                    Came::Sent(pod, release, began, sent)
-                });
-            }
+            Action::Release {
+                pod,
+                release,
+                waits_since,
+            } => self.begin(async move {
+                let written = api.release(&pod, &release).await;
+                Came::Released(pod, release, waits_since, written)
+            }),
+            Action::Rewrite(pod, release) => self.begin(async move {
+                let written = api.release(&pod, &release).await;
+                Came::Heard(Event::Written(pod, release, written))
+            }),
             Action::Progress(pod, progress) => self.begin(async move {
                 if api.progress(&pod, &progress).await {
-                    Came::Showed(pod)
+                    Came::Heard(Event::Showed(pod))
                 } else {
                     Came::Done
                 }
@@ -320,10 +314,6 @@ impl<R: ImageRuntime> Loop<R> {
                 let notice = Notice::unseen(&pod, at, &answer);
                 self.tell(pod, notice);
             }
-            Action::Rewrite(pod, release) => self.begin(async move {
-                let sent = api.release(&pod, &release).await;
-                Came::Rewritten(pod, release, sent)
-            }),
         }
     }
 
@@ -345,7 +335,9 @@ impl<R: ImageRuntime> Loop<R> {
         if !self.own.health.is_watching() {
             return;
         }
-        let images = self.own.planner.node_images();
+        let Some(images) = self.own.planner.take_report() else {
+            return;
+        };
         if images != self.reported || self.own.report.borrow().is_none() {
             self.reported.clone_from(&images);
             self.own.report.send_replace(Some(NodeReport::new(images)));
@@ -361,7 +353,8 @@ impl<R: ImageRuntime> Loop<R> {
                     let present: Vec<_> = images.into_iter().map(|local| local.image).collect();
                     // What is here is never forgotten, also if its tries could not be written down.
                     let left = history.prune(present.clone()).await;
-                    Came::Pruned(left.map(|left| left.into_iter().chain(present).collect()))
+                    let left = left.map(|left| left.into_iter().chain(present).collect());
+                    left.map_or(Came::Done, |left| Came::Heard(Event::Pruned(left)))
                 }
                 Err(_) => Came::Done,
             }
@@ -374,13 +367,15 @@ impl<R: ImageRuntime> Loop<R> {
         let drained = timeout(DRAIN, async {
             let mut tick = tokio::time::interval(Duration::from_millis(50));
             while self.own.planner.is_releasing() || self.telling > 0 {
-                let mut plan = tokio::select! {
+                let event = tokio::select! {
                     // Both can be dropped, as in the loop above.
                     Some(came) = self.under_way.next() => self.came(came),
-                    _ = tick.tick() => self.own.planner.tick(self.own.clock.now()),
+                    _ = tick.tick() => Some(Event::Tick),
                 };
-                plan.actions
-                    .retain(|action| !matches!(action, Action::Try { .. }));
+                let Some(event) = event else { continue };
+                let now = self.own.clock.now();
+                let mut plan = self.own.planner.handle(now, event);
+                plan.retain(|action| !matches!(action, Action::Try { .. }));
                 self.carry_out(plan).await;
             }
         });

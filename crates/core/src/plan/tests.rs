@@ -1,19 +1,21 @@
 //! The planner, driven without a clock: what it sees and what it then wants. Here what every pod goes
 //! through; in the modules below what is special.
 
-mod node;
 mod privacy;
 mod repeat;
+mod report;
 mod time;
 mod turns;
 
 use jiff::Timestamp;
 
 use super::*;
-use crate::outcome::{FailureClass, Outcome};
-use crate::pod::{GateState, OtherPolicy, Trace, TryContainer};
-use crate::record::Confirmation;
+use crate::knowledge::Facts;
+use crate::outcome::{Failure, FailureClass, Outcome};
+use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
+use crate::record::{Confirmation, Try};
 use crate::settings::Settings;
+use crate::verdict::{CachedCopy, Evidence};
 
 const TRY: Duration = Duration::from_secs(30);
 
@@ -25,17 +27,26 @@ struct World {
     actions: Vec<Action>,
 }
 
+fn rules() -> NodeRules {
+    NodeRules {
+        try_for: TRY,
+        allow_unverified_fallback: false,
+    }
+}
+
 impl World {
     fn new() -> Self {
         Self {
-            planner: Planner::new(Limits {
-                try_for: TRY,
-                allow_unverified_fallback: false,
-            }),
+            planner: Planner::new("node", rules(), &[]),
             up: Duration::from_secs(100),
             records: Vec::new(),
             actions: Vec::new(),
         }
+    }
+
+    /// An earlier run of the agent has left these, too.
+    fn learn(&mut self, records: &[ImageRecord]) {
+        self.planner.knowledge.learn(records);
     }
 
     fn now(&self) -> Now {
@@ -45,20 +56,26 @@ impl World {
         }
     }
 
-    fn take(&mut self, plan: Plan) -> Vec<Action> {
-        self.records.extend(plan.records);
-        for action in &plan.actions {
-            if let Action::Progress(pod, _) = action {
-                self.planner.showed(self.now(), pod);
+    /// What the planner wants after this, but for the records, which are kept.
+    fn handle(&mut self, event: Event) -> Vec<Action> {
+        let mut plan = self.planner.handle(self.now(), event);
+        for action in &plan {
+            match action {
+                Action::Progress(pod, _) => {
+                    let showed = Event::Showed(pod.clone());
+                    assert_eq!(self.planner.handle(self.now(), showed), []);
+                }
+                Action::Record(record) => self.records.push(record.clone()),
+                _ => {}
             }
         }
-        self.actions.extend(plan.actions.iter().cloned());
-        plan.actions
+        plan.retain(|action| !matches!(action, Action::Record(_)));
+        self.actions.extend(plan.iter().cloned());
+        plan
     }
 
     fn see(&mut self, pod: &GatedPod) -> Vec<Action> {
-        let plan = self.planner.pod(self.now(), pod.clone());
-        self.take(plan)
+        self.handle(Event::Seen(Box::new(pod.clone())))
     }
 
     /// Lets time pass, ticking where the planner asked for it.
@@ -69,8 +86,7 @@ impl World {
             let step = next.map_or(for_, |next| next.min(for_));
             self.up += step;
             for_ -= step;
-            let plan = self.planner.tick(self.now());
-            all.extend(self.take(plan));
+            all.extend(self.handle(Event::Tick));
             if for_.is_zero() {
                 return all;
             }
@@ -81,27 +97,20 @@ impl World {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "its many calls read better")]
     fn ends(
         &mut self,
         attempt: u64,
         failure: Option<FailureClass>,
-        before: Copy,
-        after: Copy,
+        before: CachedCopy,
+        after: CachedCopy,
     ) -> Vec<Action> {
-        let ended = Ended {
-            image: image(),
-            attempt,
-            failure: failure.map(|class| Failure::new(class, "why")),
-            before,
-            after,
-            healed: None,
-        };
-        let plan = self.planner.ended(self.now(), &ended);
-        self.take(plan)
+        let failure = failure.map(|class| Failure::new(class, "why"));
+        self.handle(ended(image(), attempt, failure, &before, after))
     }
 
     fn moved(&mut self, attempt: u64, bytes: u64, flows: bool) -> Vec<Action> {
-        let moved = Moved {
+        self.handle(Event::Moved(Moved {
             image: image(),
             attempt,
             flow: Flow {
@@ -109,25 +118,26 @@ impl World {
                 total_bytes: Some(8192),
                 flows,
             },
-        };
-        let plan = self.planner.moved(self.now(), &moved);
-        self.take(plan)
+        }))
     }
 
-    fn inspected(&mut self, copy: &Copy) -> Vec<Action> {
-        let plan = self.planner.inspected(self.now(), &image(), copy);
-        self.take(plan)
+    fn inspected(&mut self, copy: &CachedCopy) -> Vec<Action> {
+        self.handle(Event::Inspected(image(), copy.clone()))
     }
 
-    fn sent(&mut self, actions: &[Action], sent: Sent) -> Vec<Action> {
+    fn sent(&mut self, actions: &[Action], sent: Written) -> Vec<Action> {
         let mut all = Vec::new();
         for action in actions {
-            if let Action::Release(id, release) = action {
-                let plan = self.planner.sent(self.now(), id, release.clone(), sent);
-                all.extend(self.take(plan));
+            if let Action::Release { pod, release, .. } = action {
+                all.extend(self.handle(Event::Written(pod.clone(), release.clone(), sent)));
             }
         }
         all
+    }
+
+    fn node_images(&self) -> Vec<NodeImage> {
+        let pods = self.planner.pods.values();
+        super::report::node_images(&self.planner.knowledge, pods, &rules())
     }
 
     fn waits(&self) -> bool {
@@ -139,6 +149,21 @@ impl World {
         let is_try = |a: &&Action| matches!(a, Action::Try { .. });
         self.actions.iter().filter(is_try).count()
     }
+}
+
+/// The end of a try.
+fn ended(
+    image: ImageName,
+    attempt: u64,
+    failure: Option<Failure>,
+    before: &CachedCopy,
+    after: CachedCopy,
+) -> Event {
+    Event::TryEnded(TryEnded {
+        image,
+        attempt,
+        evidence: Evidence::of_try(failure, before, after, None),
+    })
 }
 
 fn wall(up: Duration) -> Timestamp {
@@ -169,7 +194,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
         gate: GateState::Pending,
         gate_image: None,
         released: None,
-        ended: false,
+        terminated: false,
     }
 }
 
@@ -204,17 +229,19 @@ fn written_down(
 ) -> ImageRecord {
     ImageRecord {
         image,
-        confirmed,
-        needs_credentials,
-        copy: None,
+        facts: Facts {
+            confirmed,
+            needs_credentials,
+            copy: None,
+        },
         seen: wall(Duration::ZERO),
         tries: Vec::new(),
         week: crate::record::Week::default(),
     }
 }
 
-fn usable(digest: &str) -> Copy {
-    Copy::Usable {
+fn usable(digest: &str) -> CachedCopy {
+    CachedCopy::Usable {
         digest: digest.into(),
         size_bytes: 7,
     }
@@ -236,7 +263,7 @@ fn the_try(actions: &[Action]) -> u64 {
 
 fn the_release(actions: &[Action]) -> &Release {
     match actions {
-        [Action::Release(_, release)] => release,
+        [Action::Release { release, .. }] => release,
         other => panic!("not one release: {other:?}"),
     }
 }
@@ -258,7 +285,7 @@ fn a_pod_is_tried_released_and_left_alone() {
     assert_eq!(release.containers["app"].confirmed, Some(wall(world.up)));
     assert_eq!(release.time, world.now().wall);
     assert_eq!(world.records.len(), 1);
-    assert_eq!(world.sent(&actions, Sent::Written), []);
+    assert_eq!(world.sent(&actions, Written::Done), []);
     assert!(!world.waits());
     // The watch still shows the pod without its release, then with it, then with an open gate.
     assert_eq!(world.see(&pod), []);
@@ -357,8 +384,7 @@ fn silence_is_shared_by_pods_that_came_meanwhile_and_answers_are_not() {
 fn pods_that_are_gone_owe_nothing() {
     let mut world = World::new();
     let attempt = the_try(&world.see(&pod("a", &world)));
-    let plan = world.planner.gone(world.now(), "uid-a");
-    world.take(plan);
+    world.handle(Event::Gone("uid-a".into()));
     assert_eq!(world.ends(attempt, None, usable("1"), usable("1")), []);
     assert_eq!(world.records.len(), 1, "the try is remembered all the same");
 
@@ -366,7 +392,7 @@ fn pods_that_are_gone_owe_nothing() {
     let a = pod("a", &world);
     let attempt = the_try(&world.see(&a));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
-    assert_eq!(world.sent(&actions, Sent::Gone), []);
+    assert_eq!(world.sent(&actions, Written::Gone), []);
     assert_eq!(world.wait(Duration::from_hours(1)), []);
 }
 
@@ -375,8 +401,7 @@ fn a_relist_drops_what_it_does_not_name_and_begins_what_it_does() {
     let mut world = World::new();
     world.see(&pod("a", &world));
     let b = pod("b", &world);
-    let plan = world.planner.reset(world.now(), vec![b]);
-    world.take(plan);
+    world.handle(Event::Listed(vec![b]));
     assert_eq!(world.planner.pods.keys().collect::<Vec<_>>(), ["uid-b"]);
     assert!(world.waits());
 }
@@ -413,9 +438,7 @@ fn a_pod_without_containers_is_released_at_once() {
 fn what_was_written_down_is_known_after_a_restart() {
     let mut world = World::new();
     let confirmed = confirmation("1");
-    world
-        .planner
-        .learn(&[written_down(image(), Some(confirmed.clone()), false)]);
+    world.learn(&[written_down(image(), Some(confirmed.clone()), false)]);
     let attempt = the_try(&world.see(&pod("a", &world)));
     let actions = world.ends(
         attempt,
@@ -440,16 +463,8 @@ fn an_image_that_is_changed_while_the_gate_holds_is_tried_too() {
         [],
         "the old image is no answer"
     );
-    let ended = Ended {
-        image: "reg.example/new".parse().unwrap(),
-        attempt: second,
-        failure: None,
-        before: Copy::Absent,
-        after: usable("2"),
-        healed: None,
-    };
-    let plan = world.planner.ended(world.now(), &ended);
-    let actions = world.take(plan);
+    let new = pod.containers[0].image.clone().unwrap();
+    let actions = world.handle(ended(new, second, None, &CachedCopy::Absent, usable("2")));
     let app = &the_release(&actions).containers["app"];
     assert_eq!(app.image, "reg.example/new");
     assert_eq!(app.digest.as_deref(), Some("2"));
@@ -472,7 +487,7 @@ fn a_release_that_no_gate_saw_is_told_once_and_amended() {
     let failure = Some(FailureClass::Network);
     let actions = world.ends(attempt, failure, usable("1"), usable("1"));
     assert_eq!(outcome(&actions), Outcome::Refused);
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     pod.released = Some(the_release(&actions).clone());
     world.wait(Duration::from_secs(20));
     pod.gate = gave_up(world.up);
@@ -490,14 +505,10 @@ fn a_release_that_no_gate_saw_is_told_once_and_amended() {
     // The watch lags behind.
     assert_eq!(world.see(&pod), []);
     // What could not be written is written when the pod is seen again, and not told again.
-    world
-        .planner
-        .sent(world.now(), id, amended.clone(), Sent::Failed);
+    world.handle(Event::Written(id.clone(), amended.clone(), Written::Failed));
     let again = world.see(&pod);
     assert!(matches!(&again[..], [Action::Rewrite(..)]), "{again:?}");
-    world
-        .planner
-        .sent(world.now(), id, amended.clone(), Sent::Written);
+    world.handle(Event::Written(id.clone(), amended.clone(), Written::Done));
     pod.released = Some(amended.clone());
     assert_eq!(world.see(&pod), []);
     // So does an agent that comes later.
@@ -549,7 +560,7 @@ fn an_answer_that_the_api_server_does_not_take_is_told() {
     let mut pod = held("a", &world);
     let attempt = the_try(&world.see(&pod));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
-    world.sent(&actions, Sent::Failed);
+    world.sent(&actions, Written::Failed);
     pod.gate = gave_up(world.up);
     let actions = world.see(&pod);
     let told = matches!(actions[..], [Action::Unanswered(_, _, Silence::Unwritten)]);
@@ -563,8 +574,8 @@ fn a_sign_of_life_that_was_not_written_is_none() {
     let mut pod = held("a", &world);
     the_try(&world.see(&pod));
     world.up += Duration::from_secs(2);
-    let plan = world.planner.tick(world.now());
-    assert!(matches!(plan.actions[..], [Action::Progress(..)]));
+    let plan = world.planner.handle(world.now(), Event::Tick);
+    assert!(matches!(plan[..], [Action::Progress(..)]));
     world.up += Duration::from_secs(18);
     pod.gate = gave_up(world.up);
     let actions = world.see(&pod);

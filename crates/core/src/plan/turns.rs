@@ -11,9 +11,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Planner;
+use super::event::{Action, Ask};
 use super::image::{Attempt, Image};
-use super::round::{Round, Wait};
-use super::{Action, Ask, Plan, Planner};
+use super::wait::View;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
@@ -47,9 +48,9 @@ impl Planner {
 
     /// Begins the tries that are due, as far as there are turns: first for the registry that has the
     /// fewest, then for those who have waited longest. A look at a copy takes no turn.
-    pub(super) fn start_tries(&mut self, now: Now, plan: &mut Plan) {
-        let (settled, mut waiting) = self.due(now);
-        for name in settled {
+    pub(super) fn start_tries(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let (looks, mut waiting) = self.due(now);
+        for name in looks {
             self.start_try(now, name, Ask::IfAbsent, plan);
         }
         if waiting.is_empty() {
@@ -89,7 +90,7 @@ impl Planner {
         failed: &ImageName,
         started: Duration,
         failure: &Failure,
-        plan: &mut Plan,
+        plan: &mut Vec<Action>,
     ) {
         let silence = match failure.class {
             FailureClass::Timeout | FailureClass::Network => now.up >= started + TURN,
@@ -118,13 +119,13 @@ impl Planner {
         }
     }
 
-    fn start_try(&mut self, now: Now, name: ImageName, ask: Ask, plan: &mut Plan) {
+    fn start_try(&mut self, now: Now, name: ImageName, ask: Ask, plan: &mut Vec<Action>) {
         let Some(image) = self.images.get_mut(&name) else {
             return;
         };
         self.attempts += 1;
         image.start(now, self.attempts, ask.clone());
-        plan.actions.push(Action::Try {
+        plan.push(Action::Try {
             image: name,
             attempt: self.attempts,
             ask,
@@ -134,21 +135,41 @@ impl Planner {
     /// Images whose try is due: those that have only to be looked at, and the others with the time since
     /// when. Those that nobody waits for any more leave.
     fn due(&mut self, now: Now) -> (Vec<ImageName>, Vec<(Duration, ImageName)>) {
-        let (mut settled, mut others) = (Vec::new(), Vec::new());
-        for (name, image) in &mut self.images {
+        let (mut looks, mut pulls, mut unwanted) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, image) in &self.images {
             let Some(due) = image.due().filter(|due| *due <= now.up) else {
                 continue;
             };
-            let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-            if !rounds.any(|round| round.asks_for(name, image)) {
-                image.leave();
-            } else if image.is_settled(name) {
-                settled.push(name.clone());
+            if !self.is_wanted(now, name, image) {
+                unwanted.push(name.clone());
+            } else if !image.is_missing() && self.knowledge.gives_digest(name) {
+                looks.push(name.clone());
             } else {
-                others.push((due, name.clone()));
+                pulls.push((due, name.clone()));
             }
         }
-        (settled, others)
+        for name in unwanted {
+            if let Some(image) = self.images.get_mut(&name) {
+                image.leave();
+            }
+        }
+        (looks, pulls)
+    }
+
+    /// Whether a container waits for a try of this image to begin.
+    fn is_wanted(&self, now: Now, name: &ImageName, image: &Image) -> bool {
+        let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+        rounds.any(|round| {
+            let mut waiting = round.containers.iter().filter(|c| c.image() == Some(name));
+            let view = View {
+                now,
+                name,
+                image,
+                knowledge: &self.knowledge,
+                rules: &round.rules,
+            };
+            waiting.any(|container| container.asks_for_try(&view))
+        })
     }
 
     /// How many turns each registry has.
@@ -161,19 +182,5 @@ impl Planner {
             }
         }
         turns
-    }
-}
-
-impl Round {
-    /// Whether a try of the image is to begin for it. One that may be refused is asked for also when
-    /// the pod's time is up.
-    fn asks_for(&self, name: &ImageName, image: &Image) -> bool {
-        self.slots.iter().any(|slot| match &slot.wait {
-            Wait::Try(waits) => waits == name,
-            Wait::Inspection { image: waits, .. } | Wait::FirstWord { image: waits, .. } => {
-                waits == name && image.may_yet_be_refused()
-            }
-            Wait::LastTry(_) | Wait::Done(_) => false,
-        })
     }
 }

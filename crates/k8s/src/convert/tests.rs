@@ -53,7 +53,7 @@ fn a_plain_pod_is_read() {
     assert_eq!(pod.created, "2026-01-01T12:00:00Z".parse().unwrap());
     assert_eq!(pod.gate, GateState::Pending);
     assert_eq!(pod.complaints, Vec::<String>::new());
-    assert!(!pod.ended);
+    assert!(!pod.terminated);
 }
 
 #[test]
@@ -278,10 +278,10 @@ fn a_gate_that_opened_by_itself_says_so() {
     };
     let since = "2026-01-01T11:59:40Z".parse().unwrap();
     let at = "2026-01-01T12:00:00Z".parse().unwrap();
-    let words = "no sign of a TryLatest agent for 20s: opened after 20.00s";
+    let words = "unanswered after 20.00s: no sign of a TryLatest agent for 20s";
     assert_eq!(gate(words), GateState::GaveUp { since, at });
     assert_eq!(
-        gate("fallback: app: no sign of a TryLatest agent"),
+        gate("unanswered after: fallback: app\nopened after 1.00s"),
         GateState::Open
     );
 }
@@ -301,9 +301,9 @@ fn ended_and_deleted_pods_are_ended() {
         json!({"status": {"phase": "Failed"}}),
         json!({"metadata": {"deletionTimestamp": "2026-01-01T12:00:00Z"}}),
     ] {
-        assert!(pod(&patch).ended, "{patch}");
+        assert!(pod(&patch).terminated, "{patch}");
     }
-    assert!(!pod(&json!({"status": {"phase": "Running"}})).ended);
+    assert!(!pod(&json!({"status": {"phase": "Running"}})).terminated);
 }
 
 #[test]

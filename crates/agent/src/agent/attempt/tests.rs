@@ -1,5 +1,7 @@
 use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
 
+use trylatest_core::record::TryResult;
+
 use super::*;
 
 const STALL: Duration = Duration::from_secs(5);
@@ -17,22 +19,22 @@ fn moved_tag() -> FakeContainerd {
     node
 }
 
-async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> Ended {
+async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> TryEnded {
     let (moved, _looks) = mpsc::channel(64);
     attempt(node, image, 7, ask, STALL, moved).await
 }
 
-async fn ended(node: &FakeContainerd) -> Ended {
+async fn ended(node: &FakeContainerd) -> TryEnded {
     attempt_on(node, image(), Ask::Always).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_moved_tag_is_pulled_and_both_copies_are_told() {
+async fn a_moved_tag_is_pulled_and_fresh() {
     let node = moved_tag();
     let ended = ended(&node).await;
-    assert_eq!((ended.attempt, &ended.failure), (7, &None));
-    assert_eq!(ended.before.digest(), Some("sha256:one"));
-    assert_eq!(ended.after.digest(), Some("sha256:two"));
+    assert_eq!(ended.attempt, 7);
+    assert_eq!(ended.evidence.result, TryResult::Fresh);
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -41,9 +43,14 @@ async fn a_failed_pull_leaves_the_copy() {
     let node = moved_tag();
     node.answer(&image(), Answer::fail(FailureClass::ServerError));
     let ended = ended(&node).await;
-    let class = ended.failure.map(|failure| failure.class);
+    let class = ended
+        .evidence
+        .result
+        .failure()
+        .cloned()
+        .map(|failure| failure.class);
     assert_eq!(class, Some(FailureClass::ServerError));
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -54,7 +61,7 @@ async fn silence_ends_after_the_stall_deadline() {
     let start = Instant::now();
     let ended = ended(&node).await;
     assert_eq!(start.elapsed(), STALL);
-    let failure = ended.failure.unwrap();
+    let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Timeout);
     assert_eq!(failure.message, "nothing came for 5s");
     assert_eq!(node.running(&image()), 0, "the pull has been stopped");
@@ -67,7 +74,13 @@ async fn a_download_that_stops_tells_how_far_it_came() {
     let later = Answer::Wait(Duration::from_secs(3), Box::new(part));
     node.answer(&image(), later);
     let start = Instant::now();
-    let failure = ended(&node).await.failure.unwrap();
+    let failure = ended(&node)
+        .await
+        .evidence
+        .result
+        .failure()
+        .cloned()
+        .unwrap();
     // Movement is seen at the next look.
     assert!(start.elapsed() >= Duration::from_secs(3) + STALL);
     assert!(start.elapsed() <= Duration::from_secs(3) + STALL + LOOK_EVERY);
@@ -82,8 +95,8 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     node.answer(&image(), slow);
     let (sender, mut looks) = mpsc::channel(1024);
     let ended = attempt(&node, image(), 1, Ask::Always, STALL, sender).await;
-    assert_eq!(ended.failure, None);
-    assert_eq!(ended.after.digest(), Some("sha256:two"));
+    assert_eq!(ended.evidence.result.failure().cloned(), None);
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
     let mut bytes = Vec::new();
     while let Some(moved) = looks.recv().await {
         bytes.push(moved.flow.bytes);
@@ -97,10 +110,10 @@ async fn what_cannot_start_gives_its_name_back() {
     let node = moved_tag();
     node.spoil_tag(&image(), "it is for windows/amd64");
     let ended = ended(&node).await;
-    let failure = ended.failure.unwrap();
+    let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Invalid);
     assert_eq!(failure.message, "it is for windows/amd64");
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -113,8 +126,7 @@ async fn a_try_that_was_cut_off_is_made_good_by_the_next() {
     node.spoil(&image(), "half an image");
     node.answer(&image(), Answer::fail(FailureClass::Network));
     let ended = ended(&node).await;
-    assert_eq!(ended.before.digest(), Some("sha256:one"));
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
     assert_eq!(node.kept(&alias), None, "the alias is gone");
 }
 
@@ -126,12 +138,18 @@ async fn a_settled_digest_is_not_asked_for_again() {
     node.hold(&image, &format!("sha256:{digest}"), MIB);
     node.answer(&image, Answer::Hang);
     let ended = attempt_on(&node, image.clone(), Ask::IfAbsent).await;
-    assert_eq!((ended.failure, node.pulls(&image)), (None, 0));
+    assert_eq!(
+        (ended.evidence.result.failure().cloned(), node.pulls(&image)),
+        (None, 0)
+    );
     // Nobody has said that anybody may have it: the registry is asked.
     node.answer(&image, Answer::fail(FailureClass::Unauthorized));
     let ended = attempt_on(&node, image.clone(), Ask::Always).await;
     assert_eq!(node.pulls(&image), 1);
-    assert_eq!(ended.failure.unwrap().class, FailureClass::Unauthorized);
+    assert_eq!(
+        ended.evidence.result.failure().cloned().unwrap().class,
+        FailureClass::Unauthorized
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -139,9 +157,11 @@ async fn a_dead_containerd_is_no_absent_image() {
     let node = moved_tag();
     node.set_down(true);
     let ended = ended(&node).await;
-    assert!(matches!(ended.before, Copy::Unknown { .. }));
-    assert!(matches!(ended.after, Copy::Unknown { .. }));
-    assert_eq!(ended.failure.unwrap().class, FailureClass::Local);
+    assert!(matches!(ended.evidence.copy, CachedCopy::Unknown { .. }));
+    assert_eq!(
+        ended.evidence.result.failure().cloned().unwrap().class,
+        FailureClass::Local
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,8 +169,14 @@ async fn a_try_that_has_failed_already_asks_nobody_and_tells_the_copy() {
     let node = moved_tag();
     let silence = Failure::new(FailureClass::Timeout, "nothing came for 5s");
     let ended = attempt_on(&node, image(), Ask::Never(silence.clone())).await;
-    assert_eq!((ended.failure, node.pulls(&image())), (Some(silence), 0));
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
+    assert_eq!(
+        (
+            ended.evidence.result.failure().cloned(),
+            node.pulls(&image())
+        ),
+        (Some(silence), 0)
+    );
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +191,11 @@ async fn what_waits_in_containerds_queue_has_not_stalled() {
     }
     let first = attempt_on(&node, other, Ask::Always);
     let (first, second) = tokio::join!(biased; first, ended(&node));
-    assert_eq!((first.failure, second.failure), (None, None));
+    let results = [first, second].map(|ended| ended.evidence.result);
+    assert!(
+        results.iter().all(|result| result.failure().is_none()),
+        "{results:?}"
+    );
 }
 
 /// A node whose copy is the tag's, and has lost something.
@@ -181,9 +211,15 @@ fn lost(lost: Lost) -> FakeContainerd {
 async fn an_unpacked_layer_that_is_gone_is_mended_and_pulled_again() {
     let node = lost(Lost::Unpacked);
     let ended = ended(&node).await;
-    assert_eq!((ended.failure, node.pulls(&image())), (None, 2));
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
-    let healed = ended.healed.unwrap();
+    assert_eq!(
+        (
+            ended.evidence.result.failure().cloned(),
+            node.pulls(&image())
+        ),
+        (None, 2)
+    );
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    let healed = ended.evidence.healed.unwrap();
     assert_eq!(healed, "healed: this node's disk had lost a layer");
 }
 
@@ -191,7 +227,10 @@ async fn an_unpacked_layer_that_is_gone_is_mended_and_pulled_again() {
 async fn a_settled_copy_that_is_damaged_is_left_to_a_try_that_asks() {
     let node = lost(Lost::Unpacked);
     let ended = attempt_on(&node, image(), Ask::IfAbsent).await;
-    assert_eq!((ended.after.digest(), node.pulls(&image())), (None, 0));
+    assert_eq!(
+        (ended.evidence.copy.digest(), node.pulls(&image())),
+        (None, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,21 +238,27 @@ async fn in_an_outage_it_is_mended_and_the_registry_not_asked_again() {
     let node = lost(Lost::Unpacked);
     node.answer(&image(), Answer::fail(FailureClass::Network));
     let ended = ended(&node).await;
-    assert_eq!(ended.failure.unwrap().class, FailureClass::Network);
+    assert_eq!(
+        ended.evidence.result.failure().cloned().unwrap().class,
+        FailureClass::Network
+    );
     assert_eq!(node.pulls(&image()), 1);
     // The layers are here, and containerd unpacks them again.
-    assert_eq!(ended.after.digest(), Some("sha256:one"));
-    assert!(ended.healed.is_some());
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert!(ended.evidence.healed.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_in_use_is_no_copy_and_says_so() {
     let node = lost(Lost::UnpackedInUse);
     let ended = ended(&node).await;
-    let failure = ended.failure.unwrap();
+    let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Local);
     assert_eq!(failure.message, "an unpacked layer is in use");
-    assert_eq!((ended.after.digest(), ended.healed), (None, None));
+    assert_eq!(
+        (ended.evidence.copy.digest(), ended.evidence.healed),
+        (None, None)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,8 +266,13 @@ async fn a_shared_layer_that_is_gone_does_not_stop_a_moved_tag() {
     let node = moved_tag();
     node.lose(&image(), Some(Lost::SharedLayer));
     let ended = ended(&node).await;
-    assert_eq!((ended.failure, node.pulls(&image())), (None, 2));
-    assert_eq!(ended.before.digest(), Some("sha256:one"));
-    assert_eq!(ended.after.digest(), Some("sha256:two"));
-    assert!(ended.healed.is_some());
+    assert_eq!(
+        (
+            ended.evidence.result.failure().cloned(),
+            node.pulls(&image())
+        ),
+        (None, 2)
+    );
+    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
+    assert!(ended.evidence.healed.is_some());
 }

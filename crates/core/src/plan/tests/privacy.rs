@@ -9,8 +9,8 @@ fn a_private_image_that_is_absent_is_left_to_the_kubelet_at_once() {
     let actions = world.ends(
         attempt,
         Some(FailureClass::Unauthorized),
-        Copy::Absent,
-        Copy::Absent,
+        CachedCopy::Absent,
+        CachedCopy::Absent,
     );
     assert_eq!(outcome(&actions), Outcome::Unavailable);
 }
@@ -107,7 +107,7 @@ fn what_the_registry_has_refused_is_refused_without_a_wait() {
     for confirmed in [None, Some(confirmation("1"))] {
         let mut world = World::new();
         let record = written_down(image(), confirmed, true);
-        world.planner.learn(&[record]);
+        world.learn(&[record]);
         let mut hasty = pod("hasty", &world);
         hasty.settings.timeout = Some(Duration::from_secs(1));
         the_try(&world.see(&hasty));
@@ -131,7 +131,7 @@ fn a_first_word_that_does_not_come_is_waited_for_half_a_minute() {
     assert!(looks(&world.wait(Duration::from_secs(1))));
     let actions = world.inspected(&usable("1"));
     assert_eq!(outcome(&actions), Outcome::Fallback);
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     // The refusal that comes after all is remembered.
     let refused = Some(FailureClass::Unauthorized);
     world.ends(attempt, refused, usable("1"), usable("1"));
@@ -149,33 +149,25 @@ fn a_name_without_a_word_of_its_own_is_as_private_as_its_repository() {
     let other = "reg.example/other".parse::<ImageName>().unwrap();
     for (name, expected) in [(digest, Outcome::Refused), (other, Outcome::Fallback)] {
         let mut world = World::new();
-        world.planner.learn(&[written_down(image(), None, true)]);
+        world.learn(&[written_down(image(), None, true)]);
         let mut pod = pod("a", &world);
         pod.containers[0].image = Ok(name.clone());
         let attempt = the_try(&world.see(&pod));
-        let ended = Ended {
-            image: name,
-            attempt,
-            failure: Some(Failure::new(FailureClass::Network, "why")),
-            before: usable("1"),
-            after: usable("1"),
-            healed: None,
-        };
-        let plan = world.planner.ended(world.now(), &ended);
-        assert_eq!(outcome(&plan.actions), expected);
+        let failure = Failure::new(FailureClass::Network, "why");
+        let ended = ended(name, attempt, Some(failure), &usable("1"), usable("1"));
+        let actions = world.handle(ended);
+        assert_eq!(outcome(&actions), expected);
     }
 }
 
 #[test]
 fn a_private_copy_that_cannot_be_looked_at_is_not_left_to_the_kubelet() {
-    let unknown = || Copy::Unknown {
+    let unknown = || CachedCopy::Unknown {
         why: "no answer".into(),
     };
     for (private, expected) in [(true, Outcome::Refused), (false, Outcome::Unavailable)] {
         let mut world = World::new();
-        world
-            .planner
-            .learn(&[written_down(image(), Some(confirmation("1")), private)]);
+        world.learn(&[written_down(image(), Some(confirmation("1")), private)]);
         let attempt = the_try(&world.see(&pod("a", &world)));
         world.wait(TRY);
         // It is looked at again while the try runs.
@@ -188,18 +180,21 @@ fn a_private_copy_that_cannot_be_looked_at_is_not_left_to_the_kubelet() {
 }
 
 #[test]
-fn a_digest_is_settled_once_the_registry_gave_it_to_anybody() {
-    let name = format!("reg.example/app@sha256:{}", "a".repeat(64));
-    let name: ImageName = name.parse().unwrap();
-    let said = || Some(confirmation("1"));
-    for (confirmed, needs_credentials, expected) in [
-        (None, false, false),
-        (said(), true, false),
-        (said(), false, true),
+fn a_digest_is_only_looked_at_once_the_registry_gave_it_to_anybody() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let name: ImageName = format!("reg.example/app@{digest}").parse().unwrap();
+    let said = || Some(confirmation(&digest));
+    for (given_as, confirmed, needs_credentials, expected) in [
+        (&name, None, false, false),
+        (&name, said(), true, false),
+        (&name, said(), false, true),
+        // It was had by a tag.
+        (&image(), said(), false, true),
+        (&image(), Some(confirmation("1")), false, false),
     ] {
         let mut world = World::new();
-        let record = written_down(name.clone(), confirmed, needs_credentials);
-        world.planner.learn(&[record]);
+        let record = written_down(given_as.clone(), confirmed, needs_credentials);
+        world.learn(&[record]);
         let mut by_digest = pod("a", &world);
         by_digest.containers[0].image = Ok(name.clone());
         let actions = world.see(&by_digest);

@@ -1,6 +1,7 @@
 //! When a pod's time is up, and when a release is too old.
 
 use super::*;
+use crate::record::TryResult;
 
 #[test]
 fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
@@ -11,23 +12,24 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
         world.ends(
             attempt,
             Some(FailureClass::NotFound),
-            Copy::Absent,
-            Copy::Absent,
+            CachedCopy::Absent,
+            CachedCopy::Absent,
         );
         for action in world.wait(Duration::from_secs(13)) {
             match action {
                 Action::Try { attempt: next, .. } => attempt = next,
-                Action::Inspect(_) => released.extend(world.inspected(&Copy::Absent)),
-                Action::Release(..) => released.push(action),
+                Action::Inspect(_) => released.extend(world.inspected(&CachedCopy::Absent)),
+                Action::Release { .. } => released.push(action),
                 Action::Progress(..) => {}
                 Action::Complain(..)
                 | Action::Overruled(..)
                 | Action::Unanswered(..)
+                | Action::Record(_)
                 | Action::Unseen(..)
                 | Action::Rewrite(..) => panic!("{action:?}"),
             }
         }
-        if !matches!(released.first(), Some(Action::Release(..))) {
+        if !matches!(released.first(), Some(Action::Release { .. })) {
             released.clear();
         }
     }
@@ -61,15 +63,15 @@ fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     let failure = release.failure.as_ref().unwrap();
     assert_eq!(failure.class, FailureClass::Timeout);
     assert!(failure.message.contains("goes on"), "{failure}");
-    world.sent(&actions, Sent::Written);
-    assert_eq!(world.records.len(), 1);
-    assert_eq!(world.records[0].duration, Duration::from_secs(5));
+    world.sent(&actions, Written::Done);
+    assert_eq!(world.records, [], "the try has not ended");
     pod.gate = GateState::Open;
     world.see(&pod);
     // The catch-up ends: remembered, and nothing is sent.
     world.up += Duration::from_secs(9);
     assert_eq!(world.ends(attempt, None, usable("1"), usable("2")), []);
-    assert_eq!(world.records[1].outcome, Outcome::Fresh);
+    assert_eq!(world.records.len(), 1);
+    assert_eq!(world.records[0].result, TryResult::Fresh);
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn without_a_copy_a_pod_waits_as_long_as_bytes_flow() {
     let mut signs = 0;
     for action in world.wait(TRY) {
         match action {
-            Action::Inspect(_) => assert_eq!(world.inspected(&Copy::Absent), []),
+            Action::Inspect(_) => assert_eq!(world.inspected(&CachedCopy::Absent), []),
             Action::Progress(..) => signs += 1,
             other => panic!("{other:?}"),
         }
@@ -138,7 +140,7 @@ fn without_a_copy_a_pod_waits_as_long_as_bytes_flow() {
     let more = world.wait(Duration::from_mins(5));
     assert!(more.iter().all(|a| matches!(a, Action::Progress(..))));
     assert!(signs >= 6 && more.len() >= 59, "{signs} {}", more.len());
-    let actions = world.ends(attempt, None, Copy::Absent, usable("1"));
+    let actions = world.ends(attempt, None, CachedCopy::Absent, usable("1"));
     assert_eq!(outcome(&actions), Outcome::Fresh);
 }
 
@@ -147,12 +149,12 @@ fn an_overdue_pod_without_a_copy_ends_with_its_last_try() {
     let mut world = World::new();
     let attempt = the_try(&world.see(&pod("a", &world)));
     world.wait(TRY);
-    assert_eq!(world.inspected(&Copy::Absent), []);
+    assert_eq!(world.inspected(&CachedCopy::Absent), []);
     let actions = world.ends(
         attempt,
         Some(FailureClass::Timeout),
-        Copy::Absent,
-        Copy::Absent,
+        CachedCopy::Absent,
+        CachedCopy::Absent,
     );
     assert_eq!(outcome(&actions), Outcome::Unavailable);
 }
@@ -163,7 +165,7 @@ fn a_rebooted_pod_is_tried_anew() {
     let mut pod = pod("a", &world);
     let attempt = the_try(&world.see(&pod));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     pod.released = Some(the_release(&actions).clone());
     pod.gate = GateState::Open;
     world.see(&pod);
@@ -191,7 +193,7 @@ fn a_release_that_goes_stale_before_the_gate_ran_is_given_anew_when_it_runs() {
     let mut pod = pod("a", &world);
     let attempt = the_try(&world.see(&pod));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     pod.released = Some(the_release(&actions).clone());
     world.see(&pod);
     assert_eq!(
@@ -211,7 +213,7 @@ fn a_release_that_goes_stale_while_the_gate_runs_is_given_anew() {
     let mut pod = pod("a", &world);
     let attempt = the_try(&world.see(&pod));
     let actions = world.ends(attempt, None, usable("1"), usable("1"));
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     pod.released = Some(the_release(&actions).clone());
     pod.gate = GateState::Running {
         since: world.now().wall,
@@ -229,19 +231,20 @@ fn a_release_that_cannot_be_written_is_sent_again_with_a_new_time() {
     let attempt = the_try(&world.see(&pod("a", &world)));
     let mut actions = world.ends(attempt, None, usable("1"), usable("1"));
     for _ in 0..20 {
-        assert_eq!(world.sent(&actions, Sent::Failed), []);
-        actions = world.wait(Duration::from_secs(5));
-        let release = the_release(&actions);
-        assert!(world.now().wall.duration_since(release.time).as_secs() <= 5);
+        assert_eq!(world.sent(&actions, Written::Failed), []);
+        let sent = world.now().wall;
+        // The longest pause, with its jitter.
+        actions = world.wait(Duration::from_millis(6250));
+        assert!(the_release(&actions).time > sent);
     }
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     assert!(!world.waits());
 }
 
 #[test]
 fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
     let mut world = World::new();
-    let unknown = || Copy::Unknown { why: "down".into() };
+    let unknown = || CachedCopy::Unknown { why: "down".into() };
     let mut attempt = the_try(&world.see(&pod("a", &world)));
     for _ in 0..20 {
         let mut actions = world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
@@ -258,7 +261,7 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                         return;
                     }
                 }
-                Action::Release(_, release) => {
+                Action::Release { release, .. } => {
                     assert_eq!(release.containers["app"].outcome, Outcome::Unavailable);
                     return;
                 }
@@ -266,6 +269,7 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                 | Action::Complain(..)
                 | Action::Overruled(..)
                 | Action::Unanswered(..)
+                | Action::Record(_)
                 | Action::Unseen(..)
                 | Action::Rewrite(..) => {}
             }

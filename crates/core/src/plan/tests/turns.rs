@@ -56,7 +56,7 @@ impl Node {
         let image = format!("{registry}/pinned{n}@{digest}");
         let confirmed = Some(confirmation(&digest));
         let record = written_down(image.parse().unwrap(), confirmed, false);
-        self.world.planner.learn(&[record]);
+        self.world.learn(&[record]);
         self.create_of(&format!("pinned{n}"), image, timeout);
     }
 
@@ -86,18 +86,16 @@ impl Node {
                     }
                 }
                 Action::Inspect(image) => {
-                    let now = self.world.now();
-                    let plan = self.world.planner.inspected(now, &image, &usable("1"));
-                    let actions = self.world.take(plan);
+                    let actions = self.world.handle(Event::Inspected(image, usable("1")));
                     self.act(actions);
                 }
-                Action::Release(pod, release) => {
+                Action::Release { pod, release, .. } => {
                     let said = release.containers["app"].clone();
                     let after = self.world.up;
                     self.released.insert(pod.name.clone(), (after, said));
-                    let now = self.world.now();
-                    let plan = self.world.planner.sent(now, &pod, release, Sent::Written);
-                    let actions = self.world.take(plan);
+                    let actions = self
+                        .world
+                        .handle(Event::Written(pod, release, Written::Done));
                     self.act(actions);
                 }
                 Action::Progress(..) => {}
@@ -108,29 +106,20 @@ impl Node {
 
     fn look(&mut self, image: ImageName, attempt: u64) {
         let copy = if self.is_empty {
-            Copy::Absent
+            CachedCopy::Absent
         } else {
             usable("1")
         };
-        let ended = Ended::unasked(image, attempt, copy.clone(), copy);
-        self.ended(&ended);
+        self.ended(ended(image, attempt, None, &copy.clone(), copy));
     }
 
     fn end(&mut self, image: &ImageName, attempt: u64, failure: Option<Failure>) {
-        let ended = Ended {
-            image: image.clone(),
-            attempt,
-            after: usable(if failure.is_none() { "2" } else { "1" }),
-            failure,
-            before: usable("1"),
-            healed: None,
-        };
-        self.ended(&ended);
+        let after = usable(if failure.is_none() { "2" } else { "1" });
+        self.ended(ended(image.clone(), attempt, failure, &usable("1"), after));
     }
 
-    fn ended(&mut self, ended: &Ended) {
-        let plan = self.world.planner.ended(self.world.now(), ended);
-        let actions = self.world.take(plan);
+    fn ended(&mut self, ended: Event) {
+        let actions = self.world.handle(ended);
         self.act(actions);
     }
 
@@ -282,7 +271,7 @@ fn a_pod_whose_turn_has_not_come_blames_nobody_else() {
     for n in 0..5 {
         let image = format!("reg.example/app{n}").parse().unwrap();
         let record = written_down(image, Some(confirmation("1")), false);
-        node.world.planner.learn(&[record]);
+        node.world.learn(&[record]);
     }
     for n in 0..5 {
         let timeout = (n == 4).then_some(Duration::from_secs(1));

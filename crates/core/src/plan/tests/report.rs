@@ -12,15 +12,14 @@ fn the_node_reports_who_runs_from_cache() {
         usable("1"),
         usable("1"),
     );
-    world.sent(&actions, Sent::Written);
-    let images = world.planner.node_images();
+    world.sent(&actions, Written::Done);
+    let images = world.node_images();
     assert_eq!(images.len(), 1);
     assert_eq!((images[0].outcome, images[0].pods), (Outcome::Fallback, 1));
-    let plan = world.planner.gone(world.now(), "uid-a");
-    world.take(plan);
-    assert_eq!(world.planner.node_images()[0].pods, 0);
-    world.planner.forget(|_| true);
-    assert_eq!(world.planner.node_images(), []);
+    world.handle(Event::Gone("uid-a".into()));
+    assert_eq!(world.node_images()[0].pods, 0);
+    world.handle(Event::Pruned([].into()));
+    assert_eq!(world.node_images(), []);
 }
 
 #[test]
@@ -29,15 +28,15 @@ fn a_silent_containerd_does_not_clear_the_nodes_report() {
     let attempt = the_try(&world.see(&pod("a", &world)));
     let failed = Some(FailureClass::Network);
     let actions = world.ends(attempt, failed, usable("1"), usable("1"));
-    world.sent(&actions, Sent::Written);
-    assert!(world.planner.node_images()[0].runs_from_cache());
+    world.sent(&actions, Written::Done);
+    assert!(world.node_images()[0].runs_from_cache());
     world.up += Duration::from_secs(10);
     let attempt = the_try(&world.see(&pod("b", &world)));
-    let unknown = || Copy::Unknown {
+    let unknown = || CachedCopy::Unknown {
         why: "no answer".into(),
     };
     world.ends(attempt, Some(FailureClass::Local), unknown(), unknown());
-    assert!(world.planner.node_images()[0].runs_from_cache());
+    assert!(world.node_images()[0].runs_from_cache());
 }
 
 #[test]
@@ -49,20 +48,20 @@ fn a_refused_pod_runs_from_no_cache() {
     let failed = Some(FailureClass::Network);
     let actions = world.ends(attempt, failed, usable("1"), usable("1"));
     assert_eq!(outcome(&actions), Outcome::Refused);
-    world.sent(&actions, Sent::Written);
-    assert!(!world.planner.node_images()[0].runs_from_cache());
+    world.sent(&actions, Written::Done);
+    assert!(!world.node_images()[0].runs_from_cache());
 }
 
 /// A pod that is released after a try of the given end, on a world where time has passed.
-fn released(world: &mut World, name: &str, failure: Option<FailureClass>, after: Copy) {
+fn released(world: &mut World, name: &str, failure: Option<FailureClass>, after: CachedCopy) {
     world.up += Duration::from_secs(10);
     let attempt = the_try(&world.see(&pod(name, world)));
     let actions = world.ends(attempt, failure, usable("1"), after);
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
 }
 
 fn from_cache(world: &World) -> (usize, usize) {
-    let images = world.planner.node_images();
+    let images = world.node_images();
     (images[0].pods, images[0].pods_from_cache)
 }
 
@@ -83,8 +82,7 @@ fn a_pod_runs_from_cache_until_the_registry_says_that_its_copy_is_right() {
     // The registry's word on the first pod's copy stands; a new one waits for its own.
     released(&mut world, "c", failed, usable("1"));
     assert_eq!(from_cache(&world), (3, 1));
-    let plan = world.planner.gone(world.now(), "uid-c");
-    world.take(plan);
+    world.handle(Event::Gone("uid-c".into()));
     assert_eq!(from_cache(&world), (2, 0));
 }
 
@@ -98,7 +96,7 @@ fn the_end_of_the_try_that_a_pod_did_not_wait_for_confirms_its_copy() {
     world.moved(attempt, 1, true);
     world.wait(Duration::from_secs(1));
     let actions = world.inspected(&usable("1"));
-    world.sent(&actions, Sent::Written);
+    world.sent(&actions, Written::Done);
     assert_eq!(from_cache(&world), (1, 1));
     world.up += Duration::from_secs(1);
     world.ends(attempt, None, usable("1"), usable("1"));
@@ -111,7 +109,7 @@ fn pods_released_by_an_earlier_run_are_reported_without_an_index() {
     released(&mut world, "a", Some(FailureClass::Network), usable("1"));
     let mut pod = pod("a", &world);
     let mut releases = world.actions.iter().filter_map(|action| match action {
-        Action::Release(_, release) => Some(release.clone()),
+        Action::Release { release, .. } => Some(release.clone()),
         _ => None,
     });
     pod.released = releases.next_back();

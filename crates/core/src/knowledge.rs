@@ -1,0 +1,255 @@
+//! What this node's tries have shown about images. Tries are folded here and nowhere else: the
+//! planner and the index both use [`Facts::add`].
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::image::ImageName;
+use crate::outcome::FailureClass;
+use crate::record::{Confirmation, ImageRecord, LocalCopy, Try};
+
+/// What the tries of one image name have shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// What the registry last said about where the tag points; none if it never said so while
+    /// TryLatest watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmation>,
+    /// Whether the registry's last answer was 401 or 403: no cached copy of such an image is handed
+    /// out on trust. A later anonymous success clears it.
+    #[serde(default)]
+    pub needs_credentials: bool,
+    /// The copy that the node held when containerd last said so, after a try or when the index was
+    /// rebuilt; none if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LocalCopy>,
+}
+
+impl Facts {
+    /// Adds what a later try has shown.
+    pub fn add(&mut self, tried: &Try) {
+        if let Some(confirmed) = tried.confirmation() {
+            self.confirmed = Some(confirmed);
+            self.needs_credentials = false;
+        }
+        let class = tried.result.failure().map(|failure| failure.class);
+        if class == Some(FailureClass::Unauthorized) {
+            self.needs_credentials = true;
+        }
+        if !tried.copy_unknown {
+            self.copy = tried.copy();
+        }
+    }
+
+    /// Whether the registry has given the image to somebody without credentials, and has not said
+    /// otherwise since.
+    pub fn is_public(&self) -> bool {
+        self.confirmed.is_some() && !self.needs_credentials
+    }
+
+    /// When the registry last said that the tag points to this digest.
+    pub fn confirmed_at(&self, digest: &str) -> Option<Timestamp> {
+        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == digest)?;
+        Some(confirmed.time)
+    }
+}
+
+/// What is known about one image name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) facts: Facts,
+    /// The last try, if it is remembered.
+    pub(crate) last_try: Option<Try>,
+    /// When the try ended that brought [`Facts::confirmed`].
+    confirmed_until: Option<Timestamp>,
+}
+
+impl Known {
+    fn add(&mut self, tried: &Try) {
+        self.facts.add(tried);
+        if tried.confirmation().is_some() {
+            self.confirmed_until = Some(tried.ended());
+        }
+        self.last_try = Some(tried.clone());
+    }
+
+    /// Whether the registry has said, at this time or later, that the tag points to this digest.
+    pub(crate) fn is_confirmed_since(&self, time: Timestamp, digest: &str) -> bool {
+        self.facts.confirmed_at(digest).is_some()
+            && self.confirmed_until.is_some_and(|until| until >= time)
+    }
+}
+
+/// Everything that is known: by repository, which is what a registry gives or refuses, and in it by
+/// name.
+#[derive(Debug, Default)]
+pub(crate) struct Knowledge {
+    repositories: BTreeMap<String, BTreeMap<ImageName, Known>>,
+}
+
+impl Knowledge {
+    /// Takes over what earlier runs of the agent have written down.
+    pub(crate) fn learn(&mut self, records: &[ImageRecord]) {
+        for record in records {
+            *self.entry(&record.image) = Known {
+                facts: record.facts.clone(),
+                last_try: record.tries.first().cloned(),
+                confirmed_until: record.facts.confirmed.as_ref().map(|c| c.time),
+            };
+        }
+    }
+
+    /// Adds what a try has shown.
+    pub(crate) fn add(&mut self, tried: &Try) {
+        self.entry(&tried.image).add(tried);
+    }
+
+    fn entry(&mut self, name: &ImageName) -> &mut Known {
+        let names = self.repositories.entry(name.repository().to_owned());
+        names.or_default().entry(name.clone()).or_default()
+    }
+
+    /// What is known about this very name.
+    pub(crate) fn of_name(&self, name: &ImageName) -> Option<&Known> {
+        self.repositories.get(name.repository())?.get(name)
+    }
+
+    /// The facts that count for this name. Who may have it is the registry's word on the repository: a
+    /// name that it has never given to anybody is as private as the others.
+    pub(crate) fn facts(&self, name: &ImageName) -> Facts {
+        let mut facts = self
+            .of_name(name)
+            .map(|known| known.facts.clone())
+            .unwrap_or_default();
+        if facts.confirmed.is_none() {
+            let mut siblings = self.siblings(name);
+            facts.needs_credentials |= siblings.any(|known| known.facts.needs_credentials);
+        }
+        facts
+    }
+
+    /// Whether the registry has given what this name says by digest to anybody, under whatever name.
+    pub(crate) fn gives_digest(&self, name: &ImageName) -> bool {
+        let Some(digest) = name.digest() else {
+            return false;
+        };
+        let own = self.of_name(name).map(|known| &known.facts);
+        if own.is_some_and(|facts| facts.needs_credentials) {
+            return false;
+        }
+        self.siblings(name)
+            .any(|known| known.facts.is_public() && known.facts.confirmed_at(digest).is_some())
+    }
+
+    /// Every name of the same repository, itself too.
+    fn siblings(&self, name: &ImageName) -> impl Iterator<Item = &Known> {
+        let names = self.repositories.get(name.repository());
+        names.into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ImageName, &Known)> {
+        self.repositories.values().flatten()
+    }
+
+    /// How many names are known.
+    pub(crate) fn len(&self) -> usize {
+        self.repositories.values().map(BTreeMap::len).sum()
+    }
+
+    /// Forgets all other names.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&ImageName) -> bool) {
+        self.repositories.retain(|_, names| {
+            names.retain(|name, _| keep(name));
+            !names.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::outcome::Failure;
+    use crate::record::TryResult;
+
+    const D1: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+    fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
+        Try {
+            image: image.parse().unwrap(),
+            started: Timestamp::from_second(second).unwrap(),
+            duration: Duration::from_secs(2),
+            result,
+            digest: digest.map(str::to_owned),
+            size_bytes: None,
+            copy_unknown: false,
+        }
+    }
+
+    fn failed(class: FailureClass) -> TryResult {
+        TryResult::Failed(Failure::new(class, "why"))
+    }
+
+    #[test]
+    fn the_last_answer_about_credentials_counts() {
+        let mut facts = Facts::default();
+        for (result, needs) in [
+            (failed(FailureClass::Unauthorized), true),
+            (failed(FailureClass::Network), true),
+            (TryResult::Unchanged, false),
+            (failed(FailureClass::Timeout), false),
+        ] {
+            facts.add(&tried("app", 0, result, Some(D1)));
+            assert_eq!(facts.needs_credentials, needs);
+        }
+    }
+
+    #[test]
+    fn a_confirmation_lasts_and_a_copy_is_what_was_seen_last() {
+        let mut facts = Facts::default();
+        facts.add(&tried("app", 7, TryResult::Fresh, Some(D1)));
+        facts.add(&tried("app", 9, failed(FailureClass::Local), None));
+        assert_eq!(facts.copy, None);
+        assert_eq!(facts.confirmed_at(D1), Timestamp::from_second(7).ok());
+        let mut unknown = tried("app", 11, failed(FailureClass::Local), None);
+        unknown.copy_unknown = true;
+        facts.add(&tried("app", 10, TryResult::Unchanged, Some(D1)));
+        facts.add(&unknown);
+        assert!(facts.copy.is_some(), "a silent containerd says nothing");
+    }
+
+    #[test]
+    fn a_name_without_an_answer_is_as_private_as_its_repository() {
+        let mut knowledge = Knowledge::default();
+        let unauthorized = failed(FailureClass::Unauthorized);
+        knowledge.add(&tried("r.example/app:1", 0, unauthorized, None));
+        let name = |text: &str| text.parse::<ImageName>().unwrap();
+        assert!(knowledge.facts(&name("r.example/app:2")).needs_credentials);
+        assert!(!knowledge.facts(&name("r.example/other")).needs_credentials);
+        knowledge.add(&tried("r.example/app:2", 0, TryResult::Fresh, Some(D1)));
+        assert!(!knowledge.facts(&name("r.example/app:2")).needs_credentials);
+        assert!(knowledge.facts(&name("r.example/app:3")).needs_credentials);
+    }
+
+    #[test]
+    fn a_digest_that_was_given_under_a_tag_was_given() {
+        let mut knowledge = Knowledge::default();
+        let pinned: ImageName = format!("r.example/app@{D1}").parse().unwrap();
+        assert!(!knowledge.gives_digest(&pinned));
+        knowledge.add(&tried("r.example/app:1", 0, TryResult::Fresh, Some(D1)));
+        assert!(knowledge.gives_digest(&pinned));
+        let elsewhere: ImageName = format!("r.example/other@{D1}").parse().unwrap();
+        assert!(!knowledge.gives_digest(&elsewhere));
+        // The registry's own word on the name counts more.
+        let unauthorized = failed(FailureClass::Unauthorized);
+        knowledge.add(&tried(pinned.as_str(), 1, unauthorized, None));
+        assert!(!knowledge.gives_digest(&pinned));
+        knowledge.retain(|_| false);
+        assert_eq!(knowledge.len(), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! What comes in, and what goes out.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::image::ImageName;
+use crate::outcome::Failure;
+use crate::pod::{GatedPod, Overruled, PodId};
+use crate::record::Try;
+use crate::release::{Progress, Release};
+use crate::verdict::{CachedCopy, Evidence};
+
+/// What has happened outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The whole list of gated pods, after a connect or a re-list.
+    Listed(Vec<GatedPod>),
+    /// A pod, as the watch shows it now.
+    Seen(Box<GatedPod>),
+    /// The pod with this uid is gone.
+    Gone(String),
+    /// A try has ended: the answer to [`Action::Try`].
+    TryEnded(TryEnded),
+    /// A running try has come this far.
+    Moved(Moved),
+    /// The copy that is there: the answer to [`Action::Inspect`].
+    Inspected(ImageName, CachedCopy),
+    /// How writing a release went: the answer to [`Action::Release`] and [`Action::Rewrite`].
+    Written(PodId, Release, Written),
+    /// A sign of life was written: the answer to [`Action::Progress`], if it was.
+    Showed(PodId),
+    /// Only these images are on the node or remembered by the index.
+    Pruned(BTreeSet<ImageName>),
+    /// Time has passed.
+    Tick,
+}
+
+/// One thing to do. Nothing has to be awaited by the caller but [`Action::Record`]: answers come
+/// back as events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Remember this try, before anything that follows.
+    Record(Try),
+    /// Prove the copy there is, pull, prove again.
+    Try {
+        /// What to pull.
+        image: ImageName,
+        /// Names this try.
+        attempt: u64,
+        /// Whether the registry is asked.
+        ask: Ask,
+    },
+    /// Prove the copy there is, now.
+    Inspect(ImageName),
+    /// Write the release to the pod.
+    Release {
+        /// Which pod.
+        pod: PodId,
+        /// What to write.
+        release: Release,
+        /// Since when, on [`Now::up`](crate::time::Now::up), the pod has waited for it.
+        waits_since: Duration,
+    },
+    /// Write a sign of life to the pod.
+    Progress(PodId, Progress),
+    /// Write to the pod a release that it has, again or with what it came to.
+    Rewrite(PodId, Release),
+    /// Report to the pod's owner what is wrong, as a Warning Event.
+    Complain(PodId, String),
+    /// Report to the pod's owner, once, that another admission policy has changed its pull policies.
+    Overruled(PodId, Vec<Overruled>),
+    /// Report to the pod's owner, once, that its gate has opened by itself at this time: no agent
+    /// answered.
+    Unanswered(PodId, Timestamp, Silence),
+    /// The same, but an agent did answer, or was at work, and the gate could not see it.
+    Unseen(PodId, Timestamp, Answer),
+}
+
+/// Why no answer has reached a gate, as far as this agent knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// It was not there, or too late.
+    NoAgent,
+    /// It has an answer, and the API server does not take it.
+    Unwritten,
+}
+
+/// What a gate did not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The agent had tried for a while, and said so.
+    AtWork,
+    /// The release, as the pod carries it once it is amended.
+    Released(Release),
+}
+
+/// Whether a try asks the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// It pulls.
+    Always,
+    /// Not if a copy is here: the name is a digest, which cannot move, and the registry has given it to
+    /// anybody. The copy is only proven; if there is none, the next try asks.
+    IfAbsent,
+    /// It does not: the try has failed already, with this.
+    Never(Failure),
+}
+
+/// A try that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TryEnded {
+    /// The image.
+    pub image: ImageName,
+    /// The try's name.
+    pub attempt: u64,
+    /// What it has shown.
+    pub evidence: Evidence,
+}
+
+/// A running try has come this far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The image.
+    pub image: ImageName,
+    /// The try's name.
+    pub attempt: u64,
+    /// How far.
+    pub flow: Flow,
+}
+
+/// How much of an image has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// How many there will be, once that is known.
+    pub total_bytes: Option<u64>,
+    /// Whether any came during this try: then the registry gives them to it. What an earlier try
+    /// has left behind says nothing of that kind.
+    pub flows: bool,
+}
+
+/// How writing a release went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The API server has it.
+    Done,
+    /// There is no such pod any more.
+    Gone,
+    /// It may work later.
+    Failed,
+}

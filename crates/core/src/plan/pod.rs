@@ -1,0 +1,308 @@
+//! A gated pod of this node: what is known about it, and what is owed to it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::event::{Action, Answer, Silence};
+use super::image::Image;
+use super::repeat::{Seeable, UNSEEN_AFTER};
+use super::report::Given;
+use super::round::Round;
+use crate::image::ImageName;
+use crate::pod::{GateState, GatedPod};
+use crate::release::{FRESHNESS, Release};
+use crate::rules::{NodeRules, Rules};
+use crate::time::{Now, age};
+
+/// An agent that comes back does not report what is older: the API server keeps Events for this long
+/// by default, and the same Event would be written again.
+pub(super) const NEWS: Duration = Duration::from_hours(1);
+
+/// A gated pod of this node and what it waits for.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) seen: GatedPod,
+    pub(super) round: Option<Round>,
+    /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
+    released: Option<Release>,
+    complained: bool,
+    /// When the gate opened by itself, if that was reported.
+    reported_open: Option<Timestamp>,
+    /// Likewise, if the release was amended for it, or that is under way.
+    amended: Option<Timestamp>,
+    seeable: Seeable,
+}
+
+impl Pod {
+    pub(super) fn new(mut pod: GatedPod, now: Now) -> Self {
+        let mut seeable = Seeable::default();
+        seeable.gate_changed(now.up);
+        Self {
+            released: pod.released.take(),
+            seen: pod,
+            round: None,
+            complained: false,
+            reported_open: None,
+            amended: None,
+            seeable,
+        }
+    }
+
+    /// Takes over a newer state of the pod. The watch may lag behind our own write.
+    pub(super) fn update(&mut self, mut pod: GatedPod, now: Now) {
+        let theirs = pod.released.take();
+        let newer = match (&theirs, &self.released) {
+            (Some(theirs), Some(ours)) => theirs.time >= ours.time,
+            (theirs, _) => theirs.is_some(),
+        };
+        if newer {
+            self.released = theirs;
+        }
+        if self.seen.gate != pod.gate {
+            self.seeable.gate_changed(now.up);
+        }
+        self.seen = pod;
+    }
+
+    /// A release was written: the first of its round, or one that the pod had.
+    pub(super) fn release_sent(&mut self, release: Release, now: Now) {
+        // Of a pod whose images have changed meanwhile, the round is about the new ones.
+        if self.is_about_its_images(&release) && self.round.take().is_some() {
+            self.seeable.written(now.up);
+        }
+        self.released = Some(release);
+    }
+
+    /// What is to be written to it now: its release, that again, or a sign of life.
+    pub(super) fn send_due(
+        &mut self,
+        now: Now,
+        images: &BTreeMap<ImageName, Image>,
+    ) -> Option<Action> {
+        let id = self.seen.id.clone();
+        let shows = self.progress_due().is_some_and(|due| due <= now.up);
+        let Some(round) = &mut self.round else {
+            return self.repeat(now);
+        };
+        if let Some(release) = round.release_due(now) {
+            return Some(Action::Release {
+                pod: id,
+                release,
+                waits_since: round.began,
+            });
+        }
+        shows.then(|| Action::Progress(id, round.progress(now, images)))
+    }
+
+    /// When something is due for it.
+    pub(super) fn timers(&self) -> impl Iterator<Item = Duration> {
+        let round = self.round.as_ref().and_then(Round::timer);
+        let timers = [round, self.progress_due(), self.repeat_due()];
+        timers.into_iter().flatten()
+    }
+
+    /// When its release is to be written again, because the gate runs and does not act on it.
+    fn repeat_due(&self) -> Option<Duration> {
+        let runs = matches!(self.seen.gate, GateState::Running { .. });
+        let waits =
+            runs && !self.seen.terminated && self.released.is_some() && self.round.is_none();
+        waits.then(|| self.seeable.due())?
+    }
+
+    /// Its release with a new time, if it is to be written again.
+    fn repeat(&mut self, now: Now) -> Option<Action> {
+        self.repeat_due().filter(|due| *due <= now.up)?;
+        self.seeable.repeated(now.up);
+        let release = Release {
+            time: now.wall,
+            ..self.released.clone()?
+        };
+        Some(Action::Rewrite(self.seen.id.clone(), release))
+    }
+
+    /// Whether a round runs, and is about the images that the pod has now: they may be changed while
+    /// the gate holds it.
+    pub(super) fn is_in_its_round(&self) -> bool {
+        let round = self.round.as_ref();
+        round.is_some_and(|round| round.is_about(&self.seen.containers))
+    }
+
+    fn is_about_its_images(&self, release: &Release) -> bool {
+        self.seen.containers.iter().all(|container| {
+            let given = release.containers.get(&container.name);
+            given.is_some_and(|given| given.image == container.written)
+        })
+    }
+
+    /// What follows if the gate has opened by itself: it is reported to its owner, and a release that
+    /// the gate should have honoured says what became of it.
+    pub(super) fn gave_up(&mut self, now: Now) -> Vec<Action> {
+        let GateState::GaveUp { since, at } = self.seen.gate else {
+            return Vec::new();
+        };
+        let release = self.released.as_ref();
+        if self.seen.terminated || release.is_some_and(|release| release.unseen == Some(at)) {
+            return Vec::new();
+        }
+        // What was already stale when the gate began was meant for an earlier run.
+        let meant = release.filter(|release| release.is_fresh(release.time.max(since), FRESHNESS));
+        let amended = meant.map(|release| release.clone().unseen_at(at));
+        let mut actions = Vec::new();
+        let news = age(now.wall, at) <= NEWS;
+        if news && self.reported_open.replace(at) != Some(at) {
+            let id = self.seen.id.clone();
+            let long_before = |then: Timestamp| age(at, then) >= UNSEEN_AFTER;
+            actions.push(match &amended {
+                Some(release) if self.seeable.is_repeated() || long_before(release.time) => {
+                    Action::Unseen(id, at, Answer::Released(release.clone()))
+                }
+                None if self.showed_itself(now).is_some_and(long_before) => {
+                    Action::Unseen(id, at, Answer::AtWork)
+                }
+                _ if self.round.as_ref().is_some_and(Round::is_unwritten) => {
+                    Action::Unanswered(id, at, Silence::Unwritten)
+                }
+                _ => Action::Unanswered(id, at, Silence::NoAgent),
+            });
+        }
+        if let Some(release) = amended
+            && self.amended.replace(at) != Some(at)
+        {
+            actions.push(Action::Rewrite(self.seen.id.clone(), release));
+        }
+        actions
+    }
+
+    /// When the next sign of life is due; none if no round runs, or the release is decided.
+    fn progress_due(&self) -> Option<Duration> {
+        let runs = matches!(self.seen.gate, GateState::Running { .. });
+        self.round.as_ref()?.progress_due(runs)
+    }
+
+    /// When the round that still runs gave its first sign of life, if it did.
+    fn showed_itself(&self, now: Now) -> Option<Timestamp> {
+        let first = self.round.as_ref()?.shown?;
+        Some(now.wall - now.up.checked_sub(first)?)
+    }
+
+    /// A release, or what one came to, could not be written.
+    pub(super) fn send_failed(&mut self, now: Now) {
+        match &mut self.round {
+            Some(round) => round.send_failed(now, &self.seen.id.uid),
+            // The watch shows the pod again, at the latest when it begins anew. A repeat is repeated.
+            None => self.amended = None,
+        }
+    }
+
+    /// Whether the gate waits, or will, for a release that it does not have.
+    ///
+    /// One that went stale before the gate ran is not given again before it runs: its sandbox may
+    /// not come for hours, or the kubelet waits out a refusal.
+    pub(super) fn wants_release(&self, now: Now) -> bool {
+        match (&self.released, self.seen.gate) {
+            _ if self.seen.terminated => false,
+            (_, GateState::Open | GateState::GaveUp { .. }) => false,
+            (None, GateState::Pending | GateState::Running { .. }) => true,
+            (Some(release), GateState::Pending) => !self.is_about_its_images(release),
+            (Some(release), GateState::Running { .. }) => {
+                !release.is_fresh(now.wall, FRESHNESS) || !self.is_about_its_images(release)
+            }
+        }
+    }
+
+    /// The images of its containers.
+    pub(super) fn images(&self) -> impl Iterator<Item = &ImageName> {
+        let containers = self.seen.containers.iter();
+        containers.filter_map(|container| container.image.as_ref().ok())
+    }
+
+    /// Each of its images with one container's release; nothing if the pod was not released, was
+    /// refused, or has ended.
+    pub(super) fn released_images(&self) -> BTreeMap<&ImageName, Given<'_>> {
+        let release = self.released.as_ref().filter(|release| release.opens());
+        let release = release.filter(|_| !self.seen.terminated);
+        let containers = release.iter().flat_map(|_| &self.seen.containers);
+        containers
+            .filter_map(|container| {
+                let given = release?.containers.get(&container.name)?;
+                let image = container.image.as_ref().ok()?;
+                (given.image == container.written).then_some((image, (release?.time, given)))
+            })
+            .collect()
+    }
+
+    /// How long until a release that the gate has not used yet goes stale.
+    pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
+        let release = self.released.as_ref()?;
+        let runs = matches!(self.seen.gate, GateState::Running { .. });
+        if self.seen.terminated || !runs || self.round.is_some() {
+            return None;
+        }
+        // Anybody may have written that time: nothing is added to it.
+        let age = now.wall.duration_since(release.time);
+        let left = SignedDuration::try_from(FRESHNESS).unwrap_or_default() - age;
+        Some(
+            (left + SignedDuration::from_millis(1))
+                .try_into()
+                .unwrap_or(Duration::ZERO),
+        )
+    }
+
+    /// The complaints to make, the first time they are asked for.
+    pub(super) fn complaints(&mut self) -> Vec<String> {
+        if std::mem::replace(&mut self.complained, true) || self.released.is_some() {
+            return Vec::new();
+        }
+        let bad_names = self.seen.containers.iter().filter_map(|container| {
+            let error = container.image.as_ref().err()?;
+            Some(format!(
+                "container {}: {error}; left to the kubelet",
+                container.name
+            ))
+        });
+        self.seen
+            .complaints
+            .iter()
+            .cloned()
+            .chain(bad_names)
+            .collect()
+    }
+
+    /// Begins a round.
+    pub(super) fn begin(&mut self, now: Now, node: &NodeRules) -> &Round {
+        let rules = Rules::of(&self.seen, node);
+        let since = since(&self.seen, self.released.is_some(), now);
+        let round = Round::begin(&self.seen.containers, rules, since, now);
+        self.round.insert(round)
+    }
+
+    /// What a report of the node says about it; the rest of it changes more often.
+    pub(super) fn is_reported_as(&self, other: &GatedPod) -> bool {
+        let GatedPod {
+            containers,
+            released,
+            terminated,
+            ..
+        } = other;
+        *terminated == self.seen.terminated
+            && *containers == self.seen.containers
+            && (released.is_none() || *released == self.released)
+    }
+}
+
+/// The earliest moment that surely lies after the pod began to need a release.
+///
+/// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
+/// already had a release needs a new one since its gate runs again, not since it was created.
+fn since(pod: &GatedPod, again: bool, now: Now) -> Duration {
+    let began = match (again, pod.gate) {
+        (false, _) => pod.created,
+        (true, GateState::Running { since }) => since,
+        (true, GateState::Pending | GateState::Open | GateState::GaveUp { .. }) => return now.up,
+    };
+    let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
+    now.up
+        .saturating_sub(ago.try_into().unwrap_or(Duration::ZERO))
+}

@@ -1,0 +1,340 @@
+//! What one container of a held pod waits for: each state owns its timer, and [`Waiting::step`] is the
+//! only way from one to the next.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::event::Ask;
+use super::image::Image;
+use crate::image::ImageName;
+use crate::knowledge::{Facts, Knowledge};
+use crate::outcome::{Failure, FailureClass, Outcome};
+use crate::pod::TryContainer;
+use crate::release::{ContainerProgress, ContainerRelease};
+use crate::rules::Rules;
+use crate::time::Now;
+use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, judge};
+
+/// A pod waits no longer than this for a registry's first word when its own time is up. A try that
+/// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
+/// A copy that could not be looked at is looked at again after this time, while the try runs.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// One container, and what it waits for.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) name: String,
+    pub(super) written: String,
+    /// None if the kubelet is left to report the name.
+    image: Option<ImageName>,
+    wait: Wait,
+    /// Tries that left nothing to start from.
+    failed_tries: u32,
+    failure: Option<Failure>,
+}
+
+/// ```text
+/// Try ── its try ends ────────────────────────────────► Done
+///  └─ the pod's time is up ─► Look ── a copy ─────────► Done
+///        Look ── no copy, and a try runs ─► LastTry ── it ends ─► Done
+///        Look ── no answer, and a try runs ─► NextLook ── a pause ─► Look
+///        Look ── the registry has not said yet who may have it ─► FirstWord
+///        FirstWord ── bytes flow, or its own time is up ─► Look
+///        any of these ── the try ends ────────────────► Done
+/// ```
+#[derive(Debug)]
+enum Wait {
+    /// The image's try.
+    Try { until: Duration },
+    /// The pod's time is up: the proof of a cached copy, which has been asked for.
+    Look {
+        /// It has waited for the registry's first word in vain.
+        unheard: bool,
+    },
+    /// The pod's time is up, but the registry may yet refuse the image: its first word.
+    FirstWord { until: Duration },
+    /// The copy could not be looked at, and a try runs: the end of a pause.
+    NextLook { at: Duration, unheard: bool },
+    /// There is no copy: the end of the try that runs. As long as bytes flow, the pod has nothing
+    /// better to do.
+    LastTry,
+    /// Nothing.
+    Done(Box<ContainerRelease>),
+}
+
+/// What has happened to the image that a container waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Happening<'a> {
+    /// Time has passed.
+    Time,
+    /// A try has ended.
+    TryEnded {
+        evidence: &'a Evidence,
+        /// Whether it says something about a pod that came when this one did.
+        is_good: bool,
+    },
+    /// A try that had only to look has found nothing; the next one pulls.
+    TryMissed,
+    /// The copy was looked at.
+    Looked(&'a CachedCopy),
+}
+
+/// What has to be done for the container to come on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    Nothing,
+    /// A look at the copy, now.
+    Look,
+    /// A try that begins now or later.
+    Try,
+    /// Another try, after a pause.
+    Retry,
+}
+
+/// What a step depends on besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    pub(super) now: Now,
+    pub(super) name: &'a ImageName,
+    pub(super) image: &'a Image,
+    pub(super) knowledge: &'a Knowledge,
+    pub(super) rules: &'a Rules,
+}
+
+impl View<'_> {
+    /// Whether the registry's first refusal of an image that it has never given to anybody may still
+    /// come: a pod with little time must not be faster than a 401. What it has refused already is
+    /// refused without a wait.
+    fn may_yet_be_refused(&self) -> bool {
+        let spoken = self
+            .knowledge
+            .of_name(self.name)
+            .is_some_and(|known| known.facts.confirmed.is_some() || known.facts.needs_credentials);
+        self.image.awaits_first_word() && !spoken
+    }
+}
+
+impl Waiting {
+    /// A container that waits for a try until the pod's time is up.
+    pub(super) fn new(container: &TryContainer, until: Duration) -> Self {
+        let TryContainer {
+            name,
+            written,
+            image,
+        } = container;
+        let wait = match image {
+            Ok(_) => Wait::Try { until },
+            // The kubelet's own error tells the rest.
+            Err(error) => Wait::Done(Box::new(ContainerRelease {
+                image: written.clone(),
+                outcome: Outcome::Unavailable,
+                failure: Some(Failure::new(FailureClass::Invalid, error.to_string())),
+                digest: None,
+                confirmed: None,
+                note: None,
+                answered: None,
+            })),
+        };
+        Self {
+            name: name.clone(),
+            written: written.clone(),
+            image: image.as_ref().ok().cloned(),
+            wait,
+            failed_tries: 0,
+            failure: None,
+        }
+    }
+
+    /// The image that it still waits for.
+    pub(super) fn image(&self) -> Option<&ImageName> {
+        match self.wait {
+            Wait::Done(_) => None,
+            _ => self.image.as_ref(),
+        }
+    }
+
+    /// Its release, once it is decided.
+    pub(super) fn decided(&self) -> Option<&ContainerRelease> {
+        match &self.wait {
+            Wait::Done(release) => Some(release),
+            _ => None,
+        }
+    }
+
+    /// Whether a try is to begin for it. One that may be refused is asked for also when the pod's time
+    /// is up.
+    pub(super) fn asks_for_try(&self, view: &View<'_>) -> bool {
+        match self.wait {
+            Wait::Try { .. } => true,
+            Wait::Look { .. } | Wait::FirstWord { .. } => view.may_yet_be_refused(),
+            Wait::NextLook { .. } | Wait::LastTry | Wait::Done(_) => false,
+        }
+    }
+
+    /// When its timer ends, if it has one.
+    pub(super) fn timer(&self) -> Option<Duration> {
+        match self.wait {
+            Wait::Try { until } | Wait::FirstWord { until } => Some(until),
+            Wait::NextLook { at, .. } => Some(at),
+            Wait::Look { .. } | Wait::LastTry | Wait::Done(_) => None,
+        }
+    }
+
+    /// Whether time alone, or how far a running try has come, may let it come on.
+    pub(super) fn may_come_on(&self, now: Now) -> bool {
+        let is_over = self.timer().is_some_and(|end| end <= now.up);
+        is_over || matches!(self.wait, Wait::FirstWord { .. })
+    }
+
+    /// Comes on, as far as what has happened to its image allows.
+    pub(super) fn step(&mut self, happening: Happening<'_>, view: &View<'_>) -> Need {
+        let is_over = self.timer().is_some_and(|end| end <= view.now.up);
+        let (next, need) = match (&self.wait, happening) {
+            (Wait::Try { .. }, Happening::Time) if is_over => look(false),
+            (Wait::FirstWord { .. }, Happening::Time) if !view.may_yet_be_refused() => look(false),
+            (Wait::FirstWord { .. }, Happening::Time) if is_over => look(true),
+            (&Wait::NextLook { unheard, .. }, Happening::Time) if is_over => look(unheard),
+            (Wait::LastTry, Happening::TryMissed) => look(false),
+            (Wait::Try { .. }, Happening::TryEnded { is_good: false, .. }) => {
+                return Need::Try;
+            }
+            (Wait::Try { .. }, Happening::TryEnded { evidence, .. }) if !is_over => {
+                let Some(done) = self.settled(evidence, view) else {
+                    self.failed_tries += 1;
+                    self.failure = evidence.result.failure().cloned();
+                    return Need::Retry;
+                };
+                (done, Need::Nothing)
+            }
+            // Its time is up: this was the last try.
+            (
+                Wait::Try { .. }
+                | Wait::Look { .. }
+                | Wait::FirstWord { .. }
+                | Wait::NextLook { .. }
+                | Wait::LastTry,
+                Happening::TryEnded { evidence, .. },
+            ) => {
+                let done = self.settled(evidence, view);
+                let done = done.unwrap_or_else(|| self.given_up(evidence, view));
+                (done, Need::Nothing)
+            }
+            (&Wait::Look { unheard }, Happening::Looked(copy)) => {
+                (self.looked(copy, unheard, view), Need::Nothing)
+            }
+            _ => return Need::Nothing,
+        };
+        self.wait = next;
+        need
+    }
+
+    /// The copy was looked at because the pod's time is up.
+    fn looked(&self, copy: &CachedCopy, unheard: bool, view: &View<'_>) -> Wait {
+        let now = view.now.up;
+        if view.may_yet_be_refused() && !unheard {
+            let until = now + FIRST_WORD;
+            return Wait::FirstWord { until };
+        }
+        let failure = self.failure.clone().unwrap_or_else(|| late(view.image));
+        let evidence = Evidence::of_look(failure, copy.clone());
+        if let Some(done) = self.settled(&evidence, view) {
+            done
+        } else if view.image.attempt.is_none() {
+            self.given_up(&evidence, view)
+        } else if matches!(copy, CachedCopy::Unknown { .. }) {
+            let at = now + LOOK_AGAIN;
+            Wait::NextLook { at, unheard }
+        } else {
+            Wait::LastTry
+        }
+    }
+
+    /// The decision, if the evidence allows one.
+    fn settled(&self, evidence: &Evidence, view: &View<'_>) -> Option<Wait> {
+        let facts = view.knowledge.facts(view.name);
+        let decision = judge(evidence, terms(&facts, view))?;
+        let digest = evidence.copy.digest();
+        let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
+        Some(self.done(decision, evidence, digest, confirmed))
+    }
+
+    /// The decision without a proven copy.
+    fn given_up(&self, evidence: &Evidence, view: &View<'_>) -> Wait {
+        let facts = view.knowledge.facts(view.name);
+        let class = evidence.result.failure().map(|failure| failure.class);
+        let class = class.unwrap_or(FailureClass::Unknown);
+        let decision = give_up(class, &evidence.copy, terms(&facts, view));
+        self.done(decision, evidence, None, None)
+    }
+
+    fn done(
+        &self,
+        decision: Decision,
+        evidence: &Evidence,
+        digest: Option<&str>,
+        confirmed: Option<Timestamp>,
+    ) -> Wait {
+        let Decision { outcome, note } = decision;
+        Wait::Done(Box::new(ContainerRelease {
+            image: self.written.clone(),
+            outcome,
+            failure: evidence.result.failure().cloned(),
+            digest: digest.map(str::to_owned),
+            confirmed,
+            note,
+            answered: None,
+        }))
+    }
+
+    /// How far it is, for a sign of life; none if it is decided.
+    pub(super) fn progress(&self, image: Option<&Image>) -> Option<ContainerProgress> {
+        self.image()?;
+        let running = image.and_then(|image| image.attempt.as_ref());
+        Some(ContainerProgress {
+            image: self.written.clone(),
+            attempt: self.failed_tries + 1,
+            bytes: running.map_or(0, |attempt| attempt.flow.bytes),
+            total_bytes: running.and_then(|attempt| attempt.flow.total_bytes),
+            failure: self.failure.clone(),
+        })
+    }
+}
+
+fn terms<'a>(facts: &'a Facts, view: &View<'a>) -> Terms<'a> {
+    Terms {
+        facts,
+        rules: view.rules,
+        now: view.now.wall,
+    }
+}
+
+fn look(unheard: bool) -> (Wait, Need) {
+    (Wait::Look { unheard }, Need::Look)
+}
+
+/// Why nothing came in time.
+fn late(image: &Image) -> Failure {
+    let (class, words) = match &image.attempt {
+        // Nobody has asked the registry.
+        None => (
+            FailureClass::Local,
+            "the pod's time is up, and this image was still waiting for its turn on this node",
+        ),
+        Some(attempt) if attempt.flow.flows => (
+            FailureClass::Timeout,
+            "the pod's time to try is up; the download goes on for the next pod",
+        ),
+        Some(attempt) if matches!(attempt.ask, Ask::Always) && attempt.has_answer() => (
+            FailureClass::Timeout,
+            "the pod's time to try is up; the registry has answered, and nothing has come yet",
+        ),
+        Some(_) => (
+            FailureClass::Timeout,
+            "the pod's time to try is up and the registry has not answered",
+        ),
+    };
+    Failure::new(class, words)
+}
