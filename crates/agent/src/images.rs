@@ -112,14 +112,18 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 |then| format!("{} ago", trylatest_core::time::short_age(now, then)),
             )
         };
-        let digest = record.facts.copy.as_ref().map_or("-", |copy| &copy.digest);
+        let digest = record
+            .facts
+            .copy
+            .as_ref()
+            .map_or("-", |copy| copy.digest.short());
         table.add_row([
             record.image.to_string(),
             last.map_or("-", |last| last.result.as_str()).to_owned(),
             last.and_then(|last| last.result.failure())
                 .map_or("-", |failure| failure.class.as_str())
                 .to_owned(),
-            trylatest_core::image::short_digest(digest).to_owned(),
+            digest.to_owned(),
             ago(last.map(|last| last.started)),
             ago(record.copy_confirmed()),
             record.week.tries.to_string(),
@@ -146,7 +150,7 @@ mod tests {
             image: "reg.example/app".parse().unwrap(),
             facts: Facts {
                 copy: Some(LocalCopy {
-                    digest: format!("sha256:{}", "ab".repeat(32)),
+                    digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
                     size_bytes: None,
                 }),
                 ..Facts::default()
@@ -157,7 +161,7 @@ mod tests {
                 started,
                 duration: Duration::from_millis(12),
                 result: TryResult::Failed(Failure::new(FailureClass::Network, "refused")),
-                digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
                 size_bytes: None,
                 copy_unknown: false,
             }],

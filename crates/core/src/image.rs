@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::parse::{Version, parse};
+use crate::digest::Digest;
 
 /// An image name in full: `nginx` is `docker.io/library/nginx:latest`.
 ///
@@ -53,13 +54,13 @@ impl ImageName {
     }
 
     /// The digest that the name carries, if it does: such an image cannot move.
-    pub fn digest(&self) -> Option<&str> {
-        Some(self.full.split_once('@')?.1)
+    pub fn digest(&self) -> Option<Digest> {
+        self.full.split_once('@')?.1.parse().ok()
     }
 
     /// Whether the name carries a digest.
     pub fn has_digest(&self) -> bool {
-        self.digest().is_some()
+        self.full.contains('@')
     }
 }
 
@@ -110,17 +111,6 @@ impl<'de> Deserialize<'de> for ImageName {
     }
 }
 
-/// `sha256:0123456789ab…` as `sha256:0123456789ab`: enough to compare by eye.
-pub fn short_digest(digest: &str) -> &str {
-    const HEX: usize = 12;
-    match digest.split_once(':') {
-        Some((algorithm, hex)) if hex.len() > HEX && hex.is_char_boundary(HEX) => {
-            &digest[..=algorithm.len() + HEX]
-        }
-        _ => digest,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +141,8 @@ mod tests {
         let name: ImageName = format!("reg.example/app@{digest}").parse().unwrap();
         assert_eq!(name.as_str(), format!("reg.example/app@{digest}"));
         assert_eq!(name.repository(), "reg.example/app");
-        assert_eq!(name.digest(), Some(digest.as_str()));
+        assert_eq!(name.digest().unwrap().as_str(), digest);
+        assert!(name.has_digest());
     }
 
     #[test]
@@ -197,16 +188,5 @@ mod tests {
             let error = bad.parse::<ImageName>().unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }
-    }
-
-    #[test]
-    fn digests_are_cut_only_where_they_are_digests() {
-        assert_eq!(
-            short_digest("sha256:0123456789abcdef"),
-            "sha256:0123456789ab"
-        );
-        assert_eq!(short_digest("sha256:0123"), "sha256:0123");
-        assert_eq!(short_digest("nonsense"), "nonsense");
-        assert_eq!(short_digest("sha256:ääääääääääääää"), "sha256:ääääää");
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::FailureClass;
 use crate::record::{Confirmation, ImageRecord, LocalCopy, Try};
@@ -51,8 +52,8 @@ impl Facts {
     }
 
     /// When the registry last said that the tag points to this digest.
-    pub fn confirmed_at(&self, digest: &str) -> Option<Timestamp> {
-        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == digest)?;
+    pub fn confirmed_at(&self, digest: &Digest) -> Option<Timestamp> {
+        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == *digest)?;
         Some(confirmed.time)
     }
 }
@@ -77,7 +78,7 @@ impl Known {
     }
 
     /// Whether the registry has said, at this time or later, that the tag points to this digest.
-    pub(crate) fn is_confirmed_since(&self, time: Timestamp, digest: &str) -> bool {
+    pub(crate) fn is_confirmed_since(&self, time: Timestamp, digest: &Digest) -> bool {
         self.facts.confirmed_at(digest).is_some()
             && self.confirmed_until.is_some_and(|until| until >= time)
     }
@@ -141,7 +142,7 @@ impl Knowledge {
             return false;
         }
         self.siblings(name)
-            .any(|known| known.facts.is_public() && known.facts.confirmed_at(digest).is_some())
+            .any(|known| known.facts.is_public() && known.facts.confirmed_at(&digest).is_some())
     }
 
     /// Every name of the same repository, itself too.
@@ -185,7 +186,7 @@ mod tests {
             started: Timestamp::from_second(second).unwrap(),
             duration: Duration::from_secs(2),
             result,
-            digest: digest.map(str::to_owned),
+            digest: digest.map(|digest| digest.parse().unwrap()),
             size_bytes: None,
             copy_unknown: false,
         }
@@ -215,7 +216,10 @@ mod tests {
         facts.add(&tried("app", 7, TryResult::Fresh, Some(D1)));
         facts.add(&tried("app", 9, failed(FailureClass::Local), None));
         assert_eq!(facts.copy, None);
-        assert_eq!(facts.confirmed_at(D1), Timestamp::from_second(7).ok());
+        assert_eq!(
+            facts.confirmed_at(&D1.parse().unwrap()),
+            Timestamp::from_second(7).ok()
+        );
         let mut unknown = tried("app", 11, failed(FailureClass::Local), None);
         unknown.copy_unknown = true;
         facts.add(&tried("app", 10, TryResult::Unchanged, Some(D1)));

@@ -15,6 +15,7 @@
 //! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`keys`] owns
 //! every name on an object, [`outcome`] the outcomes and failure classes.
 
+pub mod digest;
 pub mod gate;
 pub mod image;
 pub mod keys;

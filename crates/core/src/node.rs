@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::image::{ImageName, short_digest};
+use crate::digest::Digest;
+use crate::image::ImageName;
 use crate::outcome::Outcome;
 use crate::text;
 use crate::time::age;
@@ -32,7 +33,7 @@ pub struct NodeImage {
     pub class: Option<crate::outcome::FailureClass>,
     /// What the name points to on this node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// When the last try began.
     pub tried: Timestamp,
     /// When the registry last said that the tag points there.
@@ -134,7 +135,7 @@ fn condition_message(cached: &[&NodeImage]) -> String {
                     "{image}: {now} by now, but {pods} pod(s) still run the copy before"
                 );
             }
-            let digest = image.digest.as_deref().map(short_digest);
+            let digest = image.digest.as_ref().map(Digest::short);
             let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
             let class = image.class.map_or("unknown", |class| class.as_str());
             let confirmed = match image.confirmed {
@@ -165,7 +166,7 @@ mod tests {
                 .unwrap(),
             outcome,
             class: (outcome == Outcome::Fallback).then_some(FailureClass::Network),
-            digest: Some(format!("sha256:{}", "0".repeat(64))),
+            digest: format!("sha256:{}", "0".repeat(64)).parse().ok(),
             tried: "2026-01-01T12:00:00Z".parse().unwrap(),
             confirmed: Some("2026-01-01T11:00:00Z".parse().unwrap()),
             pods,

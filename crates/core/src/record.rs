@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Facts;
 use crate::outcome::Failure;
@@ -26,7 +27,7 @@ pub struct Try {
     /// The digest that the name points to on this node after the try (`sha256:…`, of the manifest
     /// or of the index of manifests); none without a usable local copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// The size of that copy in bytes, as CRI reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
@@ -138,7 +139,7 @@ pub struct Confirmation {
     /// When the try began that brought it.
     pub time: Timestamp,
     /// What the tag pointed to: the age of another copy under the same name is unknown.
-    pub digest: String,
+    pub digest: Digest,
 }
 
 /// A copy on the node.
@@ -146,7 +147,7 @@ pub struct Confirmation {
 #[serde(rename_all = "camelCase")]
 pub struct LocalCopy {
     /// What the name points to (`sha256:…`, of the manifest or of the index of manifests).
-    pub digest: String,
+    pub digest: Digest,
     /// Its size in bytes, as CRI reports it; none if it was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,

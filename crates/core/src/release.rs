@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::image::short_digest;
+use crate::digest::Digest;
 use crate::outcome::{Failure, Outcome};
 use crate::text;
 use crate::time::{age, near};
@@ -43,7 +43,7 @@ pub struct ContainerRelease {
     pub failure: Option<Failure>,
     /// What the container starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// When the registry last said that the tag points there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
@@ -99,10 +99,7 @@ impl ContainerRelease {
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
-        let digest = self
-            .digest
-            .as_deref()
-            .map_or("no proven copy", short_digest);
+        let digest = self.digest.as_ref().map_or("no proven copy", Digest::short);
         let confirmed = match self.confirmed {
             Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
             None => "never confirmed by TryLatest".to_owned(),
@@ -199,7 +196,7 @@ mod tests {
             image: "127.0.0.1:5000/my/app:latest".into(),
             outcome: Outcome::Fallback,
             failure: Some(Failure::new(FailureClass::Network, "connection refused")),
-            digest: Some(format!("sha256:{}", "ab".repeat(32))),
+            digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
             confirmed: Some("2026-01-01T11:57:00Z".parse().unwrap()),
             note: None,
             answered: None,

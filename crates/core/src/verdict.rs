@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::digest::Digest;
 use crate::knowledge::Facts;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::TryResult;
@@ -17,7 +18,7 @@ pub enum CachedCopy {
     /// A container can start from it.
     Usable {
         /// What the name points to.
-        digest: String,
+        digest: Digest,
         /// Its size in bytes, as CRI reports it.
         size_bytes: u64,
     },
@@ -37,7 +38,7 @@ pub enum CachedCopy {
 
 impl CachedCopy {
     /// The digest of a usable copy.
-    pub fn digest(&self) -> Option<&str> {
+    pub fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Usable { digest, .. } => Some(digest),
             Self::Absent | Self::Unusable { .. } | Self::Unknown { .. } => None,
@@ -205,7 +206,7 @@ pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Deci
 
 /// Why this pod may not use the cached copy, if so; without a digest, a copy of which nothing is
 /// known.
-fn refusal(class: FailureClass, digest: Option<&str>, terms: Terms<'_>) -> Option<String> {
+fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
     let Terms { facts, rules, now } = terms;
     let private = class == FailureClass::Unauthorized || facts.needs_credentials;
     if private && !rules.allow_unverified_fallback {
@@ -260,9 +261,13 @@ mod tests {
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
+    fn of(short: &str) -> Digest {
+        format!("sha256:{short}").parse().unwrap()
+    }
+
     fn usable(digest: &str) -> CachedCopy {
         CachedCopy::Usable {
-            digest: digest.into(),
+            digest: of(digest),
             size_bytes: 1,
         }
     }
@@ -477,7 +482,7 @@ mod tests {
                 facts: Facts {
                     confirmed: confirmed.map(|(time, digest)| Confirmation {
                         time: time.parse().unwrap(),
-                        digest: digest.into(),
+                        digest: of(digest),
                     }),
                     ..Facts::default()
                 },

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::knowledge::Facts;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
@@ -116,9 +117,13 @@ enum Event {
     },
 }
 
+fn digest(n: u8) -> Digest {
+    format!("sha256:{n}").parse().expect("a digest")
+}
+
 fn copies() -> impl Strategy<Value = CachedCopy> {
     prop_oneof![
-        3 => (1..3_u8).prop_map(|n| CachedCopy::Usable { digest: format!("d{n}"), size_bytes: 7 }),
+        3 => (1..3_u8).prop_map(|n| CachedCopy::Usable { digest: digest(n), size_bytes: 7 }),
         3 => Just(CachedCopy::Absent),
         1 => Just(CachedCopy::Unusable { why: "damaged".into() }),
         3 => Just(CachedCopy::Unknown { why: "no answer".into() }),
@@ -180,7 +185,7 @@ struct World {
     pods: BTreeMap<usize, GatedPod>,
     under_way: Vec<Action>,
     /// What was proven of each image, ever.
-    proven: BTreeSet<(ImageName, String)>,
+    proven: BTreeSet<(ImageName, Digest)>,
     /// Decisions that could not be written yet, by the pod's uid.
     decided: BTreeMap<String, Release>,
     records: Vec<Try>,
@@ -479,7 +484,7 @@ impl World {
 
     fn prove(&mut self, image: &ImageName, copy: &CachedCopy) {
         if let Some(digest) = copy.digest() {
-            self.proven.insert((image.clone(), digest.to_owned()));
+            self.proven.insert((image.clone(), digest.clone()));
         }
     }
 

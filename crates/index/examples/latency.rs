@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     FailureClass::Network,
                     "dial tcp: connection refused",
                 )),
-                digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
                 size_bytes: Some(12_345_678),
                 copy_unknown: false,
             };

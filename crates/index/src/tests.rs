@@ -24,7 +24,7 @@ fn tried(image: &str, started: Timestamp, result: TryResult) -> Try {
         started,
         duration: Duration::from_millis(20),
         result,
-        digest: Some("sha256:1".into()),
+        digest: "sha256:1".parse().ok(),
         size_bytes: Some(7),
         copy_unknown: false,
     }
@@ -60,7 +60,7 @@ fn tries_are_there_after_a_reopen() {
     assert_eq!(record.tries[0].started, now() + Duration::from_secs(19));
     let confirmed = record.facts.confirmed.as_ref().unwrap();
     assert_eq!(confirmed.time, now() + Duration::from_secs(18));
-    assert_eq!(confirmed.digest, "sha256:1");
+    assert_eq!(confirmed.digest.as_str(), "sha256:1");
     assert_eq!(
         record.week,
         Week {
@@ -119,7 +119,7 @@ fn a_silent_containerd_says_nothing_about_the_copy() {
         };
         index.record(&tried).unwrap();
         let copy = index.all(now()).unwrap().remove(0).facts.copy;
-        assert_eq!(copy.map(|copy| copy.digest).as_deref(), expected);
+        assert_eq!(copy.as_ref().map(|copy| copy.digest.as_str()), expected);
     }
 }
 
@@ -157,7 +157,7 @@ fn of_images_that_are_gone_the_last_are_remembered() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
     let found = |digest: &str| LocalCopy {
-        digest: digest.into(),
+        digest: digest.parse().unwrap(),
         size_bytes: None,
     };
     let old: Vec<_> = (0..3)
@@ -191,7 +191,7 @@ fn a_lost_index_is_seeded_and_what_is_known_stays() {
         .record(&tried("app", now(), TryResult::Fresh))
         .unwrap();
     let found = LocalCopy {
-        digest: "sha256:2".into(),
+        digest: "sha256:2".parse().unwrap(),
         size_bytes: Some(9),
     };
     let images = ["app", "new"].map(|name| (name.parse().unwrap(), found.clone()));
@@ -199,7 +199,10 @@ fn a_lost_index_is_seeded_and_what_is_known_stays() {
     let all = index.all(now()).unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!(all[0].tries.len(), 1);
-    assert_eq!(all[0].facts.copy.as_ref().unwrap().digest, "sha256:1");
+    assert_eq!(
+        all[0].facts.copy.as_ref().unwrap().digest.as_str(),
+        "sha256:1"
+    );
     assert_eq!(all[1].facts.confirmed, None);
     assert_eq!(all[1].facts.copy, Some(found));
 }

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
+use trylatest_core::digest::InvalidDigest;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Ask, Flow, Moved, TryEnded};
@@ -186,9 +187,14 @@ pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Ca
 
 fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
     match found {
-        Ok(Local::Usable(local)) => CachedCopy::Usable {
-            digest: local.digest,
-            size_bytes: local.size_bytes,
+        Ok(Local::Usable(local)) => match local.digest.parse() {
+            Ok(digest) => CachedCopy::Usable {
+                digest,
+                size_bytes: local.size_bytes,
+            },
+            Err(error) => CachedCopy::Unusable {
+                why: InvalidDigest::to_string(&error),
+            },
         },
         Ok(Local::Absent) => CachedCopy::Absent,
         Ok(Local::Unusable { why }) => CachedCopy::Unusable { why },

@@ -109,12 +109,12 @@ impl History {
                     .into_iter()
                     // Every pull makes a name with a digest beside the tag's.
                     .filter(|local| !local.image.has_digest())
-                    .map(|local| {
+                    .filter_map(|local| {
                         let copy = LocalCopy {
-                            digest: local.digest,
+                            digest: local.digest.parse().ok()?,
                             size_bytes: Some(local.size_bytes),
                         };
-                        (local.image, copy)
+                        Some((local.image, copy))
                     })
                     .collect();
                 let count = images.len();

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
+use trylatest_core::digest::Digest;
 use trylatest_core::node::{NodeImage, NodeReport};
 use trylatest_core::plan::{Action, Event, Moved, Planner, Written};
 use trylatest_core::pod::{GatedPod, PodId};
@@ -197,7 +198,7 @@ impl<R: ImageRuntime> Loop<R> {
                 container = name,
                 image = container.image,
                 outcome = container.outcome.as_str(),
-                digest = container.digest,
+                digest = container.digest.as_ref().map(Digest::as_str),
                 error = container.failure.as_ref().map(tracing::field::display),
                 took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                 "released"
@@ -227,7 +228,7 @@ impl<R: ImageRuntime> Loop<R> {
         debug!(
             image = %tried.image,
             result = tried.result.as_str(),
-            digest = tried.digest,
+            digest = tried.digest.as_ref().map(Digest::as_str),
             error = tried.result.failure().map(tracing::field::display),
             took_ms = u64::try_from(tried.duration.as_millis()).unwrap_or(u64::MAX),
             "tried"

@@ -55,12 +55,12 @@ fn node_image(
         (None, Some((time, release))) => (*time, of_release(release)),
         (None, None) => return None,
     };
-    let copy = known.facts.copy.as_ref().map(|copy| copy.digest.as_str());
+    let copy = known.facts.copy.as_ref().map(|copy| &copy.digest);
     Some(NodeImage {
         image: name.clone(),
         outcome,
         class,
-        digest: copy.map(str::to_owned),
+        digest: copy.cloned(),
         tried,
         confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
         pods: users.len(),
@@ -73,7 +73,7 @@ fn node_image(
 
 /// Whether the registry has said since that the tag points to the copy of this release.
 fn stands((time, release): Given<'_>, known: &Known) -> bool {
-    let digest = release.digest.as_deref();
+    let digest = release.digest.as_ref();
     digest.is_some_and(|digest| known.is_confirmed_since(time, digest))
 }
 

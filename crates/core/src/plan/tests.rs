@@ -10,6 +10,7 @@ mod turns;
 use jiff::Timestamp;
 
 use super::*;
+use crate::digest::Digest;
 use crate::knowledge::Facts;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
@@ -240,9 +241,15 @@ fn written_down(
     }
 }
 
+/// This digest, or a short name for one.
+fn digest(name: &str) -> Digest {
+    let full = name.parse();
+    full.unwrap_or_else(|_| format!("sha256:{name}").parse().unwrap())
+}
+
 fn usable(digest: &str) -> CachedCopy {
     CachedCopy::Usable {
-        digest: digest.into(),
+        digest: self::digest(digest),
         size_bytes: 7,
     }
 }
@@ -250,7 +257,7 @@ fn usable(digest: &str) -> CachedCopy {
 fn confirmation(digest: &str) -> Confirmation {
     Confirmation {
         time: wall(Duration::ZERO),
-        digest: digest.into(),
+        digest: self::digest(digest),
     }
 }
 
@@ -281,7 +288,7 @@ fn a_pod_is_tried_released_and_left_alone() {
     let actions = world.ends(attempt, None, usable("1"), usable("2"));
     let release = the_release(&actions).clone();
     assert_eq!(release.containers["app"].outcome, Outcome::Fresh);
-    assert_eq!(release.containers["app"].digest.as_deref(), Some("2"));
+    assert_eq!(release.containers["app"].digest, Some(digest("2")));
     assert_eq!(release.containers["app"].confirmed, Some(wall(world.up)));
     assert_eq!(release.time, world.now().wall);
     assert_eq!(world.records.len(), 1);
@@ -467,7 +474,7 @@ fn an_image_that_is_changed_while_the_gate_holds_is_tried_too() {
     let actions = world.handle(ended(new, second, None, &CachedCopy::Absent, usable("2")));
     let app = &the_release(&actions).containers["app"];
     assert_eq!(app.image, "reg.example/new");
-    assert_eq!(app.digest.as_deref(), Some("2"));
+    assert_eq!(app.digest, Some(digest("2")));
 }
 
 /// A gate that waited for 20 s.

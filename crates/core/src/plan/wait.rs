@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::event::Ask;
 use super::image::Image;
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::{Facts, Knowledge};
 use crate::outcome::{Failure, FailureClass, Outcome};
@@ -274,7 +275,7 @@ impl Waiting {
         &self,
         decision: Decision,
         evidence: &Evidence,
-        digest: Option<&str>,
+        digest: Option<&Digest>,
         confirmed: Option<Timestamp>,
     ) -> Wait {
         let Decision { outcome, note } = decision;
@@ -282,7 +283,7 @@ impl Waiting {
             image: self.written.clone(),
             outcome,
             failure: evidence.result.failure().cloned(),
-            digest: digest.map(str::to_owned),
+            digest: digest.cloned(),
             confirmed,
             note,
             answered: None,

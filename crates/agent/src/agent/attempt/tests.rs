@@ -1,11 +1,16 @@
 use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
 
+use trylatest_core::digest::Digest;
 use trylatest_core::record::TryResult;
 
 use super::*;
 
 const STALL: Duration = Duration::from_secs(5);
 const MIB: u64 = 1 << 20;
+
+fn digest(short: &str) -> Digest {
+    format!("sha256:{short}").parse().unwrap()
+}
 
 fn image() -> ImageName {
     "reg.example/app:latest".parse().unwrap()
@@ -34,7 +39,7 @@ async fn a_moved_tag_is_pulled_and_fresh() {
     let ended = ended(&node).await;
     assert_eq!(ended.attempt, 7);
     assert_eq!(ended.evidence.result, TryResult::Fresh);
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -50,7 +55,7 @@ async fn a_failed_pull_leaves_the_copy() {
         .cloned()
         .map(|failure| failure.class);
     assert_eq!(class, Some(FailureClass::ServerError));
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -96,7 +101,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     let (sender, mut looks) = mpsc::channel(1024);
     let ended = attempt(&node, image(), 1, Ask::Always, STALL, sender).await;
     assert_eq!(ended.evidence.result.failure().cloned(), None);
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
     let mut bytes = Vec::new();
     while let Some(moved) = looks.recv().await {
         bytes.push(moved.flow.bytes);
@@ -113,7 +118,7 @@ async fn what_cannot_start_gives_its_name_back() {
     let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Invalid);
     assert_eq!(failure.message, "it is for windows/amd64");
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
     assert_eq!(node.kept(&alias::of(&image())), None, "the alias is gone");
 }
 
@@ -126,7 +131,7 @@ async fn a_try_that_was_cut_off_is_made_good_by_the_next() {
     node.spoil(&image(), "half an image");
     node.answer(&image(), Answer::fail(FailureClass::Network));
     let ended = ended(&node).await;
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
     assert_eq!(node.kept(&alias), None, "the alias is gone");
 }
 
@@ -176,7 +181,7 @@ async fn a_try_that_has_failed_already_asks_nobody_and_tells_the_copy() {
         ),
         (Some(silence), 0)
     );
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +223,7 @@ async fn an_unpacked_layer_that_is_gone_is_mended_and_pulled_again() {
         ),
         (None, 2)
     );
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
     let healed = ended.evidence.healed.unwrap();
     assert_eq!(healed, "healed: this node's disk had lost a layer");
 }
@@ -244,7 +249,7 @@ async fn in_an_outage_it_is_mended_and_the_registry_not_asked_again() {
     );
     assert_eq!(node.pulls(&image()), 1);
     // The layers are here, and containerd unpacks them again.
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:one"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
     assert!(ended.evidence.healed.is_some());
 }
 
@@ -273,6 +278,6 @@ async fn a_shared_layer_that_is_gone_does_not_stop_a_moved_tag() {
         ),
         (None, 2)
     );
-    assert_eq!(ended.evidence.copy.digest(), Some("sha256:two"));
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
     assert!(ended.evidence.healed.is_some());
 }
