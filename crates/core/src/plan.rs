@@ -17,7 +17,7 @@ mod pod;
 mod repeat;
 mod report;
 mod round;
-mod settle;
+mod tried;
 mod turns;
 mod wait;
 

@@ -203,7 +203,7 @@ impl Waiting {
                 return Need::Try;
             }
             (Wait::Try { .. }, Happening::TryEnded { evidence, .. }) if !is_over => {
-                let Some(done) = self.settled(evidence, view) else {
+                let Some(done) = self.judged(evidence, view) else {
                     self.failed_tries += 1;
                     self.failure = evidence.result.failure().cloned();
                     return Need::Retry;
@@ -219,7 +219,7 @@ impl Waiting {
                 | Wait::LastTry,
                 Happening::TryEnded { evidence, .. },
             ) => {
-                let done = self.settled(evidence, view);
+                let done = self.judged(evidence, view);
                 let done = done.unwrap_or_else(|| self.given_up(evidence, view));
                 (done, Need::Nothing)
             }
@@ -241,7 +241,7 @@ impl Waiting {
         }
         let failure = self.failure.clone().unwrap_or_else(|| late(view.image));
         let evidence = Evidence::of_look(failure, copy.clone());
-        if let Some(done) = self.settled(&evidence, view) {
+        if let Some(done) = self.judged(&evidence, view) {
             done
         } else if view.image.attempt.is_none() {
             self.given_up(&evidence, view)
@@ -254,7 +254,7 @@ impl Waiting {
     }
 
     /// The decision, if the evidence allows one.
-    fn settled(&self, evidence: &Evidence, view: &View<'_>) -> Option<Wait> {
+    fn judged(&self, evidence: &Evidence, view: &View<'_>) -> Option<Wait> {
         let facts = view.knowledge.facts(view.name);
         let decision = judge(evidence, terms(&facts, view))?;
         let digest = evidence.copy.digest();
