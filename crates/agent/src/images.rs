@@ -137,9 +137,8 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
 mod tests {
     use std::time::Duration;
 
-    use trylatest_core::knowledge::Facts;
     use trylatest_core::outcome::{Failure, FailureClass};
-    use trylatest_core::record::{LocalCopy, Try, TryResult, Week};
+    use trylatest_core::record::{Facts, LocalCopy, Try, TryResult, Week};
 
     use super::*;
 

@@ -1,62 +1,13 @@
-//! What this node's tries have shown about images. Tries are folded here and nowhere else: the
-//! planner and the index both use [`Facts::add`].
+//! What the planner knows about images from this node's tries, which [`Facts::add`] folds for it and
+//! for the index.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::ImageName;
-use crate::outcome::FailureClass;
-use crate::record::{Confirmation, ImageRecord, LocalCopy, Try};
-
-/// What the tries of one image name have shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Facts {
-    /// What the registry last said about where the tag points; none if it never said so while
-    /// TryLatest watched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirmed: Option<Confirmation>,
-    /// Whether the registry's last answer was 401 or 403: no cached copy of such an image is handed
-    /// out on trust. A later anonymous success clears it.
-    #[serde(default)]
-    pub needs_credentials: bool,
-    /// The copy that the node held when containerd last said so, after a try or when the index was
-    /// rebuilt; none if there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copy: Option<LocalCopy>,
-}
-
-impl Facts {
-    /// Adds what a later try has shown.
-    pub fn add(&mut self, tried: &Try) {
-        if let Some(confirmed) = tried.confirmation() {
-            self.confirmed = Some(confirmed);
-            self.needs_credentials = false;
-        }
-        let class = tried.result.failure().map(|failure| failure.class);
-        if class == Some(FailureClass::Unauthorized) {
-            self.needs_credentials = true;
-        }
-        if !tried.copy_unknown {
-            self.copy = tried.copy();
-        }
-    }
-
-    /// Whether the registry has given the image to somebody without credentials, and has not said
-    /// otherwise since.
-    pub fn is_public(&self) -> bool {
-        self.confirmed.is_some() && !self.needs_credentials
-    }
-
-    /// When the registry last said that the tag points to this digest.
-    pub fn confirmed_at(&self, digest: &Digest) -> Option<Timestamp> {
-        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == *digest)?;
-        Some(confirmed.time)
-    }
-}
+use crate::record::{Facts, ImageRecord, Try};
 
 /// What is known about one image name.
 #[derive(Clone, Debug, Default)]
@@ -175,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::outcome::Failure;
+    use crate::outcome::{Failure, FailureClass};
     use crate::record::TryResult;
 
     const D1: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
@@ -194,37 +145,6 @@ mod tests {
 
     fn failed(class: FailureClass) -> TryResult {
         TryResult::Failed(Failure::new(class, "why"))
-    }
-
-    #[test]
-    fn the_last_answer_about_credentials_counts() {
-        let mut facts = Facts::default();
-        for (result, needs) in [
-            (failed(FailureClass::Unauthorized), true),
-            (failed(FailureClass::Network), true),
-            (TryResult::Unchanged, false),
-            (failed(FailureClass::Timeout), false),
-        ] {
-            facts.add(&tried("app", 0, result, Some(D1)));
-            assert_eq!(facts.needs_credentials, needs);
-        }
-    }
-
-    #[test]
-    fn a_confirmation_lasts_and_a_copy_is_what_was_seen_last() {
-        let mut facts = Facts::default();
-        facts.add(&tried("app", 7, TryResult::Fresh, Some(D1)));
-        facts.add(&tried("app", 9, failed(FailureClass::Local), None));
-        assert_eq!(facts.copy, None);
-        assert_eq!(
-            facts.confirmed_at(&D1.parse().unwrap()),
-            Timestamp::from_second(7).ok()
-        );
-        let mut unknown = tried("app", 11, failed(FailureClass::Local), None);
-        unknown.copy_unknown = true;
-        facts.add(&tried("app", 10, TryResult::Unchanged, Some(D1)));
-        facts.add(&unknown);
-        assert!(facts.copy.is_some(), "a silent containerd says nothing");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!   └───────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`knowledge`] (what tries
+//! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`record`] (what tries
 //! have shown), [`rules`] (what applies to a pod), [`verdict`] (which copy a container may use),
 //! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`keys`] owns
 //! every name on an object, [`outcome`] the outcomes and failure classes.
@@ -19,7 +19,7 @@ pub mod digest;
 pub mod gate;
 pub mod image;
 pub mod keys;
-pub mod knowledge;
+mod knowledge;
 pub mod node;
 pub mod outcome;
 pub mod plan;

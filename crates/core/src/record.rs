@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::ImageName;
-use crate::knowledge::Facts;
-use crate::outcome::Failure;
+use crate::outcome::{Failure, FailureClass};
 
 /// One finished try for one image, on this node: what happened, whatever it meant for a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +108,53 @@ mod millis {
     }
 }
 
+/// What the tries of one image name have shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// What the registry last said about where the tag points; none if it never said so while
+    /// TryLatest watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmation>,
+    /// Whether the registry's last answer was 401 or 403: no cached copy of such an image is handed
+    /// out on trust. A later anonymous success clears it.
+    #[serde(default)]
+    pub needs_credentials: bool,
+    /// The copy that the node held when containerd last said so, after a try or when the index was
+    /// rebuilt; none if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LocalCopy>,
+}
+
+impl Facts {
+    /// Adds what a later try has shown.
+    pub fn add(&mut self, tried: &Try) {
+        if let Some(confirmed) = tried.confirmation() {
+            self.confirmed = Some(confirmed);
+            self.needs_credentials = false;
+        }
+        let class = tried.result.failure().map(|failure| failure.class);
+        if class == Some(FailureClass::Unauthorized) {
+            self.needs_credentials = true;
+        }
+        if !tried.copy_unknown {
+            self.copy = tried.copy();
+        }
+    }
+
+    /// Whether the registry has given the image to somebody without credentials, and has not said
+    /// otherwise since.
+    pub fn is_public(&self) -> bool {
+        self.confirmed.is_some() && !self.needs_credentials
+    }
+
+    /// When the registry last said that the tag points to this digest.
+    pub fn confirmed_at(&self, digest: &Digest) -> Option<Timestamp> {
+        let confirmed = self.confirmed.as_ref().filter(|c| c.digest == *digest)?;
+        Some(confirmed.time)
+    }
+}
+
 /// What the index remembers of one image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -161,4 +207,58 @@ pub struct Week {
     pub tries: u32,
     /// Tries that failed.
     pub failures: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const D1: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+    fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
+        Try {
+            image: image.parse().unwrap(),
+            started: Timestamp::from_second(second).unwrap(),
+            duration: Duration::from_secs(2),
+            result,
+            digest: digest.map(|digest| digest.parse().unwrap()),
+            size_bytes: None,
+            copy_unknown: false,
+        }
+    }
+
+    fn failed(class: FailureClass) -> TryResult {
+        TryResult::Failed(Failure::new(class, "why"))
+    }
+
+    #[test]
+    fn the_last_answer_about_credentials_counts() {
+        let mut facts = Facts::default();
+        for (result, needs) in [
+            (failed(FailureClass::Unauthorized), true),
+            (failed(FailureClass::Network), true),
+            (TryResult::Unchanged, false),
+            (failed(FailureClass::Timeout), false),
+        ] {
+            facts.add(&tried("app", 0, result, Some(D1)));
+            assert_eq!(facts.needs_credentials, needs);
+        }
+    }
+
+    #[test]
+    fn a_confirmation_lasts_and_a_copy_is_what_was_seen_last() {
+        let mut facts = Facts::default();
+        facts.add(&tried("app", 7, TryResult::Fresh, Some(D1)));
+        facts.add(&tried("app", 9, failed(FailureClass::Local), None));
+        assert_eq!(facts.copy, None);
+        assert_eq!(
+            facts.confirmed_at(&D1.parse().unwrap()),
+            Timestamp::from_second(7).ok()
+        );
+        let mut unknown = tried("app", 11, failed(FailureClass::Local), None);
+        unknown.copy_unknown = true;
+        facts.add(&tried("app", 10, TryResult::Unchanged, Some(D1)));
+        facts.add(&unknown);
+        assert!(facts.copy.is_some(), "a silent containerd says nothing");
+    }
 }

@@ -5,9 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::digest::Digest;
-use crate::knowledge::Facts;
 use crate::outcome::{Failure, FailureClass, Outcome};
-use crate::record::TryResult;
+use crate::record::{Facts, TryResult};
 use crate::rules::{NodeRules, Rules};
 use crate::text;
 use crate::time::{age, near};

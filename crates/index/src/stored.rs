@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use trylatest_core::image::ImageName;
-use trylatest_core::knowledge::Facts;
-use trylatest_core::record::{ImageRecord, LocalCopy, Try, Week};
+use trylatest_core::record::{Facts, ImageRecord, LocalCopy, Try, Week};
 
 use crate::TRIES_MAX;
 

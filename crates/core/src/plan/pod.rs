@@ -8,17 +8,19 @@ use jiff::{SignedDuration, Timestamp};
 use super::event::{Action, Answer, Silence};
 use super::image::Image;
 use super::repeat::{Seeable, UNSEEN_AFTER};
-use super::report::Given;
 use super::round::Round;
 use crate::image::ImageName;
 use crate::pod::{GateState, GatedPod};
-use crate::release::{FRESHNESS, Release};
+use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
 use crate::time::{Now, age};
 
 /// An agent that comes back does not report what is older: the API server keeps Events for this long
 /// by default, and the same Event would be written again.
 pub(super) const NEWS: Duration = Duration::from_hours(1);
+
+/// When and how a pod was released with an image.
+pub(super) type Given<'a> = (Timestamp, &'a ContainerRelease);
 
 /// A gated pod of this node and what it waits for.
 #[derive(Debug)]

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-
-use super::pod::Pod;
+use super::pod::{Given, Pod};
 use crate::image::ImageName;
 use crate::knowledge::{Knowledge, Known};
 use crate::node::NodeImage;
@@ -13,9 +11,6 @@ use crate::record::{Try, TryResult};
 use crate::release::ContainerRelease;
 use crate::rules::NodeRules;
 use crate::verdict::may_use_by_default;
-
-/// When and how a pod was released with an image.
-pub(super) type Given<'a> = (Timestamp, &'a ContainerRelease);
 
 /// Every image that was tried, or that a pod was released with.
 pub(super) fn node_images<'a>(

@@ -11,10 +11,9 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::digest::Digest;
-use crate::knowledge::Facts;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
-use crate::record::{Confirmation, Try};
+use crate::record::{Confirmation, Facts, Try};
 use crate::settings::Settings;
 use crate::verdict::{CachedCopy, Evidence};
 
