@@ -80,13 +80,12 @@ impl NodeReport {
         });
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
         let summary = format!(
-            "{} TryLatest image(s), {} running from the node's cache because a try failed",
-            images.len(),
+            "{}, {} running from the node's cache after a failed pull",
+            text::count(images.len(), "TryLatest image"),
             cached.len()
         );
         let message = if cached.is_empty() {
-            "no pod of this node runs a cached copy of a TryLatest image because its try failed"
-                .to_owned()
+            "no pod on this node runs a cached TryLatest image after a failed pull".to_owned()
         } else {
             condition_message(&cached)
         };
@@ -130,9 +129,10 @@ fn condition_message(cached: &[&NodeImage]) -> String {
         .take(CONDITION_IMAGES_MAX)
         .map(|image| {
             if image.outcome != Outcome::Fallback {
-                let (image, pods, now) = (&image.image, image.pods_from_cache, image.outcome);
+                let pods = text::count(image.pods_from_cache, "pod");
+                let (image, now) = (&image.image, image.outcome);
                 return format!(
-                    "{image}: {now} by now, but {pods} pod(s) still run the copy before"
+                    "{image}: {now} now, but {pods} started earlier and still running the previous copy"
                 );
             }
             let digest = image.digest.as_ref().map(Digest::short);
@@ -190,11 +190,7 @@ mod tests {
                 .message
                 .contains("app2:latest (sha256:000000000000, confirmed 60m before): network")
         );
-        assert!(
-            report
-                .summary
-                .starts_with("2 TryLatest image(s), 1 running")
-        );
+        assert!(report.summary.starts_with("2 TryLatest images, 1 running"));
         // The worst comes first.
         assert!(report.images.find("app2").unwrap() < report.images.find("app1").unwrap());
     }
@@ -212,7 +208,7 @@ mod tests {
         moved.pods_from_cache = 2;
         let report = NodeReport::new(vec![moved]);
         assert!(report.fallback);
-        let words = "app2:latest: fresh by now, but 2 pod(s) still run the copy before";
+        let words = "app2:latest: fresh now, but 2 pods started earlier and still running the previous copy";
         assert!(report.message.contains(words), "{}", report.message);
     }
 

@@ -42,6 +42,12 @@ pub fn some_of(names: &[&str], most: usize) -> String {
     }
 }
 
+/// How many of something there are, in words: `1 pod`, `2 pods`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// Text of others as part of one line: control characters, and those that only change how the line
 /// looks, become spaces.
 pub(crate) fn on_one_line(text: &str) -> String {
@@ -68,6 +74,8 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!(on_one_line("a\nb\u{202e}c\u{200b}ä"), "a b c ä");
+        assert_eq!(count(1, "pod"), "1 pod");
+        assert_eq!(count(0, "pod"), "0 pods");
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(3_565_158), "3.4 MiB");

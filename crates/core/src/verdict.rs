@@ -48,14 +48,17 @@ impl CachedCopy {
     fn unusable(&self) -> Option<Failure> {
         match self {
             Self::Usable { .. } => None,
-            Self::Absent => Some(Failure::new(FailureClass::Local, "the image is gone again")),
+            Self::Absent => Some(Failure::new(
+                FailureClass::Local,
+                "the image was removed right after the pull",
+            )),
             Self::Unusable { why } => Some(Failure::new(
                 FailureClass::Invalid,
                 format!("no container can start from what was pulled: {why}"),
             )),
             Self::Unknown { why } => Some(Failure::new(
                 FailureClass::Local,
-                format!("the copy could not be looked at: {why}"),
+                format!("the copy could not be checked: {why}"),
             )),
         }
     }
@@ -190,11 +193,11 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
 pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Decision {
     let what = match copy {
         CachedCopy::Usable { .. } | CachedCopy::Absent => {
-            return Decision::because(Outcome::Unavailable, "no copy is on this node");
+            return Decision::because(Outcome::Unavailable, "there is no copy on this node");
         }
         CachedCopy::Unusable { why } => format!("the copy on this node cannot be used: {why}"),
         CachedCopy::Unknown { why } => {
-            format!("the copy on this node could not be looked at: {why}")
+            format!("the copy on this node could not be checked: {why}")
         }
     };
     match refusal(class, None, terms) {
@@ -225,10 +228,16 @@ fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Op
     let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
     // A time that lies ahead was written by a clock that was set back since: it tells no age.
     let confirmed = confirmed.filter(|&then| then <= now || near(then, now, CLOCK_STEP));
+    let limit = text::short_duration(max_age);
     match confirmed.map(|then| age(now, then)) {
         Some(age) if age <= max_age => None,
-        Some(age) => Some(older_than(max_age, &text::short_duration(age))),
-        None => Some(older_than(max_age, "an unknown time")),
+        Some(age) => Some(format!(
+            "its tag was last confirmed {} ago, and the pod's max-age is {limit}",
+            text::short_duration(age)
+        )),
+        None => Some(format!(
+            "TryLatest does not know how old it is, and the pod's max-age is {limit}"
+        )),
     }
 }
 
@@ -245,13 +254,6 @@ pub(crate) fn may_use_by_default(class: FailureClass, facts: &Facts, node: &Node
 
 /// Clocks are set by less than this while they are kept in time.
 const CLOCK_STEP: Duration = Duration::from_secs(60);
-
-fn older_than(max_age: Duration, age: &str) -> String {
-    format!(
-        "its tag was last confirmed {age} ago, the pod's max-age is {}",
-        text::short_duration(max_age)
-    )
-}
 
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, judge};
 /// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 
-/// A copy that could not be looked at is looked at again after this time, while the try runs.
+/// A copy that could not be checked is checked again after this time, while the try runs.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// One container, and what it waits for.
@@ -58,7 +58,7 @@ enum Wait {
     },
     /// The pod's time is up, but the registry may yet refuse the image: its first word.
     FirstWord { until: Duration },
-    /// The copy could not be looked at, and a try runs: the end of a pause.
+    /// The copy could not be checked, and a try runs: the end of a pause.
     NextLook { at: Duration, unheard: bool },
     /// There is no copy: the end of the try that runs. As long as bytes flow, the pod has nothing
     /// better to do.
@@ -327,7 +327,7 @@ fn late(image: &Image) -> Failure {
         ),
         Some(attempt) if attempt.flow.flows => (
             FailureClass::Timeout,
-            "the pod's time to try is up; the download goes on for the next pod",
+            "the pod's time to try is up; the download continues for the next pod",
         ),
         Some(attempt) if matches!(attempt.ask, Ask::Always) && attempt.has_answer() => (
             FailureClass::Timeout,

@@ -62,7 +62,7 @@ fn when_its_time_is_up_a_pod_takes_the_cached_copy_and_the_download_goes_on() {
     assert_eq!(release.outcome, Outcome::Fallback);
     let failure = release.failure.as_ref().unwrap();
     assert_eq!(failure.class, FailureClass::Timeout);
-    assert!(failure.message.contains("goes on"), "{failure}");
+    assert!(failure.message.contains("continues"), "{failure}");
     world.sent(&actions, Written::Done);
     assert_eq!(world.records, [], "the try has not ended");
     pod.gate = GateState::Open;
