@@ -182,6 +182,15 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
                 "the kubelet pulls it once the image verifier allows it",
             ))
         }
+        // The kubelet may know a secret that opens it, and reports what is wrong a second later if not.
+        (TryResult::Failed(failure), CachedCopy::Absent)
+            if failure.class == FailureClass::NotFound =>
+        {
+            Some(Decision::because(
+                Outcome::Unavailable,
+                "there is no copy on this node; the kubelet pulls it, with the pod's own secrets",
+            ))
+        }
         (_, CachedCopy::Absent | CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. }) => None,
     }
 }

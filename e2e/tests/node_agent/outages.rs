@@ -27,7 +27,7 @@ pub(crate) fn tests() -> Tests {
             an_image_for_another_system_is_what_containerd_makes_of_it,
             a_cut_blob_is_resumed,
             without_a_copy_it_is_tried_until_it_works,
-            without_a_copy_the_kubelet_tells_in_the_end,
+            what_no_registry_has_is_left_to_the_kubelet_at_once,
         ],
         alone: tests![
             a_closed_registry_falls_back,
@@ -190,11 +190,10 @@ async fn without_a_copy_it_is_tried_until_it_works(node: &Node) -> anyhow::Resul
     space.end().await
 }
 
-async fn without_a_copy_the_kubelet_tells_in_the_end(node: &Node) -> anyhow::Result<()> {
+async fn what_no_registry_has_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow::Result<()> {
     let space = node.space("nothing").await?;
     let image = space.image();
-    let spec = tried("app", &image).annotated("trylatest.dev/timeout", "3s");
-    space.work.create(&spec).await?;
+    space.work.create(&tried("app", &image)).await?;
     let event = "Warning TryLatestUnavailable: app:";
     let event = space.work.wait_event("app", event, SOON).await?;
     ensure!(
@@ -205,6 +204,8 @@ async fn without_a_copy_the_kubelet_tells_in_the_end(node: &Node) -> anyhow::Res
         .work
         .wait_event("app", "Warning Failed: Error: ErrImagePull", SOON)
         .await?;
+    let log = space.work.gate_log("app").await?;
+    ensure!(!log.contains("trying"), "it was tried again: {log}");
     space.end().await
 }
 

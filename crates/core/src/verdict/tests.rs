@@ -122,7 +122,7 @@ fn what_is_not_proven_usable_is_never_handed_out() {
     for failure in [
         None,
         Some(FailureClass::Network),
-        Some(FailureClass::NotFound),
+        Some(FailureClass::ServerError),
     ] {
         for after in [
             CachedCopy::Absent,
@@ -166,15 +166,23 @@ fn a_private_image_is_refused_in_an_outage_too_unless_allowed() {
     assert_eq!(case.outcome(), Some(Outcome::Fallback));
 }
 
+/// To try again would only keep the pod from the kubelet, which may have the secret for it.
 #[test]
-fn a_private_image_that_is_absent_is_left_to_the_kubelet() {
-    let case = Case {
-        failure: Some(FailureClass::Unauthorized),
-        before: CachedCopy::Absent,
-        after: CachedCopy::Absent,
-        ..Case::default()
-    };
-    assert_eq!(case.outcome(), Some(Outcome::Unavailable));
+fn an_absent_image_that_the_registry_does_not_give_is_left_to_the_kubelet_at_once() {
+    for class in FailureClass::ALL {
+        let case = Case {
+            failure: Some(class),
+            before: CachedCopy::Absent,
+            after: CachedCopy::Absent,
+            ..Case::default()
+        };
+        let at_once = matches!(
+            class,
+            FailureClass::Unauthorized | FailureClass::NotFound | FailureClass::Blocked
+        );
+        let expected = at_once.then_some(Outcome::Unavailable);
+        assert_eq!(case.outcome(), expected, "{class}");
+    }
 }
 
 #[test]

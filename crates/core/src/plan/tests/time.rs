@@ -11,7 +11,7 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
     while world.up < Duration::from_secs(200) && released.is_empty() {
         world.ends(
             attempt,
-            Some(FailureClass::NotFound),
+            Some(FailureClass::ServerError),
             CachedCopy::Absent,
             CachedCopy::Absent,
         );
@@ -37,7 +37,7 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
     let release = &the_release(&released).containers["app"];
     assert_eq!(
         release.failure.as_ref().unwrap().class,
-        FailureClass::NotFound
+        FailureClass::ServerError
     );
     assert!(world.tries() >= 3, "{}", world.tries());
     assert!(world.up <= Duration::from_secs(100) + TRY + Duration::from_secs(13));
