@@ -363,8 +363,11 @@ async fn without_an_agent_the_gate_opens_by_itself(node: &Node) -> anyhow::Resul
     let pod = space.work.pods().get("app").await?;
     let gate = gate_end(&pod).context("the gate has not ended")?;
     let message = gate.message.unwrap_or_default();
-    ensure!(message.starts_with(words), "its last words: {message:?}");
-    // Told by the agent when it is back, and counted.
+    ensure!(
+        message.starts_with("unanswered after 20.") && message.contains(words),
+        "its last words: {message:?}"
+    );
+    // Reported by the agent when it is back, and counted.
     let event = "Warning TryLatestUnanswered";
     space.work.wait_event("app", event, SOON).await?;
     let unanswered = "trylatest_gates_unanswered_total";
