@@ -37,6 +37,10 @@ lint: _to-build
     cargo clippy --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
+# The same for each crate alone, with no features of dependencies but those it asks for itself
+lint-alone: _to-build
+    git ls-files '*/Cargo.toml' | xargs -I@ cargo clippy --manifest-path @ --all-targets -- --deny warnings
+
 # Licences, duplicate crates, sources and advisories (needs cargo-deny)
 deny:
     cargo deny check
