@@ -1,16 +1,15 @@
 //! Probes and metrics over TCP, and the index over a socket that only this node's root can open.
 
+use std::future::ready;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use rustix::fs::Mode;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +19,7 @@ use super::handover;
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
+use super::serve::Answer;
 
 /// The socket's name in the state folder.
 pub(crate) const SOCKET: &str = "agent.sock";
@@ -44,12 +44,8 @@ pub(super) async fn serve(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let live = Arc::clone(&health);
-    let app = Router::new()
-        .route("/livez", get(async move || probe(live.dead())))
-        .route("/readyz", get(async move || probe(health.unready())))
-        .route("/metrics", get(async move || metrics_text(&metrics)));
-    super::serve::serve(listener, app, stop).await;
+    let answer = move |request| ready(node_page(&request, &health, &metrics));
+    super::serve::serve(listener, answer, stop).await;
     Ok(())
 }
 
@@ -69,10 +65,12 @@ pub(super) async fn serve_images(
             return Ok(());
         }
     };
-    let app = Router::new()
-        .route("/images", get(images))
-        .with_state(history.clone());
-    super::serve::serve(listener, app, stop).await;
+    let asked = history.clone();
+    let answer = move |request| {
+        let history = asked.clone();
+        async move { images_page(&request, &history).await }
+    };
+    super::serve::serve(listener, answer, stop).await;
     let removed = remove(&path).with_context(|| format!("removing {}", path.display()));
     // As long as the index is ours, so is the socket: the next agent waits for both.
     drop(history);
@@ -94,30 +92,145 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn probe(problem: Option<impl ToString>) -> Response {
+fn node_page<B>(request: &Request<B>, health: &Health, metrics: &Metrics) -> Answer {
+    match request.uri().path() {
+        "/livez" | "/readyz" | "/metrics" if !reads(request) => not_allowed(),
+        "/livez" => probe(health.dead()),
+        "/readyz" => probe(health.unready()),
+        "/metrics" => metrics_text(metrics),
+        _ => empty(StatusCode::NOT_FOUND),
+    }
+}
+
+async fn images_page<B>(request: &Request<B>, history: &History) -> Answer {
+    match request.uri().path() {
+        "/images" if !reads(request) => not_allowed(),
+        "/images" => images(history).await,
+        _ => empty(StatusCode::NOT_FOUND),
+    }
+}
+
+/// hyper leaves out the body where the method is HEAD.
+fn reads<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+}
+
+fn not_allowed() -> Answer {
+    let mut answer = empty(StatusCode::METHOD_NOT_ALLOWED);
+    let allowed = HeaderValue::from_static("GET,HEAD");
+    answer.headers_mut().insert(ALLOW, allowed);
+    answer
+}
+
+fn probe(problem: Option<impl ToString>) -> Answer {
     match problem {
-        None => "ok\n".into_response(),
-        Some(why) => (
+        None => page(TEXT, "ok\n".to_owned()),
+        Some(why) => failed(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("{}\n", why.to_string()),
-        )
-            .into_response(),
+        ),
     }
 }
 
-fn metrics_text(metrics: &Metrics) -> Response {
+fn metrics_text(metrics: &Metrics) -> Answer {
     match metrics.text() {
-        Ok(text) => ([("content-type", prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Ok(text) => page(prometheus::TEXT_FORMAT, text),
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-async fn images(State(history): State<History>) -> Response {
+async fn images(history: &History) -> Answer {
     match history.all().await {
         Ok(records) => match serde_json::to_string(&records) {
-            Ok(json) => ([("content-type", "application/json")], json).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+            Ok(json) => page("application/json", json),
+            Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn page(content_type: &'static str, text: String) -> Answer {
+    let mut answer = Answer::new(Full::from(text));
+    let content_type = HeaderValue::from_static(content_type);
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    answer
+}
+
+fn failed(status: StatusCode, why: String) -> Answer {
+    let mut answer = page(TEXT, why);
+    *answer.status_mut() = status;
+    answer
+}
+
+fn empty(status: StatusCode) -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = status;
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn request(method: &Method, path: &str) -> Request<()> {
+        let request = Request::builder().method(method).uri(path);
+        request.body(()).unwrap()
+    }
+
+    /// Status, content type and text of an answer.
+    async fn read(answer: Answer) -> (u16, String, String) {
+        let content_type = answer.headers().get(CONTENT_TYPE);
+        let content_type = content_type.map_or("", |value| value.to_str().unwrap());
+        let (status, content_type) = (answer.status().as_u16(), content_type.to_owned());
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        (
+            status,
+            content_type,
+            String::from_utf8(text.into()).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn probes_and_metrics_have_their_paths() {
+        let (health, metrics) = (Health::new(), Metrics::new("1.2.3").unwrap());
+        for (method, path, status, content_type, text) in [
+            (Method::GET, "/livez", 200, TEXT, "ok\n"),
+            (Method::HEAD, "/livez?verbose", 200, TEXT, "ok\n"),
+            (Method::GET, "/readyz", 503, TEXT, "not listed yet\n"),
+            (Method::GET, "/metrics", 200, prometheus::TEXT_FORMAT, ""),
+            (Method::POST, "/metrics", 405, "", ""),
+            (Method::GET, "/", 404, "", ""),
+            (Method::GET, "/livez/", 404, "", ""),
+            (Method::POST, "/images", 404, "", ""),
+        ] {
+            let answer = node_page(&request(&method, path), &health, &metrics);
+            let allowed = (status == 405).then_some(HeaderValue::from_static("GET,HEAD"));
+            assert_eq!(answer.headers().get(ALLOW), allowed.as_ref(), "{path}");
+            let answer = read(answer).await;
+            assert_eq!(
+                (answer.0, answer.1.as_str()),
+                (status, content_type),
+                "{method} {path}"
+            );
+            assert!(answer.2.ends_with(text), "{method} {path}: {}", answer.2);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_index_is_served_as_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let (history, _) = History::open(&dir.path().join("index"), metrics).await;
+        let answer = images_page(&request(&Method::GET, "/images"), &history).await;
+        let json = (200, "application/json".to_owned(), "[]".to_owned());
+        assert_eq!(read(answer).await, json);
+        let answer = images_page(&request(&Method::DELETE, "/images"), &history).await;
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+        let answer = images_page(&request(&Method::GET, "/metrics"), &history).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     }
 }

@@ -1,17 +1,21 @@
 //! A small HTTP server that nobody can hold up: a bounded number of connections, each of which asks
 //! once and has little time.
 
+use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use axum::Router;
-use axum::serve::Listener;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Most connections at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 128;
@@ -22,18 +26,24 @@ const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 /// How long answers under way may take after `stop`.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// After a connection that could not be accepted, as when no file descriptor is free.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a request is answered with.
+pub(super) type Answer = Response<Full<Bytes>>;
+
 /// Answers until `stop`, and returns soon after it whatever the clients do.
-pub(super) async fn serve(
-    listener: impl Listener<Io: 'static>,
-    app: Router,
+pub(super) async fn serve<A: Future<Output = Answer> + Send + 'static>(
+    listener: impl Listener<Io: Unpin + Send + 'static>,
+    answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static,
     stop: CancellationToken,
 ) {
-    serve_within(listener, app, stop, CONNECTION_DEADLINE).await;
+    serve_within(listener, answer, stop, CONNECTION_DEADLINE).await;
 }
 
-async fn serve_within(
-    mut listener: impl Listener<Io: 'static>,
-    app: Router,
+async fn serve_within<A: Future<Output = Answer> + Send + 'static>(
+    mut listener: impl Listener<Io: Unpin + Send + 'static>,
+    answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static,
     stop: CancellationToken,
     deadline: Duration,
 ) {
@@ -43,9 +53,13 @@ async fn serve_within(
             // All can be dropped: a connection is accepted or still waits, a task joined or not.
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            (io, _) = listener.accept(), if connections.len() < CONNECTIONS_MAX => io,
+            io = accept(&mut listener), if connections.len() < CONNECTIONS_MAX => io,
         };
-        let service = TowerToHyperService::new(app.clone());
+        let answer = answer.clone();
+        let service = service_fn(move |request| {
+            let answer = answer(request);
+            async { Ok::<_, Infallible>(answer.await) }
+        });
         let serving = http1::Builder::new()
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
@@ -63,9 +77,25 @@ async fn serve_within(
     let _ = timeout(LAST_ANSWERS, answered).await;
 }
 
+/// Accepts the next connection.
+async fn accept<L: Listener>(listener: &mut L) -> L::Io {
+    loop {
+        match listener.accept().await {
+            Ok((io, _)) => return io,
+            // The client has gone already.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                warn!(%error, "no connection can be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use std::future::ready;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::Instant;
@@ -75,19 +105,31 @@ mod tests {
     async fn server(deadline: Duration) -> (std::net::SocketAddr, CancellationToken, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = Router::new().route("/", get(async || "ok"));
+        let answer = |_request| ready(Response::new(Full::from("ok")));
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(serve_within(listener, app, stop.clone(), deadline));
+        serving.spawn(serve_within(listener, answer, stop.clone(), deadline));
         (address, stop, serving)
     }
 
-    async fn ask(mut stream: TcpStream) -> String {
-        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-        stream.write_all(request).await.unwrap();
+    async fn ask(stream: TcpStream) -> String {
+        ask_with("GET", stream).await
+    }
+
+    async fn ask_with(method: &str, mut stream: TcpStream) -> String {
+        let request = format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn head_is_answered_without_the_body() {
+        let (address, _stop, _serving) = server(Duration::from_secs(600)).await;
+        let answer = ask_with("HEAD", TcpStream::connect(address).await.unwrap()).await;
+        assert!(answer.contains("content-length: 2\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     }
 
     #[tokio::test]
