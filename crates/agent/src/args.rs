@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
 /// cannot say so in time.
@@ -45,11 +44,6 @@ pub enum Command {
     Gate(GateArgs),
     /// Show what is remembered of this node's TryLatest images
     Images(ImagesArgs),
-    /// Print a completion script for a shell
-    Completion {
-        /// The shell
-        shell: Shell,
-    },
 }
 
 /// What `trylatest agent` takes.

@@ -16,8 +16,6 @@ pub mod images;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::CommandFactory;
-
 use crate::args::{Cli, Command};
 
 /// Runs a command to its end. The exit code is 0 if it did what it is for.
@@ -26,11 +24,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gate(args) => return gate::run(&args),
         Command::Agent(args) => agent::run(args),
         Command::Images(args) => images::run(&args),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "trylatest", &mut script);
-            printed(&script)
-        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
