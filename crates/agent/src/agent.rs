@@ -21,6 +21,7 @@ mod http;
 mod keeper;
 mod metrics;
 mod node;
+mod offers;
 mod pods;
 mod serve;
 
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -49,6 +50,7 @@ use self::health::Health;
 use self::history::History;
 pub(crate) use self::http::SOCKET;
 use self::keeper::Keeper;
+use self::metrics::Channel;
 pub use self::metrics::Metrics;
 use self::node::NodeWriter;
 use self::pods::Pods;
@@ -165,7 +167,7 @@ async fn start(
         metrics: Arc::clone(&metrics),
     };
     let (report, reported) = watch::channel(None);
-    let (gates, waiting) = mpsc::channel(GATES_MAX);
+    let (gates, waiting) = offers::channel(GATES_MAX, metrics.overflows(Channel::Gates));
     let pods = Pods {
         runtime: Arc::clone(&runtime),
         api: api.clone(),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
@@ -12,6 +11,8 @@ use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Ask, Flow, Moved, TryEnded};
 use trylatest_core::text;
 use trylatest_core::verdict::{CachedCopy, Evidence};
+
+use super::offers::Offers;
 
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -35,7 +36,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     attempt: u64,
     ask: Ask,
     stall: Duration,
-    moved: mpsc::Sender<Moved>,
+    moved: Offers<Moved>,
 ) -> TryEnded {
     let alias = alias::of(&image);
     // The disk is looked at while the pull waits for the registry.
@@ -209,7 +210,7 @@ async fn pull<R: ImageRuntime>(
     image: &ImageName,
     attempt: u64,
     stall: Duration,
-    moved: mpsc::Sender<Moved>,
+    moved: Offers<Moved>,
 ) -> Result<(), Failure> {
     let mut pull = std::pin::pin!(runtime.pull(image));
     let mut last = Movement::default();
@@ -232,7 +233,7 @@ async fn pull<R: ImageRuntime>(
             }
             last = movement;
             // A full channel only means that the planner has not read the last numbers yet.
-            let _ = moved.try_send(Moved {
+            moved.offer(Moved {
                 image: image.clone(),
                 attempt,
                 flow: Flow {

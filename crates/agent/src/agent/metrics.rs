@@ -45,6 +45,7 @@ pub struct Metrics {
     unanswered: IntCounter,
     unseen: IntCounterVec,
     overruled: IntCounterVec,
+    overflows: IntCounterVec,
 }
 
 impl Metrics {
@@ -109,6 +110,11 @@ impl Metrics {
                 "Gates and TryLatest containers whose pull policy another admission policy has changed.",
                 &["container", "policy"],
             )?,
+            overflows: counters(
+                "trylatest_overflows_total",
+                "Messages dropped because a channel between two tasks was full, by channel.",
+                &["channel"],
+            )?,
             registry,
         };
         metrics.make_expected_series();
@@ -136,6 +142,9 @@ impl Metrics {
             for kind in CONTAINER_KINDS {
                 self.overruled.with_label_values(&[kind, policy.as_str()]);
             }
+        }
+        for channel in Channel::ALL {
+            self.overflows.with_label_values(&[channel.as_str()]);
         }
         for result in RUNTIME_RESULTS {
             self.runtime_calls.with_label_values(&[result]);
@@ -199,6 +208,11 @@ impl Metrics {
                 .with_label_values(&[kind, container.policy.as_str()])
                 .inc();
         }
+    }
+
+    /// Counts what this channel drops.
+    pub(super) fn overflows(&self, channel: Channel) -> IntCounter {
+        self.overflows.with_label_values(&[channel.as_str()])
     }
 
     pub(super) fn index_failed(&self) {
@@ -280,6 +294,26 @@ impl CallResult {
             Self::Gone => "gone",
             Self::Timeout => "timeout",
             Self::Error => "error",
+        }
+    }
+}
+
+/// A channel between two tasks whose sender does not wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Channel {
+    /// Gates that have not started.
+    Gates,
+    /// What running pulls have received.
+    Moved,
+}
+
+impl Channel {
+    const ALL: [Self; 2] = [Self::Gates, Self::Moved];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gates => "gates",
+            Self::Moved => "moved",
         }
     }
 }
@@ -366,6 +400,8 @@ mod tests {
             "trylatest_runtime_calls_total{result=\"unreachable\"} 0",
             "trylatest_gates_unseen_total{answer=\"refuse\"} 0",
             "trylatest_overruled_containers_total{container=\"gate\",policy=\"Always\"} 0",
+            "trylatest_overflows_total{channel=\"gates\"} 0",
+            "trylatest_overflows_total{channel=\"moved\"} 0",
             "trylatest_gate_image_wanted_total{result=\"made\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

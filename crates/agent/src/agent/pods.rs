@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -29,7 +29,8 @@ use super::attempt::{attempt, prove};
 use super::health::Health;
 use super::history::History;
 use super::keeper::Waiting;
-use super::metrics::Metrics;
+use super::metrics::{Channel, Metrics};
+use super::offers::{self, Offers};
 use crate::clock::Clock;
 
 /// Movements that wait to be read; more are dropped, the next look repeats them.
@@ -56,7 +57,7 @@ pub(super) struct Pods<R> {
     pub(super) clock: Clock,
     pub(super) stall: Duration,
     pub(super) report: watch::Sender<Option<NodeReport>>,
-    pub(super) gates: mpsc::Sender<Waiting>,
+    pub(super) gates: Offers<Waiting>,
 }
 
 /// What came of something under way.
@@ -74,7 +75,7 @@ enum Came {
 struct Loop<R> {
     own: Pods<R>,
     under_way: FuturesUnordered<BoxFuture<'static, Came>>,
-    moved: mpsc::Sender<Moved>,
+    moved: Offers<Moved>,
     /// Events under way.
     telling: usize,
     reported: Vec<NodeImage>,
@@ -88,7 +89,8 @@ impl<R: ImageRuntime> Pods<R> {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let mut changes = std::pin::pin!(changes);
-        let (sender, mut moved) = mpsc::channel(MOVED_MAX);
+        let overflows = self.metrics.overflows(Channel::Moved);
+        let (sender, mut moved) = offers::channel(MOVED_MAX, overflows);
         let mut running = Loop {
             own: self,
             under_way: FuturesUnordered::new(),
@@ -166,7 +168,7 @@ impl<R: ImageRuntime> Loop<R> {
             && !pod.terminated
         {
             let pod = pod.id.clone();
-            let _ = self.own.gates.try_send(Waiting { pod, image });
+            self.own.gates.offer(Waiting { pod, image });
         }
     }
 

@@ -1,9 +1,11 @@
+use prometheus::IntCounter;
+use tokio::sync::mpsc::Receiver;
 use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
-
 use trylatest_core::digest::Digest;
 use trylatest_core::record::TryResult;
 
 use super::*;
+use crate::agent::offers;
 
 const STALL: Duration = Duration::from_secs(5);
 const MIB: u64 = 1 << 20;
@@ -16,6 +18,10 @@ fn image() -> ImageName {
     "reg.example/app:latest".parse().unwrap()
 }
 
+fn channel<T>(most: usize) -> (Offers<T>, Receiver<T>) {
+    offers::channel(most, IntCounter::new("dropped", "test").unwrap())
+}
+
 /// A node that holds `one`, and a registry whose tag points to `two`.
 fn moved_tag() -> FakeContainerd {
     let node = FakeContainerd::new();
@@ -25,7 +31,7 @@ fn moved_tag() -> FakeContainerd {
 }
 
 async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> TryEnded {
-    let (moved, _looks) = mpsc::channel(64);
+    let (moved, _looks) = channel(64);
     attempt(node, image, 7, ask, STALL, moved).await
 }
 
@@ -98,7 +104,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     let node = moved_tag();
     let slow = Answer::download(10, MIB / 10, Duration::from_secs(4));
     node.answer(&image(), slow);
-    let (sender, mut looks) = mpsc::channel(1024);
+    let (sender, mut looks) = channel(1024);
     let ended = attempt(&node, image(), 1, Ask::Always, STALL, sender).await;
     assert_eq!(ended.evidence.result.failure().cloned(), None);
     assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
