@@ -5,7 +5,8 @@
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
-//! | [`http`] | requests | probes, metrics, the index |
+//! | [`http::serve`] | requests over TCP | probes, metrics |
+//! | [`http::serve_images`] | requests over a Unix socket | the index |
 //!
 //! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
 //! it again. After SIGTERM the agent is unready at once, takes no new pod, writes the releases that
@@ -161,7 +162,8 @@ async fn start(
         allow_unverified_fallback,
     };
     let index = state_dir.join(INDEX);
-    let (history, planner) = load(&index, rules, &node_name, &runtime, &metrics).await;
+    let (history, planner) =
+        open_index_and_start_planner(&index, rules, &node_name, &runtime, &metrics).await;
     let api = Api {
         writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
         metrics: Arc::clone(&metrics),
@@ -207,7 +209,7 @@ async fn start(
 }
 
 /// Opens what earlier runs have written down, and starts the planner from it.
-async fn load(
+async fn open_index_and_start_planner(
     index: &Path,
     rules: NodeRules,
     node: &str,
