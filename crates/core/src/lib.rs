@@ -12,11 +12,13 @@
 //!
 //! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`record`] (what tries
 //! have shown), [`rules`] (what applies to a pod), [`verdict`] (which copy a container may use),
-//! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`keys`] owns
-//! every name on an object, [`outcome`] the outcomes and failure classes.
+//! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`gate_image`]
+//! (what the gate starts from) stands alone. [`keys`] owns every name on an object, [`outcome`] the
+//! outcomes and failure classes.
 
 pub mod digest;
 pub mod gate;
+pub mod gate_image;
 pub mod image;
 pub mod keys;
 mod knowledge;

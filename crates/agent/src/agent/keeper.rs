@@ -15,12 +15,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trylatest_containerd::{ImageEvents, ImageRuntime, Program, RuntimeError};
+use trylatest_core::gate_image::Help;
 use trylatest_core::image::ImageName;
 use trylatest_core::pod::{GateImage, PodId};
 use trylatest_k8s::{Notice, Operation};
 
 use super::api::{Api, words};
-use super::gate_image::{GateImages, Help};
+use super::gate_image::GateImages;
 use super::health::Health;
 use super::metrics::Metrics;
 

@@ -8,6 +8,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use trylatest_containerd::{CallObserver, RuntimeError};
+use trylatest_core::gate_image::Help;
 use trylatest_core::keys;
 use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::plan::Answer;
@@ -15,8 +16,6 @@ use trylatest_core::pod::{OtherPolicy, Overruled};
 use trylatest_core::record::{Try, TryResult};
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
-
-use super::gate_image::Help;
 
 /// Seconds. An unchanged tag takes some 20 ms, a stall 5 s, a big image minutes.
 const TRY_BUCKETS: [f64; 12] = [
