@@ -267,7 +267,7 @@ fn some_of(containers: &[String]) -> String {
         return String::new();
     }
     let ids = containers.iter().map(|id| id.get(..SHOWN).unwrap_or(id));
-    format!(" ({})", text::some_of(&ids.collect::<Vec<_>>(), SOME))
+    format!(" ({})", text::some_of(ids, SOME))
 }
 
 /// What is on top of an unpacked layer.

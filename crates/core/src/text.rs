@@ -1,5 +1,6 @@
 //! Numbers, lists and digests as people read them in gate logs, Events and node annotations.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 /// The largest unit that fits: `42s`, `7m`, `3h`, `12d`.
@@ -33,13 +34,21 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// The first `most` of these, and how many more there are: `a, b and 3 more`.
-pub fn some_of(names: &[&str], most: usize) -> String {
-    let (shown, more) = names.split_at(names.len().min(most));
-    let shown = shown.join(", ");
-    match more.len() {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
+pub fn some_of<N: AsRef<str>>(
+    names: impl IntoIterator<Item = N, IntoIter: ExactSizeIterator>,
+    most: usize,
+) -> String {
+    let names = names.into_iter();
+    let more = names.len().saturating_sub(most);
+    let mut text = String::new();
+    for (at, name) in names.take(most).enumerate() {
+        text.push_str(if at == 0 { "" } else { ", " });
+        text.push_str(name.as_ref());
     }
+    if more > 0 {
+        let _ = write!(text, " and {more} more");
+    }
+    text
 }
 
 /// How many of something there are, in words: `1 pod`, `2 pods`.
@@ -66,9 +75,9 @@ mod tests {
 
     #[test]
     fn long_lists_are_cut() {
-        assert_eq!(some_of(&[], 3), "");
-        assert_eq!(some_of(&["a", "b"], 2), "a, b");
-        assert_eq!(some_of(&["a", "b", "c"], 2), "a, b and 1 more");
+        assert_eq!(some_of([""; 0], 3), "");
+        assert_eq!(some_of(["a", "b"], 2), "a, b");
+        assert_eq!(some_of(["a", "b", "c"], 2), "a, b and 1 more");
     }
 
     #[test]

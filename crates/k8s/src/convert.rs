@@ -13,6 +13,7 @@ use trylatest_core::gate::End;
 use trylatest_core::keys;
 use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, TryContainer};
 use trylatest_core::settings::Settings;
+use trylatest_core::text::some_of;
 
 // Anybody may label a pod and write a megabyte into it. What is kept of each pod is bounded.
 
@@ -103,8 +104,8 @@ fn try_containers<'a>(
         complaints.push(format!(
             "{}: no container is called {} (this pod has: {}); it is left out",
             keys::CONTAINERS,
-            some_of(unknown.into_iter()),
-            some_of(known.into_iter())
+            some_of(unknown.into_iter().map(shown), NAMES_MAX),
+            some_of(known.into_iter().map(shown), NAMES_MAX)
         ));
     }
     let mut ours: Vec<_> = own
@@ -119,16 +120,6 @@ fn try_containers<'a>(
         ours.truncate(CONTAINERS_MAX);
     }
     ours
-}
-
-/// The first of these names, and how many more there are.
-fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let more = names.len().saturating_sub(NAMES_MAX);
-    let mut some: Vec<String> = names.take(NAMES_MAX).map(shown).collect();
-    if more > 0 {
-        some.push(format!("and {more} more"));
-    }
-    some.join(", ")
 }
 
 /// A name in quotes, no longer than a container's can be.

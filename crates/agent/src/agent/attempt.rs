@@ -157,10 +157,9 @@ async fn mend<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Mended {
 const NAMED_AT_MOST: usize = 3;
 
 fn words_of(removed: &[String]) -> String {
-    let removed: Vec<&str> = removed.iter().map(String::as_str).collect();
     format!(
         "healed: this node's disk had lost {}",
-        text::some_of(&removed, NAMED_AT_MOST)
+        text::some_of(removed, NAMED_AT_MOST)
     )
 }
 
