@@ -232,7 +232,7 @@ async fn annotates_its_pods(api: Arc<Api>) -> anyhow::Result<()> {
         ("template's word", json!({ keys::LITERAL: "app" })),
     ] {
         let answer = agents.patch_pod(&own, &annotations(&change)).await;
-        refused(answer, what, "may change no annotation but")?;
+        refused(answer, what, "may change only the annotations")?;
     }
     for (what, change) in [
         ("a label", json!({"metadata": {"labels": {"a": "b"}}})),
@@ -253,7 +253,7 @@ async fn annotates_its_pods(api: Arc<Api>) -> anyhow::Result<()> {
         ("a deadline", json!({"spec": {"activeDeadlineSeconds": 1}})),
     ] {
         let answer = agents.patch_pod(&own, &change).await;
-        refused(answer, what, "may change nothing of a pod but annotations")?;
+        refused(answer, what, "may change only annotations of a pod")?;
     }
     let image = json!({"spec": {"containers": [{"name": "app", "image": "evil"}]}});
     let params = PatchParams::default();
@@ -327,7 +327,7 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         ("removed", json!({"example.com/own": null})),
     ] {
         let answer = agents.patch_node(own, &annotations(&change)).await;
-        refused(answer, what, "may change no annotation but")?;
+        refused(answer, what, "may change only the annotations")?;
     }
     for (what, change) in [
         ("a label", json!({"metadata": {"labels": {"a": "b"}}})),
@@ -342,7 +342,11 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         ),
     ] {
         let answer = agents.patch_node(own, &change).await;
-        refused(answer, what, "may change nothing of a node but")?;
+        refused(
+            answer,
+            what,
+            "may change only annotations and one condition of a node",
+        )?;
     }
     for (what, change) in [
         (
@@ -367,7 +371,11 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         ("an attachment", json!({"volumesInUse": ["v"]})),
     ] {
         let answer = agents.patch_status(own, &change).await;
-        refused(answer, what, "nothing of a node's status but")?;
+        refused(
+            answer,
+            what,
+            "may change only the condition TryLatestFallback",
+        )?;
     }
     Ok(())
 }
@@ -375,7 +383,7 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
 async fn tells_events(api: Arc<Api>) -> anyhow::Result<()> {
     let agents = Agents::make(&api).await?;
     agents.event(keys::FIELD_MANAGER, &agents.node).await?;
-    let words = "may tell Events about pods";
+    let words = "may only create Events about pods";
     for (what, controller, instance) in [
         ("as the kubelet", "kubelet", &agents.node),
         (
@@ -468,7 +476,7 @@ async fn without_a_node(api: Arc<Api>) -> anyhow::Result<()> {
         words,
     )?;
     let event = agents.event(keys::FIELD_MANAGER, &agents.node).await;
-    refused(event, "an Event", "may tell Events about pods")
+    refused(event, "an Event", "may only create Events about pods")
 }
 
 /// An install that was moved to another namespace, with all that RBAC gives.
