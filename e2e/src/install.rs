@@ -62,7 +62,7 @@ impl Install {
         let image = tools.image();
         if !image.exists() {
             bail!(
-                "{} is missing: `cargo run -p trylatest-bootstrap -- image` builds it",
+                "{} is missing: build it with `cargo run -p trylatest-bootstrap -- image`",
                 image.display()
             );
         }

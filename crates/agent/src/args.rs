@@ -9,12 +9,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
-/// cannot say so in time.
+/// cannot deliver it in time.
 #[derive(Debug, Parser)]
 #[command(name = "trylatest", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 failed, or the gate refuses the pod's start; 2 a flag \
-                        or an environment variable cannot be used."
+    after_help = "Exit codes: 0 done; 1 failed, or the gate refuses to let the pod start; 2 invalid \
+                        flag or environment variable."
 )]
 pub struct Cli {
     /// What to do.
@@ -38,11 +38,11 @@ impl Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Look after this node's TryLatest pods (the DaemonSet)
+    /// Try images for this node's TryLatest pods and release the pods (the DaemonSet)
     Agent(AgentArgs),
     /// Hold a pod until the agent releases it (the init container)
     Gate(GateArgs),
-    /// Show what is remembered of this node's TryLatest images
+    /// Show what the agent remembers about this node's TryLatest images
     Images(ImagesArgs),
 }
 
@@ -69,7 +69,7 @@ pub struct AgentArgs {
     )]
     pub containerd_socket: PathBuf,
 
-    /// The snapshotter that holds unpacked images [default: as containerd says]
+    /// The snapshotter that unpacks images [default: the one that containerd reports]
     #[arg(long, env = "TRYLATEST_SNAPSHOTTER", value_parser = not_empty)]
     pub snapshotter: Option<String>,
 
@@ -85,7 +85,7 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_PORT", default_value_t = 9776)]
     pub port: u16,
 
-    /// Give up on a pull that has not moved for this long
+    /// Give up on a pull that makes no progress for this long
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 
@@ -93,8 +93,8 @@ pub struct AgentArgs {
     #[arg(long = "try", env = "TRYLATEST_TRY", default_value = "30s", value_parser = positive)]
     pub try_for: Duration,
 
-    /// Hand out cached copies of images that the registry refuses without credentials, though
-    /// nothing proves that the pod may have them
+    /// Let pods use cached copies of images that the registry refuses without credentials, although
+    /// nothing proves that these pods may have them
     #[arg(long, env = "TRYLATEST_ALLOW_UNVERIFIED_FALLBACK")]
     pub allow_unverified_fallback: bool,
 
@@ -102,7 +102,7 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
 
-    /// How to log
+    /// The format of log lines
     #[arg(long, env = "TRYLATEST_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
 }
@@ -113,7 +113,7 @@ pub enum LogFormat {
     /// For people
     #[default]
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -124,11 +124,11 @@ pub struct GateArgs {
     #[arg(long, env = "TRYLATEST_VOLUME", default_value = VOLUME)]
     pub volume: PathBuf,
 
-    /// How long to wait without any sign of an agent before the pod starts as it is
+    /// How long to wait without any sign of an agent before the pod starts without an answer
     #[arg(long, env = "TRYLATEST_PATIENCE", default_value = PATIENCE, value_parser = duration)]
     pub patience: Duration,
 
-    /// How far a release's time may lie from now; the agent counts on 2m at least
+    /// How much a release's time may differ from the current time; the agent relies on at least 2m
     #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = FRESHNESS, value_parser = freshness)]
     pub freshness: Duration,
 }
@@ -159,11 +159,11 @@ impl GateArgs {
 /// What `trylatest images` takes.
 #[derive(Args, Debug)]
 pub struct ImagesArgs {
-    /// The agent's folder
+    /// The agent's state folder
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
 
-    /// How to print
+    /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
@@ -171,10 +171,10 @@ pub struct ImagesArgs {
 /// How `trylatest images` prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// A line an image
+    /// One line per image
     #[default]
     Table,
-    /// An array of objects
+    /// A JSON array
     Json,
 }
 
@@ -186,7 +186,7 @@ const DURATION_MAX: Duration = Duration::from_hours(24);
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text);
     match parsed.map_err(|error| format!("{error}; write it like 5s or 1m30s"))? {
-        long if long > DURATION_MAX => Err("the most is 24h".to_owned()),
+        long if long > DURATION_MAX => Err("the maximum is 24h".to_owned()),
         duration => Ok(duration),
     }
 }
@@ -203,7 +203,7 @@ fn positive(text: &str) -> Result<Duration, String> {
 fn freshness(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         short if short < trylatest_core::release::FRESHNESS => {
-            Err("it must be 2m or more".to_owned())
+            Err("it must be at least 2m".to_owned())
         }
         freshness => Ok(freshness),
     }

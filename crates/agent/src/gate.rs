@@ -49,7 +49,7 @@ pub fn run(args: &GateArgs) -> ExitCode {
     let changes = Changes::of(volume);
     let start = now();
     let mut gate = Gate::new(start, *patience, *freshness);
-    println!("waiting for the TryLatest agent of this node");
+    println!("waiting for this node's TryLatest agent");
     let mut unreadable = None;
     loop {
         let reading = read(&volume.join(FILE), &mut unreadable);
@@ -75,8 +75,9 @@ pub fn run(args: &GateArgs) -> ExitCode {
             }
             Step::Refuse => {
                 let freshness = humantime::format_duration(*freshness);
-                let more =
-                    format!("; this answer is valid for {freshness}, then the agent looks again");
+                let more = format!(
+                    "; if the kubelet restarts this container, the agent looks again after {freshness}"
+                );
                 (End::Refused, more, ExitCode::FAILURE)
             }
         };
@@ -103,7 +104,7 @@ fn exit_on_signals() {
     for signal in [SIGTERM, SIGINT] {
         let always = Arc::new(AtomicBool::new(true));
         if let Err(error) = flag::register_conditional_shutdown(signal, 128 + signal, always) {
-            println!("signal {signal} cannot be handled: {error}");
+            println!("cannot handle signal {signal}: {error}");
         }
     }
 }
@@ -113,7 +114,7 @@ fn read(file: &Path, told: &mut Option<String>) -> Reading {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) => {
-            let words = format!("{} cannot be read: {error}", file.display());
+            let words = format!("cannot read {}: {error}", file.display());
             if told.as_ref() != Some(&words) {
                 println!("{words}");
                 *told = Some(words);

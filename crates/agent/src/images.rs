@@ -59,7 +59,7 @@ async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
             let path = state_dir.join(INDEX);
             let index = Index::open_read_only(&path).with_context(|| {
                 format!(
-                    "no agent answers at {}; reading {}",
+                    "no agent answers at {}, so reading {}",
                     socket.display(),
                     path.display()
                 )

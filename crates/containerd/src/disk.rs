@@ -146,7 +146,7 @@ pub(crate) async fn listed_size(
         digest: digest.to_owned(),
     };
     let call = content.info(request);
-    let found = node.calls.find("looking content up", call).await?;
+    let found = node.calls.find("looking up content", call).await?;
     Ok(found
         .and_then(|response| response.info)
         .map(|info| info.size))
@@ -217,7 +217,7 @@ pub(crate) async fn is_committed(node: &Containerd, snapshot: &str) -> Result<bo
         key: snapshot.to_owned(),
     };
     let call = snapshots.stat(request);
-    let found = node.calls.find("looking a snapshot up", call).await?;
+    let found = node.calls.find("looking up a snapshot", call).await?;
     let info = found.and_then(|response| response.info);
     Ok(info.is_some_and(|info| info.kind() == Kind::Committed))
 }
@@ -251,14 +251,14 @@ pub(crate) async fn folder(node: &Containerd, snapshot: &str) -> Result<OnDisk, 
             return Ok(OnDisk::Gone);
         }
         Err(error @ RuntimeError::Answered { .. }) => {
-            tracing::debug!(snapshot, %error, "an unpacked layer could not be looked at");
+            tracing::debug!(snapshot, %error, "checking an unpacked layer has failed");
             return Ok(OnDisk::Whole);
         }
         Err(error) => return Err(error),
     }
     let request = RemoveSnapshotRequest { snapshotter, key };
     let call = snapshots.remove(request);
-    let removed = node.calls.find("ending a look at a snapshot", call).await;
+    let removed = node.calls.find("removing a snapshot view", call).await;
     removed.map(|_was_there| OnDisk::Whole)
 }
 

@@ -91,7 +91,7 @@ pub(crate) async fn put_back(node: &Containerd, remembered: Remembered) {
         let update = async { done_unless(images.update(request).await.err(), Code::NotFound) };
         let operation = "putting an image's labels back";
         if let Err(error) = node.calls.within(operation, update).await {
-            tracing::warn!(name, %error, "an image's labels are lost");
+            tracing::warn!(name, %error, "restoring an image's labels has failed");
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) async fn mend(node: &Containerd, image: &ImageName) -> Result<Mended,
         // What is removed is to be fetched again, whatever came after it.
         Err(error) if mended.removed.is_empty() => Err(error),
         Err(error) => {
-            tracing::warn!(%image, %error, "not all lost content could be looked for");
+            tracing::warn!(%image, %error, "the search for lost content has failed half-way");
             Ok(mended)
         }
         Ok(()) => Ok(mended),

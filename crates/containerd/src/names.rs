@@ -146,7 +146,7 @@ pub(crate) async fn point(
     Err(RuntimeError::Answered {
         operation,
         code: Code::Aborted,
-        message: format!("others keep changing {name}"),
+        message: format!("other clients keep changing {name}"),
     })
 }
 

@@ -151,7 +151,7 @@ async fn may_be_unpacked(node: &Containerd, config: &Config) -> Result<(), NoDoc
         return Ok(());
     }
     Err(NoDocument::Unusable(format!(
-        "it is for {}, this node is {}",
+        "it is for {}, but this node is {}",
         config.platform, node.platform
     )))
 }

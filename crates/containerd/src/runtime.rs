@@ -308,7 +308,7 @@ impl PullError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuntimeError {
     /// No answer in time.
-    #[error("{operation}: containerd gave no answer within {timeout:?}")]
+    #[error("{operation}: containerd did not answer within {timeout:?}")]
     Timeout {
         /// What was asked.
         operation: &'static str,
@@ -334,7 +334,7 @@ pub enum RuntimeError {
         message: String,
     },
     /// There is no such image or alias.
-    #[error("{operation}: there is no {name}")]
+    #[error("{operation}: {name} does not exist")]
     NotFound {
         /// What was asked.
         operation: &'static str,
@@ -342,13 +342,13 @@ pub enum RuntimeError {
         name: String,
     },
     /// The alias could be taken for an image's name.
-    #[error("{alias:?} could be taken for an image's name and must not be an alias")]
+    #[error("invalid alias {alias:?}: it could be taken for an image's name")]
     BadAlias {
         /// The alias.
         alias: String,
     },
     /// The stream of events has ended; what follows would be missed.
-    #[error("containerd has ended the stream of events")]
+    #[error("containerd has ended the event stream")]
     EventsEnded,
 }
 

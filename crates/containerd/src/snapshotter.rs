@@ -45,7 +45,7 @@ impl Snapshotter {
             // With a wrong guess no image counts as unpacked, and none that lacks its layers as usable.
             tracing::warn!(
                 snapshotter = DEFAULT,
-                "containerd does not name its snapshotter, this one is a guess; --snapshotter names it"
+                "containerd does not name its snapshotter; using a guess (set --snapshotter to be sure)"
             );
         }
         let name = said.unwrap_or_else(|| DEFAULT.to_owned());

@@ -21,7 +21,7 @@ pub struct ImageName {
 
 /// A name that containerd would refuse as well.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no image name: {why}")]
+#[error("invalid image name {name:?}: {why}")]
 pub struct InvalidImageName {
     /// The name as it was written.
     pub name: String,

@@ -138,9 +138,9 @@ impl fmt::Display for FailureClass {
     }
 }
 
-/// A word that names no failure class.
+/// A word that is not a failure class.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no failure class")]
+#[error("unknown failure class {0:?}")]
 pub struct UnknownClass(pub String);
 
 impl FromStr for FailureClass {

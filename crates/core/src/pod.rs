@@ -117,7 +117,7 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
             .filter(|other| (other.policy, other.trace == Trace::Removed) == (policy, removed));
         let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
         let means = match (policy, removed) {
-            (_, true) => "removed from the pod; TryLatest does nothing for this pod",
+            (_, true) => "removed from the pod again; TryLatest does nothing for this pod",
             (OtherPolicy::Always, false) => {
                 "will not start while its registry is unreachable, even with a cached copy"
             }
@@ -210,7 +210,7 @@ mod tests {
         assert!(
             words.starts_with(
                 "another admission policy has changed imagePullPolicy: Always on trylatest-gate \
-                 (removed from the pod; TryLatest does nothing for this pod); Always on app (will not"
+                 (removed from the pod again; TryLatest does nothing for this pod); Always on app (will not"
             ),
             "{words}"
         );

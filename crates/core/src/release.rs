@@ -114,7 +114,7 @@ impl ContainerRelease {
                 format!("{image} could not be pulled and is left to the kubelet")
             }
             Outcome::Refused => {
-                format!("the cached copy of {image} may not be used: {digest}, {confirmed}")
+                format!("this pod must not use the cached copy of {image}: {digest}, {confirmed}")
             }
         };
         if let Some(failure) = &self.failure {
@@ -179,7 +179,7 @@ impl ContainerProgress {
             line.push_str(&self.attempt.to_string());
         }
         if let Some(failure) = &self.failure {
-            line.push_str("; before: ");
+            line.push_str("; previous try: ");
             line.push_str(&failure.to_string());
         }
         line
@@ -307,7 +307,7 @@ mod tests {
         };
         assert_eq!(
             progress.describe(),
-            "pulling app, 1.0 KiB of 2.0 KiB, try 2; before: server-error: 503"
+            "pulling app, 1.0 KiB of 2.0 KiB, try 2; previous try: server-error: 503"
         );
     }
 }

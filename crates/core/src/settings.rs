@@ -34,14 +34,14 @@ impl Settings {
             parsed
                 .map_err(|why| {
                     complaints.push(format!(
-                        "{key}: invalid duration {text:?} ({why}); write 5s or 1h30m; the default is used"
+                        "{key}: invalid duration {text:?} ({why}); write it like 5s or 1h30m; the default applies"
                     ));
                 })
                 .ok()
         };
         let timeout = duration(keys::TIMEOUT, |d| match d {
             Duration::ZERO => Err("it must be more than 0".to_owned()),
-            d if d > TIMEOUT_MAX => Err("the most is 1h".to_owned()),
+            d if d > TIMEOUT_MAX => Err("the maximum is 1h".to_owned()),
             _ => Ok(()),
         });
         let max_age = duration(keys::MAX_AGE, |_| Ok(()));
@@ -66,13 +66,13 @@ fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<Fa
         .filter(|word| !word.is_empty());
     let why = match words.map(str::parse).collect::<Result<BTreeSet<_>, _>>() {
         // Most often a value that a template has left out; never to fall back is what `Always` says.
-        Ok(classes) if classes.is_empty() => "it names no failure class".to_owned(),
+        Ok(classes) if classes.is_empty() => "no failure class given".to_owned(),
         Ok(classes) => return Some(classes),
         Err(error) => error.to_string(),
     };
     let known = FailureClass::ALL.map(FailureClass::as_str).join(", ");
     complaints.push(format!(
-        "{}: {why} (known: {known}); the default is used",
+        "{}: {why} (known classes: {known}); the default applies",
         keys::FALLBACK_ON
     ));
     None

@@ -353,7 +353,7 @@ fn check_schema(path: &Path, found: Option<u64>) -> Result<(), OpenError> {
     match found {
         Some(found) if found > SCHEMA => Err(OpenError::Newer {
             path: path.to_owned(),
-            what: format!("it has schema {found}, and {SCHEMA} is the newest known here"),
+            what: format!("it has schema {found}, and this version knows schemas up to {SCHEMA}"),
         }),
         _ => Ok(()),
     }

@@ -102,7 +102,7 @@ fn try_containers<'a>(
         .collect();
     if !unknown.is_empty() {
         complaints.push(format!(
-            "{}: no container is called {} (this pod has: {}); it is left out",
+            "{}: this pod has no container named {} (it has {}); ignored",
             keys::CONTAINERS,
             some_of(unknown.into_iter().map(shown), NAMES_MAX),
             some_of(known.into_iter().map(shown), NAMES_MAX)
@@ -113,8 +113,8 @@ fn try_containers<'a>(
         .collect();
     if ours.len() > CONTAINERS_MAX {
         complaints.push(format!(
-            "{} TryLatest containers, and {CONTAINERS_MAX} are looked after; the others are left to the \
-             kubelet",
+            "this pod has {} TryLatest containers; the agent handles {CONTAINERS_MAX} of them and leaves the \
+             others to the kubelet",
             ours.len()
         ));
         ours.truncate(CONTAINERS_MAX);

@@ -81,10 +81,10 @@ impl Notice {
     /// The gate has opened by itself at this time.
     pub fn unanswered(pod: &PodId, at: Timestamp, silence: Silence) -> Self {
         let why = match silence {
-            Silence::NoAgent => "no agent of this node answered in time",
+            Silence::NoAgent => "no agent on this node answered in time",
             Silence::Unwritten => {
-                "this node's agent had an answer, and the API server did not take it, perhaps because \
-                 of a webhook or policy for updates of pods (the agent's log has the error)"
+                "this node's agent had an answer, but the API server did not accept it, perhaps because \
+                 of a webhook or a policy for pod updates (the agent's log has the error)"
             }
         };
         Self {

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand, ValueEnum};
 use trylatest_bootstrap::oci::Architecture;
 
-/// Bring in what TryLatest's cluster needs, then run the demo, the tests or the benchmarks.
+/// Get what TryLatest's cluster needs, then run the demo, the tests or the benchmarks.
 ///
-/// What is missing is installed when root on a Debian-like system; elsewhere the command to run is
-/// printed. What is built is kept below `target`, and built again only when it changes.
+/// As root on a Debian-like system, this installs what is missing; elsewhere it prints the command to
+/// run. What it builds stays below `target`, and it builds again only what changes.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -22,39 +22,41 @@ pub(crate) enum Command {
     ///
     /// Needs root. The first run builds Kubernetes, etcd and containerd; later ones take a minute
     /// or two.
-    #[command(after_help = "Behind `--`, `--help` shows the demo's own options.")]
+    #[command(after_help = "After `--`, `--help` shows the demo's own options.")]
     Demo(Rest),
 
-    /// Run all tests: `cargo test --workspace` with everything there that they need
+    /// Run all tests: `cargo test --workspace`, with everything that they need
     ///
-    /// What needs root is skipped without, and says so.
-    #[command(after_help = "Arguments are cargo's: `cargo verify --package trylatest-core`.")]
+    /// Without root, tests that need it are skipped and say so.
+    #[command(
+        after_help = "Arguments go to `cargo test`: `cargo verify --package trylatest-core`."
+    )]
     Verify(Rest),
 
-    /// Measure TryLatest against the policies that Kubernetes has
+    /// Compare TryLatest with the pull policies of Kubernetes
     ///
     /// Needs root. Prints a table and writes target/bench.json.
-    #[command(after_help = "Behind `--`, `--help` shows the benchmark's own options.")]
+    #[command(after_help = "After `--`, `--help` shows the benchmark's own options.")]
     Bench(Rest),
 
     /// Start a one-node cluster to play with, and keep it until Ctrl-C
     ///
     /// Needs root. TryLatest is not installed on it.
-    #[command(after_help = "Behind `--`, `--help` shows the cluster's own options.")]
+    #[command(after_help = "After `--`, `--help` shows the cluster's own options.")]
     Cluster(Rest),
 
     /// Build TryLatest's container image as an OCI archive, target/image/trylatest.tar
     ///
-    /// Another architecture than this machine's goes to target/image/trylatest-ARCH.tar.
+    /// For another architecture than this machine's, the file is target/image/trylatest-ARCH.tar.
     Image {
-        /// The processor for which it is [default: this machine's]
+        /// The image's architecture [default: this machine's]
         #[arg(long, value_enum)]
         arch: Option<Arch>,
     },
 
-    /// Bring in and build what the cluster needs, and run nothing
+    /// Get and build what the cluster needs, and run nothing
     Tools {
-        /// Only what TryLatest itself needs to be built
+        /// Only what a build of TryLatest itself needs
         #[arg(long)]
         to_build: bool,
     },
@@ -77,10 +79,10 @@ impl From<Arch> for Architecture {
     }
 }
 
-/// Arguments of the program that runs in the end.
+/// Arguments of the program that finally runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rest {
-    /// Passed on as they are
+    /// Arguments that are passed on unchanged
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<OsString>,
 }

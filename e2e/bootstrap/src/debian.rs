@@ -113,11 +113,11 @@ fn remedy(debian: bool, packages: &[&str]) -> String {
     let packages = packages.join(" ");
     let command = format!("apt-get install --no-install-recommends {packages}");
     if debian {
-        format!("packages are missing, and only root may install them: sudo {command}")
+        format!("packages are missing, and only root can install them: sudo {command}")
     } else {
         format!(
-            "programs are missing, and this is no Debian-like system. Install what these packages \
-             of Debian hold, at the same places: {packages} (there: {command})"
+            "programs are missing, and this is not a Debian-like system. Install what these Debian \
+             packages contain, in the same places: {packages} (on Debian: {command})"
         )
     }
 }
@@ -139,7 +139,7 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 fn update() {
     if let Err(error) = apt(Path::new("/"), &["update"], &[]) {
         say(&format!(
-            "  going on with the package lists as they are: {error:#}"
+            "  continuing with the present package lists: {error:#}"
         ));
     }
 }
@@ -199,7 +199,7 @@ impl Unpacked {
             Some(version) => self.unpack(tools, version),
             None if self.name == CONTAINERD.name => {
                 say(
-                    "This machine's package lists have no containerd 1.6: what needs it is skipped",
+                    "This machine's package lists have no containerd 1.6: tests that need it are skipped",
                 );
                 Ok(())
             }

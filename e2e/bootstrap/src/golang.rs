@@ -81,8 +81,8 @@ pub fn build(tools: &Tools) -> anyhow::Result<()> {
 fn go_version() -> anyhow::Result<String> {
     let output = Command::new("go").arg("version").output();
     let output = output.context(
-        "Go is missing; the cluster's programs are Go programs: install a current one \
-         (https://go.dev/doc/install) so that `go` is on the PATH",
+        "Go is missing, and the cluster's programs are written in Go: install a current version \
+         (https://go.dev/doc/install), with `go` on the PATH",
     )?;
     ensure!(output.status.success(), "`go version` fails");
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
@@ -138,7 +138,7 @@ impl Module {
         }
         let name = format!("{} {version}", self.folder);
         say(&format!(
-            "Building {name} (about {} on 2 cores if nothing of it is cached)",
+            "Building {name} (about {} on 2 cores if nothing is cached)",
             self.takes
         ));
         let staging = tools.cache().join("staging").join(self.folder);

@@ -133,7 +133,7 @@ impl Target {
 
 /// Whether anything is to be done is cargo's to say; what it prints is the progress.
 fn compile(root: &Path, target: &Target) -> anyhow::Result<Vec<u8>> {
-    say("Building the image's program (about 5 minutes on 2 cores if nothing of it is there)");
+    say("Building the image's program (about 5 minutes on 2 cores if nothing is cached)");
     let folder = root.join("target/image-build");
     let hidden = [cargo_home()?, root.to_owned()];
     let remapped = hidden.iter().zip(PLACES).map(|(from, to)| {

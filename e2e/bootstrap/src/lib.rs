@@ -41,7 +41,7 @@ pub fn lock(root: &Path) -> anyhow::Result<File> {
     let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => say("Waiting for another run that builds the same"),
+        Err(TryLockError::WouldBlock) => say("Waiting for another run that builds the same things"),
         Err(TryLockError::Error(error)) => return Err(error).context("lock"),
     }
     file.lock().context("lock")?;

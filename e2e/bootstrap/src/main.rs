@@ -61,7 +61,7 @@ fn with_image(tools: &Tools, program: &str, args: &[OsString]) -> anyhow::Result
 fn check_root() -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
-        "containers can be run by root alone: run the same as root"
+        "only root can run containers: run the same command as root"
     );
     Ok(())
 }

@@ -81,7 +81,7 @@ impl Tools {
         ];
         match needed.iter().find(|tool| !tool.exists()) {
             Some(missing) => bail!(
-                "{} is missing: `cargo run -p trylatest-bootstrap -- tools` brings it in",
+                "{} is missing: get it with `cargo run -p trylatest-bootstrap -- tools`",
                 missing.display()
             ),
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! A cluster to work with: starts it, says how to use it, ends it on Ctrl-C.
+//! A cluster to work with: starts it, prints how to use it, stops it on Ctrl-C.
 
 use clap::Parser;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
@@ -7,11 +7,11 @@ use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Which containerd runs the node
+    /// Which containerd version runs on the node
     #[arg(long, value_enum, default_value_t)]
     containerd: ContainerdVersion,
 
-    /// The registry's port on 127.0.0.1; 0 is a free one
+    /// The registry's port on 127.0.0.1; 0 picks a free one
     #[arg(long, default_value_t = 5000)]
     registry_port: u16,
 }

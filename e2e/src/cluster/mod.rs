@@ -66,7 +66,7 @@ impl Cluster {
     /// If a part does not come up; the message holds the last lines of its log and says where the
     /// logs are.
     pub async fn start(tools: &Tools, options: Options) -> anyhow::Result<Self> {
-        ensure!(geteuid().is_root(), "containers can be run by root alone");
+        ensure!(geteuid().is_root(), "only root can run containers");
         let run = Run::start(tools.root()).await?;
         // On the heap: it holds the starts of all parts at once.
         let start = Box::pin(Self::start_in(run, tools, options));
@@ -263,7 +263,7 @@ impl Cluster {
     pub fn guide(&self) -> String {
         format!(
             "export PATH={}:$PATH\nexport KUBECONFIG={}\nexport CONTAINERD_ADDRESS={}\nexport CONTAINERD_NAMESPACE=k8s.io\n\
-             # node {}, registry {}, logs {}\n# Ctrl-C ends it",
+             # node {}, registry {}, logs {}\n# Ctrl-C stops it",
             self.control_plane.programs().display(),
             self.control_plane.kubeconfig().display(),
             self.containerd.socket().display(),

@@ -31,7 +31,7 @@ async fn bad_settings_are_named_and_the_default_is_used(node: &Node) -> anyhow::
     for key in ["timeout", "fallback-on", "max-age"] {
         let words = format!("Warning TryLatestBadSetting: trylatest.dev/{key}");
         let event = space.work.wait_event("app", &words, SOON).await?;
-        ensure!(event.contains("the default is used"), "{event}");
+        ensure!(event.contains("the default applies"), "{event}");
     }
     space.end().await
 }

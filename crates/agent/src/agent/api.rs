@@ -26,7 +26,7 @@ impl Api {
             Ok(()) => Written::Done,
             Err(error) if !error.is_retryable() => Written::Gone,
             Err(error) => {
-                warn!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "a release could not be written; it is sent again");
+                warn!(namespace = pod.namespace, pod = pod.name, error = %words(&error), "a release could not be written; retrying");
                 Written::Failed
             }
         }
@@ -37,7 +37,7 @@ impl Api {
         let written = self.writer.progress(pod, progress).await;
         let written = self.count(Operation::Progress, written);
         if let Err(error) = &written {
-            debug!(namespace = pod.namespace, pod = pod.name, error = %words(error), "no sign of life could be written");
+            debug!(namespace = pod.namespace, pod = pod.name, error = %words(error), "a sign of life could not be written");
         }
         written.is_ok()
     }

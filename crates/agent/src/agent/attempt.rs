@@ -147,7 +147,7 @@ async fn mend<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Mended {
             mended
         }
         Err(error) => {
-            warn!(%image, %error, "what the disk may have lost could not be looked for");
+            warn!(%image, %error, "checking the disk for lost content has failed");
             Mended::default()
         }
     }
@@ -173,10 +173,10 @@ async fn restore<R: ImageRuntime>(
     match runtime.restore(alias, image).await {
         Ok(true) => {
             *copy = prove(runtime, image).await;
-            warn!(%image, "what was pulled cannot be started; the cached copy has its name again");
+            warn!(%image, "the pulled image cannot start; its name points to the cached copy again");
         }
         Ok(false) | Err(RuntimeError::NotFound { .. }) => {}
-        Err(error) => warn!(%image, %error, "the cached copy could not be given its name again"),
+        Err(error) => warn!(%image, %error, "giving the name back to the cached copy has failed"),
     }
 }
 
@@ -251,7 +251,7 @@ async fn pull<R: ImageRuntime>(
 fn stalled(stall: Duration, last: Movement) -> Failure {
     let stall = humantime::format_duration(stall);
     let words = match (last.bytes, last.total_bytes) {
-        (0, _) => format!("nothing came for {stall}"),
+        (0, _) => format!("nothing arrived for {stall}"),
         (bytes, Some(total)) => format!("nothing moved for {stall} after {bytes} of {total} bytes"),
         (bytes, None) => format!("nothing moved for {stall} after {bytes} bytes"),
     };

@@ -59,7 +59,10 @@ impl<R: ImageRuntime> GateImages<R> {
         let mut changed = self.runtime.make(program, alias::GATE).await?;
         if changed {
             let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(took_ms, "the gate's image is made from this program");
+            info!(
+                took_ms,
+                "the agent has made the gate's image from its own program"
+            );
         }
         for name in self.names.iter() {
             // The agent was started from its name a moment ago. What the name points to later may be the
@@ -122,7 +125,7 @@ impl<R: ImageRuntime> GateImages<R> {
         if !renews(now - self.changed, self.renewed.map(|at| now - at)) {
             return Ok(());
         }
-        warn!(image = %self.own(), "the kubelet keeps the gate's image from a pod; another one is made");
+        warn!(image = %self.own(), "the kubelet does not let a pod use the gate's image; making another one");
         self.renewed = Some(now);
         self.runtime.forget(alias::GATE).await?;
         self.look().await.map(drop)

@@ -50,13 +50,13 @@ impl History {
                     warn!(
                         moved_to = %recovered.moved_to.display(),
                         error = %recovered.why,
-                        "the index was unreadable; it is moved aside and rebuilt"
+                        "the index was unreadable: it was moved aside and is being rebuilt"
                     );
                 }
                 Some(Arc::new(index))
             }
             Err(error @ OpenError::Newer { .. }) => {
-                warn!(path = %path.display(), %error, "running without history: the index is left as it is");
+                warn!(path = %path.display(), %error, "running without history; the index stays as it is");
                 None
             }
             Err(error) => {
@@ -168,7 +168,7 @@ impl History {
         Box::pin(async move {
             let permit = timeout(RECORD_DEADLINE, calls.acquire_owned()).await;
             let Ok(Ok(permit)) = permit else {
-                return Err(format!("{CALLS_MAX} calls before it hang"));
+                return Err(format!("{CALLS_MAX} earlier calls hang"));
             };
             let done = tokio::task::spawn_blocking(move || {
                 let done = work(&index).map_err(|e| words(&e));
@@ -211,7 +211,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let refused = history.all().await.unwrap_err();
-        assert!(refused.contains("before it hang"), "{refused}");
+        assert!(refused.contains("earlier calls hang"), "{refused}");
         drop(heal);
         for call in hung.join_all().await {
             call.unwrap();

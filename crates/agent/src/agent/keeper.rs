@@ -149,13 +149,13 @@ impl<R: ImageRuntime> Keeper<R> {
         let image = images.own();
         if let Ok(true) = looked {
             self.metrics.gate_image_was_restored();
-            info!(%image, "the gate's image was gone; it is made again");
+            info!(%image, "the gate's image was gone, and the agent has made it again");
         }
         let failed = looked.err().map(|error| error.to_string());
         if let Some(error) = &failed
             && said.complaint != failed
         {
-            warn!(%image, error, "the gate's image cannot be looked after");
+            warn!(%image, error, "checking or restoring the gate's image has failed");
         }
         said.complaint = failed;
     }
@@ -176,7 +176,7 @@ impl<R: ImageRuntime> Keeper<R> {
             pod = pod.name,
             image = %image.name,
             result = help.as_str(),
-            "a gate could not have its image"
+            "the kubelet could not get a gate's image"
         );
         let notice = Notice::gate_image(&pod, note(&image.name, images.own(), help));
         let api = self.api.clone();
@@ -213,7 +213,7 @@ impl<R: ImageRuntime> Keeper<R> {
                     bail!("the pod {namespace}/{name} has no container {CONTAINER:?}")
                 }
                 Err(error) => {
-                    warn!(error = %words(&error), "the agent's own pod cannot be read; it is tried again");
+                    warn!(error = %words(&error), "the agent's own pod could not be read; retrying");
                 }
             }
             sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
@@ -227,11 +227,11 @@ async fn program() -> Option<Program> {
     match open {
         Ok(Ok(program)) => Some(program),
         Ok(Err(error)) => {
-            warn!(error = %words(&error), "no image can be made of this program; the pulled one is kept for the gates");
+            warn!(error = %words(&error), "this program cannot be made into an image; the agent keeps the pulled image for the gates");
             None
         }
         Err(error) => {
-            warn!(%error, "reading this program has failed; the pulled image is kept for the gates");
+            warn!(%error, "reading this program has failed; the agent keeps the pulled image for the gates");
             None
         }
     }
@@ -245,7 +245,7 @@ fn note(image: &ImageName, own: &ImageName, help: Help) -> String {
         ),
         Help::Foreign => format!(
             "the kubelet could not get the gate's image {image}, and the agent does not make it: it \
-             makes {own} and the same name and version on other registries. Either another admission \
+             makes only {own} and the same name and version on other registries. Either another admission \
              policy has changed the image (exempt the init container trylatest-gate from it), or the \
              admission policies and this agent are of different versions (docs/troubleshooting.md)"
         ),

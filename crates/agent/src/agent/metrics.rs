@@ -61,7 +61,7 @@ impl Metrics {
         let metrics = Self {
             tries: counters(
                 "trylatest_tries_total",
-                "Tries that ended, by result and by the failure's class (none without failure).",
+                "Tries that ended, by result and failure class (none without a failure).",
                 &["result", "class"],
             )?,
             try_seconds: register_try_seconds(&registry)?,
@@ -87,12 +87,12 @@ impl Metrics {
             )?,
             index_open: gauge(
                 "trylatest_index_open",
-                "1 if there is a history, 0 without.",
+                "1 if the agent keeps a history, 0 if it runs without.",
             )?,
             gate_image: GateImageSeries::new(&registry)?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
-                "Interruptions of the watch of pods.",
+                "How often the watch of pods was interrupted.",
             )?,
             unanswered: counter(
                 "trylatest_gates_unanswered_total",

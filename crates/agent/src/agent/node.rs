@@ -42,7 +42,7 @@ impl NodeWriter {
             let report = self.report.borrow_and_update().clone();
             if let Some(report) = report {
                 if let Err(error) = self.write_once(&report, &mut since).await {
-                    warn!(error = %words(&error), "the node's report could not be written; it is tried again");
+                    warn!(error = %words(&error), "the node's report could not be written; retrying");
                     sleep(PAUSE).await;
                     continue;
                 }

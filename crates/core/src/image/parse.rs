@@ -41,7 +41,7 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
         return Err("it is empty");
     }
     if is_bare_digest(name) {
-        return Err("it is an image's id");
+        return Err("it is an image ID");
     }
     let (rest, digest) = match name.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest)),
@@ -60,10 +60,10 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
         return Err("its registry has more than 259 characters");
     }
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err("the repository must be lowercase");
+        return Err("its repository has uppercase letters");
     }
     if !path.split('/').all(is_path_component) {
-        return Err("its repository is not a list of words with single separators");
+        return Err("its repository is not a path of lowercase words with single separators");
     }
     if let Some(tag) = tag
         && !is_tag(tag)

@@ -136,8 +136,8 @@ fn names_that_no_container_has_are_complained_of() {
     assert_eq!(
         pod.complaints,
         [
-            "trylatest.dev/containers: no container is called \"trylatest-gate\", \"typo\" \
-             (this pod has: \"main\"); it is left out"
+            "trylatest.dev/containers: this pod has no container named \"trylatest-gate\", \"typo\" \
+             (it has \"main\"); ignored"
         ]
     );
 }
@@ -258,7 +258,7 @@ fn of_very_many_containers_some_are_left_to_the_kubelet() {
     }));
     assert_eq!(pod.containers.len(), CONTAINERS_MAX);
     assert!(
-        pod.complaints[0].starts_with("500 TryLatest containers"),
+        pod.complaints[0].starts_with("this pod has 500 TryLatest containers;"),
         "{:?}",
         pod.complaints
     );

@@ -29,27 +29,27 @@ use self::report::{Agent, Report, Round, Row, middle, row, table, targets};
 #[derive(Parser)]
 #[command(name = "just bench", version)]
 struct Args {
-    /// How often each case is measured; medians need at least 8
+    /// How many times to measure each case; medians need at least 8
     #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
-    /// What is measured; everything by default
+    /// What to measure; everything by default
     #[arg(long, value_enum)]
     only: Option<Part>,
 
-    /// Which policy's pods are measured, with nothing to compare them with; all by default
+    /// Measure pods with this policy alone; all policies by default
     #[arg(long, value_parser = PossibleValuesParser::new(POLICIES))]
     policy: Option<String>,
 
-    /// Which containerd runs the node
+    /// Which containerd version runs on the node
     #[arg(long, value_enum, default_value_t)]
     containerd: ContainerdVersion,
 
-    /// How many image names more the node has, as an old one has
+    /// How many extra image names to put on the node, like those of an old node
     #[arg(long, default_value_t = 0)]
     image_names: u32,
 
-    /// Where the numbers are written as JSON
+    /// Where to write the numbers as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
 }
@@ -65,7 +65,7 @@ enum Part {
 
 const POLICIES: [&str; 4] = ["IfNotPresent", WITH_INIT, "Always", "TryLatest"];
 
-/// `IfNotPresent`, and an init container that ends at once: what any gate costs at least.
+/// `IfNotPresent` and an init container that ends at once: the least that any gate costs.
 const WITH_INIT: &str = "IfNotPresent-init";
 
 /// Pods of a burst.

@@ -28,11 +28,11 @@ struct Args {
     #[arg(long)]
     keep: bool,
 
-    /// Which containerd runs the node
+    /// Which containerd version runs on the node
     #[arg(long, value_enum, default_value_t)]
     containerd: ContainerdVersion,
 
-    /// Where the steps are written as JSON
+    /// Where to write the steps as JSON
     #[arg(long, default_value = "target/demo.json")]
     json: PathBuf,
 }
@@ -124,7 +124,7 @@ impl Demo {
     async fn tell(&mut self, tools: &Tools) -> anyhow::Result<()> {
         self.push(tools, "v1").await?;
         say(
-            "A user applies this Deployment, and the same with imagePullPolicy: Always for comparison",
+            "A user applies this Deployment, and the same one with imagePullPolicy: Always for comparison",
         );
         println!("{}", indent(MANIFEST));
         self.first_start().await?;
@@ -195,7 +195,7 @@ impl Demo {
         say(name);
         for deployment in [OURS, ALWAYS] {
             let (_, ran) = self.work.restart(deployment, LIMIT).await?;
-            ran.with_context(|| format!("{deployment} does not run before the lights go out"))?;
+            ran.with_context(|| format!("{deployment} does not run before the reboot"))?;
         }
         let pod = self.work.current(OURS).await?;
         let plain = self.work.current(ALWAYS).await?;
@@ -282,7 +282,7 @@ impl Demo {
         let start = Instant::now();
         let file = self.cluster.dir().join(format!("{deployment}.yaml"));
         std::fs::write(&file, manifest)?;
-        let path = file.to_str().context("a path that is no text")?;
+        let path = file.to_str().context("the path is not valid UTF-8")?;
         let said = self.cluster.kubectl(&["apply", "-f", path]).await?;
         println!("  $ kubectl apply -f {deployment}.yaml\n{}", indent(&said));
         let running = || async {
@@ -304,7 +304,7 @@ impl Demo {
             .try_into()
             .unwrap_or(Duration::ZERO);
         println!(
-            "  waiting {} s until the pod's release is stale: a node is rarely rebooted within two minutes of a pod's start",
+            "  waiting {} s until the pod's release is stale: a node rarely reboots within two minutes of a pod's start",
             left.as_secs()
         );
         tokio::time::sleep(left).await;

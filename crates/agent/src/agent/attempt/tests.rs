@@ -74,7 +74,7 @@ async fn silence_ends_after_the_stall_deadline() {
     assert_eq!(start.elapsed(), STALL);
     let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Timeout);
-    assert_eq!(failure.message, "nothing came for 5s");
+    assert_eq!(failure.message, "nothing arrived for 5s");
     assert_eq!(node.running(&image()), 0, "the pull has been stopped");
 }
 
@@ -178,7 +178,7 @@ async fn a_dead_containerd_is_no_absent_image() {
 #[tokio::test(start_paused = true)]
 async fn a_try_that_has_failed_already_asks_nobody_and_tells_the_copy() {
     let node = moved_tag();
-    let silence = Failure::new(FailureClass::Timeout, "nothing came for 5s");
+    let silence = Failure::new(FailureClass::Timeout, "nothing arrived for 5s");
     let ended = attempt_on(&node, image(), Ask::Never(silence.clone())).await;
     assert_eq!(
         (
