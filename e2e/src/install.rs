@@ -57,7 +57,7 @@ impl Install {
     /// policies work. `args` are flags for the agent beyond the manifests' own.
     ///
     /// # Errors
-    /// If the image is not built, or something does not come up; the message tells what.
+    /// If the image is not built, or something does not come up; the message says what.
     pub async fn new(cluster: &Cluster, tools: &Tools, args: &[&str]) -> anyhow::Result<Self> {
         let image = tools.image();
         if !image.exists() {

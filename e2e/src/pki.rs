@@ -1,7 +1,7 @@
-//! The certificates of a cluster, made anew for each run.
+//! The certificates of a cluster, made again for each run.
 //!
 //! As on a cluster made by hand with care: one authority for the API server and its clients, a
-//! second for etcd, so that a client of the API server is no client of etcd; a key pair for
+//! second for etcd, so that a client of the API server cannot be a client of etcd; a key pair for
 //! service account tokens. Keys are ECDSA P-256: made in a millisecond, and good for `ES256` tokens.
 
 use std::fs;
@@ -73,7 +73,7 @@ impl Authority {
     /// subject serves.
     ///
     /// # Errors
-    /// If a name is no valid one, or the folder cannot be written.
+    /// If a name is invalid, or the folder cannot be written.
     pub fn issue(&self, file: &str, subject: &Subject<'_>) -> anyhow::Result<Leaf> {
         let mut params = CertificateParams::new(subject.serves)?;
         params

@@ -131,7 +131,7 @@ impl Process {
     }
 
     /// Asks it to end (SIGTERM), and kills it if it has not within `grace`. Returns how it ended;
-    /// a child that had ended before is no error.
+    /// a child that had ended before is not an error.
     ///
     /// # Errors
     /// If it cannot be signalled or waited for.

@@ -46,10 +46,10 @@ const INTERRUPTED: i32 = 130;
 
 /// What the tests of a binary share.
 pub trait Fixture: Send + Sync + Sized + 'static {
-    /// Whether it needs root; without, its tests are skipped.
+    /// Whether it needs root; without root, its tests are skipped.
     const NEEDS_ROOT: bool = true;
 
-    /// What this machine lacks of what only this fixture needs; its tests are then skipped.
+    /// What only this fixture needs and this machine lacks; its tests are then skipped.
     fn missing(_tools: &Tools) -> Option<String> {
         None
     }
@@ -214,7 +214,7 @@ impl Suite {
         }
     }
 
-    /// What the process tells its caller.
+    /// What the process reports to its caller.
     pub fn exit_code(&self) -> ExitCode {
         if self.failed {
             ExitCode::from(101)

@@ -53,7 +53,7 @@ impl<'a> PodSpec<'a> {
     /// The object.
     ///
     /// # Errors
-    /// The annotations are no map of strings.
+    /// The annotations are not a map of strings.
     pub fn object(&self) -> anyhow::Result<Pod> {
         Ok(serde_json::from_value(json!({
             "metadata": {"name": self.name, "annotations": self.annotations},
@@ -102,7 +102,7 @@ impl Workloads {
     /// Creates a pod and waits until it runs: how long that took.
     ///
     /// # Errors
-    /// It does not run within `limit`; the message tells the pod's state, Events and gate log.
+    /// It does not run within `limit`; the message contains the pod's state, Events and gate log.
     pub async fn run(&self, spec: &PodSpec<'_>, limit: Duration) -> anyhow::Result<Duration> {
         let start = now();
         self.create(spec).await?;
@@ -165,7 +165,7 @@ impl Workloads {
     /// What the release annotation of a pod says of a container.
     ///
     /// # Errors
-    /// There is none, or it is no JSON.
+    /// There is none, or it is not JSON.
     pub async fn released(&self, pod: &str, container: &str) -> anyhow::Result<Value> {
         let pod = self.pods().get(pod).await?;
         let release = release(&pod).context("the pod carries no release")?;

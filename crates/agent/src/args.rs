@@ -23,7 +23,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line and the environment. Help, and what cannot be used, end the process.
+    /// Reads the command line and the environment. Help and invalid values end the process.
     pub fn read() -> Self {
         let variables = env::vars_os().map(|(name, _)| name);
         match GateArgs::bare(env::args_os(), variables) {
@@ -138,7 +138,7 @@ const PATIENCE: &str = "20s";
 const FRESHNESS: &str = "2m";
 
 impl GateArgs {
-    /// The gate as the admission policy starts it: nothing to read but the word `gate`. It waits in
+    /// The gate as the admission policy starts it: the only argument is the word `gate`. It waits in
     /// every gated pod, and clap's pages would be a third of its memory.
     fn bare(
         args: impl Iterator<Item = OsString>,
@@ -180,7 +180,7 @@ pub enum Output {
 
 const STATE_DIR: &str = "/var/lib/trylatest";
 
-/// Longest duration that can be set: what is longer was not meant.
+/// Longest duration that can be set: a longer one is a mistake.
 const DURATION_MAX: Duration = Duration::from_hours(24);
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -198,8 +198,8 @@ fn positive(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A gate that honours releases for less than the agent thinks would miss some of them, refusals
-/// too.
+/// A gate that honours releases for a shorter time than the agent thinks would miss some of them, even
+/// refusals.
 fn freshness(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         short if short < trylatest_core::release::FRESHNESS => {
@@ -209,7 +209,7 @@ fn freshness(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// An empty variable is most often a manifest's mistake.
+/// An empty variable is most often a mistake in a manifest.
 fn not_empty(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         Err("it must not be empty".to_owned())

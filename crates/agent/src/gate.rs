@@ -1,4 +1,4 @@
-//! The gate: an init container that waits for the agent's release, and for nothing else.
+//! The gate: an init container that only waits for the agent's release.
 //!
 //! It runs in every gated pod, so it is small: no async runtime, no thread, no network. It sleeps
 //! in `poll` until the kubelet replaces the file.
@@ -28,13 +28,13 @@ use crate::clock;
 /// The file's name in the volume, as the admission policy mounts it.
 const FILE: &str = "annotations";
 
-/// Where the kubelet takes a container's last words from, by default.
+/// Where the kubelet reads a container's last message, by default.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// Look at the file at least this often: a lost event costs no more. One small read.
+/// Look at the file at least this often, in case an event is lost. It is one small read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Where the kernel gives no inotify instance (they are limited per user), look this often.
+/// If the kernel gives no inotify instance (they are limited per user), look this often.
 const LOOK_WITHOUT_EVENTS: Duration = Duration::from_millis(40);
 
 /// Waits at the gate. 0 opens it, 1 refuses the pod's start.
@@ -88,8 +88,8 @@ pub fn run(args: &GateArgs) -> ExitCode {
     }
 }
 
-/// Leaves how it ended in the pod's status, where `kubectl describe pod` shows it. The kubelet makes
-/// the file; where it is missing, as outside of a pod, nothing is lost.
+/// Leaves the end of the story in the pod's status, where `kubectl describe pod` shows it. The kubelet
+/// makes the file; if it is missing, as outside of a pod, nothing is lost.
 fn say_in_status(lines: &[String], last: &str) {
     let words = [lines, &[last.to_owned()]].concat().join("\n");
     let file = fs::OpenOptions::new().write(true).open(TERMINATION_LOG);
@@ -109,7 +109,8 @@ fn exit_on_signals() {
     }
 }
 
-/// Reads the annotations. What cannot be read is absent, and told once: the patience decides then.
+/// Reads the annotations. A file that cannot be read counts as empty, and is reported once: the
+/// patience decides then.
 fn read(file: &Path, told: &mut Option<String>) -> Reading {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,
@@ -133,7 +134,7 @@ fn parse<T: DeserializeOwned>(file: &str, key: &str) -> Option<T> {
 }
 
 /// Changes of the volume. The kubelet writes a new folder and renames a link to it
-/// (`pkg/volume/util/atomic_writer.go`), so the folder is what is watched.
+/// (`pkg/volume/util/atomic_writer.go`), so the gate watches the volume's folder.
 struct Changes {
     inotify: Option<OwnedFd>,
 }
@@ -153,7 +154,7 @@ impl Changes {
         }
     }
 
-    /// Sleeps until something changes, `at_most` this long.
+    /// Sleeps until something changes, but `at_most` this long.
     fn wait(&self, at_most: Duration) {
         let Some(fd) = &self.inotify else {
             std::thread::sleep(at_most.min(LOOK_WITHOUT_EVENTS));
@@ -170,7 +171,7 @@ impl Changes {
 }
 
 fn now() -> Now {
-    // CLOCK_BOOTTIME would count a suspended node's sleep as patience.
+    // CLOCK_BOOTTIME would count the time that a node is suspended.
     let up = clock_gettime(ClockId::Monotonic);
     Now {
         wall: clock::wall(),

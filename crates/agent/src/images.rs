@@ -1,4 +1,4 @@
-//! `trylatest images`: the index, from the running agent or, without one, from its file.
+//! `trylatest images`: the index, from the running agent or, if none runs, from its file.
 
 use std::io;
 use std::path::Path;
@@ -23,10 +23,10 @@ use crate::clock;
 /// For the whole answer: it comes from this node.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The index is bounded; an answer larger than this is none of ours.
+/// The index is bounded; a larger answer does not come from an agent.
 const ANSWER_MAX_BYTES: usize = 64 << 20;
 
-/// Prints what is remembered.
+/// Prints what the agent remembers.
 ///
 /// # Errors
 /// There is no index, or it cannot be read.
@@ -76,7 +76,7 @@ async fn ask(stream: UnixStream) -> anyhow::Result<Vec<ImageRecord>> {
     let request = Request::get("/images")
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())?;
-    // The sender goes when it is done, and so the connection ends.
+    // The sender is dropped when it is done, which ends the connection.
     let answer = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -1,8 +1,8 @@
-//! The program `trylatest`: the node agent, the gate that holds a pod, and what people ask of them.
+//! The program `trylatest`: the node agent, the gate that holds a pod, and commands for people.
 //!
 //! Everything here acts; what is to be done is decided in `trylatest-core`.
 //!
-//! - [`args`]: every flag and environment variable, and nothing else reads either.
+//! - [`args`]: every flag and environment variable; nothing else reads them.
 //! - [`gate`]: the init container. No runtime, no network: it reads a file and waits.
 //! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
 //! - [`images`]: the index as a table or as JSON.
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
 
-/// Runs a command to its end. The exit code is 0 if it did what it is for.
+/// Runs a command to its end. The exit code is 0 if the command succeeded.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Gate(args) => return gate::run(&args),
@@ -34,7 +34,7 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Prints to stdout. Whoever reads no further, as in `| head`, has seen enough.
+/// Prints to stdout. A reader that stops early, such as `head`, is not an error.
 pub(crate) fn printed(text: &[u8]) -> anyhow::Result<()> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),

@@ -1,9 +1,9 @@
-//! Names that keep an image and are seen nowhere.
+//! Names that keep an image and show up nowhere.
 //!
 //! Of several names of one image CRI reports the first in order, so an alias like
-//! `0.example/keep:1` would show up as the image in a pod's status and in the node's. CRI passes
-//! over names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
-//! The upper-case letters keep people's tools from reading the name as one of Docker Hub's.
+//! `0.example/keep:1` would show up as the image in a pod's status and in the node's. CRI ignores
+//! names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
+//! Because of the upper-case letters, no tool reads the name as one of Docker Hub's.
 
 use trylatest_core::image::ImageName;
 

@@ -28,11 +28,11 @@ use crate::runtime::RuntimeError;
 /// The containerd namespace of everything that CRI does.
 const NAMESPACE: &str = "k8s.io";
 
-/// Largest answer taken. containerd itself sends no larger ones; tonic's default of 4 MiB is too
+/// Largest answer that is accepted. containerd itself sends no larger ones; tonic's default of 4 MiB is too
 /// little for the list of images of a node that holds thousands.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// Calls of one piece of work, as many as they may be, may take as long together as so many.
+/// All calls of one piece of work together may take as long as this many calls.
 const CALLS_TOGETHER: u32 = 2;
 
 /// A native client that speaks in CRI's namespace.
@@ -52,14 +52,14 @@ impl Interceptor for InNamespace {
     }
 }
 
-/// Hears how each call ended, a pull excepted: `None` for an answer. By default nobody listens.
+/// Learns how each call ended, except pulls: `None` for an answer. By default nobody listens.
 #[derive(Clone)]
 pub struct CallObserver(Arc<Hear>);
 
 type Hear = dyn Fn(Option<&RuntimeError>) + Send + Sync;
 
 impl CallObserver {
-    /// Runs in the caller's task: it should count, and not wait.
+    /// Runs in the caller's task: it should only count, not wait.
     pub fn new(hear: impl Fn(Option<&RuntimeError>) + Send + Sync + 'static) -> Self {
         Self(Arc::new(hear))
     }
@@ -92,7 +92,7 @@ impl Calls {
         let socket = PathBuf::from(socket);
         let connections = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&connections);
-        // The address is a formality of HTTP/2; the connector alone says where to.
+        // HTTP/2 needs an address; only the connector decides where to connect.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(
             service_fn(move |_: Uri| {
                 let socket = socket.clone();
@@ -108,7 +108,7 @@ impl Calls {
         }
     }
 
-    /// How many connections were tried: what was learned over an earlier one may have changed.
+    /// How many connections were attempted: what was learned over an earlier one may have changed.
     pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
@@ -177,7 +177,7 @@ impl Calls {
         operation: &'static str,
         work: impl Future<Output = Result<T, Status>>,
     ) -> impl Future<Output = Result<T, RuntimeError>> {
-        // Not async itself: a future in a future would take its memory twice.
+        // Not async itself: a future in a future would need its memory twice.
         self.within_time(self.timeout, operation, work)
     }
 
@@ -197,7 +197,7 @@ impl Calls {
     }
 
     /// Waits for work of several calls, each with a deadline of its own: a containerd that is just fast
-    /// enough for one would take a minute for all.
+    /// enough for each of them would take a minute for all.
     pub(crate) async fn together<T>(
         &self,
         operation: &'static str,
@@ -211,8 +211,8 @@ impl Calls {
 
 /// What went wrong on the way to containerd; none if containerd itself answered.
 ///
-/// A status that came over the wire has no source, one that tonic made up for a broken connection
-/// has: its code alone does not tell them apart.
+/// A status that came over the wire has no source; one that tonic made up for a broken connection has.
+/// The code alone does not distinguish them.
 pub(crate) fn broken_connection(status: &Status) -> Option<String> {
     let mut source = std::error::Error::source(status)?;
     while let Some(deeper) = source.source() {

@@ -1,16 +1,16 @@
-//! Reads containerd's errors: which class of failure, in words fit to be shown.
+//! Reads containerd's errors: the class of failure, and a message that may be shown.
 //!
-//! containerd answers `Unknown` to almost everything, so its message has to tell. Parts of a message
-//! are written by the registry: error bodies, header values, even the words behind a status number.
-//! A registry's words must never hide a 401 or 403, because the cached copy of a private image is
-//! withheld by exactly these. Hence:
+//! containerd answers `Unknown` to almost everything, so only its message shows the class. The registry
+//! writes parts of a message: error bodies, header values, even the words after a status number. A
+//! registry's words must never hide a 401 or 403, because exactly these withhold the cached copy of a
+//! private image. Hence:
 //!
 //! - what a registry wrote is cut off before the message is read, and URLs are taken out;
-//! - a status counts as a number at the place where containerd puts it, whatever words follow;
-//! - the signs of a 401 or 403 alone are looked for in the whole message, too. A registry can fake
+//! - a status counts as a number in the place where containerd puts it, whatever words follow;
+//! - only the signs of a 401 or 403 are looked for in the whole message, too. A registry can fake
 //!   them; it then only keeps its own images from being used.
 //!
-//! [`rules`] holds the signs as a table, [`redact`] takes out what nobody should see.
+//! [`rules`] has the signs as a table, [`redact`] removes what nobody should see.
 
 mod redact;
 mod rules;
@@ -69,8 +69,8 @@ impl Message {
     }
 }
 
-/// Where the registry's words begin: a body on a line of its own (2.x), a body behind the status
-/// (1.x), the error in a `WWW-Authenticate` header, a response that is no HTTP.
+/// Where the registry's words begin: a body on a line of its own (2.x), a body after the status
+/// (1.x), the error in a `WWW-Authenticate` header, a response that is not HTTP.
 const FOREIGN: &[&str] = &["\n", "server message:", "malformed http response \""];
 
 /// What stands before a status in containerd's messages: 2.x, 1.7 and 1.6, in this order.

@@ -1,4 +1,4 @@
-//! The real runtime: [`ImageRuntime`] spoken to containerd.
+//! The real runtime: [`ImageRuntime`] on containerd.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -31,11 +31,11 @@ use crate::{events, labels, made, mend, names, proof};
 pub struct ContainerdOptions {
     /// Its socket, usually `/run/containerd/containerd.sock`.
     pub socket: PathBuf,
-    /// The snapshotter that CRI unpacks images with; without it containerd is asked.
+    /// The snapshotter that CRI unpacks images with; if none is given, containerd is asked.
     pub snapshotter: Option<String>,
-    /// How long any call may take, but a pull. All calls of a proof may take twice as long together.
+    /// How long any call but a pull may take. All calls of a proof together may take twice as long.
     pub call_timeout: Duration,
-    /// Hears how each of these calls ended.
+    /// Learns how each of these calls ended.
     pub observer: CallObserver,
 }
 
@@ -43,7 +43,7 @@ pub struct ContainerdOptions {
 ///
 /// The connection is made at the first call. After containerd has been restarted the call that
 /// finds the old connection broken fails with [`RuntimeError::Unreachable`]; later ones connect
-/// anew.
+/// again.
 #[derive(Clone, Debug)]
 pub struct Containerd {
     pub(crate) calls: Calls,
@@ -151,7 +151,7 @@ impl ImageRuntime for Containerd {
     }
 
     async fn local(&self, image: &ImageName) -> Result<Local, RuntimeError> {
-        // Boxed: it is large, and lies in every task that tries an image.
+        // Boxed: it is large, and every task that tries an image contains it.
         let proof = Box::pin(proof::local(self, image, Depth::Disk));
         self.calls.together("proving a copy", proof).await
     }
@@ -203,7 +203,7 @@ impl ImageRuntime for Containerd {
     }
 
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
-        // Boxed: it is large, and runs for a moment alone.
+        // Boxed: it is large, and runs only for a moment.
         Box::pin(made::make(self, program, alias)).await
     }
 
@@ -249,7 +249,7 @@ fn named(image: &k8s_cri::v1::Image, targets: &HashMap<String, String>) -> Vec<L
         .collect()
 }
 
-/// A lock that a panic elsewhere does not spoil: what it guards is only ever replaced whole.
+/// Locks even after a panic elsewhere: what the lock guards is only ever replaced as a whole.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

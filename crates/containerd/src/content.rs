@@ -12,12 +12,12 @@ use crate::runtime::RuntimeError;
 /// Largest manifest or configuration that is read. Registries refuse manifests beyond 4 MiB.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 
-/// Why a document could not be had.
+/// Why a document could not be read.
 #[derive(Debug)]
 pub(crate) enum NoDocument {
-    /// It is missing, too large or no such document; in words for a person.
+    /// It is missing, too large or not such a document; in words for a person.
     Unusable(String),
-    /// It is not what its digest names; in words for a person.
+    /// Its content does not match its digest; in words for a person.
     Corrupt(String),
     /// containerd did not answer.
     Runtime(RuntimeError),

@@ -3,8 +3,8 @@
 //! containerd's Info of a blob and Stat of a snapshot answer from its database alone, and a power cut
 //! can take files that the database still lists. So a blob is opened and its last byte read, and a
 //! snapshot is asked for mounts on top of it, for which overlayfs has to find its folder
-//! (`plugins/snapshots/overlay/overlay.go`, `createSnapshot`). What was inside that folder cannot be
-//! seen this way.
+//! (`plugins/snapshots/overlay/overlay.go`, `createSnapshot`). This does not show what is inside that
+//! folder.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -22,8 +22,8 @@ use tonic::Code;
 use crate::containerd::{Containerd, locked};
 use crate::runtime::RuntimeError;
 
-/// How long a look at a snapshot counts. A look writes to containerd's database, so those before and
-/// after an unchanged pull share one.
+/// How long a look at a snapshot counts. A look writes to containerd's database, so the checks before
+/// and after an unchanged pull share one.
 const LOOK_LASTS: Duration = Duration::from_secs(1);
 
 /// Snapshots that are remembered as seen.
@@ -38,21 +38,21 @@ pub(crate) fn is_look(key: &str) -> bool {
     key.starts_with(LOOK)
 }
 
-/// Something of an image, as the disk has it.
+/// The state of a part of an image on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnDisk {
     /// It is there.
     Whole,
     /// containerd does not list it.
     Unlisted,
-    /// containerd lists it, and its file or folder is gone.
+    /// containerd lists it, but its file or folder is gone.
     Gone,
-    /// containerd lists it, and its file is shorter than that says.
+    /// containerd lists it, but its file is shorter than listed.
     Short,
 }
 
 impl OnDisk {
-    /// Whether containerd takes it for present although it is not.
+    /// Whether containerd thinks that it is present although it is not.
     pub(crate) fn is_damaged(self) -> bool {
         matches!(self, Self::Gone | Self::Short)
     }
@@ -62,14 +62,14 @@ impl OnDisk {
 #[derive(Debug)]
 pub(crate) struct Looks {
     seen: Mutex<Seen>,
-    /// Tells the keys of this process's looks from another agent's.
+    /// Distinguishes the keys of this process's looks from another agent's.
     salt: u64,
     count: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// What is here was seen over this connection: a power cut ends it.
+    /// The snapshots here were seen over this connection, which a power cut ends.
     connection: u64,
     ever: HashSet<String>,
     lately: HashMap<String, Instant>,
@@ -91,8 +91,8 @@ impl Looks {
         format!("{LOOK}{:016x}-{count}", self.salt)
     }
 
-    /// Whether this snapshot needs no look now. The topmost is looked at each time, those below it
-    /// once over a connection.
+    /// Whether this snapshot needs no look now. The topmost gets a look each time, those below it one per
+    /// connection.
     fn spares(&self, connection: u64, snapshot: &str, is_top: bool) -> bool {
         let mut seen = locked(&self.seen);
         if seen.connection != connection {
@@ -116,7 +116,7 @@ impl Looks {
         seen.lately.insert(snapshot.to_owned(), Instant::now());
     }
 
-    /// What was seen counts no more.
+    /// Forgets what was seen.
     pub(crate) fn forget(&self) {
         *locked(&self.seen) = Seen::default();
     }
@@ -152,8 +152,8 @@ pub(crate) async fn listed_size(
         .map(|info| info.size))
 }
 
-/// Whether the blob's last byte can be read; none if there is no such file. Of an empty one containerd
-/// opens the file, and then refuses to read.
+/// Whether the blob's last byte can be read; none if there is no such file. containerd opens an empty
+/// file, and then refuses to read from it.
 async fn last_byte(
     node: &Containerd,
     digest: &str,
@@ -184,8 +184,8 @@ async fn last_byte(
     node.calls.within("looking at a blob", read).await
 }
 
-/// The unpacked layers of this chain, lowest first: the first that is damaged, or the state of the
-/// topmost.
+/// Checks the unpacked layers of this chain, lowest first. Returns the first damaged one, or the state
+/// of the topmost.
 pub(crate) async fn unpacked<'a>(
     node: &Containerd,
     chain: &'a [String],
@@ -222,13 +222,13 @@ pub(crate) async fn is_committed(node: &Containerd, snapshot: &str) -> Result<bo
     Ok(info.is_some_and(|info| info.kind() == Kind::Committed))
 }
 
-/// Looks for the folder of an unpacked layer. Only what is known to be gone counts as gone.
+/// Looks for the folder of an unpacked layer. It counts as gone only if that is certain.
 ///
 /// # Cancel safety
 /// A view that stays behind belongs to nobody, and containerd's next garbage collection removes it.
 pub(crate) async fn folder(node: &Containerd, snapshot: &str) -> Result<OnDisk, RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
-    // Others keep no folders, and a view of theirs can be a device to make.
+    // Other snapshotters keep no folders, and to make a view of theirs can mean to make a device.
     if !matches!(snapshotter.as_str(), "overlayfs" | "fuse-overlayfs") {
         return Ok(OnDisk::Whole);
     }

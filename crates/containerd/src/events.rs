@@ -22,7 +22,7 @@ const HELLO_EVERY: Duration = Duration::from_millis(20);
 
 /// See [`crate::ImageRuntime::image_events`].
 ///
-/// containerd answers a subscription with its first event, so one that works cannot be told from
+/// containerd answers a subscription only with its first event, so a subscription that works looks like
 /// one that has not arrived. Hence the hello: once it comes back, no later event is missed.
 pub(crate) async fn subscribe(calls: &Calls) -> Result<ImageEvents, RuntimeError> {
     let operation = "subscribing to image events";
@@ -37,7 +37,7 @@ pub(crate) async fn subscribe(calls: &Calls) -> Result<ImageEvents, RuntimeError
     let envelopes = calls
         .within(operation, async {
             tokio::select! {
-                // Both arms may be dropped: only one subscription is made, and hellos are empty.
+                // Cancel-safe: only one subscription is made, and hellos are empty.
                 answer = subscribe => answer,
                 failed = say_hello(calls) => Err(failed),
             }

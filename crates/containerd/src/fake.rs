@@ -19,7 +19,7 @@ use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{ImageChange, ImageEvent};
 
-/// Events that a slow follower may fall behind by.
+/// How many events a slow follower may fall behind.
 const EVENTS: usize = 256;
 
 /// How a pull goes.
@@ -90,7 +90,7 @@ struct Content {
 pub enum Lost {
     /// A layer that is unpacked: no container starts from the copy, and no pull notices.
     Unpacked,
-    /// The same, and something holds on to it.
+    /// The same, and something still uses it.
     UnpackedInUse,
     /// A layer that other images of the repository share: the copy is usable, and pulls of anything
     /// else fail.

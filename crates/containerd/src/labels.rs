@@ -1,9 +1,9 @@
-//! Labels that others have set on an image's names, which a pull takes away.
+//! Labels that others have set on an image's names, and that a pull removes.
 //!
-//! containerd writes each name of an image that it pulls anew, with its own labels alone; 1.6 writes
+//! When containerd pulls an image, it writes each name again, with only its own labels; 1.6 does so for
 //! the name by digest and the image's ID as well (measured). A pin that k3s or somebody else has put
-//! on a name is meant for the name: it stays there when the tag moves, too. Where containerd has
-//! written a label itself, its value counts.
+//! on a name is meant for the name: it stays there even when the tag moves. If containerd has written
+//! a label itself, its value counts.
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ use crate::alias;
 use crate::containerd::Containerd;
 use crate::names::{MANAGED, done_unless, name_by_digest};
 
-/// An alias carries the labels of its image's name under this prefix, so that none has an effect on
-/// the alias, and a try that was cut off loses none.
+/// An alias carries the labels of its image's name under this prefix, so that they have no effect on
+/// the alias, and a try that was cut off does not lose them.
 const CARRIED: &str = "trylatest.dev/label.";
 
 /// containerd's instructions to its garbage collector apply to what a name pointed to.
@@ -26,8 +26,8 @@ pub(crate) const GARBAGE: &str = "containerd.io/gc.";
 /// Labels, by name.
 pub(crate) type Remembered = Vec<(String, HashMap<String, String>)>;
 
-/// The labels of the image's names. What containerd does not say is not remembered: a pull must not
-/// fail for it.
+/// The labels of the image's names, as far as containerd answers: a pull must not fail because of
+/// labels.
 pub(crate) async fn remember(node: &Containerd, image: &ImageName) -> Remembered {
     let alias = alias::of(image);
     let looked = futures::join!(
@@ -62,7 +62,7 @@ pub(crate) async fn remember(node: &Containerd, image: &ImageName) -> Remembered
 /// Sets those that are missing. Names that are gone stay gone.
 pub(crate) async fn put_back(node: &Containerd, remembered: Remembered) {
     for (name, mut labels) in remembered {
-        // containerd sets its own anew.
+        // containerd sets its own again.
         labels.retain(|key, _| !key.starts_with(GARBAGE) && key != MANAGED.0);
         if labels.is_empty() {
             continue;

@@ -1,10 +1,10 @@
 //! An image that is made on this node, from a program, and needs no registry.
 //!
-//! What the kubelet remembers of its pulls (KEP-2535) goes by the digest of an image's
-//! configuration. So the configuration holds a random number: no registry has ever given this image
-//! to anybody, nobody can guess it and have the kubelet pull it, and every pod may start from it.
+//! The kubelet's records of its pulls (KEP-2535) go by the digest of an image's configuration. So the
+//! configuration contains a random number: no registry has ever given this image to anybody, nobody
+//! can guess it and make the kubelet pull it, and every pod may start from it.
 //!
-//! containerd unpacks it by itself when the first container is made, if its snapshot is not there
+//! If its snapshot is missing, containerd unpacks it when it makes the first container
 //! (`WithNewSnapshot` in internal/cri/opts/container.go).
 
 mod blob;
@@ -77,7 +77,7 @@ pub(crate) async fn point(
         {
             return Ok(Pointed::Elsewhere);
         }
-        // What others have set on the name is meant for it.
+        // Labels that others have set on the name are meant for the name.
         let theirs = there.labels.into_iter();
         wanted.extend(theirs.filter(|(key, _)| !key.starts_with(labels::GARBAGE)));
     }
@@ -94,7 +94,7 @@ pub(crate) async fn pointing(
         return Ok(Vec::new());
     };
     let names = node.names_of(&target.digest).await?;
-    // As CRI does, which passes over names without a tag or digest: the alias among them.
+    // As CRI does, which ignores names without a tag or digest, such as the alias.
     let images = names.iter().filter(|name| name.contains([':', '@']));
     Ok(images.filter_map(|name| name.parse().ok()).collect())
 }

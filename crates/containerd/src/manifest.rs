@@ -1,6 +1,6 @@
 //! Manifests, indexes of them and image configurations: only what a proof needs of them.
 //!
-//! Read as leniently as containerd reads them; where containerd would refuse, so does this.
+//! This reads them as leniently as containerd does, and refuses what containerd would refuse.
 
 use serde::Deserialize;
 
@@ -122,7 +122,7 @@ impl Platform {
     /// Whether containerd runs images of the other platform on this one: its own, and the 32-bit
     /// one of the same family. Variants (`v7`, `v8`) are not compared: containerd asks the processor.
     pub(crate) fn runs(&self, other: &Self) -> bool {
-        // containerd reads both in any case, and what is not said as this node's own.
+        // containerd ignores the case of both, and takes what is missing for this node's own.
         let (os, theirs) = (
             other.os.to_ascii_lowercase(),
             other.architecture.to_ascii_lowercase(),

@@ -1,8 +1,8 @@
-//! Takes out of containerd's database what the disk has lost, so that a pull fetches it again.
+//! Removes from containerd's database what the disk has lost, so that a pull fetches it again.
 //!
 //! containerd fetches nothing that its database lists. A pull whose image needs such a blob therefore
-//! fails for ever, and one whose unpacked layer is gone succeeds and cannot be started. Only what is
-//! known to be damaged is removed: nothing can have used it.
+//! fails for ever, and one whose unpacked layer is gone succeeds but cannot start. This removes only what
+//! is known to be damaged: nothing can have used it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,18 +21,18 @@ use crate::manifest::{Config, Descriptor, Document, Manifest};
 use crate::progress;
 use crate::runtime::{Mended, RuntimeError};
 
-/// Documents that are looked at for one image.
+/// Most documents that are checked for one image.
 const MAX_DOCUMENTS: usize = 64;
 
 /// See [`crate::ImageRuntime::mend`].
 pub(crate) async fn mend(node: &Containerd, image: &ImageName) -> Result<Mended, RuntimeError> {
-    // One at a time: what another try has just fetched again must not be judged by an older look.
+    // One at a time: an older look must not judge what another try has just fetched again.
     let _alone = node.mending.lock().await;
     node.looks.forget();
     let mut mended = Mended::default();
     let all = Box::pin(remove_damaged(node, image, &mut mended));
     match node.calls.together("removing lost content", all).await {
-        // What is removed is to be fetched again, whatever came after it.
+        // What was removed has to be fetched again, whatever failed after it.
         Err(error) if mended.removed.is_empty() => Err(error),
         Err(error) => {
             tracing::warn!(%image, %error, "the search for lost content has failed half-way");
@@ -42,7 +42,7 @@ pub(crate) async fn mend(node: &Containerd, image: &ImageName) -> Result<Mended,
     }
 }
 
-/// Says in `mended` what it has removed, also where it fails later or is dropped.
+/// Records in `mended` what it has removed, even if it fails later or is dropped.
 async fn remove_damaged(
     node: &Containerd,
     image: &ImageName,
@@ -58,13 +58,13 @@ async fn remove_damaged(
         remove_snapshots(node, snapshot, mended).await?;
     }
     if !mended.removed.is_empty() {
-        // A file that is left would be taken for what is fetched again.
+        // containerd would take a file that is left for the fetched one.
         collect_garbage(node).await?;
     }
     Ok(())
 }
 
-/// What is damaged of an image.
+/// The damaged parts of an image.
 #[derive(Debug, Default)]
 struct Damage {
     /// By digest.
@@ -91,12 +91,12 @@ struct Lost {
     what: &'static str,
     /// In bytes.
     size: u64,
-    /// It is there, and is not what its digest names.
+    /// It is there, but does not match its digest.
     corrupt: bool,
 }
 
-/// Walks what the name points to, and what was pulled from its repository lately: a pull that failed
-/// has left its manifest there, and no name.
+/// Walks what the name points to, and what was recently pulled from its repository: a failed pull has
+/// left its manifest there, but no name.
 async fn damage(node: &Containerd, image: &ImageName) -> Result<Damage, RuntimeError> {
     let mut damage = Damage::default();
     let target = node.stored(image.as_str()).await?.and_then(|i| i.target);
@@ -162,7 +162,7 @@ async fn look(
         Err(NoDocument::Unusable(_)) => return Ok(()),
         Err(NoDocument::Runtime(error)) => return Err(error),
     };
-    // Also of an image that is not unpacked whole: its pull would go on from there.
+    // Even if the image is not completely unpacked: its pull would continue from there.
     for snapshot in read.chain_ids() {
         if !disk::is_committed(node, &snapshot).await? {
             break;
@@ -195,7 +195,7 @@ async fn remove_blob(node: &Containerd, digest: &str, lost: &Lost) -> Result<boo
     Ok(removed.is_some())
 }
 
-/// Whether a document's bytes are not those that its digest names.
+/// Whether a document does not match its digest.
 async fn is_corrupt(node: &Containerd, digest: &str, size: u64) -> Result<bool, RuntimeError> {
     let document = Descriptor {
         digest: digest.to_owned(),
@@ -210,8 +210,8 @@ async fn is_corrupt(node: &Containerd, digest: &str, size: u64) -> Result<bool, 
     }
 }
 
-/// Removes an unpacked layer whose folder is gone, and all that was unpacked on top of it: nothing of
-/// that can be mounted. What a container has on top of it stays.
+/// Removes an unpacked layer whose folder is gone, and everything that was unpacked on top of it: none
+/// of that can be mounted. What a container has on top of it stays.
 async fn remove_snapshots(
     node: &Containerd,
     lost: &str,
@@ -249,7 +249,7 @@ async fn remove_all(
             match snapshots.remove(request).await {
                 Ok(_) => Ok(true),
                 Err(status) if status.code() == Code::NotFound => Ok(true),
-                // A container that has come since.
+                // A container that was created since.
                 Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
                 Err(status) => Err(status),
             }
@@ -290,8 +290,8 @@ async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Abov
         let mut chunks = snapshots.list(request).await?.into_inner();
         while let Some(chunk) = chunks.message().await? {
             for info in chunk.info {
-                // Neither a look of ours that was cut off may keep what is lost, nor an unpacking on top of
-                // it: its lease can outlive a power cut by a day.
+                // Two things must not keep what is lost: a look of ours that was cut off, and an unpacking on
+                // top of it, whose lease can outlive a power cut by a day.
                 let goes = info.kind() == Kind::Committed
                     || disk::is_look(&info.name)
                     || progress::is_unpacking(&info.name);
@@ -320,7 +320,7 @@ async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Abov
     Ok(above)
 }
 
-/// Has containerd remove what nothing refers to, and waits for it: the end of a lease does that.
+/// Makes containerd remove what nothing refers to, and waits for it: the end of a lease does that.
 async fn collect_garbage(node: &Containerd) -> Result<(), RuntimeError> {
     let operation = "collecting garbage";
     let id = node.looks.key();

@@ -1,4 +1,4 @@
-//! Names in containerd's image store: aliases that keep an image, and names made again from them.
+//! Names in containerd's image store: aliases that keep an image, and names restored from them.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::containerd::Containerd;
 use crate::labels;
 use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 
-/// Says that CRI may list the image; it sets it on all that it pulls.
+/// Lets CRI list the image; CRI sets it on everything that it pulls.
 pub(crate) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 
 /// Keeps the kubelet's image collector away. Containerd 1.6 before 1.6.36 does not know it.
@@ -31,12 +31,12 @@ pub(crate) fn managed() -> Labels {
     labels_of([MANAGED])
 }
 
-/// CRI then removes such a name as well when it is asked to remove the image.
+/// CRI then also removes such a name when it is asked to remove the image.
 pub(crate) fn managed_and_pinned() -> Labels {
     labels_of([MANAGED, PINNED])
 }
 
-/// Create and update are two calls, and others write names too: a few turns settle any race.
+/// Create and update are two calls, and others write names, too: a few turns settle any race.
 const MAX_TURNS: usize = 4;
 
 /// See [`crate::ImageRuntime::keep`].
@@ -55,7 +55,7 @@ pub(crate) async fn keep(
     };
     let stored = stored.ok_or_else(absent)?;
     let target = stored.target.as_ref().ok_or_else(absent)?;
-    // A try that was cut off has left what the name has lost since.
+    // A try that was cut off has left labels here that the name has lost since.
     let mut labels = before.map_or_else(Labels::new, |alias| labels::only_carried(&alias));
     labels.extend(labels::carry(&stored));
     labels.extend(match pin {
@@ -135,7 +135,7 @@ pub(crate) async fn point(
     for _ in 0..MAX_TURNS {
         let done = match node.stored(name).await? {
             None => create(node, operation, name, target, labels).await?,
-            // Every write is an event that all who follow would look at.
+            // Every write is an event that every follower would look at.
             Some(stored) if is_as_wanted(&stored, target, labels) => true,
             Some(_) => update(node, operation, name, target, labels).await?,
         };

@@ -1,7 +1,7 @@
-//! A program of which an image can be made: one static file, read piece by piece.
+//! A program that can be made into an image: one static file, read piece by piece.
 //!
-//! The image's only layer is an archive of that file. It is byte for byte the archive that the
-//! released image has, so both share one snapshot: nothing is unpacked a second time, and the agent
+//! The image's only layer is an archive of that file, byte for byte the same as in the released image.
+//! So both share one snapshot: nothing is unpacked a second time, and the agent
 //! and the gates share the program's pages in memory.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::content::hex_of;
 /// The program's name in its image.
 pub(crate) const NAME: &str = "trylatest";
 
-/// What is read and sent at once.
+/// How much is read and sent at once.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// An archive consists of blocks of this size, and ends with two empty ones.
@@ -34,13 +34,13 @@ pub struct Program {
     layer: String,
 }
 
-/// Why no image can be made of a program.
+/// Why a program cannot be made into an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// Its file could not be read.
     #[error("reading the program")]
     Read(#[source] io::Error),
-    /// It would not run alone in an image.
+    /// It would not run in an image without other files.
     #[error("the program is not a static ELF file")]
     NotStatic,
 }
@@ -80,7 +80,7 @@ impl Program {
         block + self.file_bytes.next_multiple_of(block) + 2 * block
     }
 
-    /// The layer, piece by piece. Each piece is a read that blocks, of a file that runs.
+    /// The layer, piece by piece. Reading a piece blocks; the file is that of a running program.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = io::Result<Vec<u8>>> + Send + use<> {
         let (file, file_bytes) = (Arc::clone(&self.file), self.file_bytes);
         let reads = (0..file_bytes.div_ceil(PIECE_BYTES)).map(move |index| {
@@ -136,7 +136,7 @@ fn is_static(file: &File) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
         Err(error) => return Err(error),
     }
-    // 64-bit only: Kubernetes has given up the nodes of 32 bits.
+    // 64-bit only: Kubernetes no longer supports 32-bit nodes.
     if !head.starts_with(b"\x7fELF\x02") {
         return Ok(false);
     }

@@ -2,16 +2,16 @@
 //!
 //! containerd does not say which pull a download belongs to. But it labels each manifest with the
 //! repository that it came from as soon as it has it, and the manifest names its layers; so a
-//! download is attributed by its digest. Before the manifest is there nothing can be attributed,
-//! and next to nothing can have moved.
+//! download is attributed by its digest. Before the manifest is there, nothing can be attributed, but
+//! almost nothing can have moved either.
 //!
 //! Downloads move in steps of 1 MiB per layer, because containerd writes no less at a time (measured
-//! on 1.6 and 2.4): a link that brings less than that within somebody's patience looks stalled.
+//! on 1.6 and 2.4): a link that delivers less than that before a deadline looks stalled.
 //!
-//! Pulls that run at the same time share one look at containerd: a look of its own for each took more
-//! of containerd's time than the pulls themselves (30 pulls on containerd 2.4.2: 10.4 s of processor
+//! Pulls that run at the same time share one look at containerd: separate looks took more of
+//! containerd's time than the pulls themselves (30 pulls on containerd 2.4.2: 10.4 s of processor
 //! time, 4.8 s without any look). For the same reason no filter here has a pattern: containerd compiles
-//! it anew for each entry that it compares.
+//! it again for each entry that it compares.
 //!
 //! Two more limits follow. Tags of one repository that are pulled at the same time share their movement;
 //! so do repositories of one name on one host at different ports, because the label leaves the port
@@ -39,27 +39,27 @@ use crate::manifest::{Config, Descriptor, Document, Manifest};
 use crate::proof;
 use crate::runtime::{Movement, RuntimeError};
 
-/// Manifests and chains that are remembered by digest, between one look and the next.
+/// How many manifests and chains are remembered by digest from one look to the next.
 const REMEMBERED: usize = 128;
 
-/// Newest manifests of a repository that are looked at: the one being pulled is among them, because
-/// containerd labels it anew with each pull.
+/// How many of the newest manifests of a repository are checked: the one being pulled is among them,
+/// because containerd labels it again with each pull.
 const NEWEST: usize = 8;
 
-/// Looks in a row for which a download that is whole and not committed counts as movement: a minute,
-/// at the agent's four looks a second. One that is left over stays so for ever.
+/// For how many looks in a row a download that is whole but not committed counts as movement: a
+/// minute, at the agent's four looks a second. One that is left over would stay so for ever.
 const WRITING_OUT_MAX: u64 = 240;
 
 /// How long a look is shared: less than the time between two looks of one pull.
 const SHARED_FOR: Duration = Duration::from_millis(200);
 
-/// What is known of running pulls. It only helps; movement is always read from containerd.
+/// What is known about running pulls. It only helps; movement is always read from containerd.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     running: Arc<Mutex<HashMap<ImageName, Seen>>>,
     manifests: Mutex<HashMap<String, Arc<Manifest>>>,
     chains: Mutex<HashMap<String, Arc<Vec<String>>>>,
-    /// The last look. Whoever comes while one is under way waits for it.
+    /// The last look. A caller that comes during a look waits for it.
     shown: tokio::sync::Mutex<Option<Arc<Shown>>>,
 }
 
@@ -77,18 +77,18 @@ struct Seen {
     manifest: Option<String>,
     /// Bytes of it.
     bytes: u64,
-    /// Whether they have grown from one look to another: then this pull downloads, and what lies
-    /// there is not left over from an earlier one. That they become fewer says nothing of the
-    /// registry: containerd drops what is left over, and begins it anew.
+    /// Whether they have grown from one look to another: then this pull downloads, and the bytes are not
+    /// left over from an earlier one. If they shrink, that says nothing about the registry: containerd
+    /// drops what is left over and starts again.
     downloads: bool,
     /// Looks since they last changed at which nothing was left but to write it out.
     writing_out: u64,
 }
 
 impl Seen {
-    /// Takes a look into account. A download that is whole and not yet committed is being written
-    /// to the disk, which nothing measures and which may take longer than anybody's patience; it
-    /// counts as movement.
+    /// Takes a look into account. A download that is whole but not yet committed is being written to the
+    /// disk. Nothing measures that, and it may take longer than any deadline, so it counts as
+    /// movement.
     fn look(&mut self, chosen: &Candidate, bytes: u64) {
         let same = self.manifest.as_ref() == Some(&chosen.digest);
         self.downloads |= same && bytes > self.bytes;
@@ -111,7 +111,7 @@ impl Drop for Running {
     }
 }
 
-/// A manifest of the repository, and what of it moves.
+/// A manifest of the repository, and which parts of it move.
 struct Candidate {
     digest: String,
     updated: (i64, i32),
@@ -192,7 +192,7 @@ impl Progress {
     /// The last look, or a new one if it is too old.
     ///
     /// # Cancel safety
-    /// A look that is dropped is begun again by the next who waits for it.
+    /// If a look is dropped, the next caller that waits for it starts it again.
     async fn shown(&self, node: &Containerd) -> Result<Arc<Shown>, RuntimeError> {
         let mut last = self.shown.lock().await;
         let now = Instant::now();
@@ -204,8 +204,8 @@ impl Progress {
         Ok(shown)
     }
 
-    /// Sees what of one manifest is there and moves; none if it is not one of ours, or nothing of it
-    /// can move and the pull has not been seen to be about it.
+    /// Checks which parts of one manifest are there and move. None if it is not one of ours, or if nothing
+    /// of it can move and no look has shown that the pull is about it.
     async fn look(
         &self,
         node: &Containerd,
@@ -297,7 +297,7 @@ impl Progress {
         }
     }
 
-    /// The names of the layers' snapshots; none while the configuration is on its way.
+    /// The names of the layers' snapshots; none until the configuration has arrived.
     async fn chain(
         &self,
         node: &Containerd,
@@ -385,7 +385,7 @@ async fn usage(
             key: key.clone(),
         };
         let call = snapshots.usage(request);
-        // It may be committed, and its key gone, between the list and now.
+        // It may have been committed, and its key be gone, since the list was made.
         let usage = node.calls.find("measuring a snapshot", call).await?;
         Ok::<_, RuntimeError>((key.clone(), usage.map_or(0, |usage| usage.size)))
     }));

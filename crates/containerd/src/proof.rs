@@ -1,9 +1,9 @@
 //! Proves that a container could start from the copy of an image on this node.
 //!
 //! A name in CRI's list proves little: CRI answers from memory, and content or snapshots may have
-//! been removed behind its back. So the way that a container's start takes is walked: name → index →
-//! manifest → configuration → unpacked layers, or the layers to unpack. Every document is read and
-//! verified each time, which takes a few milliseconds; what else is needed is looked for on the disk
+//! been removed behind its back. So this goes the way that a container's start takes: name → index →
+//! manifest → configuration → unpacked layers, or the layers to unpack. It reads and verifies every
+//! document each time, which takes a few milliseconds, and looks for everything else on the disk
 //! (`disk`).
 
 use futures::future::try_join_all;
@@ -18,19 +18,21 @@ use crate::runtime::{ImageRuntime, Local, LocalImage, RuntimeError, RuntimeVersi
 /// An index may name other indexes; containerd's own images nest once at most.
 const MAX_INDEX_DEPTH: u8 = 3;
 
-/// Manifests that are looked at for one image. Real indexes hold a dozen for this platform's
-/// family at most.
+/// Most manifests that are checked for one image. Real indexes contain at most a dozen for this
+/// platform's family.
 const MAX_MANIFESTS: usize = 32;
 
-/// From what release on containerd unpacks no image for a container whose configuration names another
-/// platform (`internal/cri/opts/container.go`, `unpackImage`). Earlier ones go by the index alone.
+/// From this release on, containerd unpacks no image for a container if the image's configuration names
+/// another platform (`internal/cri/opts/container.go`, `unpackImage`). Earlier ones go by the index
+/// alone.
 ///
-/// What a pull has unpacked is started by all of them. That is decided by how they pull: by the client
-/// (1.6 to 2.0, and where it is configured so) anything; by the transfer service, 2.1 and 2.2 what is
-/// for this platform, 2.3 and later for this operating system (`plugins/transfer/plugin.go`).
+/// All of them start what a pull has unpacked. What a pull unpacks depends on how they pull: through
+/// the client (1.6 to 2.0, and where it is configured so) anything; through the transfer service, 2.1
+/// and 2.2 what is for this platform, 2.3 and later what is for this operating system
+/// (`plugins/transfer/plugin.go`).
 const CHECKS_CONFIGURATION: (u64, u64, u64) = (2, 2, 2);
 
-/// What a proof goes by.
+/// What a proof relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
     /// What the database lists.
@@ -88,13 +90,13 @@ fn unusable(why: &str) -> Local {
     }
 }
 
-/// The name as people write it, for images of Docker's registry; none where it is the same.
+/// The name as people write it, for images of Docker's registry; none if it is the same.
 fn short_name(full: &str) -> Option<&str> {
     let path = full.strip_prefix("docker.io/")?;
     Some(path.strip_prefix("library/").unwrap_or(path))
 }
 
-/// Walks from the image's target to what a container starts from.
+/// Goes from the image's target to what a container starts from.
 async fn startable(
     node: &Containerd,
     root: Descriptor,
@@ -156,7 +158,7 @@ async fn may_be_unpacked(node: &Containerd, config: &Config) -> Result<(), NoDoc
     )))
 }
 
-/// A version that cannot be read is taken for a new one.
+/// An unreadable version counts as a new one.
 fn checks_configuration(version: &RuntimeVersion) -> bool {
     let version = version.version.trim_start_matches('v');
     let mut numbers = version.splitn(3, '.').map(|part| {
@@ -214,7 +216,7 @@ async fn manifest_of(
                 queue.extend(mine.map(|child| (depth + 1, child)));
             }
             Ok(_) => {}
-            // Manifests of other platforms are never downloaded; ours may be among the rest.
+            // containerd never downloads manifests of other platforms; ours may be among the rest.
             Err(NoDocument::Unusable(why) | NoDocument::Corrupt(why)) => {
                 missing.get_or_insert(why);
             }

@@ -17,8 +17,8 @@ use crate::program::Program;
 /// same conformance suite.
 ///
 /// # Cancel safety
-/// Every future may be dropped at any point: nothing is lost but the answer. What dropping
-/// [`ImageRuntime::pull`] means is said there.
+/// Every future may be dropped at any point: only the answer is lost. [`ImageRuntime::pull`] says what
+/// dropping it means.
 pub trait ImageRuntime: Send + Sync + 'static {
     /// Pulls what the name points to now, anonymously, the way the kubelet would (CRI PullImage).
     ///
@@ -27,19 +27,18 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// [`ImageRuntime::movement`] and drops the future.
     ///
     /// # Errors
-    /// A failure that is classified and fit to be shown.
+    /// A classified failure with a message that may be shown.
     ///
     /// # Cancel safety
     /// Dropping the future stops the pull in containerd within 0.1 s. containerd 2.x keeps what was
-    /// downloaded of a layer and the next pull goes on from there; 1.6 begins that layer anew.
+    /// downloaded of a layer and the next pull continues from there; 1.6 starts that layer again.
     fn pull(&self, image: &ImageName) -> impl Future<Output = Result<(), PullError>> + Send;
 
     /// What has moved so far for a running pull of this image: downloads attributed to it, and
     /// unpacking.
     ///
     /// # Errors
-    /// containerd did not answer; the caller then knows nothing of the pull, neither that it moves
-    /// nor that it does not.
+    /// containerd did not answer; the caller then does not know whether the pull moves.
     fn movement(
         &self,
         image: &ImageName,
@@ -47,39 +46,38 @@ pub trait ImageRuntime: Send + Sync + 'static {
 
     /// Looks for a copy that a container could start from, and proves it: CRI finds the name, the
     /// platform is one that containerd starts, and its content or unpacked snapshot is really there, on
-    /// the disk and not only in containerd's database. The calls that
-    /// this takes have a deadline together, too.
+    /// the disk and not only in containerd's database. The calls for this share a deadline, too.
     ///
     /// # Errors
-    /// containerd did not answer in time. That something is missing is no error but [`Local::Absent`] or
-    /// [`Local::Unusable`].
+    /// containerd did not answer in time. If something is missing, that is not an error: the result is
+    /// [`Local::Absent`] or [`Local::Unusable`].
     fn local(&self, image: &ImageName) -> impl Future<Output = Result<Local, RuntimeError>> + Send;
 
-    /// The same as [`ImageRuntime::local`], by what containerd's database says alone: files that the
-    /// disk has lost are not noticed. It writes nothing and takes a few milliseconds.
+    /// The same as [`ImageRuntime::local`], but only by containerd's database: it does not notice files
+    /// that the disk has lost. It writes nothing and takes a few milliseconds.
     ///
     /// # Errors
     /// As of [`ImageRuntime::local`].
     fn listed(&self, image: &ImageName)
     -> impl Future<Output = Result<Local, RuntimeError>> + Send;
 
-    /// Takes out of containerd's database what it lists of the image and the disk has lost, so that
-    /// the next pull fetches it again: of what the name points to, and of what was pulled from its
-    /// repository lately. Nothing that is whole is touched.
+    /// Removes from containerd's database those parts of the image that the disk has lost, so that the
+    /// next pull fetches them again. Covers what the name points to, and what was recently pulled from
+    /// its repository. Touches nothing that is whole.
     ///
     /// # Errors
-    /// containerd did not answer. Some may have been removed.
+    /// containerd did not answer. Some parts may have been removed.
     fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send;
 
-    /// Every image that CRI lists by name; nothing is proven of them.
+    /// Every image that CRI lists by name, without a proof.
     ///
     /// # Errors
     /// containerd did not answer.
     fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send;
 
     /// Makes the alias point to what the image points to now: its content stays, whatever happens to
-    /// the name. The alias must not read as an image's name (see [`crate::alias`]): one that does
-    /// would show up in pod and node statuses.
+    /// the name. The alias must not look like an image's name (see [`crate::alias`]): otherwise it would
+    /// show up in the status of pods and nodes.
     ///
     /// # Errors
     /// The image is not there, the alias could be taken for an image, or containerd did not answer.
@@ -90,18 +88,18 @@ pub trait ImageRuntime: Send + Sync + 'static {
         pin: Pin,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
-    /// Removes an alias, if there is one. Content that no name points to goes with it.
+    /// Removes an alias, if there is one, and with it content that no other name points to.
     ///
     /// # Errors
     /// containerd did not answer.
     fn forget(&self, alias: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
-    /// Makes the image's name again from the alias, if the name is gone or points to something that
-    /// no container could start from. True if it had to. Otherwise gives the name back the labels that
-    /// the alias carries: a pull that was dropped may have moved it without them.
+    /// Restores the image's name from the alias, if the name is gone or points to something that no
+    /// container could start from. True if it had to. Otherwise gives the name back the labels that the
+    /// alias carries: a pull that was dropped may have moved the name without them.
     ///
-    /// A name can come to point to what cannot start: a captive portal's page is taken for a manifest, and containerd lets the
-    /// name point to it before it finds out (seen on 1.6 and 2.4).
+    /// A name can point to something that cannot start: containerd takes a captive portal's page for a
+    /// manifest, and lets the name point to it before it finds out (seen on 1.6 and 2.4).
     ///
     /// # Errors
     /// There is no such alias, or containerd did not answer.
@@ -111,11 +109,11 @@ pub trait ImageRuntime: Send + Sync + 'static {
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
 
-    /// Makes an image of this program alone, which the alias points to and pins, unless it does so
-    /// already and all of the image is there. True if something had to be made.
+    /// Makes an image that contains only this program, and lets the alias point to it and pin it, unless
+    /// it does so already and all of the image is there. True if something had to be made.
     ///
-    /// No registry has given such an image to anybody, and no two that are made are alike: the
-    /// kubelet takes each for one that was on the node before it (KEP-2535), which any pod may use.
+    /// No registry has given such an image to anybody, and no two of them are alike: the kubelet treats
+    /// each as one that was on the node before (KEP-2535), which any pod may use.
     ///
     /// # Errors
     /// The program or the alias cannot be used, or containerd did not answer.
@@ -145,16 +143,16 @@ pub trait ImageRuntime: Send + Sync + 'static {
         alias: &str,
     ) -> impl Future<Output = Result<Vec<ImageName>, RuntimeError>> + Send;
 
-    /// Follows changes of image names, from now on. Subscribe first, list afterwards.
+    /// Follows changes of image names from now on. Subscribe first, list afterwards.
     ///
-    /// The stream never just ends: its last item is an error, because whoever follows would miss
-    /// changes from there on. Subscribe again after it.
+    /// The stream never just ends: its last item is an error, because a follower would miss later
+    /// changes. Subscribe again after it.
     ///
     /// # Errors
     /// containerd did not answer.
     fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send;
 
-    /// What runtime this is.
+    /// The runtime's name and version.
     ///
     /// # Errors
     /// containerd did not answer.
@@ -170,21 +168,21 @@ pub enum Pin {
     Unpinned,
 }
 
-/// What a name may point to and be pointed elsewhere.
+/// What a name may point to, if it is to be changed.
 #[derive(Clone, Copy, Debug)]
 pub enum Over<'a> {
     /// Anything.
     Anything,
-    /// An image of the same program alone.
+    /// Only an image of the same program.
     Program(&'a Program),
 }
 
-/// What became of a name that was to be pointed to an alias's image.
+/// The result of pointing a name to an alias's image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pointed {
-    /// It points there since this call.
+    /// This call made it point there.
     Now,
-    /// It did before.
+    /// It already pointed there.
     Already,
     /// It points to something else, which stays.
     Elsewhere,
@@ -207,12 +205,12 @@ pub enum Local {
     Usable(LocalImage),
 }
 
-/// What the disk had lost of an image.
+/// Parts of an image that the disk had lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mended {
-    /// What was taken out of containerd's database, in words for a person: it can be fetched again.
+    /// What was removed from containerd's database, in words for a person: it can be fetched again.
     pub removed: Vec<String>,
-    /// What could not be, and why.
+    /// What could not be removed, and why.
     pub kept: Vec<String>,
 }
 
@@ -229,7 +227,7 @@ pub struct LocalImage {
 
 /// How far a pull has come.
 ///
-/// containerd writes downloads in steps of 1 MiB per layer, so a slow one moves seldom: at 200 KB/s
+/// containerd writes downloads in steps of 1 MiB per layer, so a slow one moves rarely: at 200 KB/s
 /// about every 5 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Movement {
@@ -237,15 +235,14 @@ pub struct Movement {
     pub bytes: u64,
     /// How many there will be, once the manifest is known.
     pub total_bytes: Option<u64>,
-    /// Whether bytes have come in from one look at this pull to another. Without, what is there may
-    /// be left over from an earlier one. The kubelet's pull of the same image at the same time cannot
-    /// be told from ours.
+    /// Whether bytes have arrived between two looks at this pull. If not, the bytes may be left over from
+    /// an earlier pull. If the kubelet pulls the same image at the same time, its bytes look like ours.
     pub flows: bool,
-    /// Whether it may be waiting in containerd's own queue: nothing of it moves or has moved since it
-    /// was first seen, and others' downloads take all that containerd serves at once.
+    /// Whether it may be waiting in containerd's own queue: nothing of it has moved since it was first
+    /// seen, and other downloads take all the places that containerd serves at once.
     pub queued: bool,
-    /// Differs from an earlier answer's mark iff something moved in between: bytes came in, or a
-    /// layer is being unpacked. It means nothing else.
+    /// Differs from an earlier answer's mark if and only if something moved in between: bytes arrived, or
+    /// a layer is being unpacked. It has no other meaning.
     pub mark: u64,
 }
 
@@ -274,7 +271,7 @@ pub enum ImageChange {
 pub struct RuntimeVersion {
     /// E.g. `containerd`.
     pub name: String,
-    /// As it says itself, e.g. `v2.4.2` or `1.6.20~ds1`.
+    /// As the runtime reports it, e.g. `v2.4.2` or `1.6.20~ds1`.
     pub version: String,
 }
 
@@ -312,7 +309,7 @@ pub enum RuntimeError {
     Timeout {
         /// What was asked.
         operation: &'static str,
-        /// How long was waited.
+        /// The deadline.
         timeout: Duration,
     },
     /// No connection, or it broke during the call.
@@ -347,7 +344,7 @@ pub enum RuntimeError {
         /// The alias.
         alias: String,
     },
-    /// The stream of events has ended; what follows would be missed.
+    /// The event stream has ended; later events would be missed.
     #[error("containerd has ended the event stream")]
     EventsEnded,
 }

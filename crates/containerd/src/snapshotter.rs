@@ -12,8 +12,8 @@ use crate::runtime::RuntimeError;
 /// containerd's default.
 const DEFAULT: &str = "overlayfs";
 
-/// The snapshotter's name: given, or asked for once per connection. Only a restart of containerd,
-/// which breaks the connection, can change it.
+/// The snapshotter's name: given, or asked for once per connection. Only a restart of containerd can
+/// change it, and that breaks the connection.
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
     given: Option<String>,
@@ -29,7 +29,7 @@ impl Snapshotter {
         }
     }
 
-    /// The name; asks containerd where nobody has said it.
+    /// The name; asks containerd if it was not given.
     pub(crate) async fn name(&self, calls: &Calls) -> Result<String, RuntimeError> {
         if let Some(given) = &self.given {
             return Ok(given.clone());
@@ -42,7 +42,7 @@ impl Snapshotter {
         }
         let said = ask(calls).await?;
         if said.is_none() {
-            // With a wrong guess no image counts as unpacked, and none that lacks its layers as usable.
+            // With a wrong guess no image counts as unpacked, and images without their layers count as unusable.
             tracing::warn!(
                 snapshotter = DEFAULT,
                 "containerd does not name its snapshotter; using a guess (set --snapshotter to be sure)"
@@ -55,8 +55,8 @@ impl Snapshotter {
     }
 }
 
-/// 1.x tells its configuration; 2.x leaves this out of it, but says where images are unpacked. Where
-/// a proxy plugin's snapshotter chooses its own folder, that says nothing.
+/// 1.x returns its configuration. 2.x leaves the snapshotter out, but says where images are unpacked;
+/// if a proxy plugin's snapshotter chooses its own folder, that does not help.
 async fn ask(calls: &Calls) -> Result<Option<String>, RuntimeError> {
     let operation = "asking for the snapshotter";
     let (mut runtime, mut images) = (calls.cri_runtime(), calls.cri_images());

@@ -36,7 +36,7 @@ impl End {
         }
     }
 
-    /// Reads it from a gate's last words. Of a long message the kubelet keeps the end
+    /// Reads it from a gate's last message. Of a long message the kubelet keeps the end
     /// (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `getTerminationMessage`).
     pub fn of(message: &str) -> Option<Self> {
         let word = message.lines().next_back()?.split(' ').next()?;
@@ -65,10 +65,10 @@ pub struct Reading {
     pub progress: Option<Progress>,
 }
 
-/// What follows.
+/// What the gate does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Look again when something changes, at the latest after this time.
+    /// Look again when something changes, and after this time at the latest.
     Wait(Duration),
     /// Exit 0.
     Open,
@@ -90,10 +90,10 @@ impl Gate {
         }
     }
 
-    /// Looks at what the volume holds now: the lines to print, and what follows.
+    /// Looks at what the volume contains now. Returns the lines to print, and what to do next.
     ///
-    /// Only what is fresh counts. A release or a progress of an earlier run of this pod is neither
-    /// acted upon nor a sign of a living agent.
+    /// Only what is fresh counts. The gate does not act on a release or progress of an earlier run of
+    /// this pod, and does not take it for a sign of a living agent.
     pub fn observe(&mut self, now: Now, reading: &Reading) -> (Vec<String>, Step) {
         let released = reading.released.as_ref();
         if let Some(release) = released.filter(|r| r.is_fresh(now.wall, self.freshness)) {
@@ -158,8 +158,7 @@ pub fn annotation(file: &str, key: &str) -> Option<String> {
         .and_then(unquote)
 }
 
-/// Undoes Go's `%q`. Every escape that it writes is one of JSON's but for `\a`, `\v`, `\x..` and
-/// `\U........`.
+/// Undoes Go's `%q`. Its escapes are those of JSON, and `\a`, `\v`, `\x..` and `\U........`.
 fn unquote(quoted: &str) -> Option<String> {
     let inner = quoted.strip_prefix('"')?.strip_suffix('"')?;
     let mut out = String::with_capacity(inner.len());

@@ -19,7 +19,7 @@ pub struct ImageName {
     registry_len: usize,
 }
 
-/// A name that containerd would refuse as well.
+/// A name that is not valid; containerd would refuse it, too.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid image name {name:?}: {why}")]
 pub struct InvalidImageName {
@@ -46,8 +46,8 @@ impl ImageName {
         &self.full[..version.map_or(self.full.len(), |at| self.registry_len + at)]
     }
 
-    /// Whether the two names differ in no more than where the image lies, as a mirror's name does
-    /// from the original's: the last part of the path is the same, with its tag or digest.
+    /// Whether the two names differ only in where the image is stored, as those of a mirror and of the
+    /// original do: the last part of the path is the same, with its tag or digest.
     pub fn is_mirrored_by(&self, other: &Self) -> bool {
         let last = |name: &str| name.rfind('/').map_or(0, |slash| slash + 1);
         self.full[last(&self.full)..] == other.full[last(&other.full)..]

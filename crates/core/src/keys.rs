@@ -1,8 +1,8 @@
-//! Every name that TryLatest puts on an object, and nothing else. The manifests spell the same
-//! names in CEL; a test in `e2e` holds the two together.
+//! Every name that TryLatest puts on an object, and nothing else. The manifests use the same names in
+//! CEL; a test in `e2e` compares the two.
 
 /// Pod or pod-template annotation, written by a person: the names of the TryLatest containers,
-/// comma-separated, or `*`. On a pod, admission replaces it by the resolved names.
+/// comma-separated, or `*`. On a pod, admission replaces it with the resolved names.
 pub const CONTAINERS: &str = "trylatest.dev/containers";
 
 /// Pod-template annotation, written by admission: the containers whose template said `TryLatest`.
@@ -23,8 +23,8 @@ pub const GATED: &str = "trylatest.dev/gated";
 /// The value of [`GATED`] of a pod with a gate.
 pub const GATED_VALUE: &str = "true";
 
-/// The value of [`GATED`] of a pod whose gate admission took away again, because another policy
-/// gave it `Always`. The agent reports such a pod.
+/// The value of [`GATED`] of a pod from which admission removed the gate again, because another
+/// policy gave the gate `Always`. The agent reports such a pod.
 pub const GATED_OVERRULED: &str = "overruled";
 
 /// Pod annotation, written by the agent: the release as JSON (see [`crate::release`]).

@@ -51,8 +51,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Why a pull failed, as far as it can be told. What cannot be read is [`FailureClass::Unknown`],
-/// never a guess.
+/// Why a pull failed, as far as that is known. A message that cannot be read is
+/// [`FailureClass::Unknown`], never a guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureClass {
@@ -62,20 +62,20 @@ pub enum FailureClass {
     Timeout,
     /// The registry answered 5xx.
     ServerError,
-    /// The registry answered 429, or 402: what was paid for is used up.
+    /// The registry answered 429, or 402: the paid quota is used up.
     RateLimited,
-    /// The registry answered 404, 410 or 451: no such repository or tag, or none that it may give.
+    /// The registry answered 404, 410 or 451: no such repository or tag, or one that it must not serve.
     NotFound,
     /// The registry answered 401 or 403.
     Unauthorized,
-    /// What came is unusable: corrupt, wrong digest, wrong platform; or the name is no image name.
+    /// What came is unusable: corrupt, wrong digest, wrong platform; or the image name is invalid.
     Invalid,
     /// An image verifier of this node refused what the tag points to. It does not
     /// allow the cached copy by default (`docs/adr/0005-blocked.md`).
     Blocked,
     /// This node's fault: disk full, spoiled files, a bad setting of containerd, containerd down.
     Local,
-    /// None of the above could be told.
+    /// None of the above could be established.
     Unknown,
 }
 
@@ -110,8 +110,8 @@ impl FailureClass {
         }
     }
 
-    /// Whether content that this node's disk has lost may be what made a pull fail. After the others,
-    /// the registry, the way to it or somebody's policy did, and another pull fails as well.
+    /// Whether a pull may have failed because this node's disk has lost content. In the other classes
+    /// the reason is the registry, the way to it or somebody's policy, and another pull fails as well.
     pub const fn may_come_from_the_disk(self) -> bool {
         match self {
             Self::Invalid | Self::Local | Self::Unknown => true,
@@ -125,8 +125,8 @@ impl FailureClass {
         }
     }
 
-    /// Whether a pod that says nothing else may use the cached copy after such a failure. For
-    /// [`Self::Unauthorized`] proof is needed besides.
+    /// Whether a pod without a setting of its own may use the cached copy after such a failure.
+    /// [`Self::Unauthorized`] needs proof as well.
     pub const fn falls_back_by_default(self) -> bool {
         !matches!(self, Self::Blocked)
     }
@@ -154,7 +154,7 @@ impl FromStr for FailureClass {
     }
 }
 
-/// A failed pull: its class and what was said, in words that a person can use.
+/// A failed pull: its class, and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What kind of failure.

@@ -9,7 +9,7 @@ use crate::release::Release;
 use crate::settings::Settings;
 use crate::text;
 
-/// Namespace and name, and the uid that tells a pod from a later one of the same name.
+/// Namespace and name, and the uid that distinguishes a pod from a later one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodId {
     /// The pod's namespace.
@@ -27,23 +27,25 @@ pub struct GatedPod {
     pub id: PodId,
     /// When it was created, in whole seconds, rounded down (as the API server says it).
     pub created: Timestamp,
-    /// Its TryLatest containers, but for those that the kubelet pulls at each start.
+    /// Its TryLatest containers, except those that the kubelet pulls at each start.
     pub containers: Vec<TryContainer>,
-    /// The gate and TryLatest containers that have not the pull policy that admission gave them.
+    /// The gate and TryLatest containers that no longer have the pull policy that admission gave them.
     pub overruled: Vec<Overruled>,
     /// What its annotations set.
     pub settings: Settings,
-    /// Its `activeDeadlineSeconds`: the kubelet ends it then for good, and the wait for images counts.
+    /// Its `activeDeadlineSeconds`: after that the kubelet ends the pod for good. The wait for images
+    /// counts.
     pub active_deadline: Option<Duration>,
     /// What could not be read, in words for a Warning Event.
     pub complaints: Vec<String>,
-    /// How far its gate is.
+    /// How far its gate has come.
     pub gate: GateState,
-    /// What the gate is to start from, while it has not started.
+    /// The image that the gate will start from, while it has not started.
     pub gate_image: Option<GateImage>,
     /// The release it carries.
     pub released: Option<Release>,
-    /// Its containers have ended for good, or it is being deleted: nothing is owed to it.
+    /// Its containers have ended for good, or it is being deleted: TryLatest has nothing left to do for
+    /// it.
     pub terminated: bool,
 }
 
@@ -54,7 +56,7 @@ pub struct TryContainer {
     pub name: String,
     /// The image as the pod names it.
     pub written: String,
-    /// The same in full, or why it is no image name.
+    /// The same in full, or why it is not a valid image name.
     pub image: Result<ImageName, InvalidImageName>,
 }
 
@@ -70,15 +72,15 @@ pub struct Overruled {
     pub trace: Trace,
 }
 
-/// What another admission policy has left to be seen.
+/// What shows that another admission policy has interfered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trace {
-    /// The container has not the policy that admission gave it.
+    /// The container does not have the policy that admission gave it.
     Policy,
     /// It had another policy before our admission saw the pod, but its template said TryLatest. The
     /// template may also have been changed while our admission was away.
     Template,
-    /// Admission has taken it out of the pod again, which happens to the gate alone.
+    /// Admission has removed it from the pod again, which happens only to the gate.
     Removed,
 }
 
@@ -86,9 +88,9 @@ pub enum Trace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OtherPolicy {
     /// The kubelet asks the registry at each start and starts nothing from the cached copy without
-    /// its answer: a try of ours would be for nothing.
+    /// its answer: our try would be in vain.
     Always,
-    /// The kubelet never pulls: the container starts from what a try has left on the node, or not.
+    /// The kubelet never pulls: the container starts only if a try has left a copy on the node.
     Never,
 }
 
@@ -108,7 +110,7 @@ impl OtherPolicy {
 /// Most names that a message lists for each policy.
 const NAMES_MAX: usize = 3;
 
-/// What the pod's owner should know of these, in words for one Warning Event.
+/// What the pod's owner should know about these, in words for one Warning Event.
 pub fn describe_overruled(overruled: &[Overruled]) -> String {
     let kinds = OtherPolicy::ALL.map(|policy| [(policy, true), (policy, false)]);
     let changes = kinds.into_iter().flatten().filter_map(|(policy, removed)| {
@@ -139,18 +141,19 @@ pub fn describe_overruled(overruled: &[Overruled]) -> String {
     )
 }
 
-/// What a gate is to start from. Other admission policies may have changed both after ours.
+/// The image that a gate will start from. Other admission policies may have changed its name and its
+/// pull policy after ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GateImage {
     /// The image's name.
     pub name: ImageName,
-    /// The kubelet asks the registry for it whatever is on the node.
+    /// The kubelet asks the registry for it even if it is on the node.
     pub always_pulled: bool,
-    /// The kubelet has tried, and could not have the image.
+    /// The kubelet has tried to get the image and failed.
     pub wanting: bool,
 }
 
-/// How far a pod's gate is, by its container status.
+/// How far a pod's gate has come, by its container status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateState {
     /// Not started yet, or between two runs.
@@ -164,7 +167,7 @@ pub enum GateState {
     Open,
     /// It has opened by itself, because it saw no answer: the pod runs what the kubelet found.
     GaveUp {
-        /// Since when it had waited, in whole seconds, rounded down.
+        /// When it had begun to wait, in whole seconds, rounded down.
         since: Timestamp,
         /// When it opened, likewise.
         at: Timestamp,

@@ -1,4 +1,4 @@
-//! What the agent writes on a pod, as JSON in an annotation, and what the gate reads there.
+//! What the agent writes into a pod's annotation, as JSON, and what the gate reads there.
 //!
 //! Both sides may be of different versions while an upgrade rolls: fields may be added, never
 //! renamed or given another meaning; unknown fields are ignored.
@@ -14,19 +14,20 @@ use crate::outcome::{Failure, Outcome};
 use crate::text;
 use crate::time::{age, near};
 
-/// How far a release's time may lie from the reader's clock to be honoured. Agent and gate share
-/// the node's clock; a release older than this was meant for an earlier run of the gate.
+/// How far a release's time may lie from the reader's clock: the gate ignores a release outside of
+/// this. Agent and gate share the node's clock; an older release was meant for an earlier run of the
+/// gate.
 pub const FRESHNESS: Duration = Duration::from_mins(2);
 
 /// The moment from which `IfNotPresent` is safe for a pod, and what was found per container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// When it was given.
+    /// When the agent decided it.
     pub time: Timestamp,
     /// By container name.
     pub containers: BTreeMap<String, ContainerRelease>,
-    /// The gate has not seen it and opened by itself at this time: what the containers say is what
-    /// they started from all the same.
+    /// When the gate opened by itself, if it did not see the release: the entries of the containers say
+    /// what they started from then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unseen: Option<Timestamp>,
 }
@@ -44,21 +45,20 @@ pub struct ContainerRelease {
     /// What the container starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
-    /// When the registry last said that the tag points there.
+    /// When the registry last said that the tag points to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
-    /// Why a cached copy may not be used, or what the agent did besides.
+    /// Why the pod must not use a cached copy, or what else the agent did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// What the agent had answered, where the container started against it (see
-    /// [`Release::unseen`]).
+    /// What the agent had answered, if the container started despite it (see [`Release::unseen`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<Outcome>,
 }
 
 impl Release {
-    /// Whether the gate may act on it now. One that an earlier run of the gate did not see says what
-    /// the pod did without it, and answers no later run.
+    /// Whether the gate may act on it now. A release that an earlier run of the gate did not see records
+    /// what the pod did without it; it is no answer to a later run.
     pub fn is_fresh(&self, now: Timestamp, freshness: Duration) -> bool {
         self.unseen.is_none() && near(now, self.time, freshness)
     }
@@ -70,14 +70,14 @@ impl Release {
             .all(|container| container.outcome != Outcome::Refused)
     }
 
-    /// Whether the agent had refused a container that started all the same.
+    /// Whether the agent had refused a container that nevertheless started.
     pub fn refused(&self) -> bool {
         let mut containers = self.containers.values();
         containers.any(|container| container.answered == Some(Outcome::Refused))
     }
 
-    /// The same after the gate has opened by itself at this time, without having seen it: the kubelet
-    /// has started what was refused from the copy on the node.
+    /// The same release after the gate has opened by itself at this time without seeing it: the kubelet
+    /// has started refused containers from the copy on the node.
     #[must_use]
     pub fn unseen_at(mut self, at: Timestamp) -> Self {
         self.unseen = Some(at);
@@ -143,7 +143,7 @@ pub struct Progress {
     pub containers: BTreeMap<String, ContainerProgress>,
 }
 
-/// How far one container's image is.
+/// How far the try for one container's image has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerProgress {
@@ -154,7 +154,7 @@ pub struct ContainerProgress {
     /// Bytes of this pull that have arrived.
     #[serde(default)]
     pub bytes: u64,
-    /// Bytes that this pull will take, where they are known.
+    /// Bytes that this pull will take, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
     /// Why the try before failed.

@@ -1,4 +1,4 @@
-//! What a pod may set by annotation, and what is said about what cannot be read.
+//! What a pod may set by annotation, and the complaints about invalid values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::keys;
 use crate::outcome::FailureClass;
 
-/// A pod's own settings. What is absent or unreadable is `None`: the node's default applies.
+/// A pod's own settings. What is missing or invalid is `None`: the node's default applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// How long to try before falling back.
@@ -14,16 +14,16 @@ pub struct Settings {
     /// Refuse a cached copy whose tag was last confirmed longer ago.
     pub max_age: Option<Duration>,
     /// The failure classes that allow the cached copy, instead of the default ones
-    /// ([`FailureClass::falls_back_by_default`]). `unauthorized` needs proof besides.
+    /// ([`FailureClass::falls_back_by_default`]). `unauthorized` needs proof as well.
     pub fallback_on: Option<BTreeSet<FailureClass>>,
 }
 
-/// Longest `timeout`: a pod that should wait longer wants `Always`.
+/// Longest `timeout`: a pod that should wait longer needs `Always`.
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 impl Settings {
-    /// Reads the annotations. Each value that cannot be read keeps its default and yields one
-    /// complaint: what is wrong, and what was done instead.
+    /// Reads the annotations. An invalid value keeps its default and yields one complaint: what is
+    /// wrong, and what applies instead.
     pub fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
         let mut complaints = Vec::new();
         let mut duration = |key: &str, valid: fn(Duration) -> Result<(), String>| {
@@ -57,15 +57,15 @@ impl Settings {
     }
 }
 
-/// A list with a word that is no class is not used at all: to leave out that word alone would
-/// refuse a fallback that the user may have meant to allow, and hold the pod.
+/// A list with an unknown class is not used at all: ignoring only that word would refuse a fallback
+/// that the user may have meant to allow, and hold the pod.
 fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<FailureClass>> {
     let words = text
         .split(',')
         .map(str::trim)
         .filter(|word| !word.is_empty());
     let why = match words.map(str::parse).collect::<Result<BTreeSet<_>, _>>() {
-        // Most often a value that a template has left out; never to fall back is what `Always` says.
+        // Most often a value that a template has left empty; who never wants to fall back uses `Always`.
         Ok(classes) if classes.is_empty() => "no failure class given".to_owned(),
         Ok(classes) => return Some(classes),
         Err(error) => error.to_string(),

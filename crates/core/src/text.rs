@@ -57,7 +57,7 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{plural}")
 }
 
-/// Text of others as part of one line: control characters, and those that only change how the line
+/// Others' text as part of one line: control characters, and those that only change how the line
 /// looks, become spaces.
 pub(crate) fn on_one_line(text: &str) -> String {
     let hidden = |c: char| {

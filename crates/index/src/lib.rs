@@ -2,15 +2,15 @@
 //!
 //! One redb file. In: finished tries ([`Index::record`]). Out: [`ImageRecord`]s. Every write is one
 //! transaction that is on disk when the call returns, so a kill at any moment loses nothing that
-//! was acknowledged. The calls block; the caller runs them on a thread that may. This crate reads no
-//! clock, knows no containerd and logs nothing: what was recovered comes back as data.
+//! was acknowledged. The calls block; the caller runs them on a thread that may block. This crate does
+//! not read a clock, know containerd or log anything: what was recovered comes back as data.
 //!
 //! ```text
 //!   meta:   "schema" ─► 1
 //!   images: "docker.io/library/nginx:latest" ─► JSON of stored::Stored
 //! ```
 //!
-//! Bounded: [`TRIES_MAX`] tries an image, a week of counts, and [`Index::prune`] drops images that
+//! Bounded: [`TRIES_MAX`] tries per image, a week of counts, and [`Index::prune`] drops images that
 //! are gone and were not tried for [`KEEP`], or not among the last [`GONE_MAX`].
 
 mod recover;
@@ -40,7 +40,7 @@ pub const KEEP: Duration = Duration::from_hours(30 * 24);
 /// minutes would have tens of thousands in a month.
 pub const GONE_MAX: usize = 1000;
 
-/// The layout that this version writes. A larger number in a file means a newer version wrote it.
+/// The layout that this version writes. A larger number in a file means that a newer version wrote it.
 const SCHEMA: u64 = 1;
 
 /// redb would take up to 1 GiB. The whole index is some hundred kilobytes.
@@ -51,9 +51,9 @@ const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
 /// The index, open.
 ///
-/// After a failed read or write redb wants the file to be closed and opened again: the call that
-/// fails closes it, and the next one opens it. So a disk that was full for a moment costs what was to
-/// be written in that moment.
+/// After a failed read or write redb requires that the file is closed and opened again: the call that
+/// fails closes it, and the next one opens it. So a disk that was full for a moment only costs the
+/// writes of that moment.
 pub struct Index {
     /// None from a failure to the next call.
     store: RwLock<Option<Store>>,
@@ -91,12 +91,12 @@ impl Store {
 pub struct Opened {
     /// The index.
     pub index: Index,
-    /// What was moved aside, if the file could not be used.
+    /// What was moved aside, if the file was not usable.
     pub recovered: Option<Recovered>,
 }
 
-/// An index that cannot be used. None of them is worth a retry with nothing done about it, but
-/// [`OpenError::Locked`] passes when the other process ends.
+/// An index that cannot be used. Only [`OpenError::Locked`] is worth a retry: it passes when the other
+/// process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A newer version wrote it. It was not touched.
@@ -168,8 +168,8 @@ fn writing<E: Into<redb::Error>>(error: E) -> IndexError {
 }
 
 impl Index {
-    /// Opens the index, or makes a new one. A file that is no usable index is moved aside, which
-    /// [`Opened::recovered`] tells; the caller then fills the new one with [`Index::seed`].
+    /// Opens the index, or makes a new one. Moves a file aside that is not a usable index, which
+    /// [`Opened::recovered`] reports; the caller then fills the new one with [`Index::seed`].
     ///
     /// # Errors
     /// [`OpenError`]; the caller goes on without history.
@@ -205,7 +205,7 @@ impl Index {
         })
     }
 
-    /// Remembers a try. On disk when it returns.
+    /// Records a try. It is on disk when this returns.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was written.
@@ -222,7 +222,7 @@ impl Index {
         })
     }
 
-    /// Everything remembered, by image name. An entry that cannot be read is left out.
+    /// All records, by image name, except entries that cannot be read.
     ///
     /// # Errors
     /// [`IndexError`].
@@ -242,7 +242,7 @@ impl Index {
         })
     }
 
-    /// Notes images that are on the node, after the index was lost. What is known stays.
+    /// Records images that are on the node, after the index was lost. Known entries stay.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was written.
@@ -262,8 +262,8 @@ impl Index {
         })
     }
 
-    /// Drops images that are not `present` on the node and were not tried for [`KEEP`], and of the
-    /// rest that is not present all but the last [`GONE_MAX`]. Present ones count as seen now.
+    /// Drops images that are not `present` on the node and were not tried for [`KEEP`]. Of the others
+    /// that are not present, keeps only the last [`GONE_MAX`]. Present ones count as seen now.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was dropped.
@@ -309,7 +309,7 @@ impl Index {
         })
     }
 
-    /// Does something with the open file; what happens to it otherwise is said at [`Index`].
+    /// Works with the open file; [`Index`] says when it is closed and opened.
     fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T, IndexError>) -> Result<T, IndexError> {
         let done = {
             let mut store = self.store.read().unwrap_or_else(PoisonError::into_inner);

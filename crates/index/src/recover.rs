@@ -1,4 +1,4 @@
-//! Opens the file, or moves aside what is no usable index and starts a new one.
+//! Opens the file, or moves it aside and starts a new one if it is not a usable index.
 
 use std::fs;
 use std::io;
@@ -52,9 +52,9 @@ pub(crate) fn open(
     }
 }
 
-/// Opening for writes changes a file, so a newer index is looked for without: read-only or, where the
-/// file needs a repair first, in a copy. What cannot be read this way is not known to be newer, and
-/// decided later.
+/// Opening for writes changes a file, so this looks for a newer index without writing: read-only or, if
+/// the file needs a repair first, in a copy. If it cannot be read this way, it is not known to be newer,
+/// and the caller decides later.
 fn refuse_newer(path: &Path) -> Result<(), OpenError> {
     let looked = catch_unwind(AssertUnwindSafe(|| match builder().open_read_only(path) {
         Ok(database) => Ok(schema(&database)),
@@ -77,7 +77,7 @@ fn refuse_newer(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// redb has no error of its own for a format that it does not know yet, only these words.
+/// redb has no separate error for a format that it does not know yet, only this text.
 fn is_of_a_newer_format(why: &str) -> bool {
     let numbers = why
         .strip_prefix("Expected file format version <= ")
@@ -103,11 +103,11 @@ fn copy(path: &Path) -> Result<InMemoryBackend, StorageError> {
 enum Problem {
     /// Moving the file aside would not help, or must not happen.
     Final(OpenError),
-    /// The file is no usable index.
+    /// The file is not a usable index.
     Damaged(String),
 }
 
-/// Opens and reads everything once, so that damage shows now and not in the middle of an outage.
+/// Opens and reads everything once, so that damage shows now and not during an outage.
 fn try_open(path: &Path) -> Result<Database, Problem> {
     if path.is_dir() {
         return Err(Problem::Damaged("it is a folder".to_owned()));

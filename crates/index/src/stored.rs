@@ -1,7 +1,7 @@
 //! One image's entry, as it is on disk.
 //!
 //! JSON: a field can be added without a new schema, an older version ignores it, and a person can
-//! read it. An entry is some kilobytes and written once a try.
+//! read it. An entry takes some kilobytes and is written once per try.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use trylatest_core::record::{Facts, ImageRecord, LocalCopy, Try, Week};
 
 use crate::TRIES_MAX;
 
-/// Counts are kept per six hours: a week is 28 of them, and its edge is six hours soft.
+/// Counts are kept per six hours: a week is 28 of them, give or take six hours.
 const SLOT_SECONDS: i64 = 6 * 3600;
 const SLOTS_A_WEEK: i64 = 28;
 
@@ -60,7 +60,7 @@ impl Stored {
         if tried.result.failure().is_some() {
             count.failures = count.failures.saturating_add(1);
         }
-        // A clock that was set back leaves slots of the future: they are bounded too.
+        // A clock that was set back leaves slots in the future: they are bounded, too.
         self.slots
             .retain(|&other, _| (other - slot).abs() <= SLOTS_A_WEEK);
     }
@@ -88,14 +88,14 @@ impl Stored {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// None for what no version has written: the entry is lost, the index is not.
+    /// None for an entry that no version has written: the entry is lost, the index is not.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 }
 
-/// The tries that this version can read. A later one may know more outcomes and failure classes; its
-/// entry is worth more than these words.
+/// The tries that this version can read. A later version may know more outcomes and failure classes;
+/// leaving out such a try is better than losing the entry.
 fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Try>, D::Error> {
     let tries = Vec::<serde_json::Value>::deserialize(deserializer)?;
     let tries = tries.into_iter().map(serde_json::from_value);

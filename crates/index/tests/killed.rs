@@ -60,7 +60,7 @@ fn acknowledged_is_there() -> Result<(), Failed> {
         }
         let found = index.all(now())?.pop().ok_or("no entry")?;
         let found = u64::from(found.week.tries);
-        // One more may have been written than was told.
+        // One more may have been written than was acknowledged.
         if found < acknowledged || found > acknowledged + round + 1 {
             return Err(format!("round {round}: {found} of {acknowledged}").into());
         }
@@ -68,7 +68,8 @@ fn acknowledged_is_there() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Lets a process write, kills it a moment after its first write, and says how many it told of.
+/// Lets a process write, kills it a moment after its first write, and returns how many writes it
+/// acknowledged.
 fn killed_after(path: &Path, moment: Duration) -> Result<u64, Failed> {
     let mut writer = Command::new(std::env::current_exe()?)
         .arg(WRITE)

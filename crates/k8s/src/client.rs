@@ -1,12 +1,12 @@
 //! The connection to the API server, and how its death is noticed.
 //!
 //! A watch is silent for as long as nothing happens; in a quiet cluster the API server does not even
-//! send bookmarks. So silence says nothing, and this tells an API server that is gone:
+//! send bookmarks. So silence means nothing, and this is how an API server that is gone shows itself:
 //!
 //! | what | notices | after |
 //! |---|---|---|
 //! | HTTP/2 pings, which the API server's process answers | a server that hangs, a connection that leads nowhere | [`PING_EVERY`] + [`PING_ANSWER`] |
-//! | TCP keep-alive and `TCP_USER_TIMEOUT`, where somebody speaks HTTP/1.1 only | a connection that leads nowhere | the same |
+//! | TCP keep-alive and `TCP_USER_TIMEOUT`, if something in between speaks HTTP/1.1 only | a connection that leads nowhere | the same |
 //! | [`ANSWER`] for the head of an answer, [`SILENCE`] between the pieces of its body | a server that hangs behind a proxy that is alive, at the next request | [`ANSWER`] |
 //!
 //! A ping costs the API server no request. client-go has them too, at a slower pace
@@ -30,23 +30,23 @@ use tower_http::timeout::ResponseBodyTimeoutLayer;
 
 use crate::watch::WATCH_AT_MOST;
 
-/// A connection on which nothing came for this long is asked whether it is alive.
+/// The agent pings a connection that has been silent for this long.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
-/// How long the answer may take. With [`PING_EVERY`] it leaves a pod that came meanwhile, whose
-/// gate waits for 20 s, time for a new connection, a list and a release. An API server that is so
-/// busy that it needs longer loses one connection, no more.
+/// How long the answer may take. A gate waits for 20 s: after [`PING_EVERY`] and this, time is left
+/// for a new connection, a list and a release. An API server that is too busy to answer in time
+/// loses one connection, nothing else.
 const PING_ANSWER: Duration = Duration::from_secs(7);
 
 /// How long the API server may take to begin an answer, all tries of a request together.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long nothing may come on an answer that has begun: longer than a healthy watch, which may be
-/// silent all its life.
+/// How long an answer that has begun may be silent: longer than a healthy watch, which may be silent
+/// all its life.
 const SILENCE: Duration = Duration::from_secs(WATCH_AT_MOST.as_secs() + 10);
 
-/// What a request is tried again for (429, 503, 504): from this pause up to that one, so often. A
-/// `Retry-After` of the API server is honoured.
+/// Retries after 429, 503 and 504: the shortest and the longest pause, and how many. A `Retry-After`
+/// of the API server is honoured.
 const RETRY: (Duration, Duration, u32) = (Duration::from_millis(250), Duration::from_secs(2), 3);
 
 /// Why there is no client.
@@ -107,7 +107,7 @@ pub fn client(config: Config) -> Result<Client, ConnectError> {
         .pool_timer(TokioTimer::new())
         .http2_keep_alive_interval(PING_EVERY)
         .http2_keep_alive_timeout(PING_ANSWER)
-        // Without, a connection that died between two watches would take the next one down.
+        // Otherwise a connection that died between two watches would take the next one down.
         .http2_keep_alive_while_idle(true)
         .build(https.enable_all_versions().wrap_connector(tcp));
     client_over(http, &config)

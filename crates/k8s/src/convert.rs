@@ -15,9 +15,9 @@ use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, Tr
 use trylatest_core::settings::Settings;
 use trylatest_core::text::some_of;
 
-// Anybody may label a pod and write a megabyte into it. What is kept of each pod is bounded.
+// Anybody may label a pod and write a megabyte into it, so the agent keeps a bounded part of each pod.
 
-/// Longest complaint: what an Event takes.
+/// Longest complaint: as long as an Event's text may be.
 const COMPLAINT_MAX_BYTES: usize = 1024;
 
 /// Most containers of one pod that are looked after: half of the tries that run at once.
@@ -26,14 +26,14 @@ const CONTAINERS_MAX: usize = 32;
 /// Most names that one complaint lists.
 const NAMES_MAX: usize = 5;
 
-/// Longest release that is read. Ours have about a kilobyte a container.
+/// Longest release that is read. Ours have about a kilobyte per container.
 const RELEASE_MAX_BYTES: usize = 64 << 10;
 
-/// Longest image name that is kept: no valid one has more than 800 bytes, and none of what is cut
-/// off here becomes valid by it.
+/// Longest image name that is kept: no valid one has more than 800 bytes, so a name that is cut here
+/// does not become valid.
 const IMAGE_MAX_BYTES: usize = 1024;
 
-/// Reads a pod that carries the gated label; none if it lacks what every stored pod has.
+/// Reads a pod with the gated label; none if it lacks what every stored pod has.
 pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref()?;
@@ -69,7 +69,7 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
         complaints,
         gate: gate_state(pod, spec),
         gate_image: gate_image(pod, spec),
-        // A release that cannot be read is as good as none: the gate does not honour it either.
+        // An unreadable release counts as none: the gate does not honour it either.
         released: annotations
             .get(keys::RELEASED)
             .filter(|json| json.len() <= RELEASE_MAX_BYTES)
@@ -169,7 +169,7 @@ fn gate_status(pod: &Pod) -> Option<&ContainerState> {
     gate.state.as_ref()
 }
 
-/// The waiting reasons of a container whose image the kubelet could not have
+/// The waiting reasons of a container whose image the kubelet could not get
 /// (pkg/kubelet/images/types.go).
 const WANTING: [&str; 6] = [
     "ErrImagePull",
@@ -197,7 +197,7 @@ fn gate_image(pod: &Pod, spec: &PodSpec) -> Option<GateImage> {
     })
 }
 
-/// An open gate says by its last words whether anybody has answered it.
+/// The last message of an open gate says whether anybody has answered it.
 fn opened(end: &ContainerStateTerminated) -> GateState {
     let message = end.message.as_deref().unwrap_or_default();
     match &end.finished_at {

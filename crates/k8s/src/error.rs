@@ -53,7 +53,7 @@ impl fmt::Display for Operation {
 /// A call to the API server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The object is not there any more, or another of the same name is. Do not retry.
+    /// The object is gone, or another one has its name. Do not retry.
     #[error("{operation}: {object} is gone")]
     Gone {
         /// What was attempted.

@@ -15,7 +15,7 @@ use trylatest_core::pod::GatedPod;
 use crate::convert::gated_pod;
 
 /// The API server ends a watch after a time between these, and the agent begins it again at the cost
-/// of one request. That a connection is dead shows itself long before, see [`mod@crate::client`].
+/// of one request. A dead connection shows itself long before, see [`mod@crate::client`].
 const WATCH_AT_LEAST: Duration = Duration::from_secs(300);
 pub(crate) const WATCH_AT_MOST: Duration = Duration::from_secs(360);
 
@@ -23,13 +23,13 @@ pub(crate) const WATCH_AT_MOST: Duration = Duration::from_secs(360);
 /// pauses, as kube-runtime's own, would let the API server come back unseen, and gates open.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
 
-/// Pods of one page of a list. A pod may have more than a megabyte, and the agent little memory.
+/// Pods per page of a list. A pod may have more than a megabyte, and the agent has little memory.
 const PAGE: u32 = 10;
 
 /// What the watch has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodChange {
-    /// The whole list: what it does not name is gone.
+    /// The whole list: a pod that is not in it is gone.
     Reset(Vec<GatedPod>),
     /// A pod as it is now.
     Seen(Box<GatedPod>),
@@ -54,7 +54,7 @@ pub fn watch_pods(
 ) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
     let config = watcher::Config::default()
         .labels(keys::GATED)
-        // Nothing is owed to pods that have ended.
+        // Nothing is left to do for pods that have ended.
         .fields(&format!(
             "spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"
         ))
@@ -63,9 +63,9 @@ pub fn watch_pods(
     let node = node.to_owned();
     let mut list = None;
     let begin = move || watcher(Api::<Pod>::all(client.clone()), config.clone()).boxed();
-    // kube's watcher goes on after an error from the revision that it has seen last. If etcd was restored
-    // from a backup meanwhile, that revision is still to come: the API server takes such a watch, and is
-    // silent on it until then. A list begins where the API server is.
+    // After an error, kube's watcher continues from the last revision that it saw. If etcd was restored
+    // from a backup meanwhile, that revision lies in the future: the API server accepts such a watch, and
+    // stays silent until it gets there. A list begins where the API server is.
     let events = stream::unfold(None, move |running| {
         let mut running = running.unwrap_or_else(&begin);
         async move {
@@ -95,8 +95,8 @@ pub fn watch_pods(
         .backoff(ExponentialBackoff::from(pauses))
 }
 
-/// How long a watch of this node lasts, in seconds: for each node something else, so that watches
-/// that began together do not end together.
+/// How long a watch of this node lasts, in seconds: different for each node, so that watches that
+/// began together do not end together.
 fn watch_for(node: &str) -> u32 {
     let mut hasher = DefaultHasher::new();
     hasher.write(node.as_bytes());

@@ -1,7 +1,7 @@
 //! Everything that is written: annotations, Events, the node's condition.
 //!
-//! Merge patches under a field manager of our own, each under a deadline. The
-//! `ValidatingAdmissionPolicies` of the install allow just these.
+//! Merge patches under a field manager of our own, each with a deadline. The
+//! `ValidatingAdmissionPolicies` of the install allow exactly these.
 
 use std::time::Duration;
 
@@ -34,21 +34,21 @@ pub struct Writer {
     deadline: Duration,
 }
 
-/// An Event to be told.
+/// An Event to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// One word, upper camel case.
     pub reason: &'static str,
     /// Whether a person may have to look.
     pub warning: bool,
-    /// The text; cut to what an Event takes.
+    /// The text; cut to the length that an Event may have.
     pub note: String,
-    /// The Event's name, for what must not be told again by an agent that starts anew.
+    /// The Event's name, if a restarted agent must not write the Event again.
     pub once: Option<String>,
 }
 
 impl Notice {
-    /// A setting that could not be read.
+    /// An invalid setting.
     pub fn bad_setting(note: String) -> Self {
         Self {
             reason: "TryLatestBadSetting",
@@ -68,7 +68,7 @@ impl Notice {
         }
     }
 
-    /// The gate's image could not be had, and what came of it; once a pod.
+    /// The kubelet could not get the gate's image, and what the agent did about it; once per pod.
     pub fn gate_image(pod: &PodId, note: String) -> Self {
         Self {
             reason: "TryLatestGateImage",
@@ -140,10 +140,10 @@ impl Writer {
         }
     }
 
-    /// Writes a release to its pod, and takes away the signs of life that led to it.
+    /// Writes a release to its pod, and removes the signs of life before it.
     ///
     /// # Errors
-    /// [`ApiError::Gone`] if the pod, or this very pod of that name, is not there any more.
+    /// [`ApiError::Gone`] if the pod is gone, even if another pod has its name.
     pub async fn release(&self, pod: &PodId, release: &Release) -> Result<(), ApiError> {
         let annotations = json!({ keys::RELEASED: to_json(release), keys::PROGRESS: null });
         self.annotate_pod(Operation::Release, pod, &annotations)
@@ -166,7 +166,7 @@ impl Writer {
         pod: &PodId,
         annotations: &Value,
     ) -> Result<(), ApiError> {
-        // The uid is a precondition: with a pod of the same name that came later, this is refused.
+        // The uid is a precondition: the API server refuses this for a later pod of the same name.
         let patch = json!({ "metadata": { "uid": pod.uid, "annotations": annotations } });
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let call = async {
@@ -181,10 +181,10 @@ impl Writer {
         .await
     }
 
-    /// Tells an Event about a pod.
+    /// Writes an Event about a pod.
     ///
     /// # Errors
-    /// [`ApiError::Gone`] if the namespace is gone; everything else is worth no more than a count.
+    /// [`ApiError::Gone`] if the namespace is gone. Other errors only need to be counted.
     pub async fn notify(
         &self,
         pod: &PodId,
@@ -195,7 +195,7 @@ impl Writer {
             metadata: ObjectMeta {
                 namespace: Some(pod.namespace.clone()),
                 name: notice.once.clone(),
-                // A pod's name is valid here; with a dot after it, as is the custom, it would not be.
+                // A pod's name is valid here; with the usual dot after it, it would not be.
                 generate_name: notice.once.is_none().then(|| format!("{}-", pod.name)),
                 ..ObjectMeta::default()
             },
@@ -361,7 +361,7 @@ impl Writer {
     }
 }
 
-/// The object is away, or another one has its name: every patch says the uid that it means, and uids
+/// The object is gone, or another one has its name: every patch names the uid that it means, and uids
 /// are immutable (`ValidateObjectMetaAccessorUpdate` in apimachinery/pkg/api/validation/objectmeta.go).
 fn is_gone(status: &kube::core::Status) -> bool {
     let mut causes = status.details.iter().flat_map(|details| &details.causes);

@@ -135,7 +135,7 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A source that does not answer may be one of which nothing is needed.
+/// A source that does not answer may be one from which nothing is needed.
 fn update() {
     if let Err(error) = apt(Path::new("/"), &["update"], &[]) {
         say(&format!(

@@ -18,7 +18,7 @@ struct Module {
     /// What Go calls each program, and what we do.
     programs: &'static [(&'static str, &'static str)],
     tags: &'static str,
-    /// Programs that tell their version read it from here.
+    /// Programs that print their version read it from here.
     version_package: Option<&'static str>,
     /// With nothing cached, on 2 cores.
     takes: &'static str,
@@ -99,7 +99,7 @@ fn release(version: &str) -> Option<(u32, u32)> {
 }
 
 impl Module {
-    /// Go before 1.21 would stumble over the module's own demand, and say something else.
+    /// Go before 1.21 would fail on the module's own requirement, with another message.
     fn check_go(&self, tools: &Tools, go: &str) -> anyhow::Result<()> {
         let go_mod = read(&self.source(tools).join("go.mod"))?;
         let needed = go_mod.lines().find_map(|line| line.strip_prefix("go "));

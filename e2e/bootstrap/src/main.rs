@@ -57,7 +57,7 @@ fn with_image(tools: &Tools, program: &str, args: &[OsString]) -> anyhow::Result
     become_program(tools, program, args)
 }
 
-/// Before minutes go by.
+/// Early, before minutes go by.
 fn check_root() -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),

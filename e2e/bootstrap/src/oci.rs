@@ -97,7 +97,7 @@ impl Layer {
     /// If a path is too long for an archive.
     pub fn gzip(files: &[File<'_>]) -> io::Result<Self> {
         let tar = archive(files)?;
-        // Its header would hold a time and a system, if it were not told otherwise.
+        // Otherwise its header would contain a time and an operating system.
         let builder = GzBuilder::new().mtime(0).operating_system(255);
         let mut encoder = builder.write(Vec::new(), Compression::best());
         encoder.write_all(&tar)?;

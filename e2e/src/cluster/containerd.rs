@@ -125,7 +125,7 @@ impl ContainerdNode {
         .await
     }
 
-    /// Puts a snapshot with this key on top of an unpacked layer, and tells the layer's folder by it.
+    /// Puts a snapshot with this key on top of an unpacked layer, which shows the layer's folder.
     /// Without a label that keeps the snapshot, containerd's next garbage collection removes it.
     ///
     /// # Errors

@@ -136,7 +136,7 @@ pub(crate) enum With {
 
 /// Who saw a new object first; none, if theirs did not see it at all.
 async fn order(space: &Space<'_>, with: With) -> anyhow::Result<Option<First>> {
-    // A container of this name is no exception.
+    // A container with this name is not an exception.
     let containers = [container(NAME, "TryLatest")];
     let mut probe = match with {
         With::Templates => deployment(&containers),
@@ -300,7 +300,7 @@ async fn quiet_updates(api: Arc<Api>) -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
-        // What their policy has left behind is no reason either.
+        // What their policy has left behind is not a reason either.
         for kind in KINDS {
             crate::quiet::nothing_happens(&space, kind, &object(kind, &tryings)).await?;
         }

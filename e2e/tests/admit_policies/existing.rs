@@ -56,7 +56,7 @@ async fn a_bare_pod_applied_twice(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pod's policy cannot change; asking for TryLatest afterwards is no error.
+/// A pod's policy cannot change; asking for TryLatest afterwards is not an error.
 async fn a_pod_keeps_its_policy(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("keeps").await?;
     for policy in ["Always", "Never", "IfNotPresent"] {

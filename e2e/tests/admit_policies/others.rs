@@ -1,5 +1,5 @@
 //! Policies of somebody else that do not like what TryLatest writes, and the exceptions that
-//! `docs/troubleshooting.md` tells them to make.
+//! `docs/troubleshooting.md` asks them to make.
 
 use std::sync::Arc;
 
@@ -178,7 +178,7 @@ async fn always_demanded(api: Arc<Api>) -> anyhow::Result<()> {
     .await
 }
 
-/// The pods that the document tells about: the word, and a name by hand.
+/// The pods that the document describes: the word, and a name by hand.
 fn both() -> [Value; 2] {
     let by_hand = json!({ keys::CONTAINERS: "app" });
     [

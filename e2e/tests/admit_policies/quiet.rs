@@ -152,7 +152,7 @@ async fn no_record(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Its template cannot change: asking for TryLatest again is no error, and changes nothing.
+/// Its template cannot change: asking for TryLatest again is not an error, and changes nothing.
 async fn a_job_applied_again(api: Arc<Api>) -> anyhow::Result<()> {
     for by in Apply::BOTH {
         for first in ["TryLatest", "Always"] {

@@ -394,7 +394,7 @@ async fn tells_events(api: Arc<Api>) -> anyhow::Result<()> {
     ] {
         refused(agents.event(controller, instance).await, what, words)?;
     }
-    // What is told once has a name of its own, and the second time is no failure.
+    // An Event that is written once has a name of its own; the second time is not a failure.
     let name = agents.pod("told", &agents.node).await?;
     let uid = agents.pods().get(&name).await?.metadata.uid;
     let pod = PodId {

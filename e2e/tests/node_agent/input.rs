@@ -1,4 +1,4 @@
-//! What cannot be read: the pod starts, and a Warning Event says what was done instead.
+//! Invalid input: the pod starts, and a Warning Event says what applies instead.
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;

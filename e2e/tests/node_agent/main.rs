@@ -123,7 +123,7 @@ impl Space<'_> {
             .image(&self.repository, "latest")
     }
 
-    /// Runs a TryLatest pod and checks what it was told; the release of its container.
+    /// Runs a TryLatest pod and checks the answer that it got. Returns the release of its container.
     async fn run(&self, name: &str, outcome: &str, version: &str) -> anyhow::Result<Value> {
         self.run_within(name, SOON, outcome, version).await
     }

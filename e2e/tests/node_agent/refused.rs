@@ -1,4 +1,4 @@
-//! Who may not use a cached copy, until private images are looked after.
+//! Who must not use a cached copy, until private images are supported.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -94,7 +94,7 @@ async fn is_refused(space: &Space<'_>, fault: Fault) -> anyhow::Result<()> {
     refuses(space, "after").await
 }
 
-/// The gate ends non-zero, the pod does not run, and the user is told.
+/// The gate exits non-zero, the pod does not run, and the user sees why.
 async fn refuses(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     refuses_pod(space, &tried(name, &space.image())).await
 }

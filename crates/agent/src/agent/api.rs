@@ -1,4 +1,4 @@
-//! Calls to the API server, counted; what they come to, in the planner's words.
+//! Counts calls to the API server, and translates their results for the planner.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Writes a release; why it failed is logged here.
+    /// Writes a release; logs why it failed.
     pub(super) async fn release(&self, pod: &PodId, release: &Release) -> Written {
         match self.count(Operation::Release, self.writer.release(pod, release).await) {
             Ok(()) => Written::Done,
@@ -32,7 +32,7 @@ impl Api {
         }
     }
 
-    /// Writes a sign of life; whether it is written. The next one makes up for a lost one.
+    /// Writes a sign of life. True if it was written; the next one makes up for a lost one.
     pub(super) async fn progress(&self, pod: &PodId, progress: &Progress) -> bool {
         let written = self.writer.progress(pod, progress).await;
         let written = self.count(Operation::Progress, written);
@@ -42,14 +42,14 @@ impl Api {
         written.is_ok()
     }
 
-    /// Tells an Event per container of a release.
+    /// Writes an Event for each container of a release.
     pub(super) async fn announce(&self, pod: &PodId, release: &Release) {
         for (name, container) in &release.containers {
             self.notify(pod, &notice(name, container, release)).await;
         }
     }
 
-    /// Tells an Event.
+    /// Writes an Event.
     pub(super) async fn notify(&self, pod: &PodId, notice: &Notice) {
         let written = self.writer.notify(pod, notice, clock::wall()).await;
         if let Err(error) = self.count(Operation::Event, written) {
@@ -57,7 +57,7 @@ impl Api {
         }
     }
 
-    /// Counts a call by how it ended.
+    /// Counts a call by its result.
     pub(super) fn count<T>(
         &self,
         operation: Operation,
@@ -90,7 +90,7 @@ fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice
     }
 }
 
-/// The error and its causes on one line, each said once: kube's own errors repeat theirs.
+/// The error and its causes on one line, each only once: kube's own errors repeat theirs.
 pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

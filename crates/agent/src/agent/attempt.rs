@@ -17,19 +17,19 @@ use super::offers::Offers;
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Tries an image once, as far as the registry is to be asked. Ends when the pull ends, or when
-/// nothing has moved for `stall`. What waits in containerd's own queue has not stalled.
+/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, or when
+/// nothing has moved for `stall`. A download that waits in containerd's own queue has not stalled.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
 /// an alias keeps that copy meanwhile.
 ///
-/// containerd fetches nothing that its database lists, also not what a power cut took from the disk.
-/// So where that may be the reason, the database is mended and the pull repeated once.
+/// containerd fetches nothing that its database lists, not even what a power cut took from the disk.
+/// So if that may be the reason, this mends the database and repeats the pull once.
 ///
 /// # Cancel safety
 /// Dropping the future stops the pull; see [`ImageRuntime::pull`]. The alias stays, and the next try
-/// of the image restores from it what has to be restored.
+/// of the image restores the copy from it if necessary.
 pub(super) async fn attempt<R: ImageRuntime>(
     runtime: &R,
     image: ImageName,
@@ -39,10 +39,10 @@ pub(super) async fn attempt<R: ImageRuntime>(
     moved: Offers<Moved>,
 ) -> TryEnded {
     let alias = alias::of(&image);
-    // The disk is looked at while the pull waits for the registry.
+    // The check of the disk runs while the pull waits for the registry.
     let mut before = copy(runtime.listed(&image).await);
     if matches!(before, CachedCopy::Unusable { .. }) {
-        // A try that was cut off may have left it so.
+        // A try that was cut off may have left it like this.
         restore(runtime, &image, &alias, &mut before).await;
     }
     let mut kept = false;
@@ -78,7 +78,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
             restore(runtime, &image, &alias, &mut tried.after).await;
         }
         if tried.after.digest().is_some() {
-            // One that stays keeps some content too long, and the next try removes it.
+            // An alias that stays keeps some content too long; the next try removes it.
             let _ = runtime.forget(&alias).await;
         }
     }
@@ -101,7 +101,7 @@ struct Tried {
     healed: Option<String>,
 }
 
-/// Mends what the disk may have lost, and has another try if that can help.
+/// Mends what the disk may have lost, and tries again if that can help.
 async fn mended<R: ImageRuntime>(
     runtime: &R,
     image: &ImageName,
@@ -131,8 +131,8 @@ async fn mended<R: ImageRuntime>(
     tried
 }
 
-/// Whether something that containerd lists and the disk has lost may have made a pull fail, or its
-/// result unusable.
+/// Whether a pull may have failed, or its result be unusable, because the disk has lost something that
+/// containerd lists.
 fn may_be_lost(failure: Option<&Failure>, after: &CachedCopy) -> bool {
     matches!(after, CachedCopy::Unusable { .. })
         || failure.is_some_and(|failure| failure.class.may_come_from_the_disk())
@@ -163,7 +163,7 @@ fn words_of(removed: &[String]) -> String {
     )
 }
 
-/// Gives the name back what the alias keeps, and proves it. Without an alias nothing changes.
+/// Lets the name point to what the alias keeps, and proves it. Without an alias nothing changes.
 async fn restore<R: ImageRuntime>(
     runtime: &R,
     image: &ImageName,
@@ -219,10 +219,10 @@ async fn pull<R: ImageRuntime>(
         if let Ok(ended) = timeout_at(look, &mut pull).await {
             return ended.map_err(|error| error.failure());
         }
-        // A look that fails, or is not answered by the deadline, counts as no movement.
+        // A look that fails, or is not answered by the deadline, counts as "nothing moved".
         let looked = timeout_at(deadline, runtime.movement(image));
         let looked = tokio::select! {
-            // The pull is only borrowed; the look may be lost, the next one repeats it.
+            // The pull is only borrowed; if the look is lost, the next one repeats it.
             ended = &mut pull => return ended.map_err(|error| error.failure()),
             looked = looked => looked,
         };

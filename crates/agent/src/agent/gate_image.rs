@@ -13,7 +13,7 @@ use trylatest_core::pod::GateImage;
 /// The image, and what is done to keep it.
 pub(super) struct GateImages<R> {
     runtime: Arc<R>,
-    /// None: an image cannot be made of it, and the pulled one is kept instead.
+    /// None if it cannot be made into an image: the agent then keeps the pulled one.
     program: Option<Program>,
     names: GateNames,
     /// When the image or one of its names was last made.
@@ -39,18 +39,18 @@ impl<R: ImageRuntime> GateImages<R> {
         self.names.own()
     }
 
-    /// Whether a change of this name is to be looked at.
+    /// Whether a change of this name matters.
     pub(super) fn concerns(&self, name: &str) -> bool {
         name == alias::GATE || self.names.iter().any(|ours| ours.as_str() == name)
     }
 
-    /// Makes what is missing. True if something that was there before had gone.
+    /// Makes what is missing. True if something had disappeared that was there before.
     pub(super) async fn look(&mut self) -> Result<bool, RuntimeError> {
         let Some(program) = &self.program else {
             return self.look_at_pulled().await;
         };
         if !self.began {
-            // What earlier runs have pointed to the image stays with it.
+            // Names that earlier runs have pointed to the image keep pointing to it.
             for name in self.runtime.pointing(alias::GATE).await? {
                 self.names.take_over(name);
             }
@@ -83,8 +83,8 @@ impl<R: ImageRuntime> GateImages<R> {
         Ok(again)
     }
 
-    /// A gate of this node is to start from this image: makes its name. What was done, if the kubelet
-    /// could not have the image.
+    /// Makes the name of the image that a gate of this node will start from. Returns what was done if
+    /// the kubelet could not get the image.
     pub(super) async fn gate(&mut self, gate: &GateImage) -> Result<Option<Help>, RuntimeError> {
         let Some(program) = &self.program else {
             return Ok(None);
@@ -119,7 +119,7 @@ impl<R: ImageRuntime> GateImages<R> {
         Ok(help)
     }
 
-    /// The kubelet does not let a pod have the image that is there: it takes another for new.
+    /// The kubelet does not let a pod use the image that is there. It treats another one as new.
     async fn renew(&mut self) -> Result<(), RuntimeError> {
         let now = Instant::now();
         if !renews(now - self.changed, self.renewed.map(|at| now - at)) {
@@ -135,7 +135,7 @@ impl<R: ImageRuntime> GateImages<R> {
     async fn look_at_pulled(&self) -> Result<bool, RuntimeError> {
         let restored = match self.runtime.restore(alias::GATE, self.own()).await {
             Ok(restored) => restored,
-            // Without an alias this is the first look on this node.
+            // If there is no alias, this is the first look on this node.
             Err(RuntimeError::NotFound { .. }) => false,
             Err(error) => return Err(error),
         };

@@ -1,8 +1,8 @@
-//! What the agent before this one still holds: the port and the index.
+//! Taking over what the previous agent may still hold: the port and the index.
 //!
 //! A DaemonSet's new pod can start while the old one drains, or, after a forced deletion, before
-//! the kubelet has ended it. To give up at once would leave the node without an agent for the
-//! kubelet's growing pause between restarts.
+//! the kubelet has ended it. If the new agent gave up at once, the node would have no agent during the
+//! kubelet's growing pauses between restarts.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Takes `what`, and waits while it `is_held`, up to a deadline.
+/// Takes `what`; if it `is_held`, waits for it up to a deadline.
 ///
 /// # Errors
-/// Of the last time it was tried.
+/// That of the last attempt.
 pub(super) async fn take<T, E: std::fmt::Display>(
     what: &str,
     mut open: impl FnMut() -> Result<T, E>,
@@ -30,7 +30,7 @@ pub(super) async fn take<T, E: std::fmt::Display>(
         match open() {
             Err(error) if is_held(&error) && Instant::now() < until => {
                 if !told {
-                    info!(%error, "waiting for {what}: an agent before this one may still be ending");
+                    info!(%error, "waiting for {what}: the previous agent may still be stopping");
                     told = true;
                 }
                 sleep(LOOK_EVERY).await;

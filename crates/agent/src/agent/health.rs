@@ -1,4 +1,4 @@
-//! Whether the agent lives and is ready, as the probes ask.
+//! Whether the agent is alive and ready, for the probes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The main task turns every few seconds; after this long without, it hangs.
+/// The main task's loop turns every few seconds; if it has not for this long, it hangs.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// What the tasks say of themselves.
@@ -54,13 +54,13 @@ impl Health {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Why the agent does not live, if so.
+    /// Why the agent is not alive, if so.
     pub(super) fn dead(&self) -> Option<String> {
         let silent = self
             .beat
             .lock()
             .map_or(Duration::MAX, |beat| beat.elapsed());
-        (silent > DEAD_AFTER).then(|| format!("the main task has not turned for {silent:?}"))
+        (silent > DEAD_AFTER).then(|| format!("the main task has hung for {silent:?}"))
     }
 
     /// Why the agent is not ready, if so.

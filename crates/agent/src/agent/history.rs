@@ -18,17 +18,17 @@ use super::handover;
 use super::metrics::Metrics;
 use crate::clock;
 
-/// How long a release waits for its try to be on disk. A disk that is slower than this is ill, and
-/// the pod comes first.
+/// How long a release waits until its try is on disk. A slower disk is broken, and the pod comes
+/// first.
 const RECORD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// After a write that failed or hung, releases do not wait for the disk for this long.
 const REST: Duration = Duration::from_secs(30);
 
-/// Most calls to the index at once. Each holds a thread, for as long as the disk hangs.
+/// Most calls to the index at once. Each holds a thread as long as the disk hangs.
 const CALLS_MAX: usize = 4;
 
-/// What is remembered on disk; none if the index cannot be used, in which case the agent runs on.
+/// The index; none if it cannot be used, in which case the agent runs without.
 #[derive(Clone)]
 pub(super) struct History {
     index: Option<Arc<Index>>,
@@ -38,7 +38,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Opens the index, or says why the agent runs without.
+    /// Opens the index, or logs why the agent runs without it. True if the index was lost.
     pub(super) async fn open(path: &Path, metrics: Arc<Metrics>) -> (Self, bool) {
         let mut rebuilt = false;
         let open = || Index::open(path, clock::wall());
@@ -74,7 +74,7 @@ impl History {
         (history, rebuilt)
     }
 
-    /// Remembers a try. Returns after the deadline at the latest; what failed is logged and counted.
+    /// Records a try. Returns after the deadline at the latest; logs and counts a failure.
     pub(super) async fn record(&mut self, record: Try) {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
             self.metrics.index_failed();
@@ -92,7 +92,7 @@ impl History {
         warn!(%image, error = failed, "a try could not be written to the index");
     }
 
-    /// Everything remembered.
+    /// All records.
     pub(super) async fn all(&self) -> Result<Vec<ImageRecord>, String> {
         if self.index.is_none() {
             return Err("the agent runs without history; its log says why".to_owned());
@@ -101,7 +101,7 @@ impl History {
         read.await.map(Option::unwrap_or_default)
     }
 
-    /// Starts anew from what containerd holds, after the index was lost.
+    /// Fills the index again from what containerd holds, after it was lost.
     pub(super) async fn rebuild<R: ImageRuntime>(&self, runtime: &R) {
         match runtime.images().await {
             Ok(images) => {
@@ -131,8 +131,8 @@ impl History {
         }
     }
 
-    /// Forgets images that are neither here nor were tried for long; what is left. Without an index
-    /// that is what is here.
+    /// Forgets images that are not on the node and were not tried for a long time. Returns the images
+    /// that are left; without an index, those on the node.
     pub(super) async fn prune(&self, present: Vec<ImageName>) -> Option<Vec<ImageName>> {
         if self.index.is_none() {
             return Some(present);
@@ -151,8 +151,8 @@ impl History {
         }
     }
 
-    /// Runs on a thread that may block. None without an index. A call that has begun goes on if the
-    /// caller does not wait for it.
+    /// Runs on a thread that may block. None without an index. A call that has begun continues even if
+    /// the caller no longer waits for it.
     fn blocking<T, E>(
         &self,
         work: impl FnOnce(&Index) -> Result<T, E> + Send + 'static,

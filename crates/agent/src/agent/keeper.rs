@@ -1,5 +1,5 @@
-//! Keeps the gate's image on the node, whatever removes it, and looks after gates that cannot have
-//! theirs. Pods must be able to start while no registry answers.
+//! Keeps the gate's image on the node, whatever removes it, and helps gates that cannot get it. Pods
+//! must be able to start while no registry answers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::gate_image::GateImages;
 use super::health::Health;
 use super::metrics::Metrics;
 
-/// Look after the image at least this often: what goes without an event is back in a second.
+/// Check the image at least this often: what disappears without an event is back in a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two tries to reach the API server or containerd.
@@ -37,13 +37,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Changes come in bursts, our own among them.
 const BURST: Duration = Duration::from_millis(20);
 
-/// Pods whose Event is not told again. The API server, too, takes each only once.
+/// Pods whose Event is not written again. The API server accepts each only once, too.
 const TOLD_MAX: usize = 64;
 
 /// The agent's container in its pod, as the manifest calls it.
 const CONTAINER: &str = "agent";
 
-/// The program that runs, also where its file has another name or none.
+/// The running program, even if its file has another name or none.
 const PROGRAM: &str = "/proc/self/exe";
 
 /// A gate that has not started, as the watch shows it.
@@ -102,8 +102,8 @@ impl<R: ImageRuntime> Keeper<R> {
         }
     }
 
-    /// Looks after every change, until the stream of changes ends: it was subscribed to before, so
-    /// nothing is missed in between.
+    /// Checks the image after every change, until the stream of changes ends. The subscription came
+    /// first, so nothing is missed in between.
     async fn follow(
         &mut self,
         mut events: ImageEvents,
@@ -113,7 +113,7 @@ impl<R: ImageRuntime> Keeper<R> {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // All can be dropped: streams, channels and timers lose nothing when they are not chosen.
+            // Cancel-safe: streams, channels and timers lose nothing when they are not chosen.
             let looked = tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) if images.concerns(&event.name) => {
@@ -140,7 +140,7 @@ impl<R: ImageRuntime> Keeper<R> {
         }
     }
 
-    /// What came of a look.
+    /// Handles the result of a check.
     fn heard(&self, said: &mut Said, images: &GateImages<R>, looked: Result<bool, RuntimeError>) {
         self.health.set_runtime(!matches!(
             looked,
@@ -160,7 +160,7 @@ impl<R: ImageRuntime> Keeper<R> {
         said.complaint = failed;
     }
 
-    /// Counts a gate that could not have its image, and writes an Event, once per pod.
+    /// Counts a gate whose image the kubelet could not get, and writes an Event, once per pod.
     fn tell(&self, said: &mut Said, images: &GateImages<R>, waiting: Waiting, help: Help) {
         let Waiting { pod, image } = waiting;
         if said.told.contains(&pod.uid) {
@@ -184,7 +184,7 @@ impl<R: ImageRuntime> Keeper<R> {
         said.telling.push(Box::pin(telling));
     }
 
-    /// At the start and after every silence: it may be another version by then.
+    /// At the start and after every interruption: the version may have changed.
     async fn tell_version(&self) {
         if let Ok(version) = self.runtime.version().await {
             info!(runtime = %version, "the container runtime answers");
@@ -221,7 +221,7 @@ impl<R: ImageRuntime> Keeper<R> {
     }
 }
 
-/// The agent's own program, if an image can be made of it.
+/// The agent's own program, if it can be made into an image.
 async fn program() -> Option<Program> {
     let open = tokio::task::spawn_blocking(|| Program::open(PROGRAM.as_ref())).await;
     match open {

@@ -1,4 +1,4 @@
-//! What is counted. Labels are words from fixed lists, never names.
+//! All metrics. Labels are words from fixed lists, never names.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ const RELEASE_BUCKETS: [f64; 13] = [
     0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
-/// Every series of the agent, with those that are expected made in advance, so that a rate over
-/// the first event is not lost.
+/// Every series of the agent. The expected ones exist from the start, so that a rate sees the first
+/// event.
 pub struct Metrics {
     registry: Registry,
     tries: IntCounterVec,
@@ -51,7 +51,7 @@ impl Metrics {
     /// Makes and registers all series.
     ///
     /// # Errors
-    /// Two series of one name: a defect of this module, which its test would show.
+    /// Two series have the same name: a defect in this module, which its test would show.
     pub fn new(version: &str) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let counter = |name, help| new_counter(&registry, name, help);
@@ -96,11 +96,11 @@ impl Metrics {
             )?,
             unanswered: counter(
                 "trylatest_gates_unanswered_total",
-                "Gates of this node that opened by themselves because no agent answered.",
+                "Gates on this node that opened by themselves because no agent answered.",
             )?,
             unseen: counters(
                 "trylatest_gates_unseen_total",
-                "Gates of this node that opened by themselves because no sign of the agent reached \
+                "Gates on this node that opened by themselves because no sign of the agent reached \
                  them, by what it had answered.",
                 &["answer"],
             )?,
@@ -240,7 +240,7 @@ impl Metrics {
     /// Everything, in Prometheus' text format.
     ///
     /// # Errors
-    /// A series that cannot be written: none of ours.
+    /// A series cannot be written, which does not happen with ours.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -248,7 +248,7 @@ impl Metrics {
     }
 }
 
-/// What the gate's image takes.
+/// The series about the gate's image.
 struct GateImageSeries {
     restored: IntCounter,
     wanted: IntCounterVec,

@@ -1,5 +1,5 @@
-//! Writes the node's report: at once when it changes, at most once in ten seconds, and again every
-//! five minutes in case somebody has overwritten it.
+//! Writes the node's report: as soon as it changes, but at most every ten seconds, and again every five
+//! minutes in case somebody has overwritten it.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use trylatest_k8s::{ApiError, Operation};
 use super::api::{Api, words};
 use crate::clock;
 
-/// Between two writes: every watcher of nodes gets each of them.
+/// Between two writes: everyone who watches nodes gets each of them.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// How often an unchanged report is written again.
 const RESYNC: Duration = Duration::from_secs(300);
 
-/// Writes what it is handed.
+/// Writes the reports that it receives.
 pub(super) struct NodeWriter {
     pub(super) api: Api,
     pub(super) report: watch::Receiver<Option<NodeReport>>,
@@ -36,7 +36,7 @@ impl NodeWriter {
     }
 
     async fn write(mut self) -> anyhow::Result<()> {
-        // Since when the condition is what it is; read once, then known.
+        // Since when the condition has its value; read once, then known.
         let mut since: Option<(bool, Timestamp)> = None;
         loop {
             let report = self.report.borrow_and_update().clone();
@@ -48,8 +48,8 @@ impl NodeWriter {
                 }
                 sleep(PAUSE).await;
             }
-            // A changed report, a closed channel (the main task has ended, and says why itself) and
-            // the resync all lead to the next look.
+            // A changed report and the resync lead to the next turn. A closed channel means that the main
+            // task has ended, which says why itself.
             if let Ok(Err(_)) = timeout(RESYNC, self.report.changed()).await {
                 anyhow::bail!("nobody reports on this node any more");
             }
@@ -79,7 +79,7 @@ impl NodeWriter {
                 now
             }
         };
-        // The condition is what people are woken by: it does not wait for the annotations.
+        // Alerts depend on the condition: it does not wait for the annotations.
         let written = self.api.writer.set_condition(report, changed, now).await;
         self.api.count(Operation::NodeCondition, written)?;
         *since = Some((report.fallback, changed));

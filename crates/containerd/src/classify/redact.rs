@@ -1,8 +1,8 @@
-//! Takes out of a message what nobody should see, and what nobody needs to.
+//! Removes from a message what nobody should see, and what nobody needs to see.
 
 use trylatest_core::outcome::{Failure, FailureClass};
 
-/// containerd's own wrapping, which says nothing that the reader does not know.
+/// containerd's own wrapping, which tells the reader nothing new.
 const WRAPPING: &[&str] = &[
     "failed to pull and unpack image ",
     "failed to resolve reference ",
@@ -30,7 +30,7 @@ const SECRET_NAMES: &[&str] = &[
 /// What stands for a secret.
 const HIDDEN: &str = "[hidden]";
 
-/// Shortest word behind `Bearer` or `Basic` that is taken for a credential, not for prose.
+/// Shortest word after `Bearer` or `Basic` that counts as a credential, not as prose.
 const CREDENTIAL_MIN: usize = 12;
 
 /// The message for a person: without wrapping, credentials, query strings and line breaks, short.
@@ -49,14 +49,14 @@ pub(super) fn without_urls(message: &str) -> String {
     })
 }
 
-/// Leaves away the wrapping at the message's beginning, with the image's name quoted in it.
+/// Removes the wrapping at the beginning of the message, with the image's name quoted in it.
 pub(super) fn unwrapped(mut message: &str) -> &str {
     while let Some((words, rest)) = WRAPPING
         .iter()
         .find_map(|words| Some((words, message.strip_prefix(words)?)))
     {
         message = rest;
-        // Behind these, a quote is the image's name. Behind the others it may be a registry's word.
+        // After these, a quote is the image's name. After the others it may be text of the registry.
         if !words.ends_with(": ") && rest.starts_with('"') {
             message = rest.split_once(": ").map_or(rest, |(_name, rest)| rest);
         }
@@ -64,7 +64,7 @@ pub(super) fn unwrapped(mut message: &str) -> &str {
     message
 }
 
-/// Replaces each URL, which ends at a space, a quote or the colon behind it.
+/// Replaces each URL, which ends at a space, a quote or the colon after it.
 fn map_urls(message: &str, replace: impl Fn(&str) -> String) -> String {
     let mut out = String::with_capacity(message.len());
     let mut rest = message;
@@ -99,7 +99,7 @@ fn redacted_url(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
-/// Hides values of secret names, credentials behind their scheme, and JSON web tokens.
+/// Hides values of secret names, credentials after their scheme, and JSON web tokens.
 fn without_secrets(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     let mut scheme_before = false;
@@ -123,7 +123,7 @@ fn without_secrets(message: &str) -> String {
     out
 }
 
-/// The word up to a query string: a registry's redirect need not be a URL in full.
+/// The word up to a query string: a registry's redirect need not be a full URL.
 fn without_query(word: &str) -> &str {
     match word.split_once('?') {
         Some((path, query)) if query.contains('=') => path,
@@ -158,7 +158,7 @@ impl Named {
         }
     }
 
-    /// Prose has no digits, but for an HTTP status.
+    /// Prose has no digits, except in an HTTP status.
     fn hides(self, next: &str) -> bool {
         let is_status = next.len() == 3 && next.parse().is_ok_and(|n: u16| (100..600).contains(&n));
         match self {
@@ -169,8 +169,8 @@ impl Named {
     }
 }
 
-/// Whether this ends in the path of a URL or an image's name, whose last part may be called as a
-/// secret is: `https://host/token: 429`, `registry.example/ops/secret-store:1.2`.
+/// Whether this ends in the path of a URL or an image's name, whose last part may have the name of a
+/// secret: `https://host/token: 429`, `registry.example/ops/secret-store:1.2`.
 fn is_address(text: &str) -> bool {
     let in_path = text
         .trim_end_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))

@@ -1,4 +1,4 @@
-//! The signs by which a failure is told, most telling first.
+//! The signs by which a failure is recognized, the surest first.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ use trylatest_core::outcome::FailureClass;
 
 use super::{Message, redact, statuses};
 
-/// All signs of a rule must be there; the first rule whose signs are decides.
+/// All signs of a rule must be present; the first rule for which they are decides.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) class: FailureClass,
@@ -20,15 +20,15 @@ enum Sign {
     Code(Code),
     /// The first status in containerd's own words.
     Status(RangeInclusive<u16>),
-    /// Any status, wherever in the message: for 401 and 403 alone.
+    /// Any status, anywhere in the message: only for 401 and 403.
     AnyStatus(u16),
     /// Words of containerd's own, in lower case.
     Says(&'static str),
-    /// Words wherever in the message: for 401 and 403 alone.
+    /// Words anywhere in the message: only for 401 and 403.
     SaysAnywhere(&'static str),
-    /// containerd's own words, without the image's name, begin so.
+    /// containerd's own words, without the image's name, begin like this.
     Begins(&'static str),
-    /// containerd's own words end so.
+    /// containerd's own words end like this.
     Ends(&'static str),
 }
 
@@ -41,26 +41,26 @@ const fn rule(class: FailureClass, signs: &'static [Sign]) -> Rule {
     Rule { class, signs }
 }
 
-/// What containerd says around an error while it unpacks a layer.
+/// How containerd wraps an error while it unpacks a layer.
 const EXTRACTING: &str = "mount callback failed on ";
 
 /// The table. Every rule is exercised by a message in `testdata`.
 pub(super) const RULES: &[Rule] = &[
-    // A verifier was asked, so the registry has given the manifest: what follows are the verifier's
-    // words, whatever they are (core/transfer/local/pull.go). No registry's word comes before these.
+    // A verifier was asked, so the registry has served the manifest: what follows is the verifier's own
+    // text (core/transfer/local/pull.go). No registry's text comes before it.
     rule(
         Blocked,
         &[Begins("image verifier "), Says(" blocked pull of ")],
     ),
-    // It could not be asked, or was killed by its deadline: nobody has said no.
+    // It could not be asked, or its deadline killed it: nobody has said no.
     rule(
         Local,
         &[Begins("blocking pull of "), Says(": image verifier ")],
     ),
-    // The registry refuses. Before all else that a registry may have written.
+    // The registry refuses. This comes before everything else that a registry may have written.
     rule(Unauthorized, &[AnyStatus(401)]),
     rule(Unauthorized, &[AnyStatus(403)]),
-    // A proxy between node and registry wants credentials, of the node: nobody was asked about this
+    // A proxy between node and registry wants credentials from the node: nobody was asked about this
     // image.
     rule(Network, &[Status(407..=407)]),
     rule(Timeout, &[Status(408..=408)]),
@@ -69,7 +69,7 @@ pub(super) const RULES: &[Rule] = &[
         Unauthorized,
         &[Says("failed to authorize"), Status(400..=428)],
     ),
-    // A status is the surest word there is.
+    // A status is the surest sign.
     rule(RateLimited, &[Status(429..=429)]),
     rule(RateLimited, &[Status(402..=402)]),
     rule(ServerError, &[Status(500..=599)]),
@@ -78,9 +78,9 @@ pub(super) const RULES: &[Rule] = &[
     rule(NotFound, &[Status(451..=451)]),
     rule(Unauthorized, &[SaysAnywhere("authorization failed")]),
     rule(Unauthorized, &[SaysAnywhere("pull access denied")]),
-    // It has asked for credentials, in words that containerd does not understand.
+    // It has asked for credentials in a way that containerd does not understand.
     rule(Unauthorized, &[Says("token auth challenge")]),
-    // A page to log in at, where a token should come from.
+    // A login page instead of a token.
     rule(
         Unauthorized,
         &[
@@ -95,8 +95,8 @@ pub(super) const RULES: &[Rule] = &[
             Says("cannot unmarshal"),
         ],
     ),
-    // This node: its disk, its files, its memory. Before what an image can be accused of, because a
-    // file that a power cut has emptied reads like an invalid one.
+    // This node: its disk, its files, its memory. This comes before faults of an image, because a file that
+    // a power cut has emptied looks like an invalid one.
     rule(Local, &[Says("no space left on device")]),
     rule(Local, &[Says("disk quota exceeded")]),
     rule(Local, &[Says("read-only file system")]),
@@ -107,15 +107,15 @@ pub(super) const RULES: &[Rule] = &[
     rule(Local, &[Says("too many open files")]),
     rule(Local, &[Says("cannot allocate memory")]),
     rule(Local, &[Says("dial unix ")]),
-    // Content that containerd's database lists and its disk does not have.
+    // Content that containerd's database lists but the disk does not have.
     rule(Local, &[Says("failed to get reader from content store: ")]),
     rule(Local, &[Says("blob not found: not found")]),
     rule(Local, &[Says("content digest sha"), Ends(": not found")]),
-    // A document cut short. Registries look into what is pushed; the file of one that is here and
-    // empty says the same.
+    // A document cut short. Registries check what is pushed; a local file that is empty looks the
+    // same.
     rule(Local, &[Says("unexpected end of json input")]),
     rule(Local, &[Says("ref "), Says(" locked for ")]),
-    // The snapshotter. What the layer itself is accused of comes further down.
+    // The snapshotter. Faults of the layer itself come further down.
     rule(Local, &[Says("prepare extraction snapshot")]),
     rule(Local, &[Says("failed to commit snapshot ")]),
     rule(Local, &[Says("failed to stat snapshot ")]),
@@ -124,14 +124,14 @@ pub(super) const RULES: &[Rule] = &[
         &[Says("parent snapshot "), Says(" does not exist: not found")],
     ),
     rule(Local, &[Says("failed to mount ")]),
-    // What containerd is told to do with this registry.
+    // containerd's settings for this registry.
     rule(Local, &[Says("no resolve hosts: not found")]),
     rule(Local, &[Says("no pull hosts: not found")]),
     rule(Local, &[Says("unable to load ca cert ")]),
     rule(Local, &[Says("unable to read ca cert ")]),
     rule(Local, &[Says("unable to read cert file ")]),
     rule(Local, &[Says("failed to load x509 key pair: ")]),
-    // Pulled, and gone before CRI looked.
+    // Pulled, but gone before CRI looked.
     rule(
         Local,
         &[
@@ -139,11 +139,11 @@ pub(super) const RULES: &[Rule] = &[
             Says(" from containerd image store"),
         ],
     ),
-    // The name is none, or what came cannot be used.
+    // The name is invalid, or what arrived cannot be used.
     rule(Invalid, &[Says("failed to parse image reference")]),
     rule(Invalid, &[Says("invalid reference format")]),
     rule(Invalid, &[Says("no match for platform")]),
-    // A captive portal's page, taken for a manifest.
+    // A captive portal's page that was taken for a manifest.
     rule(Invalid, &[Says("unexpected media type ")]),
     rule(Invalid, &[Says("unexpected commit digest")]),
     rule(Invalid, &[Says("unexpected commit size")]),
@@ -152,7 +152,7 @@ pub(super) const RULES: &[Rule] = &[
     rule(Invalid, &[Says("which reports content size of zero")]),
     rule(Invalid, &[Says("which reports negative content size ")]),
     rule(Invalid, &[Says("in header not a valid digest")]),
-    // It says that it is nothing there; the size tells more.
+    // containerd adds "not found", but the size is the reason.
     rule(Invalid, &[Says("rejecting "), Says(" byte manifest for ")]),
     rule(Invalid, &[Says("failed to read expected number of bytes")]),
     rule(Invalid, &[Says("short read: expected ")]),
@@ -177,7 +177,7 @@ pub(super) const RULES: &[Rule] = &[
         ],
     ),
     rule(Invalid, &[Says("schema 1 ")]),
-    // A layer that cannot be unpacked, for what is in it.
+    // A layer that cannot be unpacked because of its content.
     rule(Invalid, &[Says("invalid tar header")]),
     rule(Invalid, &[Says("gzip: invalid")]),
     rule(Invalid, &[Says(EXTRACTING), Says("unexpected eof")]),
@@ -190,8 +190,8 @@ pub(super) const RULES: &[Rule] = &[
         Invalid,
         &[Says(EXTRACTING), Says("unhandled tar header type ")],
     ),
-    // The registry has no such thing. The code alone would not do: containerd gives it for its own
-    // losses as well.
+    // The registry does not have it. The code alone is not enough: containerd also uses it for its own
+    // losses.
     rule(
         NotFound,
         &[
@@ -219,7 +219,7 @@ pub(super) const RULES: &[Rule] = &[
     rule(Timeout, &[Says("tls handshake timeout")]),
     rule(Timeout, &[Says("timeout awaiting response headers")]),
     rule(Timeout, &[Says("connection timed out")]),
-    // containerd 2.x gives up by itself a pull that has not moved for minutes.
+    // containerd 2.x itself gives up a pull that has not moved for minutes.
     rule(
         Timeout,
         &[Sign::Code(Code::Cancelled), Ends("context canceled")],
@@ -234,7 +234,7 @@ pub(super) const RULES: &[Rule] = &[
     rule(Network, &[Says("temporary failure in name resolution")]),
     rule(Network, &[Says("broken pipe")]),
     rule(Network, &[Says("use of closed network connection")]),
-    // A download that was taken up again, and went on elsewhere.
+    // A download that was resumed, and continued elsewhere.
     rule(Network, &[Says("unhandled content range in response")]),
     rule(Network, &[Says("unable to discard to offset")]),
     rule(Network, &[Says("x509: ")]),
@@ -252,9 +252,9 @@ pub(super) const RULES: &[Rule] = &[
     // So too with credentials of containerd's own. A GET that fails comes after a POST that was
     // answered, perhaps with a refusal.
     rule(Network, &[Says("failed to fetch oauth token: post ")]),
-    // Asked for credentials, and something is wrong with how; not a connection, as seen above.
+    // It asked for credentials in a wrong way; a broken connection is covered above.
     rule(Unauthorized, &[Says("failed to authorize")]),
-    // The registry gave no answer, whatever the reason: an answer would have a status.
+    // The registry did not answer, whatever the reason: an answer would have a status.
     rule(Network, &[Says("failed to do request: ")]),
 ];
 

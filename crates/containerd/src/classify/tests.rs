@@ -78,7 +78,7 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Unknown,
             "failed to authorize: failed to fetch anonymous token: Get \"https://a/token\": dial tcp 10.0.0.1:443: connect: connection refused",
         ),
-        // What the token service did not say is no refusal.
+        // If the token service did not say it, it is not a refusal.
         (
             Network,
             Unknown,

@@ -11,7 +11,7 @@ use crate::runtime::{ImageRuntime, Local, Over, Pointed};
 /// Several pieces, so that they have to come in order.
 const PROGRAM_BYTES: usize = 1 << 20;
 
-/// A file that passes for a static program, and like which there is no other. Nothing runs it.
+/// A unique file that passes for a static program. Nothing runs it.
 fn program(name: &str) -> Result<Program, String> {
     let mut file = vec![0; 64];
     file[..6].copy_from_slice(b"\x7fELF\x02\x01");

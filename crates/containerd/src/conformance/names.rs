@@ -1,4 +1,4 @@
-//! Names of images: aliases that keep and restore them, and what is told of their changes.
+//! Names of images: aliases that keep and restore them, and events about their changes.
 
 use futures::StreamExt;
 use trylatest_core::image::ImageName;

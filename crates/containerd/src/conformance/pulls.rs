@@ -113,7 +113,7 @@ pub(super) async fn a_download_moves<H: Harness>(h: &H) -> Verdict {
     tokio::pin!(pull);
     loop {
         tokio::select! {
-            // A look that is dropped half-way is no loss.
+            // Dropping a look half-way loses nothing.
             ended = &mut pull => break ended.map_err(said)?,
             seen = async {
                 tokio::time::sleep(LOOK_EVERY).await;

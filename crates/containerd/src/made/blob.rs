@@ -113,7 +113,7 @@ where
         if committed {
             Ok(())
         } else {
-            Err(Status::aborted("the blob was not written to its end"))
+            Err(Status::aborted("the blob was not written completely"))
         }
     };
     let write = async {
@@ -202,7 +202,7 @@ pub(super) async fn leased<T>(
     let done = work.await;
     if let Err(error) = unlease(node, alias).await {
         // The next one replaces it.
-        tracing::debug!(%error, "a lease stays");
+        tracing::debug!(%error, "removing a lease has failed; the next one replaces it");
     }
     done
 }

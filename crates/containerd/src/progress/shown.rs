@@ -11,14 +11,14 @@ use tonic::Status;
 use crate::containerd::Containerd;
 use crate::runtime::RuntimeError;
 
-/// How many downloads containerd serves at once: `max_concurrent_downloads`. Since 2.3 it counts the
-/// node's, before an image's. A node that allows more takes some downloads for queued that are not.
+/// How many downloads containerd serves at once: `max_concurrent_downloads`. Since 2.3 it counts per
+/// node, before per image. On a node that allows more, some downloads look queued that are not.
 const SERVED_AT_ONCE: usize = 3;
 
-/// A download that moved within this time is being served. A slow one moves seldom, in steps of 1 MiB.
+/// A download that moved within this time is being served. A slow one moves rarely, in steps of 1 MiB.
 const SERVED_FOR: Duration = Duration::from_secs(5);
 
-/// One look at all of containerd.
+/// One look at everything that containerd does.
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) at: Instant,
@@ -43,7 +43,7 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// The same download at an earlier look says whether it has moved.
+    /// Compares with the same download at an earlier look, to see whether it has moved.
     fn after(self, earlier: Option<&Self>) -> Self {
         match earlier {
             Some(earlier) if earlier.bytes == self.bytes => Self {
@@ -61,7 +61,7 @@ impl Download {
 }
 
 impl Shown {
-    /// Looks; what the look before this one has shown says what has moved since.
+    /// Takes a look; the look before shows what has moved since.
     pub(super) async fn look(
         node: &Containerd,
         now: Instant,
@@ -69,7 +69,7 @@ impl Shown {
     ) -> Result<Self, RuntimeError> {
         let (downloads, manifests, unpacking) =
             futures::try_join!(downloads(node, now), manifests(node), unpacking(node))?;
-        // Of an older look, a download may be left over that another pull goes on with.
+        // An older look may contain a left-over download that another pull continues.
         let last = last.filter(|last| now < last.at + SERVED_FOR);
         let after = |(digest, download): (String, Download)| {
             let earlier = last.and_then(|last| last.downloads.get(&digest));
@@ -84,8 +84,8 @@ impl Shown {
         })
     }
 
-    /// Whether a pull may be waiting in containerd's queue. `mine` are its manifest's blobs; none
-    /// while the manifest is not there: any manifest that waits may be its own then.
+    /// Whether a pull may be waiting in containerd's queue. `mine` are its manifest's blobs, or none until
+    /// the manifest has arrived: until then, any manifest that waits may be its own.
     ///
     /// containerd opens a download before it asks for a place in the queue, so one that has not
     /// moved yet may be waiting, and one that has moved is not.
@@ -209,7 +209,7 @@ mod tests {
             (shown(2, Some(false), false), mine, false),
             (shown(3, Some(true), false), mine, false),
             (shown(3, None, false), mine, false),
-            // The manifest is on its way, or was never asked for.
+            // The manifest has not arrived, or was never requested.
             (shown(3, Some(false), true), None, true),
             (shown(2, Some(false), true), None, false),
             (shown(3, None, false), None, false),

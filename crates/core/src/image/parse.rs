@@ -1,8 +1,9 @@
 //! The grammar of image names, as containerd and the kubelet read them
 //! (github.com/distribution/reference: `reference.go`, `normalize.go`, `regexp.go`).
 //!
-//! By hand and not by the regular expression of `oci-spec`, with whose compiled form the agent took
-//! 30.6 MB of memory instead of 8.7, and which knows no IPv6 addresses. A test compares the two.
+//! Written by hand instead of using the regular expression of `oci-spec`: with its compiled form the
+//! agent took 30.6 MB of memory instead of 8.7, and it does not know IPv6 addresses. A test compares
+//! the two.
 
 /// Longest registry: the longest name of a host, and a port. The grammar has no bound, the node's
 /// report needs one.
@@ -32,7 +33,7 @@ pub(super) struct Parts<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Version<'a> {
     Tag(&'a str),
-    /// A tag beside a digest says nothing; containerd drops it.
+    /// A tag beside a digest has no effect; containerd drops it.
     Digest(&'a str),
 }
 
@@ -52,7 +53,7 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
         Some((path, tag)) => (path, Some(tag)),
         None => (rest, None),
     };
-    // A host with an underscore is none, and yet the grammar takes it, as a part of the path.
+    // A name with an underscore is not a valid host, but the grammar accepts it as a part of the path.
     if !is_registry(registry) && !is_path_component(registry) {
         return Err("its registry is not a host with an optional port");
     }

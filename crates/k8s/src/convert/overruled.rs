@@ -1,4 +1,4 @@
-//! Pull policies that are not those that our admission wrote: somebody else's admission came before or
+//! Pull policies other than those that our admission wrote: somebody else's admission ran before or
 //! after it.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -7,7 +7,7 @@ use trylatest_core::pod::{OtherPolicy, Overruled, Trace};
 
 use super::{CONTAINERS_MAX, gate};
 
-/// What the pod's owner should know of; `ours` are the containers that admission has named.
+/// What the pod's owner should know about; `ours` are the containers that admission has named.
 pub(super) fn all(pod: &Pod, spec: &PodSpec, ours: &[&Container]) -> Vec<Overruled> {
     let annotations = pod.metadata.annotations.as_ref();
     let literal = annotations.and_then(|annotations| annotations.get(keys::LITERAL));
@@ -39,8 +39,8 @@ pub(super) fn other_policy(container: &Container) -> Option<OtherPolicy> {
         .find(|policy| Some(policy.as_str()) == written)
 }
 
-/// The gate that admission took away again. Only the label is left of it, and the names of those it
-/// was for: the other policy need not have changed any container besides.
+/// The gate that admission removed again. Only the label is left of it, and the names of the
+/// containers that it was for: the other policy need not have changed any of them.
 fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
     let label = pod.metadata.labels.as_ref()?.get(keys::GATED)?;
     let annotations = pod.metadata.annotations.as_ref()?;

@@ -141,7 +141,7 @@ async fn an_event_names_the_pod_and_fits() {
     assert_eq!(body["note"].as_str().unwrap().len(), 1024);
 }
 
-/// A name that is taken means that it was told; what it needs of the API server is the same error.
+/// If the name is taken, the Event was written before.
 #[tokio::test]
 async fn what_is_told_once_has_a_name_of_its_own() {
     let at: jiff::Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();

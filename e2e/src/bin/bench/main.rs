@@ -71,10 +71,10 @@ const WITH_INIT: &str = "IfNotPresent-init";
 /// Pods of a burst.
 const BURST: usize = 20;
 
-/// A burst of `Always` took 17 s; no case takes longer but those that never end.
+/// A burst of `Always` took 17 s; only cases that never end take longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What cannot run is waited for this long: longer than the stall deadline and a start take.
+/// How long to wait for a pod that cannot run: longer than the stall deadline and a start.
 const NEVER: Duration = Duration::from_secs(8);
 
 /// How long a pod may take to be gone.
@@ -182,7 +182,7 @@ impl Bench {
         }))
     }
 
-    /// Gives one image so many more names.
+    /// Gives one image this many extra names.
     async fn name_images(&self, count: u32) -> anyhow::Result<()> {
         for n in 0..count {
             let name = format!("{}/old/image-{n}:1", self.cluster.registry().host());
@@ -233,8 +233,8 @@ impl Bench {
         self.pods(&repository, policy, BURST, LIMIT).await
     }
 
-    /// The kubelet pulls one image after the other, also for pods that are gone: after each round, what
-    /// still hangs is cut off.
+    /// The kubelet pulls one image after the other, even for pods that are gone: after each round, this
+    /// cuts off pulls that still hang.
     async fn never_answers(&self) -> anyhow::Result<Vec<Row>> {
         let case = "never-answers";
         let mut rows = Vec::new();
@@ -259,7 +259,7 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Creates pods at once, waits until the last one runs, and takes them away again.
+    /// Creates pods at once, waits until the last one runs, and removes them again.
     async fn pods(
         &self,
         repository: &str,
@@ -324,7 +324,7 @@ impl Bench {
             .await
     }
 
-    /// Pushes an image where there is none; whether there was none.
+    /// Pushes an image if there is none. True if there was none.
     async fn push_once(&self, repository: &str) -> anyhow::Result<bool> {
         let there = self
             .cluster
@@ -343,7 +343,7 @@ impl Bench {
         Ok(Usage::of(self.cluster.containerd().pid_of(id).await?)?.resident_bytes)
     }
 
-    /// From the pod seen to its release written, as the agent's log says for unchanged tags; none if
+    /// The time from seeing a pod to writing its release, from the agent's log of unchanged tags; none if
     /// it released no pod.
     async fn own_part(&self) -> anyhow::Result<Option<u64>> {
         let log = self.install.log(false).await?;
@@ -359,18 +359,18 @@ impl Bench {
     }
 }
 
-/// Waits for a part of a second, another one each time, and all of a second's parts in turn.
+/// Waits for a part of a second, a different one each time, spread evenly over the second.
 ///
-/// The kubelet looks at its containers once a second, and the removal of the pod before ends with
-/// such a look. Measured right behind it, every pod of a policy would fall into the same part of
-/// that second, and the median would show which part, and not how long a pod takes.
+/// The kubelet looks at its containers once a second, and the removal of the previous pod ends with
+/// such a look. Right after it, every pod of a policy would fall into the same part of that second,
+/// and the median would show which part, not how long a pod takes.
 async fn out_of_step(turn: u32) {
     // The golden ratio's multiples are spread evenly however many there are.
     let part = (f64::from(turn) * 0.618_034).fract();
     tokio::time::sleep(Duration::from_secs_f64(part)).await;
 }
 
-/// What a pod says to be measured as this: its pull policy, and its init containers.
+/// The pull policy and init containers of a pod for this case.
 fn containers(policy: &'static str) -> (&'static str, Vec<Value>) {
     if policy != WITH_INIT {
         return (policy, Vec::new());
@@ -386,7 +386,7 @@ fn containers(policy: &'static str) -> (&'static str, Vec<Value>) {
     ("IfNotPresent", vec![init])
 }
 
-/// Each policy has its own: what one has pulled is no help to another.
+/// Each policy has its own: what one has pulled does not help another.
 fn repository(case: &str, policy: &str) -> String {
     format!("{case}/{}", policy.to_lowercase())
 }

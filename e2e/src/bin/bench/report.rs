@@ -1,4 +1,4 @@
-//! What was measured, as rows, and what of it TryLatest wants to reach.
+//! The measurements as rows, and the targets that TryLatest sets itself.
 
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ pub(crate) fn table(report: &Report) -> String {
     table.trim_fmt()
 }
 
-/// What TryLatest wants to reach, and whether it does. What was not measured is left out.
+/// The targets, and whether TryLatest meets them. Targets without a measurement are left out.
 pub(crate) fn targets(report: &Report) -> String {
     let find = |case: &str, policy: &str| {
         let mut rows = report.pods.iter();

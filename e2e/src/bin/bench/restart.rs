@@ -33,7 +33,7 @@ const CASES: [&str; 3] = [
 const MARK: &str = "trylatest.dev/bench";
 
 impl Bench {
-    /// The kubelet's ration of pulls is lifted meanwhile: with it, `Always` would measure that alone.
+    /// Lifts the kubelet's rate limit on pulls meanwhile: otherwise `Always` would only measure that.
     pub(crate) async fn restart_images(&self) -> anyhow::Result<Vec<Row>> {
         let kubelet = self.cluster.kubelet();
         kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
@@ -61,7 +61,7 @@ impl Bench {
         for number in 0..=self.rounds {
             let cases = CASES.iter().zip(&mut rounds).enumerate();
             for (index, (case, rounds)) in cases {
-                // What can never run is seen once, and leaves the kubelet with hanging pulls.
+                // A case that can never run is shown once; it leaves the kubelet with hanging pulls.
                 let hangs = index == 2 && policy == "Always";
                 if hangs && number < self.rounds {
                     continue;
@@ -191,7 +191,7 @@ impl Bench {
         Ok(self.work.pods().list(&params).await?.items)
     }
 
-    /// A pod that runs an old copy has been told so: nothing else may keep it from the new one.
+    /// If a pod runs an old copy, its release has to say so: it must not miss the new one silently.
     async fn ensure_told(&self, digests: &HashMap<String, String>) -> anyhow::Result<()> {
         for pod in self.restarted().await? {
             let name = app(&pod);

@@ -41,7 +41,7 @@ struct Args {
 const MANIFEST: &str = include_str!("../../../demo/app.yaml");
 
 /// The same with `Always`, for comparison. It has an image of its own that shares nothing with ours:
-/// what one has downloaded is no help to the other.
+/// a download for one does not help the other.
 const ALWAYS: &str = "plain-always";
 const OURS: &str = "my-app";
 const REPOSITORIES: [&str; 2] = ["my/app", "plain/always"];
@@ -55,7 +55,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How long a gate honours a release by default, and a second.
 const FRESHNESS: Duration = Duration::from_secs(121);
 
-/// How long `Always` is waited for: longer than ours takes, and it would wait for ever.
+/// How long to wait for `Always`: longer than ours takes; it would hang for ever.
 const ALWAYS_LIMIT: Duration = Duration::from_secs(12);
 
 struct Demo {
@@ -146,8 +146,8 @@ impl Demo {
         ] {
             self.cluster.registry().fault(fault).await?;
             self.step(name, falls_back(class, "v2")).await?;
-            // The kubelet pulls one image after the other, also for pods that are gone: what still
-            // hangs would be in the way of what follows.
+            // The kubelet pulls one image after the other, even for pods that are gone: a pull that still
+            // hangs would be in the way of the next step.
             self.cluster.registry().hang_up().await?;
             self.cluster.registry().heal().await?;
         }
@@ -180,7 +180,7 @@ impl Demo {
         self.finish(name, as_expected("fresh", "v1"), ran).await
     }
 
-    /// Restarts both Deployments, one after the other so that they do not share the cores, and tells
+    /// Restarts both Deployments, one after the other so that they do not share the cores, and shows
     /// what a user sees.
     async fn step(&mut self, name: &'static str, expected: Expected) -> anyhow::Result<()> {
         say(name);
@@ -325,7 +325,7 @@ impl Demo {
         println!("  $ kubectl describe node | grep -i trylatest");
         match self.cluster.kubectl(&["describe", "node"]).await {
             Ok(said) => {
-                // A long annotation stands on the line below its name.
+                // A long annotation is on the line below its name.
                 let lines: Vec<&str> = said.lines().collect();
                 for pair in lines.windows(2) {
                     let ours = |line: &str| line.to_lowercase().contains("trylatest");

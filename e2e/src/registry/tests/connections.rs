@@ -143,7 +143,7 @@ async fn a_dropped_registry_leaves_nothing_listening() {
     let fixture = Fixture::start().await;
     let address = fixture.registry.address();
     fixture.registry.stop().await.unwrap();
-    // The proxy's task is told to end by the drop, and ends with the next turn of the runtime.
+    // The drop makes the proxy's task end with the next turn of the runtime.
     soon(async {
         while TcpStream::connect(address).await.is_ok() {
             tokio::task::yield_now().await;
