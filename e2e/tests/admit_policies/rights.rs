@@ -342,11 +342,7 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         ),
     ] {
         let answer = agents.patch_node(own, &change).await;
-        refused(
-            answer,
-            what,
-            "may change only annotations and one condition of a node",
-        )?;
+        refused(answer, what, "may change only annotations and one")?;
     }
     for (what, change) in [
         (
