@@ -261,7 +261,7 @@ async fn annotates_its_pods(api: Arc<Api>) -> anyhow::Result<()> {
         .pods()
         .patch(&own, &params, &Patch::Strategic(&image))
         .await;
-    refused(answer, "an image", "may change nothing of a pod")
+    refused(answer, "an image", "may change only annotations of a pod")
 }
 
 /// A release meant for a pod of which only the name is left must not reach the one that has it now.
