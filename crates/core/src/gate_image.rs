@@ -10,18 +10,18 @@ use std::time::Duration;
 use crate::image::ImageName;
 use crate::pod::GateImage;
 
-/// Names beside the agent's own. A cluster has one mirror or two.
+/// Names besides the agent's own. A cluster has one mirror or two.
 pub const OTHERS_MAX: usize = 8;
 
-/// A gate that still cannot get its image this long after the name was made is kept from it by the
-/// kubelet's records: the kubelet looks again after 10 s, and a failed pull shows in the status late.
+/// If a gate still cannot get its image this long after the name was made, the kubelet's records keep
+/// it from the image: the kubelet looks again after 10 s, and a failed pull shows late in the status.
 pub const LOOKED_AGAIN: Duration = Duration::from_secs(15);
 
-/// Between two images that are made for what the kubelet remembers of the one before. Where it lets
-/// nobody use what it has not pulled (`AlwaysVerify`), no image helps.
+/// Between two images that are made because of the kubelet's records of the one before. If the kubelet
+/// lets nobody use what it has not pulled (`AlwaysVerify`), no image helps.
 pub const RENEW_EVERY: Duration = Duration::from_secs(60);
 
-/// What was done for a gate that could not have its image.
+/// What the agent did for a gate whose image the kubelet could not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Help {
     /// The image is there; the kubelet finds it when it looks again.
@@ -118,7 +118,7 @@ impl GateNames {
             if !gate.wanting {
                 return Due::Nothing;
             }
-            // The kubelet refuses what is there, which may be the next version's.
+            // The kubelet refuses what is there, even if it is the next version's.
             return Due::Name {
                 over_anything: !gate.always_pulled,
                 instead_of: None,

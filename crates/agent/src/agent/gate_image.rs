@@ -65,8 +65,8 @@ impl<R: ImageRuntime> GateImages<R> {
             );
         }
         for name in self.names.iter() {
-            // The agent was started from its name a moment ago. What the name points to later may be the
-            // agent of the next version.
+            // The agent was started from its own name a moment ago. Later the name may point to the next
+            // version of the agent.
             let over = if name == self.names.own() && !self.began {
                 Over::Anything
             } else {

@@ -212,7 +212,7 @@ impl ImageRuntime for FakeContainerd {
         let state = self.up("listing images")?;
         let named = state.names.iter().filter_map(|(name, copy)| {
             Some(LocalImage {
-                // As CRI does, which passes over names without a tag or digest.
+                // As CRI does, which ignores names without a tag or digest.
                 image: name.contains([':', '@']).then(|| name.parse().ok())??,
                 digest: copy.digest.clone(),
                 size_bytes: copy.size_bytes,

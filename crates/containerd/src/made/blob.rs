@@ -16,7 +16,7 @@ use crate::containerd::Containerd;
 use crate::program::Program;
 use crate::runtime::RuntimeError;
 
-/// For writing the layer, some 10 MiB. A disk that takes longer has more urgent troubles.
+/// For writing the layer, some 10 MiB. A disk that takes longer has more urgent problems.
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A blob to be written.
@@ -66,10 +66,10 @@ pub(super) async fn write_layer(
     lease: &Lease,
 ) -> Result<(), RuntimeError> {
     if layer_is_there(node, program).await? {
-        // Under the lease as well: an image that goes away now would take it along.
+        // Under the lease as well: otherwise it would go with an image that is removed now.
         return write(node, lease, layer(program)).await;
     }
-    // containerd writes nothing that its database names already.
+    // containerd writes nothing that its database already names.
     let mut content = node.calls.content();
     let request = DeleteContentRequest {
         digest: program.layer().to_owned(),
@@ -128,8 +128,8 @@ where
         .await
 }
 
-/// What is sent for a blob: its pieces, then that they are all. Where a piece cannot be read, the end
-/// is not said, and nothing comes of it.
+/// The messages for a blob: its pieces, then the end. If a piece cannot be read, the end is not sent,
+/// and containerd does not keep the blob.
 fn requests<P>(blob: Blob<P>) -> impl Iterator<Item = WriteContentRequest> + Send + 'static
 where
     P: Iterator<Item = io::Result<Vec<u8>>> + Send + 'static,
@@ -178,7 +178,7 @@ where
 /// Says in a call that a lease holds what it writes.
 pub(super) type Lease = MetadataValue<Ascii>;
 
-/// The lease has the alias's name, so one that an agent leaves behind that is killed is found again.
+/// The lease has the alias's name, so that one that a killed agent leaves behind is found again.
 pub(super) fn lease(alias: &str) -> Result<Lease, RuntimeError> {
     Lease::try_from(alias).map_err(|_| RuntimeError::BadAlias {
         alias: alias.to_owned(),

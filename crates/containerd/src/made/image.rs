@@ -53,7 +53,7 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// Looks what is there, without trust in what the database says of the layer's file.
+/// Looks what is there, without trusting what the database says about the layer's file.
 pub(super) async fn look(
     node: &Containerd,
     program: &Program,
