@@ -89,7 +89,7 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 
-    /// How long a pod waits before it takes the cached copy, while bytes still flow
+    /// How long a pod waits before it takes the cached copy, even if the download still makes progress
     #[arg(long = "try", env = "TRYLATEST_TRY", default_value = "30s", value_parser = positive)]
     pub try_for: Duration,
 

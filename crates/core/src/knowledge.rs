@@ -88,8 +88,7 @@ impl Knowledge {
         let Some(digest) = name.digest() else {
             return false;
         };
-        let own = self.of_name(name).map(|known| &known.facts);
-        if own.is_some_and(|facts| facts.needs_credentials) {
+        if self.facts(name).needs_credentials {
             return false;
         }
         self.siblings(name)
@@ -169,10 +168,12 @@ mod tests {
         assert!(knowledge.gives_digest(&pinned));
         let elsewhere: ImageName = format!("r.example/other@{D1}").parse().unwrap();
         assert!(!knowledge.gives_digest(&elsewhere));
-        // The registry's own word on the name counts more.
+        // It has since refused another name of the repository, and has never given this one itself.
         let unauthorized = failed(FailureClass::Unauthorized);
-        knowledge.add(&tried(pinned.as_str(), 1, unauthorized, None));
+        knowledge.add(&tried("r.example/app:2", 1, unauthorized, None));
         assert!(!knowledge.gives_digest(&pinned));
+        knowledge.add(&tried(pinned.as_str(), 2, TryResult::Fresh, Some(D1)));
+        assert!(knowledge.gives_digest(&pinned));
         knowledge.retain(|_| false);
         assert_eq!(knowledge.len(), 0);
     }

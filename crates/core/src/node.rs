@@ -26,7 +26,7 @@ const CONDITION_IMAGES_MAX: usize = 5;
 pub struct NodeImage {
     /// The image, in full.
     pub image: ImageName,
-    /// How its last try ended.
+    /// What its last try means for a pod that sets nothing, or what a pod has fallen back to since.
     pub outcome: Outcome,
     /// The failure's class, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,11 +129,12 @@ fn condition_message(cached: &[&NodeImage]) -> String {
         .take(CONDITION_IMAGES_MAX)
         .map(|image| {
             if image.outcome != Outcome::Fallback {
-                let pods = text::count(image.pods_from_cache, "pod");
+                let pods = match image.pods_from_cache {
+                    1 => "1 pod that started earlier still runs".to_owned(),
+                    pods => format!("{pods} pods that started earlier still run"),
+                };
                 let (image, now) = (&image.image, image.outcome);
-                return format!(
-                    "{image}: {now} now, but {pods} started earlier and still running the previous copy"
-                );
+                return format!("{image}: {now} now, but {pods} the previous copy");
             }
             let digest = image.digest.as_ref().map(Digest::short);
             let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
@@ -208,7 +209,8 @@ mod tests {
         moved.pods_from_cache = 2;
         let report = NodeReport::new(vec![moved]);
         assert!(report.fallback);
-        let words = "app2:latest: fresh now, but 2 pods started earlier and still running the previous copy";
+        let words =
+            "app2:latest: fresh now, but 2 pods that started earlier still run the previous copy";
         assert!(report.message.contains(words), "{}", report.message);
     }
 

@@ -1,4 +1,4 @@
-//! How a try ends, and why it failed: the words in releases, Events, metrics and the index.
+//! What a container gets, and why a pull failed: the words in releases, Events and metrics.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::text;
 
-/// How a try for one image ended.
+/// What a container gets after the try for its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {

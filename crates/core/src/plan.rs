@@ -6,9 +6,10 @@
 //!
 //! One pod's way: [`Event::Seen`] → a round begins (`round`) and queues its images (`image`), whose
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
-//! (`crate::knowledge`), and each container that waits for it comes on (`wait`, by `crate::verdict`) →
+//! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]. Every event ends in `Planner::advance`, which alone begins what is due.
+//! [`Event::Inspected`]. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
+//! what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod event;
@@ -29,7 +30,7 @@ pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded
 use self::image::Image;
 use self::pod::{NEWS, Pod};
 use self::round::Round;
-use self::wait::{Happening, Need, View};
+use self::wait::{Cause, Context, Request};
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::node::NodeImage;
@@ -85,9 +86,14 @@ impl Planner {
                 }
             }
             Event::Inspected(name, copy) => {
-                self.step(now, &name, |_| Happening::Looked(&copy), &mut plan);
+                self.step(now, &name, |_| Cause::Looked(&copy), &mut plan);
             }
-            Event::Written(pod, release, written) => self.written(now, &pod, release, written),
+            Event::Written(pod, release, written) => {
+                self.written(now, &pod, (release, false), written);
+            }
+            Event::Rewritten(pod, release, written) => {
+                self.written(now, &pod, (release, true), written);
+            }
             Event::Showed(pod) => {
                 let pod = self.pods.get_mut(&pod.uid);
                 if let Some(round) = pod.and_then(|pod| pod.round.as_mut()) {
@@ -116,9 +122,10 @@ impl Planner {
     }
 
     /// The images of this node, for its report, if anything has changed since they were last taken.
-    pub fn take_report(&mut self) -> Option<Vec<NodeImage>> {
+    pub fn take_report(&mut self, now: Now) -> Option<Vec<NodeImage>> {
+        let pods = self.pods.values();
         std::mem::take(&mut self.report_changed)
-            .then(|| report::node_images(&self.knowledge, self.pods.values(), &self.rules))
+            .then(|| report::node_images(&self.knowledge, pods, &self.rules, now.wall))
     }
 
     /// Whether a decided release is not written yet.
@@ -169,22 +176,28 @@ impl Planner {
         }
     }
 
-    fn written(&mut self, now: Now, id: &PodId, release: Release, written: Written) {
+    /// A pod's release was written, or was not: `again` if it had it before.
+    fn written(
+        &mut self,
+        now: Now,
+        id: &PodId,
+        (release, again): (Release, bool),
+        written: Written,
+    ) {
         let Some(pod) = self.pods.get_mut(&id.uid) else {
             return;
         };
-        match written {
-            Written::Done => {
-                pod.release_sent(release, now);
-                self.report_changed = true;
-            }
-            Written::Gone => {
+        match (written, again) {
+            (Written::Done, false) => pod.release_written(release, now),
+            (Written::Done, true) => pod.release_rewritten(release),
+            (Written::Gone, _) => {
                 pod.round = None;
                 pod.seen.terminated = true;
-                self.report_changed = true;
             }
-            Written::Failed => pod.send_failed(now),
+            (Written::Failed, false) => return pod.release_failed(now),
+            (Written::Failed, true) => return pod.rewrite_failed(),
         }
+        self.report_changed = true;
     }
 
     /// Forgets images that are `gone` and that no pod of this node names.
@@ -227,25 +240,25 @@ impl Planner {
         }
     }
 
-    /// Each container whose timer has ended comes on.
+    /// Each container whose timer has ended moves on.
     fn let_time_pass(&mut self, now: Now, plan: &mut Vec<Action>) {
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         let containers = rounds.flat_map(|round| &round.containers);
-        let due = containers.filter(|container| container.may_come_on(now));
+        let due = containers.filter(|container| container.may_move_on(now));
         let mut names: Vec<ImageName> = due.filter_map(|c| c.image().cloned()).collect();
         names.sort();
         names.dedup();
         for name in names {
-            self.step(now, &name, |_| Happening::Time, plan);
+            self.step(now, &name, |_| Cause::Time, plan);
         }
     }
 
-    /// Each container that waits for this image comes on, as far as what has happened to it allows.
+    /// Each container that waits for this image moves on, as far as what has happened to it allows.
     fn step<'a>(
         &mut self,
         now: Now,
         name: &ImageName,
-        happening: impl Fn(&Round) -> Happening<'a>,
+        cause: impl Fn(&Round) -> Cause<'a>,
         plan: &mut Vec<Action>,
     ) {
         let Some(image) = self.images.get(name) else {
@@ -253,8 +266,8 @@ impl Planner {
         };
         let mut needs = Vec::new();
         for round in self.pods.values_mut().filter_map(|pod| pod.round.as_mut()) {
-            let happening = happening(round);
-            let view = View {
+            let cause = cause(round);
+            let context = Context {
                 now,
                 name,
                 image,
@@ -263,27 +276,27 @@ impl Planner {
             };
             let waiting = round.containers.iter_mut();
             let waiting = waiting.filter(|container| container.image() == Some(name));
-            needs.extend(waiting.map(|container| container.step(happening, &view)));
+            needs.extend(waiting.map(|container| container.step(cause, &context)));
         }
         for need in needs {
             self.serve(now, name, need, plan);
         }
     }
 
-    fn serve(&mut self, now: Now, name: &ImageName, need: Need, plan: &mut Vec<Action>) {
+    fn serve(&mut self, now: Now, name: &ImageName, need: Request, plan: &mut Vec<Action>) {
         let Some(image) = self.images.get_mut(name) else {
             return;
         };
         match need {
-            Need::Nothing => {}
-            Need::Look => {
+            Request::Nothing => {}
+            Request::Look => {
                 let inspect = Action::Inspect(name.clone());
                 if !plan.contains(&inspect) {
                     plan.push(inspect);
                 }
             }
-            Need::Try => image.queue(now.up),
-            Need::Retry => image.queue_retry(now, name, &self.node),
+            Request::Try => image.queue(now.up),
+            Request::Retry => image.queue_retry(now, name, &self.node),
         }
     }
 }

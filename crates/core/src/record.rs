@@ -73,7 +73,8 @@ impl TryResult {
 impl Try {
     /// When it ended, by the clock at its beginning.
     pub fn ended(&self) -> Timestamp {
-        self.started + self.duration
+        let end = self.started.checked_add(self.duration);
+        end.unwrap_or(Timestamp::MAX)
     }
 
     /// What the registry said about where the tag points, if this try brought an answer.
@@ -201,7 +202,7 @@ pub struct LocalCopy {
 
 /// How the tries of an image went in the last seven days.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(default, rename_all = "camelCase")]
 pub struct Week {
     /// All tries.
     pub tries: u32,

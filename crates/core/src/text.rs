@@ -1,4 +1,4 @@
-//! Numbers, lists and digests as people read them in gate logs, Events and node annotations.
+//! Numbers and lists as people read them in gate logs, Events and node annotations.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -170,7 +170,7 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
         {
             Some(Decision::because(
                 Outcome::Unavailable,
-                "private images are pulled by the kubelet, with the pod's own secrets",
+                "the kubelet pulls private images, with the pod's own secrets",
             ))
         }
         // A verifier has judged. Whether it is asked again is for the kubelet to say, as ever.
@@ -188,7 +188,7 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
         {
             Some(Decision::because(
                 Outcome::Unavailable,
-                "there is no copy on this node; the kubelet pulls it, with the pod's own secrets",
+                "there is no copy on this node; the kubelet tries to pull it, with the pod's own secrets",
             ))
         }
         (_, CachedCopy::Absent | CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. }) => None,

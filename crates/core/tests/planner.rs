@@ -4,7 +4,7 @@
 //! Whatever happens:
 //! - once every action is answered, every gate is, within the pod's own time and a little more, also
 //!   where the kubelet has missed that its release was written;
-//! - no release names a copy that was not proven;
+//! - no release names a copy that was not proven, or that the registry has refused;
 //! - what was decided for a pod is sent again as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,10 +33,11 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// So many pods and images: few enough to meet often.
 const PODS: usize = 2;
-const IMAGES: [&str; 5] = [
+const IMAGES: [&str; 6] = [
     "reg.example/a:1",
     "reg.example/a:2",
     "reg.example/b",
+    "reg.example/b:2",
     "reg.example/b@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "other.example/c",
 ];
@@ -116,8 +117,14 @@ enum Event {
     },
 }
 
+/// One of them is named by a pod.
 fn digest(n: u8) -> Digest {
-    format!("sha256:{n}").parse().expect("a digest")
+    let named = IMAGES
+        .iter()
+        .find_map(|image| Some(image.split_once('@')?.1));
+    let named = named.filter(|_| n == 2).map(str::to_owned);
+    let text = named.unwrap_or_else(|| format!("sha256:{n}"));
+    text.parse().expect("a digest")
 }
 
 fn copies() -> impl Strategy<Value = CachedCopy> {
@@ -187,7 +194,11 @@ struct World {
     proven: BTreeSet<(ImageName, Digest)>,
     /// Decisions that could not be written yet, by the pod's uid.
     decided: BTreeMap<String, Release>,
+    /// Pods whose first decision was looked at.
+    judged: BTreeSet<String>,
     records: Vec<Try>,
+    /// The registry's last answer about each image: whether it gave it to anybody.
+    answers: BTreeMap<ImageName, bool>,
     /// Pods whose next change the kubelet misses.
     hidden: BTreeSet<usize>,
     born: usize,
@@ -203,7 +214,9 @@ impl World {
             under_way: Vec::new(),
             proven: BTreeSet::new(),
             decided: BTreeMap::new(),
+            judged: BTreeSet::new(),
             records: Vec::new(),
+            answers: BTreeMap::new(),
             hidden: BTreeSet::new(),
             born: 0,
         }
@@ -228,7 +241,11 @@ impl World {
                     self.look_again(pod, again)?;
                     self.under_way.push(action);
                 }
-                Action::Try { .. } | Action::Inspect(_) => self.under_way.push(action),
+                Action::Try { image, ask, .. } => {
+                    prop_assert!(*ask != Ask::IfAbsent || !self.is_private(image), "{image}");
+                    self.under_way.push(action);
+                }
+                Action::Inspect(_) => self.under_way.push(action),
                 Action::Progress(pod, _) => self.tell(Seen::Showed(pod.clone()))?,
                 Action::Record(tried) => self.records.push(tried.clone()),
                 _ => {}
@@ -265,6 +282,17 @@ impl World {
                     "{container:?} was never proven"
                 );
             }
+        }
+        let is_new = self.judged.insert(id.uid.clone());
+        // With more containers, one may have been decided before the refusal.
+        if is_new && let [container] = &release.containers.values().collect::<Vec<_>>()[..] {
+            let image = container.image.parse().expect("an image's name");
+            let starts =
+                container.outcome == Outcome::Fallback || container.outcome == Outcome::Unchanged;
+            prop_assert!(
+                !starts || !self.is_private(&image),
+                "{container:?} is private"
+            );
         }
         if let Some(decided) = self.decided.insert(id.uid.clone(), release.clone()) {
             prop_assert_eq!(&decided.containers, &release.containers);
@@ -463,6 +491,14 @@ impl World {
                 self.prove(&image, &answer.after);
                 let failure = answer.failure.map(|class| Failure::new(class, "why"));
                 let failure = failure.filter(|_| ask != Ask::IfAbsent);
+                if ask == Ask::Always {
+                    let class = failure.as_ref().map(|failure| failure.class);
+                    if class == Some(FailureClass::Unauthorized) {
+                        self.answers.insert(image.clone(), false);
+                    } else if class.is_none() && answer.after.digest().is_some() {
+                        self.answers.insert(image.clone(), true);
+                    }
+                }
                 let evidence = Evidence::of_try(failure, &answer.before, answer.after, None);
                 self.tell(Seen::TryEnded(TryEnded {
                     image,
@@ -474,10 +510,20 @@ impl World {
                 self.prove(&image, &answer.after);
                 self.tell(Seen::Inspected(image, answer.after))
             }
-            Action::Release { pod, release, .. } | Action::Rewrite(pod, release) => {
-                self.written(&pod, release, answer.sent)
-            }
+            Action::Release { pod, release, .. } => self.written(&pod, release, answer.sent, false),
+            Action::Rewrite(pod, release) => self.written(&pod, release, answer.sent, true),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the registry has refused the image, or has never given it and has refused another one of
+    /// its repository.
+    fn is_private(&self, image: &ImageName) -> bool {
+        let same = |other: &&ImageName| other.repository() == image.repository();
+        let refused = |other: &ImageName| self.answers.get(other) == Some(&false);
+        match self.answers.get(image) {
+            Some(given) => !given,
+            None => self.answers.keys().filter(same).any(refused),
         }
     }
 
@@ -492,6 +538,7 @@ impl World {
         id: &PodId,
         release: Release,
         sent: Written,
+        again: bool,
     ) -> Result<(), TestCaseError> {
         let found = self.pods.iter().find(|(_, pod)| pod.id == *id);
         let slot = found.map(|(slot, _)| *slot);
@@ -512,7 +559,11 @@ impl World {
                 pod.released = Some(release.clone());
             }
         }
-        self.tell(Seen::Written(id.clone(), release, sent))?;
+        self.tell(if again {
+            Seen::Rewritten(id.clone(), release, sent)
+        } else {
+            Seen::Written(id.clone(), release, sent)
+        })?;
         if let Some(slot) = slot {
             self.gate_reads(slot);
             self.show(slot)?;
@@ -564,14 +615,15 @@ impl World {
     }
 
     fn restarts(&mut self, index: bool) -> Result<(), TestCaseError> {
-        let records = if index {
-            remembered(&self.records, self.wall)
-        } else {
-            Vec::new()
-        };
+        if !index {
+            self.answers.clear();
+            self.records.clear();
+        }
+        let records = remembered(&self.records, self.wall);
         self.planner = Planner::new("node", rules(), &records);
         self.under_way.clear();
         self.decided.clear();
+        self.judged.clear();
         self.list()
     }
 

@@ -271,7 +271,9 @@ async fn the_node_names_pods_that_outlive_the_outage(node: &Node) -> anyhow::Res
     wait_node(node, "the node still names the image", |node| {
         let message = message(node).unwrap_or_default();
         condition(node) == Some("True")
-            && message.contains(&format!("{image}: fresh now, but 1 pod started earlier"))
+            && message.contains(&format!(
+                "{image}: fresh now, but 1 pod that started earlier"
+            ))
     })
     .await?;
     space.work.delete_pod("stale").await?;

@@ -109,7 +109,7 @@ async fn refuses_pod(space: &Space<'_>, spec: &PodSpec<'_>) -> anyhow::Result<()
     ensure!(!is_running(&pod), "{name} runs");
     let release = space.work.released(name, "app").await?;
     ensure!(release["outcome"] == "refused", "{release}");
-    let event = "Warning TryLatestRefused: app: the cached copy";
+    let event = "Warning TryLatestRefused: app: this pod must not use the cached copy";
     space.work.wait_event(name, event, SOON).await?;
     Ok(())
 }

@@ -268,7 +268,7 @@ impl<R: ImageRuntime> Loop<R> {
             }),
             Action::Rewrite(pod, release) => self.begin(async move {
                 let written = api.release(&pod, &release).await;
-                Came::Heard(Event::Written(pod, release, written))
+                Came::Heard(Event::Rewritten(pod, release, written))
             }),
             Action::Progress(pod, progress) => self.begin(async move {
                 if api.progress(&pod, &progress).await {
@@ -338,7 +338,7 @@ impl<R: ImageRuntime> Loop<R> {
         if !self.own.health.is_watching() {
             return;
         }
-        let Some(images) = self.own.planner.take_report() else {
+        let Some(images) = self.own.planner.take_report(self.own.clock.now()) else {
             return;
         };
         if images != self.reported || self.own.report.borrow().is_none() {

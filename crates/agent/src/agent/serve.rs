@@ -66,7 +66,7 @@ async fn serve_within<A: Future<Output = Answer> + Send + 'static>(
         connections.spawn(async move {
             match timeout(deadline, serving).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a client went wrong"),
+                Ok(Err(error)) => debug!(%error, "a client's request has failed"),
                 Err(_) => debug!("a client was too slow"),
             }
         });

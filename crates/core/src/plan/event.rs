@@ -27,8 +27,10 @@ pub enum Event {
     Moved(Moved),
     /// The copy that is there: the answer to [`Action::Inspect`].
     Inspected(ImageName, CachedCopy),
-    /// How writing a release went: the answer to [`Action::Release`] and [`Action::Rewrite`].
+    /// How writing a release went: the answer to [`Action::Release`].
     Written(PodId, Release, Written),
+    /// The same for [`Action::Rewrite`].
+    Rewritten(PodId, Release, Written),
     /// A sign of life was written: the answer to [`Action::Progress`], if it was.
     Showed(PodId),
     /// Only these images are on the node or remembered by the index.

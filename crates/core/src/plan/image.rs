@@ -176,7 +176,6 @@ impl Image {
 
     /// A try has ended.
     pub(super) fn finish(&mut self, failed: bool) {
-        self.attempt = None;
         self.failures_in_a_row = if failed {
             self.failures_in_a_row.saturating_add(1)
         } else {

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::event::{Action, Answer, Silence};
 use super::image::Image;
-use super::repeat::{Seeable, UNSEEN_AFTER};
+use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
 use crate::image::ImageName;
 use crate::pod::{GateState, GatedPod};
@@ -20,7 +20,7 @@ use crate::time::{Now, age};
 pub(super) const NEWS: Duration = Duration::from_hours(1);
 
 /// When and how a pod was released with an image.
-pub(super) type Given<'a> = (Timestamp, &'a ContainerRelease);
+pub(super) type ReleasedWith<'a> = (Timestamp, &'a ContainerRelease);
 
 /// A gated pod of this node and what it waits for.
 #[derive(Debug)]
@@ -29,26 +29,29 @@ pub(super) struct Pod {
     pub(super) round: Option<Round>,
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     released: Option<Release>,
+    /// When it was decided, if this agent has decided it: to write it again changes its own time.
+    decided: Option<Timestamp>,
     complained: bool,
     /// When the gate opened by itself, if that was reported.
     reported_open: Option<Timestamp>,
     /// Likewise, if the release was amended for it, or that is under way.
     amended: Option<Timestamp>,
-    seeable: Seeable,
+    repeats: Repeats,
 }
 
 impl Pod {
     pub(super) fn new(mut pod: GatedPod, now: Now) -> Self {
-        let mut seeable = Seeable::default();
-        seeable.gate_changed(now.up);
+        let mut repeats = Repeats::default();
+        repeats.gate_changed(now.up);
         Self {
             released: pod.released.take(),
+            decided: None,
             seen: pod,
             round: None,
             complained: false,
             reported_open: None,
             amended: None,
-            seeable,
+            repeats,
         }
     }
 
@@ -60,21 +63,44 @@ impl Pod {
             (theirs, _) => theirs.is_some(),
         };
         if newer {
+            let same = |theirs: &Release, ours: &Release| theirs.containers == ours.containers;
+            let ours = self.released.as_ref().zip(theirs.as_ref());
+            if !ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {
+                self.decided = None;
+            }
             self.released = theirs;
         }
         if self.seen.gate != pod.gate {
-            self.seeable.gate_changed(now.up);
+            self.repeats.gate_changed(now.up);
         }
         self.seen = pod;
     }
 
-    /// A release was written: the first of its round, or one that the pod had.
-    pub(super) fn release_sent(&mut self, release: Release, now: Now) {
+    /// The release of its round was written.
+    pub(super) fn release_written(&mut self, release: Release, now: Now) {
         // Of a pod whose images have changed meanwhile, the round is about the new ones.
-        if self.is_about_its_images(&release) && self.round.take().is_some() {
-            self.seeable.written(now.up);
+        if self.is_about_its_images(&release) {
+            self.round = None;
+        }
+        self.repeats.written(now.up);
+        self.decided = Some(release.time);
+        self.released = Some(release);
+    }
+
+    /// A release that it had was written, again or with what it came to.
+    pub(super) fn release_rewritten(&mut self, release: Release) {
+        if release.unseen.is_none() {
+            // It may have overtaken what the gate's end had made of it.
+            self.amended = None;
+            self.repeats.written_again();
         }
         self.released = Some(release);
+    }
+
+    /// That could not be written. What it came to is written when the watch shows the pod again, at the
+    /// latest when it begins again.
+    pub(super) fn rewrite_failed(&mut self) {
+        self.amended = None;
     }
 
     /// What is to be written to it now: its release, that again, or a sign of life.
@@ -110,13 +136,13 @@ impl Pod {
         let runs = matches!(self.seen.gate, GateState::Running { .. });
         let waits =
             runs && !self.seen.terminated && self.released.is_some() && self.round.is_none();
-        waits.then(|| self.seeable.due())?
+        waits.then(|| self.repeats.due())?
     }
 
     /// Its release with a new time, if it is to be written again.
     fn repeat(&mut self, now: Now) -> Option<Action> {
         self.repeat_due().filter(|due| *due <= now.up)?;
-        self.seeable.repeated(now.up);
+        self.repeats.sent(now.up);
         let release = Release {
             time: now.wall,
             ..self.released.clone()?
@@ -157,7 +183,7 @@ impl Pod {
             let id = self.seen.id.clone();
             let long_before = |then: Timestamp| age(at, then) >= UNSEEN_AFTER;
             actions.push(match &amended {
-                Some(release) if self.seeable.is_repeated() || long_before(release.time) => {
+                Some(release) if self.repeats.have_begun() || long_before(release.time) => {
                     Action::Unseen(id, at, Answer::Released(release.clone()))
                 }
                 None if self.showed_itself(now).is_some_and(long_before) => {
@@ -189,12 +215,10 @@ impl Pod {
         Some(now.wall - now.up.checked_sub(first)?)
     }
 
-    /// A release, or what one came to, could not be written.
-    pub(super) fn send_failed(&mut self, now: Now) {
-        match &mut self.round {
-            Some(round) => round.send_failed(now, &self.seen.id.uid),
-            // The watch shows the pod again, at the latest when it begins anew. A repeat is repeated.
-            None => self.amended = None,
+    /// The release of its round could not be written.
+    pub(super) fn release_failed(&mut self, now: Now) {
+        if let Some(round) = &mut self.round {
+            round.send_failed(now, &self.seen.id.uid);
         }
     }
 
@@ -222,7 +246,7 @@ impl Pod {
 
     /// Each of its images with one container's release; nothing if the pod was not released, was
     /// refused, or has ended.
-    pub(super) fn released_images(&self) -> BTreeMap<&ImageName, Given<'_>> {
+    pub(super) fn released_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
         let release = self.released.as_ref().filter(|release| release.opens());
         let release = release.filter(|_| !self.seen.terminated);
         let containers = release.iter().flat_map(|_| &self.seen.containers);
@@ -230,7 +254,8 @@ impl Pod {
             .filter_map(|container| {
                 let given = release?.containers.get(&container.name)?;
                 let image = container.image.as_ref().ok()?;
-                (given.image == container.written).then_some((image, (release?.time, given)))
+                let time = self.decided.unwrap_or(release?.time);
+                (given.image == container.written).then_some((image, (time, given)))
             })
             .collect()
     }

@@ -10,18 +10,19 @@ use std::time::Duration;
 /// long ago and is not there never comes.
 pub(super) const UNSEEN_AFTER: Duration = Duration::from_secs(5);
 
-/// As often as the gate's patience lasts. A node that is gone keeps no gate that could see more.
+/// They cover the gate's patience of 20 s. After that it has opened, or its node is gone.
 const REPEATS_MAX: u32 = 3;
 
-/// Since when a release could have been seen, as far as this agent knows.
+/// Since when a release could have been seen, as far as this agent knows, and how often it was written
+/// again.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seeable {
+pub(super) struct Repeats {
     gate: Duration,
     written: Duration,
-    repeats: u32,
+    count: u32,
 }
 
-impl Seeable {
+impl Repeats {
     /// The gate was first seen to be as it is.
     pub(super) fn gate_changed(&mut self, at: Duration) {
         self.gate = at;
@@ -29,26 +30,27 @@ impl Seeable {
 
     /// A release was written.
     pub(super) fn written(&mut self, at: Duration) {
-        *self = Self {
-            written: at,
-            repeats: 0,
-            ..*self
-        };
+        self.written = at;
+        self.count = 0;
     }
 
-    /// It is written again.
-    pub(super) fn repeated(&mut self, at: Duration) {
+    /// It is sent again.
+    pub(super) fn sent(&mut self, at: Duration) {
         self.written = at;
-        self.repeats += 1;
+    }
+
+    /// It was written again.
+    pub(super) fn written_again(&mut self) {
+        self.count = self.count.saturating_add(1);
     }
 
     /// Whether it was written again, and so was not seen for long.
-    pub(super) fn is_repeated(self) -> bool {
-        self.repeats > 0
+    pub(super) fn have_begun(self) -> bool {
+        self.count > 0
     }
 
     /// When to write it again, if the gate runs until then.
     pub(super) fn due(self) -> Option<Duration> {
-        (self.repeats < REPEATS_MAX).then(|| self.gate.max(self.written) + UNSEEN_AFTER)
+        (self.count < REPEATS_MAX).then(|| self.gate.max(self.written) + UNSEEN_AFTER)
     }
 }

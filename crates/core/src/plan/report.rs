@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::pod::{Given, Pod};
+use jiff::Timestamp;
+
+use super::pod::{Pod, ReleasedWith};
 use crate::image::ImageName;
 use crate::knowledge::{Knowledge, Known};
 use crate::node::NodeImage;
 use crate::outcome::{FailureClass, Outcome};
-use crate::record::{Try, TryResult};
+use crate::record::{Facts, Try, TryResult};
 use crate::release::ContainerRelease;
 use crate::rules::NodeRules;
 use crate::verdict::may_use_by_default;
@@ -17,9 +19,10 @@ pub(super) fn node_images<'a>(
     knowledge: &Knowledge,
     pods: impl Iterator<Item = &'a Pod>,
     rules: &NodeRules,
+    now: Timestamp,
 ) -> Vec<NodeImage> {
     let nothing = Known::default();
-    let mut all: BTreeMap<&ImageName, (&Known, Vec<Given<'a>>)> = knowledge
+    let mut all: BTreeMap<&ImageName, (&Known, Vec<ReleasedWith<'a>>)> = knowledge
         .iter()
         .map(|(name, known)| (name, (known, Vec::new())))
         .collect();
@@ -28,59 +31,79 @@ pub(super) fn node_images<'a>(
         users.push(given);
     }
     all.into_iter()
-        .filter_map(|(name, (known, users))| node_image(name, known, &users, rules))
+        .filter_map(|(name, (known, users))| {
+            let latest = latest(known, &users, now)?;
+            let (outcome, class) = match latest {
+                Latest::Try(tried) => of_try(tried, &knowledge.facts(name), rules),
+                Latest::Release(_, release) => of_release(release),
+            };
+            let copy = known.facts.copy.as_ref().map(|copy| &copy.digest);
+            Some(NodeImage {
+                image: name.clone(),
+                outcome,
+                class,
+                digest: copy.cloned(),
+                tried: latest.time(known),
+                confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
+                pods: users.len(),
+                pods_from_cache: users.iter().filter(|user| runs_old(user, known)).count(),
+            })
+        })
         .collect()
 }
 
-/// The newest word on an image: what its last try came to, or what a pod was released with since,
-/// because nothing came in time.
-fn node_image(
-    name: &ImageName,
-    known: &Known,
-    users: &[Given<'_>],
-    rules: &NodeRules,
-) -> Option<NodeImage> {
-    let newest = users.iter().max_by_key(|(time, _)| *time);
-    let (tried, (outcome, class)) = match (&known.last_try, newest) {
-        (Some(tried), Some((time, release))) if tried.ended() < *time => {
-            (tried.started, of_release(release))
+/// What says most about an image now.
+#[derive(Clone, Copy)]
+enum Latest<'a> {
+    Try(&'a Try),
+    /// A release, given at this time.
+    Release(Timestamp, &'a ContainerRelease),
+}
+
+impl Latest<'_> {
+    /// When the image was last tried, as far as is known.
+    fn time(self, known: &Known) -> Timestamp {
+        match self {
+            Self::Try(tried) => tried.started,
+            Self::Release(time, _) => known.last_try.as_ref().map_or(time, |tried| tried.started),
         }
-        (Some(tried), _) => (tried.started, of_try(tried, known, rules)),
-        // The index is lost or not used: the pods still say how they were released.
-        (None, Some((time, release))) => (*time, of_release(release)),
-        (None, None) => return None,
+    }
+}
+
+/// The last try. A pod that has fallen back since did not wait for the end of the next one. The pod's
+/// owner may have written its release: it counts no further than that.
+fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
+    let newest = |users: &mut dyn Iterator<Item = ReleasedWith<'a>>| {
+        let newest = users.max_by_key(|(time, _)| *time)?;
+        Some(Latest::Release(newest.0, newest.1))
     };
-    let copy = known.facts.copy.as_ref().map(|copy| &copy.digest);
-    Some(NodeImage {
-        image: name.clone(),
-        outcome,
-        class,
-        digest: copy.cloned(),
-        tried,
-        confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
-        pods: users.len(),
-        pods_from_cache: users
-            .iter()
-            .filter(|given| given.1.outcome == Outcome::Fallback && !stands(**given, known))
-            .count(),
-    })
+    let Some(tried) = &known.last_try else {
+        // The index is lost or not used: the pods still say how they were released.
+        return newest(&mut users.iter().copied());
+    };
+    let since = tried.ended();
+    let mut since = users.iter().copied().filter(|(time, release)| {
+        release.outcome == Outcome::Fallback && since < *time && *time <= now
+    });
+    newest(&mut since).or(Some(Latest::Try(tried)))
 }
 
-/// Whether the registry has said since that the tag points to the copy of this release.
-fn stands((time, release): Given<'_>, known: &Known) -> bool {
+/// Whether the pod fell back, and the registry has not said since that the tag points to its copy.
+fn runs_old((time, release): &ReleasedWith<'_>, known: &Known) -> bool {
     let digest = release.digest.as_ref();
-    digest.is_some_and(|digest| known.is_confirmed_since(time, digest))
+    let stands = digest.is_some_and(|digest| known.is_confirmed_since(*time, digest));
+    release.outcome == Outcome::Fallback && !stands
 }
 
-/// What a pod that sets nothing gets from it.
-fn of_try(tried: &Try, known: &Known, rules: &NodeRules) -> (Outcome, Option<FailureClass>) {
+/// What a pod that sets nothing gets after it.
+fn of_try(tried: &Try, facts: &Facts, rules: &NodeRules) -> (Outcome, Option<FailureClass>) {
     match &tried.result {
         TryResult::Fresh => (Outcome::Fresh, None),
         TryResult::Unchanged => (Outcome::Unchanged, None),
         TryResult::Failed(failure) => {
-            let outcome = if known.facts.copy.is_none() {
+            let outcome = if tried.copy_unknown || facts.copy.is_none() {
                 Outcome::Unavailable
-            } else if may_use_by_default(failure.class, &known.facts, rules) {
+            } else if may_use_by_default(failure.class, facts, rules) {
                 Outcome::Fallback
             } else {
                 Outcome::Refused
@@ -90,7 +113,7 @@ fn of_try(tried: &Try, known: &Known, rules: &NodeRules) -> (Outcome, Option<Fai
     }
 }
 
-/// The pod's owner may have written this: no free text of it is taken over.
+/// No free text of it is taken over.
 fn of_release(release: &ContainerRelease) -> (Outcome, Option<FailureClass>) {
     let class = release.failure.as_ref().map(|failure| failure.class);
     (release.outcome, class)

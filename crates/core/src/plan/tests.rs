@@ -137,7 +137,7 @@ impl World {
 
     fn node_images(&self) -> Vec<NodeImage> {
         let pods = self.planner.pods.values();
-        super::report::node_images(&self.planner.knowledge, pods, &rules())
+        super::report::node_images(&self.planner.knowledge, pods, &rules(), self.now().wall)
     }
 
     fn waits(&self) -> bool {
@@ -511,10 +511,14 @@ fn a_release_that_no_gate_saw_is_told_once_and_amended() {
     // The watch lags behind.
     assert_eq!(world.see(&pod), []);
     // What could not be written is written when the pod is seen again, and not told again.
-    world.handle(Event::Written(id.clone(), amended.clone(), Written::Failed));
+    world.handle(Event::Rewritten(
+        id.clone(),
+        amended.clone(),
+        Written::Failed,
+    ));
     let again = world.see(&pod);
     assert!(matches!(&again[..], [Action::Rewrite(..)]), "{again:?}");
-    world.handle(Event::Written(id.clone(), amended.clone(), Written::Done));
+    world.handle(Event::Rewritten(id.clone(), amended.clone(), Written::Done));
     pod.released = Some(amended.clone());
     assert_eq!(world.see(&pod), []);
     // So does an agent that comes later.

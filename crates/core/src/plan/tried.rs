@@ -1,11 +1,11 @@
-//! The end of a try: what is remembered, and whom it concerns.
+//! The end of a try: what is remembered, and whom it affects.
 
 use std::time::Duration;
 
 use super::Planner;
 use super::event::{Action, Ask, TryEnded};
 use super::image::Attempt;
-use super::wait::Happening;
+use super::wait::Cause;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::Try;
@@ -13,7 +13,7 @@ use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
 
 impl Planner {
-    /// A try has ended: it is remembered, and everybody who waits for it comes on.
+    /// A try has ended: it is remembered, and everybody who waits for it moves on.
     pub(super) fn try_ended(&mut self, now: Now, ended: TryEnded, plan: &mut Vec<Action>) {
         let TryEnded {
             image: name,
@@ -28,7 +28,7 @@ impl Planner {
         };
         if attempt.ask == Ask::IfAbsent && evidence.copy.digest().is_none() {
             image.misses(now);
-            return self.step(now, &name, |_| Happening::TryMissed, plan);
+            return self.step(now, &name, |_| Cause::TryMissed, plan);
         }
         let failure = evidence.result.failure();
         image.finish(failure.is_some());
@@ -37,17 +37,17 @@ impl Planner {
         }
         self.remember(now, &name, &attempt, &evidence, plan);
         let began = attempt.started.up;
-        let happening = |since| Happening::TryEnded {
+        let cause = |since| Cause::TryEnded {
             evidence: &evidence,
             is_good: is_good_for(since, began, failure),
         };
-        self.step(now, &name, |round| happening(round.since), plan);
+        self.step(now, &name, |round| cause(round.since), plan);
         if let Some(failure) = failure.filter(|_| attempt.asks() && !attempt.has_answer()) {
             self.share_silence(now, &name, began, failure, plan);
         }
     }
 
-    /// What never was a try is not remembered as one.
+    /// Where nobody has asked the registry, there is nothing to remember.
     fn remember(
         &mut self,
         now: Now,
@@ -56,7 +56,7 @@ impl Planner {
         evidence: &Evidence,
         plan: &mut Vec<Action>,
     ) {
-        if matches!(attempt.ask, Ask::Never(_)) {
+        if !attempt.asks() {
             return;
         }
         let (digest, size_bytes) = match &evidence.copy {

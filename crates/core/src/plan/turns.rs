@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Planner;
 use super::event::{Action, Ask};
 use super::image::{Attempt, Image};
-use super::wait::View;
+use super::wait::Context;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
@@ -110,7 +110,7 @@ impl Planner {
         let waiting = self.images.iter().filter(|(_, i)| i.waits_for_turn());
         let waiting: Vec<ImageName> = waiting.map(|(name, _)| name.clone()).filter(same).collect();
         let message = format!(
-            "{} while {failed} was tried; this image was still waiting for its turn and was not tried",
+            "not tried, because {failed} of the same registry got no answer: {}",
             failure.message
         );
         for name in waiting {
@@ -161,14 +161,14 @@ impl Planner {
         let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         rounds.any(|round| {
             let mut waiting = round.containers.iter().filter(|c| c.image() == Some(name));
-            let view = View {
+            let context = Context {
                 now,
                 name,
                 image,
                 knowledge: &self.knowledge,
                 rules: &round.rules,
             };
-            waiting.any(|container| container.asks_for_try(&view))
+            waiting.any(|container| container.asks_for_try(&context))
         })
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::event::Ask;
 use super::image::Image;
 use crate::digest::Digest;
 use crate::image::ImageName;
@@ -40,11 +39,14 @@ pub(super) struct Waiting {
 
 /// ```text
 /// Try ── its try ends ────────────────────────────────► Done
+///  ├─ that try began before the pod came ─────────────► Try
 ///  └─ the pod's time is up ─► Look ── a copy ─────────► Done
-///        Look ── no copy, and a try runs ─► LastTry ── it ends ─► Done
+///        Look ── no copy, and no try runs ────────────► Done
+///        Look ── no copy, and a try runs ─────────────► LastTry
 ///        Look ── no answer, and a try runs ─► NextLook ── a pause ─► Look
 ///        Look ── the registry has not said yet who may have it ─► FirstWord
 ///        FirstWord ── bytes flow, or its own time is up ─► Look
+///        LastTry, NextLook ── the try had only to look, in vain ─► Look
 ///        any of these ── the try ends ────────────────► Done
 /// ```
 #[derive(Debug)]
@@ -69,7 +71,7 @@ enum Wait {
 
 /// What has happened to the image that a container waits for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Happening<'a> {
+pub(super) enum Cause<'a> {
     /// Time has passed.
     Time,
     /// A try has ended.
@@ -84,9 +86,9 @@ pub(super) enum Happening<'a> {
     Looked(&'a CachedCopy),
 }
 
-/// What has to be done for the container to come on.
+/// What has to be done for the container to move on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum Request {
     Nothing,
     /// A look at the copy, now.
     Look,
@@ -98,7 +100,7 @@ pub(super) enum Need {
 
 /// What a step depends on besides.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
+pub(super) struct Context<'a> {
     pub(super) now: Now,
     pub(super) name: &'a ImageName,
     pub(super) image: &'a Image,
@@ -106,7 +108,7 @@ pub(super) struct View<'a> {
     pub(super) rules: &'a Rules,
 }
 
-impl View<'_> {
+impl Context<'_> {
     /// Whether the registry's first refusal of an image that it has never given to anybody may still
     /// come: a pod with little time must not be faster than a 401. What it has refused already is
     /// refused without a wait.
@@ -168,10 +170,10 @@ impl Waiting {
 
     /// Whether a try is to begin for it. One that may be refused is asked for also when the pod's time
     /// is up.
-    pub(super) fn asks_for_try(&self, view: &View<'_>) -> bool {
+    pub(super) fn asks_for_try(&self, context: &Context<'_>) -> bool {
         match self.wait {
             Wait::Try { .. } => true,
-            Wait::Look { .. } | Wait::FirstWord { .. } => view.may_yet_be_refused(),
+            Wait::Look { .. } | Wait::FirstWord { .. } => context.may_yet_be_refused(),
             Wait::NextLook { .. } | Wait::LastTry | Wait::Done(_) => false,
         }
     }
@@ -185,31 +187,32 @@ impl Waiting {
         }
     }
 
-    /// Whether time alone, or how far a running try has come, may let it come on.
-    pub(super) fn may_come_on(&self, now: Now) -> bool {
+    /// Whether time alone, or how far a running try has come, may let it move on.
+    pub(super) fn may_move_on(&self, now: Now) -> bool {
         let is_over = self.timer().is_some_and(|end| end <= now.up);
         is_over || matches!(self.wait, Wait::FirstWord { .. })
     }
 
-    /// Comes on, as far as what has happened to its image allows.
-    pub(super) fn step(&mut self, happening: Happening<'_>, view: &View<'_>) -> Need {
-        let is_over = self.timer().is_some_and(|end| end <= view.now.up);
-        let (next, need) = match (&self.wait, happening) {
-            (Wait::Try { .. }, Happening::Time) if is_over => look(false),
-            (Wait::FirstWord { .. }, Happening::Time) if !view.may_yet_be_refused() => look(false),
-            (Wait::FirstWord { .. }, Happening::Time) if is_over => look(true),
-            (&Wait::NextLook { unheard, .. }, Happening::Time) if is_over => look(unheard),
-            (Wait::LastTry, Happening::TryMissed) => look(false),
-            (Wait::Try { .. }, Happening::TryEnded { is_good: false, .. }) => {
-                return Need::Try;
+    /// Moves on, as far as what has happened to its image allows.
+    pub(super) fn step(&mut self, cause: Cause<'_>, context: &Context<'_>) -> Request {
+        let is_over = self.timer().is_some_and(|end| end <= context.now.up);
+        let (next, need) = match (&self.wait, cause) {
+            (Wait::Try { .. }, Cause::Time) if is_over => look(false),
+            (Wait::FirstWord { .. }, Cause::Time) if !context.may_yet_be_refused() => look(false),
+            (Wait::FirstWord { .. }, Cause::Time) if is_over => look(true),
+            (&Wait::NextLook { unheard, .. }, Cause::Time) if is_over => look(unheard),
+            (Wait::LastTry, Cause::TryMissed) => look(false),
+            (&Wait::NextLook { unheard, .. }, Cause::TryMissed) => look(unheard),
+            (Wait::Try { .. }, Cause::TryEnded { is_good: false, .. }) => {
+                return Request::Try;
             }
-            (Wait::Try { .. }, Happening::TryEnded { evidence, .. }) if !is_over => {
-                let Some(done) = self.judged(evidence, view) else {
+            (Wait::Try { .. }, Cause::TryEnded { evidence, .. }) if !is_over => {
+                let Some(done) = self.judged(evidence, context) else {
                     self.failed_tries += 1;
                     self.failure = evidence.result.failure().cloned();
-                    return Need::Retry;
+                    return Request::Retry;
                 };
-                (done, Need::Nothing)
+                (done, Request::Nothing)
             }
             // Its time is up: this was the last try.
             (
@@ -218,34 +221,34 @@ impl Waiting {
                 | Wait::FirstWord { .. }
                 | Wait::NextLook { .. }
                 | Wait::LastTry,
-                Happening::TryEnded { evidence, .. },
+                Cause::TryEnded { evidence, .. },
             ) => {
-                let done = self.judged(evidence, view);
-                let done = done.unwrap_or_else(|| self.given_up(evidence, view));
-                (done, Need::Nothing)
+                let done = self.judged(evidence, context);
+                let done = done.unwrap_or_else(|| self.given_up(evidence, context));
+                (done, Request::Nothing)
             }
-            (&Wait::Look { unheard }, Happening::Looked(copy)) => {
-                (self.looked(copy, unheard, view), Need::Nothing)
+            (&Wait::Look { unheard }, Cause::Looked(copy)) => {
+                (self.looked(copy, unheard, context), Request::Nothing)
             }
-            _ => return Need::Nothing,
+            _ => return Request::Nothing,
         };
         self.wait = next;
         need
     }
 
     /// The copy was looked at because the pod's time is up.
-    fn looked(&self, copy: &CachedCopy, unheard: bool, view: &View<'_>) -> Wait {
-        let now = view.now.up;
-        if view.may_yet_be_refused() && !unheard {
+    fn looked(&self, copy: &CachedCopy, unheard: bool, context: &Context<'_>) -> Wait {
+        let now = context.now.up;
+        if context.may_yet_be_refused() && !unheard {
             let until = now + FIRST_WORD;
             return Wait::FirstWord { until };
         }
-        let failure = self.failure.clone().unwrap_or_else(|| late(view.image));
+        let failure = self.failure.clone().unwrap_or_else(|| late(context.image));
         let evidence = Evidence::of_look(failure, copy.clone());
-        if let Some(done) = self.judged(&evidence, view) {
+        if let Some(done) = self.judged(&evidence, context) {
             done
-        } else if view.image.attempt.is_none() {
-            self.given_up(&evidence, view)
+        } else if context.image.attempt.is_none() {
+            self.given_up(&evidence, context)
         } else if matches!(copy, CachedCopy::Unknown { .. }) {
             let at = now + LOOK_AGAIN;
             Wait::NextLook { at, unheard }
@@ -255,20 +258,20 @@ impl Waiting {
     }
 
     /// The decision, if the evidence allows one.
-    fn judged(&self, evidence: &Evidence, view: &View<'_>) -> Option<Wait> {
-        let facts = view.knowledge.facts(view.name);
-        let decision = judge(evidence, terms(&facts, view))?;
+    fn judged(&self, evidence: &Evidence, context: &Context<'_>) -> Option<Wait> {
+        let facts = context.knowledge.facts(context.name);
+        let decision = judge(evidence, terms(&facts, context))?;
         let digest = evidence.copy.digest();
         let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
         Some(self.done(decision, evidence, digest, confirmed))
     }
 
     /// The decision without a proven copy.
-    fn given_up(&self, evidence: &Evidence, view: &View<'_>) -> Wait {
-        let facts = view.knowledge.facts(view.name);
+    fn given_up(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
+        let facts = context.knowledge.facts(context.name);
         let class = evidence.result.failure().map(|failure| failure.class);
         let class = class.unwrap_or(FailureClass::Unknown);
-        let decision = give_up(class, &evidence.copy, terms(&facts, view));
+        let decision = give_up(class, &evidence.copy, terms(&facts, context));
         self.done(decision, evidence, None, None)
     }
 
@@ -305,37 +308,40 @@ impl Waiting {
     }
 }
 
-fn terms<'a>(facts: &'a Facts, view: &View<'a>) -> Terms<'a> {
+fn terms<'a>(facts: &'a Facts, context: &Context<'a>) -> Terms<'a> {
     Terms {
         facts,
-        rules: view.rules,
-        now: view.now.wall,
+        rules: context.rules,
+        now: context.now.wall,
     }
 }
 
-fn look(unheard: bool) -> (Wait, Need) {
-    (Wait::Look { unheard }, Need::Look)
+fn look(unheard: bool) -> (Wait, Request) {
+    (Wait::Look { unheard }, Request::Look)
 }
 
 /// Why nothing came in time.
 fn late(image: &Image) -> Failure {
     let (class, words) = match &image.attempt {
-        // Nobody has asked the registry.
         None => (
             FailureClass::Local,
-            "the pod's time is up, and this image was still waiting for its turn on this node",
+            "the pod's timeout has passed, and this image was still waiting for its turn on this node",
+        ),
+        Some(attempt) if !attempt.asks() => (
+            FailureClass::Local,
+            "the pod's timeout has passed, and the node's copy was still being checked",
         ),
         Some(attempt) if attempt.flow.flows => (
             FailureClass::Timeout,
-            "the pod's time to try is up; the download continues for the next pod",
+            "the pod's timeout has passed; the download continues for the next pod",
         ),
-        Some(attempt) if matches!(attempt.ask, Ask::Always) && attempt.has_answer() => (
+        Some(attempt) if attempt.has_answer() => (
             FailureClass::Timeout,
-            "the pod's time to try is up; the registry has answered, and nothing has come yet",
+            "the pod's timeout has passed; the registry has answered, but no data has arrived yet",
         ),
         Some(_) => (
             FailureClass::Timeout,
-            "the pod's time to try is up and the registry has not answered",
+            "the pod's timeout has passed, and the registry has not answered",
         ),
     };
     Failure::new(class, words)

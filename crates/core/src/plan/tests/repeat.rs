@@ -23,7 +23,7 @@ fn it_is_written_again_with_a_new_time_a_few_times() {
     let mut world = World::new();
     let mut pod = released(&mut world);
     assert_eq!(world.wait(Duration::from_millis(4999)), []);
-    for n in 0..3 {
+    for n in 0..5 {
         let actions = world.wait(Duration::from_millis(if n == 0 { 1 } else { 5000 }));
         let [Action::Rewrite(id, again)] = &actions[..] else {
             panic!("{actions:?}");
@@ -31,9 +31,9 @@ fn it_is_written_again_with_a_new_time_a_few_times() {
         assert_eq!(again.time, world.now().wall);
         let given = pod.released.as_ref().unwrap();
         assert_eq!(again.containers, given.containers);
-        // One that is lost is written again like any other.
+        // One that is lost does not count.
         let sent = [Written::Done, Written::Failed][n % 2];
-        let written = Event::Written(id.clone(), again.clone(), sent);
+        let written = Event::Rewritten(id.clone(), again.clone(), sent);
         assert_eq!(world.handle(written), []);
         if sent == Written::Done {
             pod.released = Some(again.clone());
@@ -61,7 +61,7 @@ fn what_no_repeat_has_shown_is_told_as_unseen() {
     let Some(Action::Rewrite(id, again)) = actions.last() else {
         panic!("{actions:?}");
     };
-    world.handle(Event::Written(id.clone(), again.clone(), Written::Done));
+    world.handle(Event::Rewritten(id.clone(), again.clone(), Written::Done));
     world.wait(Duration::from_secs(1));
     pod.gate = gave_up(world.up);
     let actions = world.see(&pod);
@@ -81,4 +81,32 @@ fn an_agent_that_comes_later_repeats_it_too() {
     assert_eq!(later.see(&pod), []);
     let actions = later.wait(AFTER);
     assert!(matches!(actions[..], [Action::Rewrite(..)]), "{actions:?}");
+}
+
+/// It was under way when the gate opened by itself, and was written last.
+#[test]
+fn a_repeat_that_overtakes_what_the_release_came_to_is_mended() {
+    let mut world = World::new();
+    let mut pod = released(&mut world);
+    let actions = world.wait(AFTER);
+    let [Action::Rewrite(id, again)] = &actions[..] else {
+        panic!("{actions:?}");
+    };
+    pod.gate = gave_up(world.up);
+    let actions = world.see(&pod);
+    let Some(Action::Rewrite(_, amended)) = actions.last() else {
+        panic!("{actions:?}");
+    };
+    assert!(amended.unseen.is_some());
+    world.handle(Event::Rewritten(id.clone(), amended.clone(), Written::Done));
+    world.handle(Event::Rewritten(id.clone(), again.clone(), Written::Done));
+    pod.released = Some(again.clone());
+    let actions = world.see(&pod);
+    let [Action::Rewrite(_, mended)] = &actions[..] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(
+        (mended.unseen, &mended.containers),
+        (amended.unseen, &amended.containers)
+    );
 }

@@ -101,6 +101,49 @@ fn the_end_of_the_try_that_a_pod_did_not_wait_for_confirms_its_copy() {
     world.up += Duration::from_secs(1);
     world.ends(attempt, None, usable("1"), usable("1"));
     assert_eq!(from_cache(&world), (1, 0));
+    // To write the release again changes nothing about when it was decided.
+    let repeats = world.see(&held("hasty", &world));
+    assert_eq!(repeats, []);
+    let repeats = world.wait(Duration::from_secs(6));
+    let [Action::Rewrite(id, again)] = &repeats[..] else {
+        panic!("{repeats:?}");
+    };
+    world.handle(Event::Rewritten(id.clone(), again.clone(), Written::Done));
+    let mut hasty = held("hasty", &world);
+    hasty.released = Some(again.clone());
+    world.see(&hasty);
+    assert_eq!(from_cache(&world), (1, 0));
+}
+
+/// The pod's owner may have written any release.
+#[test]
+fn a_release_says_no_more_of_an_image_than_that_its_pod_fell_back() {
+    for (ahead, outcome, expected) in [
+        (0, Outcome::Fallback, Outcome::Fallback),
+        (60, Outcome::Fallback, Outcome::Unchanged),
+        (0, Outcome::Refused, Outcome::Unchanged),
+        (0, Outcome::Fresh, Outcome::Unchanged),
+    ] {
+        let mut world = World::new();
+        released(&mut world, "a", None, usable("1"));
+        world.up += Duration::from_secs(10);
+        let mut forged = pod("forged", &world);
+        forged.gate = GateState::Open;
+        let ours = world.actions.iter().find_map(|action| match action {
+            Action::Release { release, .. } => Some(release.clone()),
+            _ => None,
+        });
+        let mut release = ours.unwrap();
+        release.time = world.now().wall + Duration::from_secs(ahead);
+        release.containers.get_mut("app").unwrap().outcome = outcome;
+        forged.released = Some(release);
+        world.see(&forged);
+        assert_eq!(
+            world.node_images()[0].outcome,
+            expected,
+            "{outcome} {ahead}"
+        );
+    }
 }
 
 #[test]
