@@ -65,7 +65,11 @@ impl Pod {
         if newer {
             let same = |theirs: &Release, ours: &Release| theirs.containers == ours.containers;
             let ours = self.released.as_ref().zip(theirs.as_ref());
-            if !ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {
+            if ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {
+                self.repeats.sent(now.up);
+            } else {
+                // Our own write may be seen before its answer.
+                self.repeats.written(now.up);
                 self.decided = None;
             }
             self.released = theirs;

@@ -110,3 +110,20 @@ fn a_repeat_that_overtakes_what_the_release_came_to_is_mended() {
         (amended.unseen, &amended.containers)
     );
 }
+
+/// The gate has run for longer than a release may take to be seen.
+#[test]
+fn a_release_that_the_watch_shows_before_its_answer_is_not_repeated_at_once() {
+    let mut world = World::new();
+    let mut pod = held("a", &world);
+    let attempt = the_try(&world.see(&pod));
+    world.wait(AFTER * 2);
+    let actions = world.ends(attempt, None, usable("1"), usable("2"));
+    pod.released = Some(the_release(&actions).clone());
+    assert_eq!(world.see(&pod), []);
+    world.up += Duration::from_millis(5);
+    assert_eq!(world.sent(&actions, Written::Done), []);
+    assert_eq!(world.wait(Duration::from_millis(4990)), []);
+    let actions = world.wait(Duration::from_millis(20));
+    assert!(matches!(actions[..], [Action::Rewrite(..)]), "{actions:?}");
+}
