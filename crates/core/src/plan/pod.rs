@@ -62,7 +62,7 @@ impl Pod {
             (Some(theirs), Some(ours)) => theirs.time >= ours.time,
             (theirs, _) => theirs.is_some(),
         };
-        if newer {
+        if newer && theirs != self.released {
             let same = |theirs: &Release, ours: &Release| theirs.containers == ours.containers;
             let ours = self.released.as_ref().zip(theirs.as_ref());
             if ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {

@@ -124,6 +124,8 @@ fn a_release_that_the_watch_shows_before_its_answer_is_not_repeated_at_once() {
     world.up += Duration::from_millis(5);
     assert_eq!(world.sent(&actions, Written::Done), []);
     assert_eq!(world.wait(Duration::from_millis(4990)), []);
+    // Nor does the watch put it off by showing the same again.
+    assert_eq!(world.see(&pod), []);
     let actions = world.wait(Duration::from_millis(20));
     assert!(matches!(actions[..], [Action::Rewrite(..)]), "{actions:?}");
 }
