@@ -122,29 +122,10 @@ impl Knowledge {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::outcome::{Failure, FailureClass};
+    use crate::outcome::FailureClass;
     use crate::record::TryResult;
-
-    const D1: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
-
-    fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
-        Try {
-            image: image.parse().unwrap(),
-            started: Timestamp::from_second(second).unwrap(),
-            duration: Duration::from_secs(2),
-            result,
-            digest: digest.map(|digest| digest.parse().unwrap()),
-            size_bytes: None,
-            copy_unknown: false,
-        }
-    }
-
-    fn failed(class: FailureClass) -> TryResult {
-        TryResult::Failed(Failure::new(class, "why"))
-    }
+    use crate::record::tests::{D1, failed, tried};
 
     #[test]
     fn a_name_without_an_answer_is_as_private_as_its_repository() {

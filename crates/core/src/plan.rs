@@ -22,8 +22,8 @@ mod tried;
 mod turns;
 mod wait;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Written};
@@ -89,10 +89,10 @@ impl Planner {
                 self.step(now, &name, |_| Cause::Looked(&copy), &mut plan);
             }
             Event::Written(pod, release, written) => {
-                self.written(now, &pod, (release, false), written);
+                self.written(now, &pod, release, false, written);
             }
             Event::Rewritten(pod, release, written) => {
-                self.written(now, &pod, (release, true), written);
+                self.written(now, &pod, release, true, written);
             }
             Event::Showed(pod) => {
                 let pod = self.pods.get_mut(&pod.uid);
@@ -100,7 +100,7 @@ impl Planner {
                     round.showed(now);
                 }
             }
-            Event::Pruned(left) => self.forget(|name| !left.contains(name)),
+            Event::Pruned(left) => self.forget_all_but(&left),
             Event::Tick => {}
         }
         self.advance(now, &mut plan);
@@ -177,13 +177,7 @@ impl Planner {
     }
 
     /// A pod's release was written, or was not: `again` if it had it before.
-    fn written(
-        &mut self,
-        now: Now,
-        id: &PodId,
-        (release, again): (Release, bool),
-        written: Written,
-    ) {
+    fn written(&mut self, now: Now, id: &PodId, release: Release, again: bool, written: Written) {
         let Some(pod) = self.pods.get_mut(&id.uid) else {
             return;
         };
@@ -200,12 +194,12 @@ impl Planner {
         self.report_changed = true;
     }
 
-    /// Forgets images that are `gone` and that no pod of this node names.
-    fn forget(&mut self, gone: impl Fn(&ImageName) -> bool) {
+    /// Forgets images that are not `left` and that no pod of this node names.
+    fn forget_all_but(&mut self, left: &BTreeSet<ImageName>) {
         let pods = &self.pods;
         let is_kept = |name: &ImageName| {
             let mut named = pods.values().flat_map(Pod::images);
-            named.any(|named| named == name) || !gone(name)
+            left.contains(name) || named.any(|named| named == name)
         };
         self.images
             .retain(|name, image| image.is_busy() || is_kept(name));

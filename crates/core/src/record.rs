@@ -211,12 +211,13 @@ pub struct Week {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const D1: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+    pub(crate) const D1: &str =
+        "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
-    fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
+    pub(crate) fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
         Try {
             image: image.parse().unwrap(),
             started: Timestamp::from_second(second).unwrap(),
@@ -228,7 +229,7 @@ mod tests {
         }
     }
 
-    fn failed(class: FailureClass) -> TryResult {
+    pub(crate) fn failed(class: FailureClass) -> TryResult {
         TryResult::Failed(Failure::new(class, "why"))
     }
 

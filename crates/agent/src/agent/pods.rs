@@ -217,10 +217,7 @@ impl<R: ImageRuntime> Loop<R> {
     /// In the planner's order: what a pod was told is on disk before.
     async fn carry_out(&mut self, plan: Vec<Action>) {
         for action in plan {
-            match action {
-                Action::Record(tried) => self.record(tried).await,
-                action => self.act(action),
-            }
+            self.act(action).await;
         }
         self.tell_node();
     }
@@ -238,11 +235,10 @@ impl<R: ImageRuntime> Loop<R> {
         self.own.history.record(tried).await;
     }
 
-    fn act(&mut self, action: Action) {
+    async fn act(&mut self, action: Action) {
         let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
         match action {
-            // Its order counts: see above.
-            Action::Record(_) => {}
+            Action::Record(tried) => self.record(tried).await,
             Action::Try {
                 image,
                 attempt: id,

@@ -73,19 +73,16 @@ impl Latest<'_> {
 /// The last try. A pod that has fallen back since did not wait for the end of the next one. The pod's
 /// owner may have written its release: it counts no further than that.
 fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
-    let newest = |users: &mut dyn Iterator<Item = ReleasedWith<'a>>| {
-        let newest = users.max_by_key(|(time, _)| *time)?;
-        Some(Latest::Release(newest.0, newest.1))
+    let since = known.last_try.as_ref().map(Try::ended);
+    // If the index is lost or not used, the pods still say how they were released.
+    let counts = |(time, release): &&ReleasedWith<'a>| {
+        since.is_none_or(|since| {
+            release.outcome == Outcome::Fallback && since < *time && *time <= now
+        })
     };
-    let Some(tried) = &known.last_try else {
-        // The index is lost or not used: the pods still say how they were released.
-        return newest(&mut users.iter().copied());
-    };
-    let since = tried.ended();
-    let mut since = users.iter().copied().filter(|(time, release)| {
-        release.outcome == Outcome::Fallback && since < *time && *time <= now
-    });
-    newest(&mut since).or(Some(Latest::Try(tried)))
+    let newest = users.iter().filter(counts).max_by_key(|(time, _)| *time);
+    let newest = newest.map(|(time, release)| Latest::Release(*time, release));
+    newest.or(known.last_try.as_ref().map(Latest::Try))
 }
 
 /// Whether the pod fell back, and the registry has not said since that the tag points to its copy.

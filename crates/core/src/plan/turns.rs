@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Planner;
 use super::event::{Action, Ask};
 use super::image::{Attempt, Image};
-use super::wait::Context;
+use super::wait::may_yet_be_refused;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
@@ -140,7 +140,7 @@ impl Planner {
             let Some(due) = image.due().filter(|due| *due <= now.up) else {
                 continue;
             };
-            if !self.is_wanted(now, name, image) {
+            if !self.is_wanted(name, image) {
                 unwanted.push(name.clone());
             } else if !image.is_missing() && self.knowledge.gives_digest(name) {
                 looks.push(name.clone());
@@ -157,19 +157,11 @@ impl Planner {
     }
 
     /// Whether a container waits for a try of this image to begin.
-    fn is_wanted(&self, now: Now, name: &ImageName, image: &Image) -> bool {
-        let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-        rounds.any(|round| {
-            let mut waiting = round.containers.iter().filter(|c| c.image() == Some(name));
-            let context = Context {
-                now,
-                name,
-                image,
-                knowledge: &self.knowledge,
-                rules: &round.rules,
-            };
-            waiting.any(|container| container.asks_for_try(&context))
-        })
+    fn is_wanted(&self, name: &ImageName, image: &Image) -> bool {
+        let refusable = may_yet_be_refused(name, image, &self.knowledge);
+        let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+        let mut containers = rounds.flat_map(|round| &round.containers);
+        containers.any(|c| c.image() == Some(name) && c.asks_for_try(refusable))
     }
 
     /// How many turns each registry has.

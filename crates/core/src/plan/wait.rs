@@ -108,16 +108,19 @@ pub(super) struct Context<'a> {
     pub(super) rules: &'a Rules,
 }
 
+/// Whether the registry's first refusal of an image that it has never given to anybody may still
+/// come: a pod with little time must not be faster than a 401. What it has refused already is
+/// refused without a wait.
+pub(super) fn may_yet_be_refused(name: &ImageName, image: &Image, knowledge: &Knowledge) -> bool {
+    let spoken = knowledge
+        .of_name(name)
+        .is_some_and(|known| known.facts.confirmed.is_some() || known.facts.needs_credentials);
+    image.awaits_first_word() && !spoken
+}
+
 impl Context<'_> {
-    /// Whether the registry's first refusal of an image that it has never given to anybody may still
-    /// come: a pod with little time must not be faster than a 401. What it has refused already is
-    /// refused without a wait.
     fn may_yet_be_refused(&self) -> bool {
-        let spoken = self
-            .knowledge
-            .of_name(self.name)
-            .is_some_and(|known| known.facts.confirmed.is_some() || known.facts.needs_credentials);
-        self.image.awaits_first_word() && !spoken
+        may_yet_be_refused(self.name, self.image, self.knowledge)
     }
 }
 
@@ -170,10 +173,10 @@ impl Waiting {
 
     /// Whether a try is to begin for it. One that may be refused is asked for also when the pod's time
     /// is up.
-    pub(super) fn asks_for_try(&self, context: &Context<'_>) -> bool {
+    pub(super) fn asks_for_try(&self, may_yet_be_refused: bool) -> bool {
         match self.wait {
             Wait::Try { .. } => true,
-            Wait::Look { .. } | Wait::FirstWord { .. } => context.may_yet_be_refused(),
+            Wait::Look { .. } | Wait::FirstWord { .. } => may_yet_be_refused,
             Wait::NextLook { .. } | Wait::LastTry | Wait::Done(_) => false,
         }
     }
