@@ -119,7 +119,7 @@ pub struct Facts {
     pub confirmed: Option<Confirmation>,
     /// Whether the registry's last answer was 401 or 403: no cached copy of such an image is handed
     /// out on trust. A later anonymous success clears it.
-    #[serde(default)]
+    #[serde(default, alias = "needs_credentials")]
     pub needs_credentials: bool,
     /// The copy that the node held when containerd last said so, after a try or when the index was
     /// rebuilt; none if there was none.

@@ -103,6 +103,16 @@ fn credentials_are_remembered_until_the_registry_says_otherwise() {
     }
 }
 
+/// As versions before 0.1.0 wrote it. A refusal must outlive an upgrade.
+#[test]
+fn an_older_entry_is_read() {
+    let old = br#"{"needs_credentials":true,"seen":"2026-01-31T12:00:00Z","tries":[],
+        "slots":{"81896":{"tries":2,"fallbacks":1}}}"#;
+    let stored = crate::stored::Stored::decode(old).unwrap();
+    let record = stored.into_record("app".parse().unwrap(), now());
+    assert!(record.facts.needs_credentials);
+}
+
 #[test]
 fn a_silent_containerd_says_nothing_about_the_copy() {
     let dir = TempDir::new().unwrap();
