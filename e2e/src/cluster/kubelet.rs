@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::net::sockopt::socket_peercred;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -114,6 +115,22 @@ impl Kubelet {
     /// If it cannot be signalled.
     pub async fn kill(&self) -> anyhow::Result<()> {
         self.part.kill().await
+    }
+
+    /// Stops it (SIGSTOP): it keeps its connections and does nothing.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn freeze(&self) -> anyhow::Result<()> {
+        self.part.signal(Signal::STOP).await
+    }
+
+    /// Undoes [`Kubelet::freeze`].
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn thaw(&self) -> anyhow::Result<()> {
+        self.part.signal(Signal::CONT).await
     }
 
     /// Starts it after [`Kubelet::kill`], and waits until it serves.

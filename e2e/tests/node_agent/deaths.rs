@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Event, Pod};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
+use trylatest_core::gate::End;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::running_container;
 use trylatest_e2e::registry::{Fault, RequestKind};
@@ -29,6 +30,7 @@ pub(crate) fn tests() -> Tests {
             a_sigterm_ends_it_in_order,
             the_api_server_restarts,
             the_api_server_falls_silent,
+            the_kubelet_is_late_with_the_release,
             containerd_dies_while_it_pulls,
             the_node_reboots_without_a_registry,
             without_an_agent_the_gate_opens_by_itself,
@@ -294,6 +296,62 @@ async fn the_api_server_falls_silent(node: &Node) -> anyhow::Result<()> {
     create(&space, "app").await?;
     was_released(&space, "app", "one").await?;
     end(space).await
+}
+
+/// What a kubelet does that misses the change: its gate runs on, and the release is written again.
+async fn the_kubelet_is_late_with_the_release(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "late").await?;
+    let late = Fault::Latency(Duration::from_secs(3));
+    node.cluster.registry().fault_on(&space.repository, late)?;
+    create(&space, "app").await?;
+    space
+        .work
+        .wait_pod("app", "its gate waits", SOON, gate_runs)
+        .await?;
+    node.cluster.kubelet().freeze().await?;
+    let written = written_again(&space, "app").await;
+    node.cluster.kubelet().thaw().await?;
+    written?;
+    was_released(&space, "app", "one").await?;
+    let pod = space.work.pods().get("app").await?;
+    let gate = gate_end(&pod).context("the gate has not ended")?;
+    let message = gate.message.unwrap_or_default();
+    let opened = End::of(&message) == Some(End::Opened);
+    ensure!(opened, "its last words: {message:?}");
+    let events = space.work.api::<Event>();
+    let about = ListParams::default().fields("involvedObject.name=app,reason=TryLatestUnchanged");
+    let events = events.list(&about).await?.items;
+    let told: i32 = events.iter().map(|event| event.count.unwrap_or(1)).sum();
+    ensure!(told == 1, "told {told} times: {events:?}");
+    end(space).await
+}
+
+/// Waits until a release is written, and then until it is written again: at another time, with the
+/// same answer.
+async fn written_again(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let released = |pod: &Pod| release(pod).is_some();
+    let wait = space.work.wait_pod(name, "it is released", SOON, released);
+    let first = release(&wait.await?).context("it is released")?;
+    let again = |pod: &Pod| release(pod).is_some_and(|now| now["time"] != first["time"]);
+    let wait = space.work.wait_pod(name, "written again", SOON, again);
+    let second = release(&wait.await?).context("it is released")?;
+    ensure!(
+        second["containers"] == first["containers"],
+        "{second}, and before {first}"
+    );
+    Ok(())
+}
+
+fn gate_runs(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let mut inits = status
+        .and_then(|status| status.init_container_statuses.as_ref())
+        .into_iter()
+        .flatten();
+    inits.any(|init| {
+        let running = init.state.as_ref().and_then(|state| state.running.as_ref());
+        init.name == GATE && running.is_some()
+    })
 }
 
 async fn containerd_dies_while_it_pulls(node: &Node) -> anyhow::Result<()> {

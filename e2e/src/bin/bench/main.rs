@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::{self, Install};
+use trylatest_e2e::process::{Process, Spec};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
 use trylatest_e2e::usage::Usage;
@@ -48,6 +49,10 @@ struct Args {
     /// How many extra image names to put on the node, like those of an old node
     #[arg(long, default_value_t = 0)]
     image_names: u32,
+
+    /// How many processes to keep the machine busy with meanwhile
+    #[arg(long, default_value_t = 0)]
+    busy: u32,
 
     /// Where to write the numbers as JSON
     #[arg(long, default_value = "target/bench.json")]
@@ -111,6 +116,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         policy,
         containerd,
         image_names,
+        busy,
         json,
     } = args;
     let measured = |name: &&str| policy.as_deref().is_none_or(|policy| policy == *name);
@@ -135,7 +141,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let report = Box::pin(async {
         bench.name_images(image_names).await?;
-        bench.measure(only).await
+        let load = bench.keep_busy(busy).await?;
+        let report = bench.measure(only).await;
+        drop(load);
+        report
     });
     let report = report.await;
     bench.cluster.stop(report.is_ok()).await?;
@@ -180,6 +189,17 @@ impl Bench {
             rss_after_burst_bytes,
             image_bytes,
         }))
+    }
+
+    /// Starts processes that only use the CPU, until they are dropped.
+    async fn keep_busy(&self, count: u32) -> anyhow::Result<Vec<Process>> {
+        let log = self.cluster.dir().join("busy.log");
+        let mut load = Vec::new();
+        for _ in 0..count {
+            let spins = Spec::new("busy", "/bin/sh", &log).args(["-c", "while :; do :; done"]);
+            load.push(spins.spawn().await?);
+        }
+        Ok(load)
     }
 
     /// Gives one image this many extra names.
@@ -296,7 +316,7 @@ impl Bench {
         Ok(Round {
             took,
             requests,
-            fallbacks: 0,
+            ..Round::default()
         })
     }
 

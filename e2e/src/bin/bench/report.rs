@@ -22,6 +22,8 @@ pub(crate) struct Row {
     pub(crate) registry_requests: u64,
     /// Pods of all rounds that took the cached copy because their try failed.
     pub(crate) fallbacks: usize,
+    /// Pods of all rounds whose gate opened without having seen an answer.
+    pub(crate) unanswered: usize,
 }
 
 #[derive(Serialize)]
@@ -46,6 +48,7 @@ pub(crate) struct Round {
     pub(crate) took: Option<Duration>,
     pub(crate) requests: u64,
     pub(crate) fallbacks: usize,
+    pub(crate) unanswered: usize,
 }
 
 pub(crate) fn row(case: &'static str, policy: &'static str, rounds: &[Round]) -> Row {
@@ -65,6 +68,7 @@ pub(crate) fn row(case: &'static str, policy: &'static str, rounds: &[Round]) ->
         max_ms: times.last().copied(),
         registry_requests: middle(&requests).unwrap_or_default(),
         fallbacks: rounds.iter().map(|round| round.fallbacks).sum(),
+        unanswered: rounds.iter().map(|round| round.unanswered).sum(),
     }
 }
 
@@ -90,6 +94,7 @@ pub(crate) fn table(report: &Report) -> String {
         "max",
         "registry requests",
         "fallbacks",
+        "unanswered",
     ]);
     let ms = |ms: Option<u64>| ms.map_or("never".to_owned(), |ms| ms.to_string());
     for row in &report.pods {
@@ -102,9 +107,21 @@ pub(crate) fn table(report: &Report) -> String {
             ms(row.max_ms),
             row.registry_requests.to_string(),
             row.fallbacks.to_string(),
+            row.unanswered.to_string(),
         ]);
     }
     table.trim_fmt()
+}
+
+/// Gates of restarted pods that nothing reached; none if such pods were not measured.
+fn unanswered(report: &Report) -> Option<u64> {
+    let mut rows = report
+        .pods
+        .iter()
+        .filter(|row| row.policy == "TryLatest" && row.case.starts_with("restart-"))
+        .peekable();
+    rows.peek()?;
+    u64::try_from(rows.map(|row| row.unanswered).sum::<usize>()).ok()
 }
 
 /// The targets, and whether TryLatest meets them. Targets without a measurement are left out.
@@ -161,6 +178,7 @@ pub(crate) fn targets(report: &Report) -> String {
             p50(silent, "TryLatest"),
             silent_most,
         ),
+        ("30 images, unanswered gates", unanswered(report), Some(0)),
         (
             "the agent's own part, ms",
             agent.map(|agent| agent.own_part_p50_ms),
@@ -228,7 +246,7 @@ mod tests {
             agent: None,
         };
         let lines = targets(&report);
-        assert_eq!(lines.lines().count(), 2, "{lines}");
+        assert_eq!(lines.lines().count(), 3, "{lines}");
         assert!(lines.contains("MISSED"), "{lines}");
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
-use trylatest_e2e::workload::{annotation, image_id, is_running, release};
+use trylatest_e2e::workload::{GATE, annotation, image_id, is_running, release};
 
 use super::report::{Round, Row, row};
 use super::{Bench, GONE, LIMIT, NEVER, containers};
@@ -166,10 +166,12 @@ impl Bench {
         };
         let took = tokio::time::timeout(limit, all_run).await;
         let fallbacks = last.values().filter(|pod| fell_back(pod)).count();
+        let unanswered = last.values().filter(|pod| unanswered(pod)).count();
         Ok(Round {
             took: took.ok().transpose()?,
             requests: self.cluster.registry().requests().since(&before).total(),
             fallbacks,
+            unanswered,
         })
     }
 
@@ -226,6 +228,21 @@ fn app(pod: &Pod) -> &str {
     labels
         .and_then(|labels| labels.get("app"))
         .map_or("", String::as_str)
+}
+
+/// Whether the pod's gate opened because nothing reached it in time.
+fn unanswered(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
+    inits.into_iter().flatten().any(|init| {
+        let ended = init.state.as_ref();
+        let ended = ended.and_then(|state| state.terminated.as_ref()?.message.as_deref());
+        init.name == GATE && ended.is_some_and(|said| last_line(said).starts_with("unanswered"))
+    })
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().next_back().unwrap_or_default()
 }
 
 fn fell_back(pod: &Pod) -> bool {
