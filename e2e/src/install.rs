@@ -245,6 +245,24 @@ impl Install {
         self.wait_ready().await
     }
 
+    /// Sets a variable of the agent, or takes it back if there is no value, and waits for the agent that
+    /// has it so.
+    ///
+    /// # Errors
+    /// What the API server says, or the agent does not come back.
+    pub async fn set_variable(&self, name: &str, value: Option<&str>) -> anyhow::Result<()> {
+        let variable = match value {
+            Some(value) => json!({"name": name, "value": value}),
+            None => json!({"name": name, "$patch": "delete"}),
+        };
+        let containers = json!([{"name": "agent", "env": [variable]}]);
+        let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
+        let patch = kube::api::Patch::Strategic(patch);
+        let params = kube::api::PatchParams::default();
+        self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
+        self.wait_ready().await
+    }
+
     async fn select(&self, extra: Value) -> anyhow::Result<()> {
         let key = json!({"trylatest.dev/test": extra["trylatest.dev/test"]});
         let patch = json!({"spec": {"template": {"spec": {"nodeSelector": key}}}});

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
 
 use crate::cluster::{Namespace, wait};
+use crate::registry::{User, base64};
 
 /// The gate's container name, as users see it.
 pub const GATE: &str = "trylatest-gate";
@@ -29,6 +30,8 @@ pub struct PodSpec<'a> {
     pub annotations: Value,
     /// Init containers.
     pub inits: Vec<Value>,
+    /// Names of pull secrets.
+    pub pull_secrets: Vec<&'a str>,
 }
 
 impl<'a> PodSpec<'a> {
@@ -40,6 +43,7 @@ impl<'a> PodSpec<'a> {
             policy,
             annotations: json!({}),
             inits: Vec::new(),
+            pull_secrets: Vec::new(),
         }
     }
 
@@ -50,16 +54,26 @@ impl<'a> PodSpec<'a> {
         self
     }
 
+    /// The same with a pull secret.
+    #[must_use]
+    pub fn with_secret(mut self, name: &'a str) -> Self {
+        self.pull_secrets.push(name);
+        self
+    }
+
     /// The object.
     ///
     /// # Errors
     /// The annotations are not a map of strings.
     pub fn object(&self) -> anyhow::Result<Pod> {
+        let secrets = self.pull_secrets.iter();
+        let secrets: Vec<Value> = secrets.map(|name| json!({"name": name})).collect();
         Ok(serde_json::from_value(json!({
             "metadata": {"name": self.name, "annotations": self.annotations},
             "spec": {
                 "terminationGracePeriodSeconds": 0,
                 "initContainers": self.inits,
+                "imagePullSecrets": secrets,
                 "containers": [{
                     "name": "app", "image": self.image, "imagePullPolicy": self.policy,
                 }],
@@ -135,6 +149,29 @@ impl Workloads {
             ))
             .context(Box::pin(self.describe()).await),
         }
+    }
+
+    /// Writes a pull secret for a registry, in place of one of this name.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn pull_secret(&self, name: &str, host: &str, user: &User) -> anyhow::Result<()> {
+        let User {
+            name: user,
+            password,
+        } = user;
+        let auth = base64(&format!("{user}:{password}"));
+        let config =
+            json!({"auths": {host: {"username": user, "password": password, "auth": auth}}});
+        let secret: Secret = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": config.to_string()},
+        }))?;
+        let secrets = self.api::<Secret>();
+        let params = PatchParams::apply("trylatest-e2e").force();
+        secrets.patch(name, &params, &Patch::Apply(&secret)).await?;
+        Ok(())
     }
 
     /// What the gate printed in its last run.

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use super::containerd::ContainerdNode;
 use super::control_plane::ControlPlane;
+use super::credentials::CredentialPlugin;
 use super::kubeconfig;
 use super::part::Part;
 use super::run::Run;
@@ -42,6 +43,7 @@ pub struct Kubelet {
     part: Part,
     serves: SocketAddr,
     config: PathBuf,
+    plugin: CredentialPlugin,
 }
 
 impl Kubelet {
@@ -54,6 +56,7 @@ impl Kubelet {
         run: &Run,
         control_plane: &ControlPlane,
         containerd: &ContainerdNode,
+        registry: &str,
     ) -> anyhow::Result<Self> {
         refuse_beside_another(Path::new(DEVICE_PLUGINS))?;
         let node = run.slot().address().to_string();
@@ -76,6 +79,7 @@ impl Kubelet {
         let [port] = run.slot().free_ports()?;
         let serves = SocketAddr::from((run.slot().address(), port));
         let config = configuration(run, control_plane, containerd, serves)?;
+        let plugin = CredentialPlugin::write(&run.sub("credential-plugin")?, registry)?;
         let spec = Spec::new("kubelet", tools.kubelet(), run.log("kubelet"))
             .args([
                 format!("--config={}", config.display()),
@@ -84,14 +88,21 @@ impl Kubelet {
                 format!("--root-dir={}", run.folder().join("kubelet").display()),
                 format!("--cert-dir={}", run.folder().join("pki/kubelet").display()),
             ])
+            .args(plugin.flags())
             .cgroup(run.cgroup().members());
         let kubelet = Self {
             part: Part::start_new(spec).await?,
             serves,
             config,
+            plugin,
         };
         kubelet.up().await?;
         Ok(kubelet)
+    }
+
+    /// Its credential plugin, for the test registry's repositories that begin with `plugin`.
+    pub fn credential_plugin(&self) -> &CredentialPlugin {
+        &self.plugin
     }
 
     /// Changes top-level fields of its configuration, and starts it again. Its containers run on.

@@ -5,6 +5,7 @@
 mod cgroup;
 mod containerd;
 mod control_plane;
+mod credentials;
 mod cri;
 mod kubeconfig;
 mod kubelet;
@@ -25,6 +26,7 @@ use rustix::process::{Signal, geteuid};
 
 pub use containerd::ContainerdNode;
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use credentials::{CredentialPlugin, PluginAnswer};
 pub use kubelet::Kubelet;
 pub use namespace::Namespace;
 pub use part::Part;
@@ -92,7 +94,8 @@ impl Cluster {
             ),
         )?;
         containerd.add_registry(&registry.host())?;
-        let kubelet = Kubelet::start(tools, &run, &control_plane, &containerd).await?;
+        let kubelet =
+            Kubelet::start(tools, &run, &control_plane, &containerd, &registry.host()).await?;
         let cluster = Self {
             kubelet,
             containerd,

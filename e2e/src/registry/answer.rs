@@ -13,6 +13,7 @@ use hyper::header::{
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::access::{Gatekeeper, Scheme};
 use super::fault::{Challenge, Fault, Met};
 use super::proxy::Shared;
 use super::requests::{Asked, RequestKind};
@@ -44,6 +45,18 @@ pub(super) async fn answer(
             Fault::Reset => return Err(ResetConnection),
             Fault::Latency(latency) => delay(latency, &met).await,
             fault => return Ok(replace(&fault, &asked, request.headers().get(HOST))),
+        }
+    }
+    let host = request.headers().get(HOST);
+    match shared.meet(&asked, request.headers()) {
+        Gatekeeper::Passes => {}
+        Gatekeeper::Gives(token) => return Ok(token_of(&token)),
+        Gatekeeper::Challenges(Scheme::Basic) => {
+            return Ok(unauthorized(Challenge::Basic, &asked, host));
+        }
+        Gatekeeper::Challenges(Scheme::Bearer) => {
+            let challenge = Challenge::Bearer { token: 401 };
+            return Ok(unauthorized(challenge, &asked, host));
         }
     }
     Ok(forward(&shared, &asked, request).await)
@@ -178,14 +191,15 @@ fn unauthorized(challenge: Challenge, asked: &Asked, host: Option<&HeaderValue>)
     answer
 }
 
+fn token_of(token: &str) -> Response<Body> {
+    let answer = json!({"token": token, "access_token": token, "expires_in": 300});
+    json_answer(StatusCode::OK, &answer)
+}
+
 fn token_answer(status: u16) -> Response<Body> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if status.is_success() {
-        let token = "worth-nothing";
-        return json_answer(
-            status,
-            &json!({"token": token, "access_token": token, "expires_in": 300}),
-        );
+        return token_of("worth-nothing");
     }
     refusal(status, "UNAUTHORIZED", "no token for you", Value::Null)
 }

@@ -9,6 +9,7 @@
 //! Images go in by the back port, pulls come by the proxy: a test can move a tag while the
 //! registry is "down".
 
+mod access;
 mod answer;
 mod distribution;
 mod fault;
@@ -31,6 +32,8 @@ use trylatest_bootstrap::oci::Image;
 use crate::cluster::wait::until;
 use crate::process::{Process, Spec};
 
+pub(crate) use access::base64;
+pub use access::{Access, Scheme, User};
 use distribution::Distribution;
 pub use distribution::Manifest;
 pub use fault::{Challenge, Fault, Rule};

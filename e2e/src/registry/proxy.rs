@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, ensure};
+use hyper::HeaderMap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::access::{Access, Doors, Gatekeeper};
 use super::answer::{ResetConnection, answer};
 use super::fault::{Fault, Met, Rule, Rules};
 use super::port::{Mode, Port};
@@ -23,6 +25,7 @@ use super::requests::{Asked, Requests};
 pub(super) struct Shared {
     upstream: SocketAddr,
     rules: Mutex<Rules>,
+    doors: Mutex<Doors>,
     requests: watch::Sender<Requests>,
 }
 
@@ -37,6 +40,14 @@ impl Shared {
 
     pub(super) fn take(&self, asked: &Asked, meets: impl Fn(&Fault) -> bool) -> Option<Met> {
         self.rules().take(asked, meets)
+    }
+
+    pub(super) fn meet(&self, asked: &Asked, headers: &HeaderMap) -> Gatekeeper {
+        self.doors().meet(asked, headers)
+    }
+
+    fn doors(&self) -> MutexGuard<'_, Doors> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rules(&self) -> MutexGuard<'_, Rules> {
@@ -70,6 +81,7 @@ impl FaultProxy {
         let shared = Arc::new(Shared {
             upstream,
             rules: Mutex::default(),
+            doors: Mutex::default(),
             requests: watch::Sender::default(),
         });
         let (switches, inbox) = mpsc::channel(1);
@@ -148,6 +160,12 @@ impl FaultProxy {
     /// Ends the fault of one repository; one of the whole registry then meets it again.
     pub fn heal_on(&self, repository: &str) {
         self.shared.rules().set_on(repository, None);
+    }
+
+    /// Gives a repository's images only to these users from now on; to everybody if there are none. Faults
+    /// go before it.
+    pub fn protect(&self, repository: &str, access: impl Into<Option<Access>>) {
+        self.shared.doors().set(repository, access.into());
     }
 
     /// The requests since the start, those that met a fault among them. Compare two with
