@@ -13,6 +13,7 @@
 //! are decided and exits 0; a second signal ends it at once.
 
 mod api;
+mod aside;
 mod attempt;
 mod gate_image;
 mod handover;
@@ -20,6 +21,7 @@ mod health;
 mod history;
 mod http;
 mod keeper;
+mod kubelet;
 mod metrics;
 mod node;
 mod offers;
@@ -28,7 +30,7 @@ mod serve;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +43,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use trylatest_containerd::{Containerd, ContainerdOptions};
+use trylatest_containerd::{Containerd, ContainerdOptions, kubelet_failure};
 use trylatest_core::plan::Planner;
 use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
@@ -140,6 +142,7 @@ async fn start(
         stall,
         try_for,
         allow_unverified_fallback,
+        kubelet_verifies,
         log: _,
         log_format: _,
     } = args;
@@ -151,14 +154,12 @@ async fn start(
     let client = connect()
         .await
         .context("making a client of the API server")?;
-    let runtime = Arc::new(Containerd::new(ContainerdOptions {
-        socket: containerd_socket,
-        snapshotter,
-        call_timeout: RUNTIME_DEADLINE,
-        observer: metrics.of_runtime_calls(),
-    }));
+    let runtime = Arc::new(containerd(containerd_socket, snapshotter, &metrics));
     let rules = NodeRules {
         try_for,
+        stall,
+        // Until the kubelet has been asked.
+        kubelet_verifies: false,
         allow_unverified_fallback,
     };
     let index = state_dir.join(INDEX);
@@ -179,6 +180,7 @@ async fn start(
         planner,
         clock: Clock::start(),
         stall,
+        kubelet_verifies,
         report,
         gates,
     };
@@ -195,7 +197,7 @@ async fn start(
         report: reported,
     };
     let mut tasks = JoinSet::new();
-    let changes = watch_pods(client, &node_name);
+    let changes = watch_pods(client, &node_name, kubelet_failure);
     own(&mut tasks, "pods", pods.run(changes, stop.clone()));
     own(&mut tasks, "gate image", keeper.run(stop.clone()));
     own(&mut tasks, "node report", node.run(stop.clone()));
@@ -206,6 +208,15 @@ async fn start(
         http::serve_images(&state_dir, history, socket_stop).await
     });
     Ok(tasks)
+}
+
+fn containerd(socket: PathBuf, snapshotter: Option<String>, metrics: &Metrics) -> Containerd {
+    Containerd::new(ContainerdOptions {
+        socket,
+        snapshotter,
+        call_timeout: RUNTIME_DEADLINE,
+        observer: metrics.of_runtime_calls(),
+    })
 }
 
 /// Opens what earlier runs have written down, and starts the planner from it.

@@ -98,6 +98,14 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_ALLOW_UNVERIFIED_FALLBACK")]
     pub allow_unverified_fallback: bool,
 
+    /// Whether the kubelet remembers which credentials it has pulled an image with, and asks the registry
+    /// before it starts a pod with other credentials from it; say `no` if the feature gate
+    /// KubeletEnsureSecretPulledImages is off. Where it does not, the agent gives the cached copy of a private
+    /// image only to pods with the same namespace, service account and pull secrets as one for which the
+    /// kubelet has pulled this digest
+    #[arg(long, env = "TRYLATEST_KUBELET_VERIFIES", value_enum, default_value_t)]
+    pub kubelet_verifies: Verifies,
+
     /// What to log, e.g. `info` or `trylatest=debug`
     #[arg(long, env = "TRYLATEST_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -105,6 +113,18 @@ pub struct AgentArgs {
     /// The format of log lines
     #[arg(long, env = "TRYLATEST_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// Whether the kubelet looks after who may use a private image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Verifies {
+    /// Yes from Kubernetes 1.35 on, by the version of the node's kubelet
+    #[default]
+    Auto,
+    /// It does
+    Yes,
+    /// It does not
+    No,
 }
 
 /// How log lines look.

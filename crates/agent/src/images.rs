@@ -13,7 +13,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::net::UnixStream;
-use trylatest_core::record::ImageRecord;
+use trylatest_core::record::{ImageRecord, Try};
 use trylatest_index::Index;
 
 use crate::agent::{INDEX, SOCKET};
@@ -97,6 +97,7 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
     table.load_style(NOTHING).set_header([
         "IMAGE",
         "LAST TRY",
+        "BY",
         "CLASS",
         "DIGEST",
         "BEGAN",
@@ -120,6 +121,7 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
         table.add_row([
             record.image.to_string(),
             last.map_or("-", |last| last.result.as_str()).to_owned(),
+            last.map_or("-", by).to_owned(),
             last.and_then(|last| last.result.failure())
                 .map_or("-", |failure| failure.class.as_str())
                 .to_owned(),
@@ -133,12 +135,20 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
     table.trim_fmt()
 }
 
+/// Who pulled.
+fn by(tried: &Try) -> &'static str {
+    match tried.pulled_for {
+        Some(_) => "kubelet",
+        None => "agent",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use trylatest_core::outcome::{Failure, FailureClass};
-    use trylatest_core::record::{Facts, LocalCopy, Try, TryResult, Week};
+    use trylatest_core::record::{Facts, LocalCopy, TryResult, Week};
 
     use super::*;
 
@@ -163,6 +173,7 @@ mod tests {
                 digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
                 size_bytes: None,
                 copy_unknown: false,
+                pulled_for: None,
             }],
             week: Week {
                 tries: 3,
@@ -178,6 +189,7 @@ mod tests {
             [
                 "reg.example/app:latest",
                 "failed",
+                "agent",
                 "network",
                 "sha256:abababababab",
                 "60s",

@@ -19,6 +19,21 @@ pub fn of(image: &ImageName) -> String {
     format!("TryLatest/keep/{name}")
 }
 
+/// The alias that keeps an image's copy while its name is away.
+pub fn aside(image: &ImageName) -> String {
+    let name = image.as_str().replace(':', "+").replace('@', "=");
+    format!("{ASIDE}{name}")
+}
+
+/// The image whose copy this alias keeps, if it is one of [`aside`].
+pub(crate) fn set_aside_as(alias: &str) -> Option<ImageName> {
+    let name = alias.strip_prefix(ASIDE)?;
+    name.replace('+', ":").replace('=', "@").parse().ok()
+}
+
+/// Begins every alias of a copy whose name is away.
+pub(crate) const ASIDE: &str = "TryLatest/aside/";
+
 /// Refuses an alias that could be taken for an image's name.
 pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
     let upper = alias.bytes().any(|b| b.is_ascii_uppercase());
@@ -40,6 +55,15 @@ mod tests {
         let image = "[::1]:5000/app".parse().unwrap();
         assert_eq!(of(&image), "TryLatest/keep/[++1]+5000/app+latest");
         assert_eq!(check(&of(&image)), Ok(()));
+        for name in [
+            "[::1]:5000/app",
+            "r.example/app@sha256:1111111111111111111111111111111111111111111111111111111111111111",
+        ] {
+            let image: ImageName = name.parse().unwrap();
+            assert_eq!(check(&aside(&image)), Ok(()));
+            assert_eq!(set_aside_as(&aside(&image)), Some(image.clone()));
+            assert_eq!(set_aside_as(&of(&image)), None);
+        }
         for bad in [
             "",
             "keep/gate",

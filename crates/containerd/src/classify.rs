@@ -36,6 +36,37 @@ pub(crate) fn pull_failure(status: &Status) -> Failure {
     Failure::new(class, readable(status.message()))
 }
 
+/// The failure that a kubelet's message about a pull stands for: it repeats containerd's, as gRPC words it.
+pub fn kubelet_failure(message: &str) -> Failure {
+    let code = message
+        .split_once("code = ")
+        .and_then(|(_, rest)| rest.split_once(' '));
+    let code = code.map_or(Code::Unknown, |(word, _)| match word {
+        "NotFound" => Code::NotFound,
+        "PermissionDenied" => Code::PermissionDenied,
+        "Unauthenticated" => Code::Unauthenticated,
+        "DeadlineExceeded" => Code::DeadlineExceeded,
+        "Canceled" => Code::Cancelled,
+        "Unavailable" => Code::Unavailable,
+        "ResourceExhausted" => Code::ResourceExhausted,
+        "InvalidArgument" => Code::InvalidArgument,
+        "FailedPrecondition" => Code::FailedPrecondition,
+        "Internal" => Code::Internal,
+        _ => Code::Unknown,
+    });
+    // The kubelet's own limit (pkg/kubelet/images/helpers.go).
+    if message.contains("pull QPS exceeded") {
+        return Failure::new(
+            FailureClass::Local,
+            "the kubelet's limit on image pulls per second (registryPullQPS) was exceeded",
+        );
+    }
+    let own = message
+        .split_once("desc = ")
+        .map_or(message, |(_, own)| own);
+    Failure::new(class(code, own), readable(own))
+}
+
 /// The class of a failed pull; [`FailureClass::Unknown`] if no rule reads it.
 fn class(code: Code, message: &str) -> FailureClass {
     let message = Message::new(code, message);

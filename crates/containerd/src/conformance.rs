@@ -159,6 +159,8 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             an_alias_keeps_and_restores,
             an_alias_follows_a_moved_tag,
             an_alias_undoes_what_a_captive_portal_did,
+            a_name_that_is_set_aside_is_restored,
+            a_name_that_was_set_aside_and_pulled_stays,
             an_alias_that_cannot_be_is_refused,
             a_forgotten_alias_keeps_nothing,
             changes_of_names_are_told,

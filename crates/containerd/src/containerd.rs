@@ -202,6 +202,18 @@ impl ImageRuntime for Containerd {
         names::restore(self, alias, image).await
     }
 
+    async fn set_aside(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> Result<Option<String>, RuntimeError> {
+        Box::pin(names::set_aside(self, image, alias)).await
+    }
+
+    async fn aside(&self) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+        names::aside(self).await
+    }
+
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
         // Boxed: it is large, and runs only for a moment.
         Box::pin(made::make(self, program, alias)).await

@@ -39,6 +39,7 @@ pub mod runtime;
 mod snapshotter;
 
 pub use calls::CallObserver;
+pub use classify::kubelet_failure;
 pub use containerd::{Containerd, ContainerdOptions};
 pub use program::{Program, ProgramError};
 pub use runtime::{

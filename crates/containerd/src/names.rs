@@ -1,12 +1,14 @@
 //! Names in containerd's image store: aliases that keep an image, and names restored from them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CreateImageRequest, DeleteImageRequest, Image, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest, UpdateImageRequest,
 };
 use containerd_client::types::Descriptor;
 use prost_types::FieldMask;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use trylatest_core::image::ImageName;
 
@@ -38,6 +40,12 @@ pub(crate) fn managed_and_pinned() -> Labels {
 
 /// Create and update are two calls, and others write names, too: a few turns settle any race.
 const MAX_TURNS: usize = 4;
+
+/// How long CRI may take to learn of a name.
+const CRI_LEARNS: Duration = Duration::from_secs(1);
+
+/// Between two looks of whether CRI has learnt something.
+const CRI_LOOKS_AGAIN: Duration = Duration::from_millis(5);
 
 /// See [`crate::ImageRuntime::keep`].
 pub(crate) async fn keep(
@@ -86,7 +94,7 @@ pub(crate) async fn restore(
     let operation = "restoring an image's name";
     let name = image.as_str();
     let there = node.stored(name).await?;
-    if there.is_some() && matches!(node.local(image).await?, Local::Usable(_)) {
+    if there.is_some() && is_usable(node, image).await? {
         if let Some(kept) = node.stored(alias).await? {
             let carried = (name.to_owned(), labels::carried(&kept));
             labels::put_back(node, vec![carried]).await;
@@ -117,6 +125,86 @@ pub(crate) async fn restore(
         create(node, operation, &by_digest, &target, &managed()).await?;
     }
     Ok(made)
+}
+
+/// See [`crate::ImageRuntime::set_aside`].
+pub(crate) async fn set_aside(
+    node: &Containerd,
+    image: &ImageName,
+    alias: &str,
+) -> Result<Option<String>, RuntimeError> {
+    let operation = "taking an image's name away";
+    for _ in 0..MAX_TURNS {
+        match keep(node, image, alias, Pin::Pinned).await {
+            Ok(()) => {}
+            Err(RuntimeError::NotFound { .. }) => {
+                forget(node, alias).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        let target = node.stored(alias).await?.and_then(|kept| kept.target);
+        let Some(target) = target else { continue };
+        // containerd 2.x removes the name only if nobody has moved it since.
+        let request = DeleteImageRequest {
+            name: image.to_string(),
+            target: Some(target.clone()),
+            ..DeleteImageRequest::default()
+        };
+        let mut images = node.calls.images();
+        let remove = async { done_unless(images.delete(request).await.err(), Code::NotFound) };
+        node.calls.within(operation, remove).await?;
+        if node.stored(image.as_str()).await?.is_none() {
+            Box::pin(is_gone_in_cri(node, image)).await?;
+            return Ok(Some(target.digest));
+        }
+    }
+    Err(RuntimeError::Answered {
+        operation,
+        code: Code::Aborted,
+        message: format!("other clients keep changing {image}"),
+    })
+}
+
+/// CRI learns of it by an event.
+async fn is_gone_in_cri(node: &Containerd, image: &ImageName) -> Result<(), RuntimeError> {
+    let gone = async {
+        while node.in_cri(image.as_str()).await?.is_some() {
+            tokio::time::sleep(CRI_LOOKS_AGAIN).await;
+        }
+        Ok(())
+    };
+    let operation = "waiting until CRI does not find an image";
+    node.calls.together(operation, Box::pin(gone)).await
+}
+
+/// See [`crate::ImageRuntime::aside`].
+pub(crate) async fn aside(node: &Containerd) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+    let request = ListImagesRequest {
+        filters: vec![format!("name~=\"^{}\"", alias::ASIDE)],
+    };
+    let mut images = node.calls.images();
+    let call = images.list(request);
+    let listed = node.calls.call("listing names that are away", call).await?;
+    let names = listed.images.into_iter().map(|image| image.name);
+    Ok(names
+        .filter_map(|alias| {
+            let image = alias::set_aside_as(&alias)?;
+            Some((alias, image))
+        })
+        .collect())
+}
+
+/// Whether a container can start from the copy. CRI learns of a name that was just pulled by an event.
+async fn is_usable(node: &Containerd, image: &ImageName) -> Result<bool, RuntimeError> {
+    let until = Instant::now() + CRI_LEARNS;
+    loop {
+        match node.local(image).await? {
+            Local::Usable(_) => return Ok(true),
+            Local::Absent if Instant::now() < until => tokio::time::sleep(CRI_LOOKS_AGAIN).await,
+            Local::Absent | Local::Unusable { .. } => return Ok(false),
+        }
+    }
 }
 
 /// `repository@digest`, which CRI makes beside each tag that it pulls.

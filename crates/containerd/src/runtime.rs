@@ -109,6 +109,29 @@ pub trait ImageRuntime: Send + Sync + 'static {
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
 
+    /// Makes the alias keep the image's copy, and takes the image's name away, until CRI does not find it
+    /// any more: the next pull of the kubelet then asks the registry, and fetches nothing that is here.
+    /// [`ImageRuntime::restore`] gives the name back. What the name pointed to; none if it did not exist, and
+    /// then there is no alias.
+    ///
+    /// # Errors
+    /// The alias could be taken for an image, or containerd did not answer; the name may be away.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the name may be away, and [`ImageRuntime::aside`] then lists it.
+    fn set_aside(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send;
+
+    /// Every copy that is kept by an alias of [`crate::alias::aside`], with the name that it was taken
+    /// from.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send;
+
     /// Makes an image that contains only this program, and lets the alias point to it and pin it, unless
     /// it does so already and all of the image is there. True if something had to be made.
     ///
@@ -399,6 +422,18 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send {
         R::restore(self, alias, image)
+    }
+
+    fn set_aside(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send {
+        R::set_aside(self, image, alias)
+    }
+
+    fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send {
+        R::aside(self)
     }
 
     fn make(

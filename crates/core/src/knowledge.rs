@@ -83,11 +83,21 @@ impl Knowledge {
         facts
     }
 
-    /// Whether the registry has given what this name says by digest to anybody, under whatever name.
-    pub(crate) fn gives_digest(&self, name: &ImageName) -> bool {
+    /// The registry has refused this name, and nothing else is remembered of that yet.
+    pub(crate) fn refused(&mut self, name: &ImageName) {
+        self.entry(name).facts.needs_credentials = true;
+    }
+
+    /// Whether the registry has given what this name says by digest to anybody, under whatever name:
+    /// also to the kubelet alone, where that looks after who else may have it.
+    pub(crate) fn gives_digest(&self, name: &ImageName, kubelet_verifies: bool) -> bool {
         let Some(digest) = name.digest() else {
             return false;
         };
+        let given = |known: &Known| known.facts.confirmed_at(&digest).is_some();
+        if kubelet_verifies && self.siblings(name).any(given) {
+            return true;
+        }
         if self.facts(name).needs_credentials {
             return false;
         }
@@ -144,17 +154,17 @@ mod tests {
     fn a_digest_that_was_given_under_a_tag_was_given() {
         let mut knowledge = Knowledge::default();
         let pinned: ImageName = format!("r.example/app@{D1}").parse().unwrap();
-        assert!(!knowledge.gives_digest(&pinned));
+        assert!(!knowledge.gives_digest(&pinned, false));
         knowledge.add(&tried("r.example/app:1", 0, TryResult::Fresh, Some(D1)));
-        assert!(knowledge.gives_digest(&pinned));
+        assert!(knowledge.gives_digest(&pinned, false));
         let elsewhere: ImageName = format!("r.example/other@{D1}").parse().unwrap();
-        assert!(!knowledge.gives_digest(&elsewhere));
+        assert!(!knowledge.gives_digest(&elsewhere, false));
         // It has since refused another name of the repository, and has never given this one itself.
         let unauthorized = failed(FailureClass::Unauthorized);
         knowledge.add(&tried("r.example/app:2", 1, unauthorized, None));
-        assert!(!knowledge.gives_digest(&pinned));
+        assert!(!knowledge.gives_digest(&pinned, false));
         knowledge.add(&tried(pinned.as_str(), 2, TryResult::Fresh, Some(D1)));
-        assert!(knowledge.gives_digest(&pinned));
+        assert!(knowledge.gives_digest(&pinned, false));
         knowledge.retain(|_| false);
         assert_eq!(knowledge.len(), 0);
     }

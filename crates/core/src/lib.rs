@@ -19,6 +19,7 @@
 pub mod digest;
 pub mod gate;
 pub mod gate_image;
+pub mod identity;
 pub mod image;
 pub mod keys;
 mod knowledge;

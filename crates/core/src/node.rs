@@ -20,6 +20,9 @@ const IMAGES_MAX_BYTES: usize = 32 << 10;
 /// Most images named in the condition's message.
 const CONDITION_IMAGES_MAX: usize = 5;
 
+/// Said of a node whose kubelet keeps no records of its own.
+const BY_AGENT: &str = "; the agent, not the kubelet, decides who may use copies of private images";
+
 /// One TryLatest image of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,7 +73,7 @@ pub struct NodeReport {
 impl NodeReport {
     /// Reports on these images. Ages are left out where the text would change by itself: what has
     /// not changed is not written again.
-    pub fn new(mut images: Vec<NodeImage>) -> Self {
+    pub fn new(mut images: Vec<NodeImage>, kubelet_verifies: bool) -> Self {
         images.sort_by(|a, b| {
             (!a.runs_from_cache(), a.pods == 0, &a.image).cmp(&(
                 !b.runs_from_cache(),
@@ -80,9 +83,10 @@ impl NodeReport {
         });
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
         let summary = format!(
-            "{}, {} running from the node's cache after a failed pull",
+            "{}, {} running from the node's cache after a failed pull{}",
             text::count(images.len(), "TryLatest image"),
-            cached.len()
+            cached.len(),
+            if kubelet_verifies { "" } else { BY_AGENT }
         );
         let message = if cached.is_empty() {
             "no pod on this node runs a cached TryLatest image after a failed pull".to_owned()
@@ -181,10 +185,13 @@ mod tests {
 
     #[test]
     fn the_condition_is_true_while_a_pod_runs_from_cache() {
-        let report = NodeReport::new(vec![
+        let images = vec![
             image(1, Outcome::Unchanged, 1),
             image(2, Outcome::Fallback, 1),
-        ]);
+        ];
+        let report = NodeReport::new(images.clone(), false);
+        assert!(report.summary.contains("not the kubelet, decides"));
+        let report = NodeReport::new(images, true);
         assert!(report.fallback);
         assert!(
             report
@@ -199,7 +206,7 @@ mod tests {
     #[test]
     fn it_is_false_when_no_such_pod_is_left() {
         for other in [image(2, Outcome::Fallback, 0), image(2, Outcome::Fresh, 1)] {
-            assert!(!NodeReport::new(vec![other]).fallback);
+            assert!(!NodeReport::new(vec![other], true).fallback);
         }
     }
 
@@ -207,7 +214,7 @@ mod tests {
     fn pods_that_outlive_the_outage_with_an_older_copy_are_named() {
         let mut moved = image(2, Outcome::Fresh, 3);
         moved.pods_from_cache = 2;
-        let report = NodeReport::new(vec![moved]);
+        let report = NodeReport::new(vec![moved], true);
         assert!(report.fallback);
         let words =
             "app2:latest: fresh now, but 2 pods that started earlier still run the previous copy";
@@ -217,7 +224,7 @@ mod tests {
     #[test]
     fn the_size_is_bounded() {
         let images = (0..1000).map(|n| image(n, Outcome::Fallback, 1)).collect();
-        let report = NodeReport::new(images);
+        let report = NodeReport::new(images, true);
         assert_eq!(named(&report), IMAGES_MAX);
         assert!(report.images.len() < 24 * 1024, "{}", report.images.len());
         assert!(report.message.len() < 2048, "{}", report.message.len());
@@ -231,7 +238,7 @@ mod tests {
             image: format!("{host}.example/{path}:{tag}").parse().unwrap(),
             ..image(1, Outcome::Fallback, 1)
         };
-        let report = NodeReport::new(vec![long; IMAGES_MAX]);
+        let report = NodeReport::new(vec![long; IMAGES_MAX], true);
         assert!(report.images.len() <= IMAGES_MAX_BYTES);
         assert!((10..IMAGES_MAX).contains(&named(&report)));
         assert!(report.message.len() < 8192, "{}", report.message.len());

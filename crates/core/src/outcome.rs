@@ -17,6 +17,8 @@ pub enum Outcome {
     Unchanged,
     /// The try failed and the node's cached copy is used.
     Fallback,
+    /// The registry wants credentials: the kubelet pulls, and the cached copy waits aside meanwhile.
+    HandedOver,
     /// Neither a pull nor a cached copy: the kubelet is left to pull and to report.
     Unavailable,
     /// A cached copy exists, but this pod may not use it.
@@ -25,10 +27,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order in which people read them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Fresh,
         Self::Unchanged,
         Self::Fallback,
+        Self::HandedOver,
         Self::Unavailable,
         Self::Refused,
     ];
@@ -39,6 +42,7 @@ impl Outcome {
             Self::Fresh => "fresh",
             Self::Unchanged => "unchanged",
             Self::Fallback => "fallback",
+            Self::HandedOver => "handed-over",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused",
         }

@@ -8,16 +8,22 @@
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
+//! [`Event::Inspected`]. Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
+//! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
+//! those for whom that has just failed); `settle` says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
 //! what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod event;
+mod handover;
 mod image;
+mod pace;
 mod pod;
 mod repeat;
 mod report;
 mod round;
+mod settle;
+mod spared;
 mod tried;
 mod turns;
 mod wait;
@@ -28,8 +34,10 @@ use std::time::Duration;
 
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Written};
 use self::image::Image;
+use self::pace::Pace;
 use self::pod::{NEWS, Pod};
 use self::round::Round;
+use self::spared::Spared;
 use self::wait::{Cause, Context, Request};
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
@@ -50,8 +58,15 @@ pub struct Planner {
     /// What is tried, or was.
     images: BTreeMap<ImageName, Image>,
     knowledge: Knowledge,
-    /// Tries that have begun.
+    /// Tries and hand-overs that have begun.
     attempts: u64,
+    pace: Pace,
+    /// When the next hand-over may begin, if one waits for that.
+    paced_until: Option<Duration>,
+    spared: Spared,
+    /// Since when no hand-over could be seen through, if none could.
+    unwell_since: Option<Duration>,
+    is_stopping: bool,
     /// The node's report is not what it was when it was last taken.
     report_changed: bool,
 }
@@ -68,6 +83,11 @@ impl Planner {
             images: BTreeMap::new(),
             knowledge,
             attempts: 0,
+            pace: Pace::default(),
+            paced_until: None,
+            spared: Spared::default(),
+            unwell_since: Some(Duration::ZERO),
+            is_stopping: false,
             report_changed: true,
         }
     }
@@ -83,10 +103,16 @@ impl Planner {
             Event::Moved(moved) => {
                 if let Some(image) = self.images.get_mut(&moved.image) {
                     image.moved(now, moved.attempt, moved.flow);
+                    if let Some(handover) = &mut image.handover
+                        && handover.id == moved.attempt
+                    {
+                        handover.moved(now);
+                        self.pull_moved(now);
+                    }
                 }
             }
             Event::Inspected(name, copy) => {
-                self.step(now, &name, |_| Cause::Looked(&copy), &mut plan);
+                self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
             Event::Written(pod, release, written) => {
                 self.written(now, &pod, release, false, written);
@@ -100,6 +126,25 @@ impl Planner {
                     round.showed(now);
                 }
             }
+            Event::TakenAway { image, id, taken } => {
+                self.taken_away(now, &image, id, taken, &mut plan);
+            }
+            Event::Returned { image, id, copy } => {
+                self.returned(now, &image, id, copy, &mut plan);
+            }
+            Event::GivenBack {
+                image,
+                id,
+                copy,
+                by_kubelet,
+            } => self.given_back(now, &image, id, copy, by_kubelet, &mut plan),
+            Event::Settled(id, release, written) => self.settled(now, &id, release, written),
+            Event::Well(true) => self.unwell_since = None,
+            Event::Well(false) => {
+                self.unwell_since.get_or_insert(now.up);
+            }
+            Event::KubeletVerifies(verifies) => self.rules.kubelet_verifies = verifies,
+            Event::Stopping => self.is_stopping = true,
             Event::Pruned(left) => self.forget_all_but(&left),
             Event::Tick => {}
         }
@@ -111,11 +156,15 @@ impl Planner {
     pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
         let waits = |image: &&Image| !image.waits_for_turn();
         let images = self.images.values().filter(waits).filter_map(Image::due);
-        let pods = self.pods.values().flat_map(Pod::timers);
+        let pods = self
+            .pods
+            .values()
+            .flat_map(|pod| pod.timers(now, &self.images));
         let stale = self.pods.values().filter_map(|pod| pod.stale_in(now));
         images
             .chain(self.next_turn(now))
             .chain(pods)
+            .chain(self.handovers_due(now))
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
@@ -132,6 +181,16 @@ impl Planner {
     pub fn is_releasing(&self) -> bool {
         let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         rounds.any(Round::is_decided)
+    }
+
+    /// Whether an image's name is away.
+    pub fn is_handing_over(&self) -> bool {
+        self.images.values().any(|image| image.handover.is_some())
+    }
+
+    /// The newest release of a pod that is known.
+    pub fn release_of(&self, pod: &PodId) -> Option<&Release> {
+        self.pods.get(&pod.uid)?.released.as_ref()
     }
 
     /// How many images are known.
@@ -194,6 +253,19 @@ impl Planner {
         self.report_changed = true;
     }
 
+    /// What became of a pod's release was written, or was not.
+    fn settled(&mut self, now: Now, id: &PodId, release: Release, written: Written) {
+        let Some(pod) = self.pods.get_mut(&id.uid) else {
+            return;
+        };
+        match written {
+            Written::Done => pod.release_settled(release),
+            Written::Gone => pod.seen.terminated = true,
+            Written::Failed => pod.settle_failed(now),
+        }
+        self.report_changed = true;
+    }
+
     /// Forgets images that are not `left` and that no pod of this node names.
     fn forget_all_but(&mut self, left: &BTreeSet<ImageName>) {
         let pods = &self.pods;
@@ -206,6 +278,8 @@ impl Planner {
         let images = &self.images;
         self.knowledge
             .retain(|name| images.contains_key(name) || is_kept(name));
+        self.spared
+            .retain(|name| images.contains_key(name) || is_kept(name));
         self.report_changed = true;
     }
 
@@ -213,9 +287,13 @@ impl Planner {
     fn advance(&mut self, now: Now, plan: &mut Vec<Action>) {
         self.begin_rounds(now, plan);
         self.let_time_pass(now, plan);
+        self.start_handovers(now, plan);
+        self.watch_handovers(now, plan);
+        self.remember_refused(now, plan);
         for pod in self.pods.values_mut() {
             plan.extend(pod.send_due(now, &self.images));
         }
+        self.learn_of_pulls(now, plan);
         self.start_tries(now, plan);
     }
 
@@ -243,7 +321,7 @@ impl Planner {
         names.sort();
         names.dedup();
         for name in names {
-            self.step(now, &name, |_| Cause::Time, plan);
+            self.step(now, &name, |_, _| Cause::Time, plan);
         }
     }
 
@@ -252,15 +330,18 @@ impl Planner {
         &mut self,
         now: Now,
         name: &ImageName,
-        cause: impl Fn(&Round) -> Cause<'a>,
+        cause: impl Fn(&GatedPod, &Round) -> Cause<'a>,
         plan: &mut Vec<Action>,
     ) {
         let Some(image) = self.images.get(name) else {
             return;
         };
         let mut needs = Vec::new();
-        for round in self.pods.values_mut().filter_map(|pod| pod.round.as_mut()) {
-            let cause = cause(round);
+        for pod in self.pods.values_mut() {
+            let Some(round) = pod.round.as_mut() else {
+                continue;
+            };
+            let cause = cause(&pod.seen, round);
             let context = Context {
                 now,
                 name,

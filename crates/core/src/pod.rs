@@ -1,10 +1,14 @@
 //! A gated pod of this node, as far as TryLatest needs to know it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::digest::Digest;
+use crate::identity::Identity;
 use crate::image::{ImageName, InvalidImageName};
+use crate::outcome::Failure;
 use crate::release::Release;
 use crate::settings::Settings;
 use crate::text;
@@ -31,6 +35,10 @@ pub struct GatedPod {
     pub containers: Vec<TryContainer>,
     /// The gate and TryLatest containers that no longer have the pull policy that admission gave them.
     pub overruled: Vec<Overruled>,
+    /// Whose credentials the kubelet pulls with for it.
+    pub identity: Identity,
+    /// How far the kubelet has come with its TryLatest containers, by their names.
+    pub starts: BTreeMap<String, Start>,
     /// What its annotations set.
     pub settings: Settings,
     /// Its `activeDeadlineSeconds`: after that the kubelet ends the pod for good. The wait for images
@@ -58,6 +66,21 @@ pub struct TryContainer {
     pub written: String,
     /// The same in full, or why it is not a valid image name.
     pub image: Result<ImageName, InvalidImageName>,
+}
+
+/// How far the kubelet has come with a container, by its status. A container that is not known waits for
+/// others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is its turn: nothing that starts before it is left.
+    Next,
+    /// The kubelet could not get its image.
+    Wanting(Failure),
+    /// It has started.
+    Started {
+        /// What it runs, if the kubelet says so.
+        digest: Option<Digest>,
+    },
 }
 
 /// A container whose pull policy is not the `IfNotPresent` that it should have: another admission policy

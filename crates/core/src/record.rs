@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 
@@ -33,6 +34,10 @@ pub struct Try {
     /// containerd could not say which copy there is: no digest then means nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub copy_unknown: bool,
+    /// For whom the kubelet pulled, if it was the kubelet; otherwise the agent pulled, without
+    /// credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled_for: Option<Identity>,
 }
 
 /// How a try ended.
@@ -109,6 +114,9 @@ mod millis {
     }
 }
 
+/// Most identities that are remembered for one image.
+const IDENTITIES_MAX: usize = 32;
+
 /// What the tries of one image name have shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -121,6 +129,10 @@ pub struct Facts {
     /// out on trust. A later anonymous success clears it.
     #[serde(default, alias = "needs_credentials")]
     pub needs_credentials: bool,
+    /// Who has had the digest that [`Facts::confirmed`] names: those for whom the kubelet has pulled it,
+    /// newest last; none if the agent has had it without credentials, and so may everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_to: Option<Vec<Identity>>,
     /// The copy that the node held when containerd last said so, after a try or when the index was
     /// rebuilt; none if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,11 +143,11 @@ impl Facts {
     /// Adds what a later try has shown.
     pub fn add(&mut self, tried: &Try) {
         if let Some(confirmed) = tried.confirmation() {
-            self.confirmed = Some(confirmed);
-            self.needs_credentials = false;
+            self.confirm(confirmed, tried.pulled_for.as_ref());
         }
         let class = tried.result.failure().map(|failure| failure.class);
-        if class == Some(FailureClass::Unauthorized) {
+        let by_kubelet = tried.pulled_for.is_some() && class.is_none();
+        if class == Some(FailureClass::Unauthorized) || by_kubelet {
             self.needs_credentials = true;
         }
         if !tried.copy_unknown {
@@ -143,10 +155,42 @@ impl Facts {
         }
     }
 
+    fn confirm(&mut self, confirmed: Confirmation, pulled_for: Option<&Identity>) {
+        let known = self.confirmed.replace(confirmed);
+        let same =
+            known.map(|known| known.digest) == self.confirmed.as_ref().map(|c| c.digest.clone());
+        match pulled_for {
+            None => {
+                self.needs_credentials = false;
+                self.private_to = None;
+            }
+            // What was had without credentials once is no secret.
+            Some(_) if same && self.private_to.is_none() => {}
+            Some(identity) => {
+                let known = self.private_to.take().filter(|_| same).unwrap_or_default();
+                let others = known.into_iter().filter(|other| other != identity);
+                let mut all: Vec<Identity> = others.chain([identity.clone()]).collect();
+                all.drain(..all.len().saturating_sub(IDENTITIES_MAX));
+                self.private_to = Some(all);
+            }
+        }
+    }
+
     /// Whether the registry has given the image to somebody without credentials, and has not said
     /// otherwise since.
     pub fn is_public(&self) -> bool {
         self.confirmed.is_some() && !self.needs_credentials
+    }
+
+    /// Whether the registry has given this digest to everybody.
+    pub fn is_everybodys(&self, digest: &Digest) -> bool {
+        self.confirmed_at(digest).is_some() && self.private_to.is_none()
+    }
+
+    /// Whether the registry has given this digest to everybody, or to the kubelet for this identity.
+    pub fn may_have(&self, digest: &Digest, identity: &Identity) -> bool {
+        let given_to = self.private_to.as_ref();
+        self.confirmed_at(digest).is_some() && given_to.is_none_or(|to| to.contains(identity))
     }
 
     /// When the registry last said that the tag points to this digest.
@@ -226,6 +270,7 @@ pub(crate) mod tests {
             digest: digest.map(|digest| digest.parse().unwrap()),
             size_bytes: None,
             copy_unknown: false,
+            pulled_for: None,
         }
     }
 

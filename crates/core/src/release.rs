@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::outcome::{Failure, Outcome};
+use crate::pod::Start;
 use crate::text;
 use crate::time::{age, near};
 
@@ -31,6 +32,17 @@ pub struct Release {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unseen: Option<Timestamp>,
 }
+
+/// Who has asked.
+pub(crate) const BY_KUBELET: &str = "the kubelet has asked the registry, with credentials";
+
+/// The agent began after the name was taken away, or has given it back before the kubelet came.
+const NOT_SEEN: &str =
+    "TryLatest has not seen the kubelet pull it: the registry may or may not have confirmed it";
+
+/// A copy is there, and the kubelet does not start the pod from it.
+const NOT_ACCEPTED: &str = "the kubelet did not start it from the copy on the node; if it wants the registry to accept \
+                            the pod's credentials first, check its imagePullSecrets, or wait until the registry answers";
 
 /// What was found for one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +108,54 @@ impl Release {
 }
 
 impl ContainerRelease {
+    /// What has become of it, if the container's status says more than was known when it was given.
+    #[must_use]
+    pub fn settled(&self, start: &Start, now: Timestamp) -> Option<Self> {
+        match (self.outcome, start) {
+            (
+                Outcome::Fresh | Outcome::Unchanged | Outcome::Fallback | Outcome::HandedOver,
+                Start::Wanting(failure),
+            ) => Some(Self {
+                outcome: Outcome::Unavailable,
+                failure: Some(failure.clone()),
+                note: Some(NOT_ACCEPTED.to_owned()),
+                ..self.clone()
+            }),
+            // Without a digest, it may have started from a copy that could not be looked at.
+            (Outcome::Unavailable, Start::Started { .. }) if self.digest.is_none() => None,
+            (
+                Outcome::HandedOver | Outcome::Unavailable,
+                Start::Started {
+                    digest: Some(digest),
+                },
+            ) if self.digest.as_ref() == Some(digest) => Some(Self {
+                outcome: Outcome::Fallback,
+                note: (self.outcome == Outcome::HandedOver).then(|| NOT_SEEN.to_owned()),
+                ..self.clone()
+            }),
+            (
+                Outcome::HandedOver | Outcome::Unavailable,
+                Start::Started {
+                    digest: Some(digest),
+                },
+            ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),
+            _ => None,
+        }
+    }
+
+    /// The kubelet has pulled it.
+    #[must_use]
+    pub fn pulled_by_kubelet(&self, outcome: Outcome, digest: &Digest, now: Timestamp) -> Self {
+        Self {
+            outcome,
+            failure: None,
+            digest: Some(digest.clone()),
+            confirmed: Some(now),
+            note: Some(BY_KUBELET.to_owned()),
+            ..self.clone()
+        }
+    }
+
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
@@ -110,6 +170,13 @@ impl ContainerRelease {
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
+            Outcome::HandedOver if self.digest.is_none() => {
+                format!("the kubelet pulls {image} with the credentials that it has for this pod")
+            }
+            Outcome::HandedOver => format!(
+                "the kubelet pulls {image} with the credentials that it has for this pod; the cached copy \
+                 {digest}, {confirmed}, is kept until then"
+            ),
             Outcome::Unavailable => {
                 format!("{image} could not be pulled and is left to the kubelet")
             }

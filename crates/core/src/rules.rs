@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::identity::Identity;
 use crate::outcome::FailureClass;
 use crate::pod::GatedPod;
 
@@ -15,6 +16,11 @@ const DEADLINES_SHARE: u32 = 4;
 pub struct NodeRules {
     /// How long a pod waits before it takes the cached copy, where it does not say so itself.
     pub try_for: Duration,
+    /// How long nothing may move before a pull has stalled.
+    pub stall: Duration,
+    /// The kubelet remembers which credentials it has pulled an image with, and starts no other pod from
+    /// it (KEP-2535).
+    pub kubelet_verifies: bool,
     /// Hand out cached copies of private images without proof.
     pub allow_unverified_fallback: bool,
 }
@@ -28,8 +34,11 @@ pub struct Rules {
     pub max_age: Option<Duration>,
     /// The failure classes that allow the cached copy, instead of the default ones.
     pub fallback_on: Option<BTreeSet<FailureClass>>,
-    /// It may have a cached copy of a private image without proof.
-    pub allow_unverified_fallback: bool,
+    /// Somebody else looks after who may have a private image's copy, or nobody has to: it is given to
+    /// this pod without proof.
+    pub without_proof: bool,
+    /// Whose credentials the kubelet has for it.
+    pub identity: Identity,
 }
 
 impl Rules {
@@ -37,6 +46,8 @@ impl Rules {
     pub fn of(pod: &GatedPod, node: &NodeRules) -> Self {
         let NodeRules {
             try_for,
+            stall: _,
+            kubelet_verifies,
             allow_unverified_fallback,
         } = *node;
         // A pod with a short deadline needs that time for its work.
@@ -46,7 +57,8 @@ impl Rules {
             try_for: pod.settings.timeout.unwrap_or(default),
             max_age: pod.settings.max_age,
             fallback_on: pod.settings.fallback_on.clone(),
-            allow_unverified_fallback,
+            without_proof: kubelet_verifies || allow_unverified_fallback,
+            identity: pod.identity.clone(),
         }
     }
 
@@ -66,7 +78,8 @@ impl NodeRules {
             try_for: self.try_for,
             max_age: None,
             fallback_on: None,
-            allow_unverified_fallback: self.allow_unverified_fallback,
+            without_proof: self.kubelet_verifies || self.allow_unverified_fallback,
+            identity: Identity::default(),
         }
     }
 }
@@ -77,6 +90,8 @@ mod tests {
 
     const NODE: NodeRules = NodeRules {
         try_for: Duration::from_secs(30),
+        stall: Duration::from_secs(5),
+        kubelet_verifies: false,
         allow_unverified_fallback: false,
     };
 

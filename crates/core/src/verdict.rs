@@ -5,11 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::digest::Digest;
+use crate::identity::Identity;
+use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
-use crate::record::{Facts, TryResult};
+use crate::record::{Facts, Try, TryResult};
 use crate::rules::{NodeRules, Rules};
 use crate::text;
-use crate::time::{age, near};
+use crate::time::{Now, age, near};
 
 /// What the node holds under an image's name, as proven at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +94,30 @@ impl Evidence {
             result,
             copy: after,
             healed,
+        }
+    }
+
+    /// What is remembered of it.
+    pub(crate) fn to_try(
+        &self,
+        image: &ImageName,
+        began: Now,
+        now: Now,
+        pulled_for: Option<Identity>,
+    ) -> Try {
+        let size_bytes = match &self.copy {
+            CachedCopy::Usable { size_bytes, .. } => Some(*size_bytes),
+            CachedCopy::Absent | CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. } => None,
+        };
+        Try {
+            image: image.clone(),
+            started: began.wall,
+            duration: now.up.saturating_sub(began.up),
+            result: self.result.clone(),
+            digest: self.copy.digest().cloned(),
+            size_bytes,
+            copy_unknown: matches!(self.copy, CachedCopy::Unknown { .. }),
+            pulled_for,
         }
     }
 
@@ -220,7 +246,8 @@ pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Deci
 fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
     let Terms { facts, rules, now } = terms;
     let private = class == FailureClass::Unauthorized || facts.needs_credentials;
-    if private && !rules.allow_unverified_fallback {
+    let may_have = |digest| facts.may_have(digest, &rules.identity);
+    if private && !rules.without_proof && !digest.is_some_and(may_have) {
         return Some(
             "the registry wants credentials, and nothing proves that this pod has them".into(),
         );
@@ -258,7 +285,32 @@ pub(crate) fn may_use_by_default(class: FailureClass, facts: &Facts, node: &Node
         // No age counts for it.
         now: Timestamp::UNIX_EPOCH,
     };
-    refusal(class, None, terms).is_none()
+    let copy = facts.copy.as_ref().map(|copy| &copy.digest);
+    refusal(class, copy, terms).is_none()
+}
+
+/// Whether the kubelet is to ask the registry next, which wants credentials, or may want some.
+///
+/// The kubelet is not asked in vain: without pull secrets, what was had without credentials is had no
+/// other way. Nor is it to find out for a pod, where it keeps no records, who may have a copy.
+pub(crate) fn is_for_kubelet(evidence: &Evidence, terms: Terms<'_>) -> bool {
+    let Terms { facts, rules, .. } = terms;
+    let secrets = rules.identity.has_pull_secrets();
+    let wants_credentials = match evidence.result.failure().map(|failure| failure.class) {
+        Some(FailureClass::Unauthorized) => true,
+        // Some registries hide what is private, and from nobody what they have given to everybody.
+        Some(FailureClass::NotFound) => secrets && !facts.is_public(),
+        _ => false,
+    };
+    let may = match &evidence.copy {
+        CachedCopy::Usable { digest, .. } if facts.is_everybodys(digest) && !secrets => false,
+        CachedCopy::Usable { digest, .. } => {
+            rules.without_proof || facts.may_have(digest, &rules.identity)
+        }
+        CachedCopy::Absent => true,
+        CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. } => false,
+    };
+    wants_credentials && may
 }
 
 /// Clocks are set by less than this while they are kept in time.

@@ -4,8 +4,10 @@
 //! Whatever happens:
 //! - once every action is answered, every gate is, within the pod's own time and a little more, also
 //!   where the kubelet has missed that its release was written;
-//! - no release names a copy that was not proven, or that the registry has refused;
-//! - what was decided for a pod is sent again as it was.
+//! - no release names a copy that was not proven, or that the registry has refused and, where the kubelet
+//!   keeps no records, has given to nobody with the pod's credentials;
+//! - what was decided for a pod is sent again as it was;
+//! - every name that was taken away is given back, and nobody tries the image meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,10 +16,11 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trylatest_core::digest::Digest;
+use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Moved, Planner, TryEnded, Written};
-use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
+use trylatest_core::pod::{GateState, GatedPod, PodId, Start, TryContainer};
 use trylatest_core::record::{Facts, ImageRecord, Try, Week};
 use trylatest_core::release::{FRESHNESS, Release};
 use trylatest_core::rules::NodeRules;
@@ -30,6 +33,9 @@ const TRY: Duration = Duration::from_secs(30);
 /// How long after a pod's own time its gate may be answered: the longest back-off, a last look and
 /// the longest pause before a release is sent again.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// How long names may be away if the kubelet does nothing at all, one hand-over after the other.
+const AWAY: Duration = Duration::from_secs(3 * 130);
 
 /// So many pods and images: few enough to meet often.
 const PODS: usize = 2;
@@ -57,6 +63,8 @@ enum Kind {
     Try,
     Look,
     Release,
+    /// A name that is to be taken away or given back.
+    Name,
 }
 
 impl Kind {
@@ -64,7 +72,11 @@ impl Kind {
         match self {
             Self::Try => matches!(action, Action::Try { .. }),
             Self::Look => matches!(action, Action::Inspect(_)),
-            Self::Release => matches!(action, Action::Release { .. } | Action::Rewrite(..)),
+            Self::Release => matches!(
+                action,
+                Action::Release { .. } | Action::Rewrite(..) | Action::Settle(..)
+            ),
+            Self::Name => matches!(action, Action::TakeAway { .. } | Action::GiveBack { .. }),
         }
     }
 }
@@ -104,6 +116,18 @@ enum Event {
         bytes: u64,
         flows: bool,
     },
+    /// The kubelet has pulled an image whose name is away.
+    Pulled {
+        which: usize,
+        digest: u8,
+    },
+    /// The kubelet has come so far with the first container of a pod whose gate is open.
+    Starts {
+        pod: usize,
+        start: Start,
+    },
+    /// Whether a hand-over could be seen through.
+    Well(bool),
     Time {
         millis: u64,
     },
@@ -140,6 +164,7 @@ fn answers() -> impl Strategy<Value = Answer> {
     let failure = prop_oneof![
         1 => Just(None),
         2 => prop::sample::select(FailureClass::ALL.to_vec()).prop_map(Some),
+        1 => Just(Some(FailureClass::Unauthorized)),
     ];
     let sent =
         prop_oneof![6 => Just(Written::Done), 3 => Just(Written::Failed), 1 => Just(Written::Gone)];
@@ -149,6 +174,17 @@ fn answers() -> impl Strategy<Value = Answer> {
         after,
         sent,
     })
+}
+
+fn starts() -> impl Strategy<Value = Start> {
+    prop_oneof![
+        Just(Start::Next),
+        prop::sample::select(FailureClass::ALL.to_vec())
+            .prop_map(|class| Start::Wanting(Failure::new(class, "why"))),
+        (1..3_u8).prop_map(|n| Start::Started {
+            digest: Some(digest(n))
+        }),
+    ]
 }
 
 fn events() -> impl Strategy<Value = Event> {
@@ -168,9 +204,12 @@ fn events() -> impl Strategy<Value = Event> {
         1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
         2 => pod.clone().prop_map(Event::GateStarts),
         1 => pod.clone().prop_map(Event::GateGivesUp),
-        1 => pod.prop_map(Event::GateIsBlind),
-        12 => (
-            prop::sample::select(vec![Kind::Try, Kind::Look, Kind::Release]),
+        1 => pod.clone().prop_map(Event::GateIsBlind),
+        3 => (any::<usize>(), 1..3_u8).prop_map(|(which, digest)| Event::Pulled { which, digest }),
+        3 => (pod, starts()).prop_map(|(pod, start)| Event::Starts { pod, start }),
+        1 => any::<bool>().prop_map(Event::Well),
+        14 => (
+            prop::sample::select(vec![Kind::Try, Kind::Look, Kind::Release, Kind::Name]),
             any::<usize>(),
             answers(),
         ).prop_map(|(kind, which, answer)| Event::Answered { kind, which, answer }),
@@ -201,13 +240,25 @@ struct World {
     answers: BTreeMap<ImageName, bool>,
     /// Pods whose next change the kubelet misses.
     hidden: BTreeSet<usize>,
+    /// Names that are being taken away, are away, or are being given back, with their hand-over.
+    away: BTreeMap<ImageName, u64>,
+    /// Who has been given what: everybody, or a tenant.
+    given: BTreeSet<(ImageName, Digest, Option<String>)>,
+    /// Whether the kubelet keeps records of who may have what.
+    verifies: bool,
     born: usize,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(verifies: bool) -> Self {
+        let mut planner = Planner::new("node", rules(verifies), &[]);
+        let now = Now {
+            wall: Timestamp::UNIX_EPOCH,
+            up: Duration::ZERO,
+        };
+        planner.handle(now, Seen::Well(true));
         Self {
-            planner: Planner::new("node", rules(), &[]),
+            planner,
             up: Duration::from_secs(100),
             wall: "2026-01-01T12:00:00Z".parse().expect("a time"),
             pods: BTreeMap::new(),
@@ -218,6 +269,9 @@ impl World {
             records: Vec::new(),
             answers: BTreeMap::new(),
             hidden: BTreeSet::new(),
+            away: BTreeMap::new(),
+            given: BTreeSet::new(),
+            verifies,
             born: 0,
         }
     }
@@ -242,7 +296,28 @@ impl World {
                     self.under_way.push(action);
                 }
                 Action::Try { image, ask, .. } => {
-                    prop_assert!(*ask != Ask::IfAbsent || !self.is_private(image), "{image}");
+                    let may_look = self.verifies || !self.is_private(image);
+                    prop_assert!(*ask != Ask::IfAbsent || may_look, "{image}");
+                    prop_assert!(!self.away.contains_key(image), "{image} is away");
+                    self.under_way.push(action);
+                }
+                Action::TakeAway { image, id } => {
+                    let tried = |other: &Action| matches!(other, Action::Try { image: tried, .. } if tried == image);
+                    prop_assert!(!self.under_way.iter().any(tried), "{image} is tried");
+                    let before = self.away.insert(image.clone(), *id);
+                    prop_assert_eq!(before, None, "{} is away", image);
+                    self.under_way.push(action);
+                }
+                Action::GiveBack { image, id } => {
+                    prop_assert_eq!(self.away.get(image), Some(id), "{} is there", image);
+                    self.under_way.push(action);
+                }
+                Action::Settle(pod, release) => {
+                    let now = self.pods.values().find(|other| other.id == *pod);
+                    let now = now.and_then(|pod| pod.released.as_ref());
+                    prop_assert!(
+                        now.is_none_or(|now| now.containers.len() == release.containers.len())
+                    );
                     self.under_way.push(action);
                 }
                 Action::Inspect(_) => self.under_way.push(action),
@@ -266,6 +341,8 @@ impl World {
     }
 
     fn look_at(&mut self, id: &PodId, release: &Release) -> Result<(), TestCaseError> {
+        let tenant = self.pods.values().find(|pod| pod.id == *id);
+        let tenant = tenant.map(|pod| pod.identity.namespace.clone());
         for (name, container) in &release.containers {
             let starts = matches!(
                 container.outcome,
@@ -275,6 +352,13 @@ impl World {
                 !starts || container.digest.is_some(),
                 "{name}: {container:?}"
             );
+            if container.outcome == Outcome::HandedOver {
+                let image: ImageName = container.image.parse().expect("an image's name");
+                prop_assert!(
+                    self.away.contains_key(&image) || !self.judged.insert(id.uid.clone()),
+                    "{container:?} is there"
+                );
+            }
             if let Some(digest) = &container.digest {
                 let image = container.image.parse().expect("an image's name");
                 prop_assert!(
@@ -290,7 +374,10 @@ impl World {
             let starts =
                 container.outcome == Outcome::Fallback || container.outcome == Outcome::Unchanged;
             prop_assert!(
-                !starts || !self.is_private(&image),
+                !starts
+                    || self.verifies
+                    || !self.is_private(&image)
+                    || self.was_given(&image, container.digest.as_ref(), tenant),
                 "{container:?} is private"
             );
         }
@@ -362,6 +449,17 @@ impl World {
                 bytes,
                 flows,
             } => self.moved(which, bytes, flows),
+            Event::Pulled { which, digest: n } => self.pulled(which, digest(n)),
+            Event::Starts { pod, start } => {
+                if let Some(pod) = self.pods.get_mut(&pod)
+                    && pod.gate == GateState::Open
+                    && let Some(first) = pod.containers.first()
+                {
+                    pod.starts.insert(first.name.clone(), start);
+                }
+                self.show(pod)
+            }
+            Event::Well(is_well) => self.tell(Seen::Well(is_well)),
             Event::Time { millis } => self.time(Duration::from_millis(millis)),
             Event::Clock { seconds } => {
                 self.wall += SignedDuration::from_secs(seconds);
@@ -407,6 +505,11 @@ impl World {
             overruled: Vec::new(),
             gate: GateState::Pending,
             gate_image: None,
+            identity: Identity {
+                namespace: format!("tenant{pod}"),
+                ..Identity::default()
+            },
+            starts: BTreeMap::new(),
             released: None,
             terminated: false,
         };
@@ -495,8 +598,11 @@ impl World {
                     let class = failure.as_ref().map(|failure| failure.class);
                     if class == Some(FailureClass::Unauthorized) {
                         self.answers.insert(image.clone(), false);
-                    } else if class.is_none() && answer.after.digest().is_some() {
+                    } else if class.is_none()
+                        && let Some(digest) = answer.after.digest()
+                    {
                         self.answers.insert(image.clone(), true);
+                        self.given.insert((image.clone(), digest.clone(), None));
                     }
                 }
                 let evidence = Evidence::of_try(failure, &answer.before, answer.after, None);
@@ -512,8 +618,88 @@ impl World {
             }
             Action::Release { pod, release, .. } => self.written(&pod, release, answer.sent, false),
             Action::Rewrite(pod, release) => self.written(&pod, release, answer.sent, true),
+            Action::Settle(id, release) => {
+                let pod = self.pods.values_mut().find(|pod| pod.id == id);
+                let mut sent = answer.sent;
+                match pod {
+                    None => sent = Written::Gone,
+                    Some(_) if sent == Written::Gone => sent = Written::Failed,
+                    Some(pod) if sent == Written::Done => pod.released = Some(release.clone()),
+                    Some(_) => {}
+                }
+                self.tell(Seen::Settled(id, release, sent))
+            }
+            Action::TakeAway { image, id } => {
+                self.prove(&image, &answer.before);
+                let taken = match (&answer.before, answer.sent) {
+                    (_, Written::Failed) => Err("no answer".to_owned()),
+                    (copy, _) => Ok(copy.digest().cloned()),
+                };
+                self.tell(Seen::TakenAway { image, id, taken })
+            }
+            Action::GiveBack { image, id } => {
+                self.away.remove(&image);
+                self.prove(&image, &answer.after);
+                let by_kubelet = answer.failure.is_none();
+                if by_kubelet {
+                    self.gives_to_all(&image, &answer.after);
+                }
+                self.tell(Seen::GivenBack {
+                    image,
+                    id,
+                    copy: answer.after,
+                    by_kubelet,
+                })
+            }
             _ => Ok(()),
         }
+    }
+
+    /// The kubelet has pulled an image whose name is away.
+    fn pulled(&mut self, which: usize, digest: Digest) -> Result<(), TestCaseError> {
+        let under_way = &self.under_way;
+        let is_settled = |image: &ImageName| {
+            !under_way.iter().any(|action| {
+                matches!(action, Action::TakeAway { image: other, .. } | Action::GiveBack { image: other, .. } if other == image)
+            })
+        };
+        let away = self.away.iter().filter(|(image, _)| is_settled(image));
+        let away: Vec<_> = away.map(|(image, id)| (image.clone(), *id)).collect();
+        if away.is_empty() {
+            return Ok(());
+        }
+        let (image, id) = away[which % away.len()].clone();
+        self.away.remove(&image);
+        let copy = CachedCopy::Usable {
+            digest,
+            size_bytes: 7,
+        };
+        self.prove(&image, &copy);
+        self.gives_to_all(&image, &copy);
+        self.tell(Seen::Returned { image, id, copy })
+    }
+
+    /// The test does not know which tenant's pod leads.
+    fn gives_to_all(&mut self, image: &ImageName, copy: &CachedCopy) {
+        let Some(digest) = copy.digest() else {
+            return;
+        };
+        let tenants = (0..PODS).map(|pod| Some(format!("tenant{pod}")));
+        let given = tenants.map(|tenant| (image.clone(), digest.clone(), tenant));
+        self.given.extend(given);
+    }
+
+    fn was_given(
+        &self,
+        image: &ImageName,
+        digest: Option<&Digest>,
+        tenant: Option<String>,
+    ) -> bool {
+        let Some(digest) = digest else {
+            return true;
+        };
+        let given = |to| self.given.contains(&(image.clone(), digest.clone(), to));
+        given(None) || given(tenant)
     }
 
     /// Whether the registry has refused the image, or has never given it and has refused another one of
@@ -617,10 +803,14 @@ impl World {
     fn restarts(&mut self, index: bool) -> Result<(), TestCaseError> {
         if !index {
             self.answers.clear();
+            self.given.clear();
             self.records.clear();
         }
         let records = remembered(&self.records, self.wall);
-        self.planner = Planner::new("node", rules(), &records);
+        self.planner = Planner::new("node", rules(self.verifies), &records);
+        // The agent gives back what it finds away before it begins.
+        self.away.clear();
+        self.tell(Seen::Well(true))?;
         self.under_way.clear();
         self.decided.clear();
         self.judged.clear();
@@ -628,17 +818,29 @@ impl World {
     }
 
     /// From here on everything is answered soon, for better or worse; no gate may wait at the end.
-    fn calms_down(&mut self, answers: &[Answer]) -> Result<(), TestCaseError> {
+    fn calms_down(&mut self, answers: &[Answer], kubelet_works: bool) -> Result<(), TestCaseError> {
         let mut answers = answers.iter().cycle();
         let patience = self.pods.values().map(|pod| pod.settings.timeout);
         let patience = patience.map(|own| own.unwrap_or(TRY)).max();
-        let end = self.up + patience.unwrap_or_default() + GRACE;
+        let grace = if kubelet_works { GRACE } else { GRACE + AWAY };
+        let end = self.up + patience.unwrap_or_default() + grace;
         while self.up < end {
             while !self.under_way.is_empty() {
                 let action = self.under_way.remove(0);
                 let mut answer = answers.next().expect("at least one").clone();
                 answer.sent = Written::Done;
                 self.answered(action, answer)?;
+            }
+            // A hand-over begins when its gate runs.
+            let waits = |pod: &GatedPod| pod.gate == GateState::Pending && !is_released(pod);
+            let waiting = self.pods.iter().find(|(_, pod)| waits(pod));
+            if let Some(slot) = waiting.map(|(slot, _)| *slot) {
+                self.gate_starts(slot)?;
+                continue;
+            }
+            if kubelet_works && !self.away.is_empty() {
+                self.pulled(0, digest(1))?;
+                continue;
             }
             let Some(next) = self.planner.next_wakeup(self.now()) else {
                 break;
@@ -649,28 +851,36 @@ impl World {
             )?;
         }
         for pod in self.pods.values() {
-            let about = |release: &Release| {
-                pod.containers.iter().all(|c| {
-                    release
-                        .containers
-                        .get(&c.name)
-                        .is_some_and(|given| given.image == c.written)
-                })
-            };
             let answered = match pod.gate {
                 GateState::Open | GateState::GaveUp { .. } => true,
                 GateState::Running { .. } => false,
-                GateState::Pending => pod.released.as_ref().is_some_and(about),
+                GateState::Pending => is_released(pod),
             };
             prop_assert!(answered, "a gate waits for ever: {pod:?}");
         }
+        prop_assert!(self.away.is_empty(), "away: {:?}", self.away);
+        prop_assert!(!self.planner.is_handing_over());
         Ok(())
     }
 }
 
-fn rules() -> NodeRules {
+/// Whether it has a release that is about its images, or that its gate takes for a refusal until it is
+/// stale.
+fn is_released(pod: &GatedPod) -> bool {
+    pod.released.as_ref().is_some_and(|release| {
+        !release.opens()
+            || pod.containers.iter().all(|container| {
+                let given = release.containers.get(&container.name);
+                given.is_some_and(|given| given.image == container.written)
+            })
+    })
+}
+
+fn rules(kubelet_verifies: bool) -> NodeRules {
     NodeRules {
         try_for: TRY,
+        stall: Duration::from_secs(5),
+        kubelet_verifies,
         allow_unverified_fallback: false,
     }
 }
@@ -702,12 +912,14 @@ proptest! {
     fn every_gate_is_answered(
         events in vec(events(), 1..60),
         answers in vec(answers(), 1..8),
+        verifies in any::<bool>(),
+        kubelet_works in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(verifies);
         for event in events {
             world.happens(event)?;
         }
-        world.calms_down(&answers)?;
+        world.calms_down(&answers, kubelet_works)?;
     }
 }
 
@@ -730,7 +942,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         flows: true,
     };
     let unknown = CachedCopy::Unknown { why: "x".into() };
-    let mut world = World::new();
+    let mut world = World::new(false);
     for event in [
         Event::Arrives {
             pod: 0,
@@ -753,5 +965,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         after: unknown,
         sent: Written::Done,
     }];
-    world.calms_down(&answers).expect("the gate is answered");
+    world
+        .calms_down(&answers, true)
+        .expect("the gate is answered");
 }

@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
                 size_bytes: Some(12_345_678),
                 copy_unknown: false,
+                pulled_for: None,
             };
             let begin = Instant::now();
             index.record(&tried)?;

@@ -27,6 +27,7 @@ fn tried(image: &str, started: Timestamp, result: TryResult) -> Try {
         digest: "sha256:1".parse().ok(),
         size_bytes: Some(7),
         copy_unknown: false,
+        pulled_for: None,
     }
 }
 

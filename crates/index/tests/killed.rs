@@ -39,6 +39,7 @@ fn write_until_killed(path: &str) -> ExitCode {
         digest: None,
         size_bytes: None,
         copy_unknown: false,
+        pulled_for: None,
     };
     let mut out = std::io::stdout();
     loop {

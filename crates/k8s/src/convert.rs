@@ -1,6 +1,7 @@
 //! From a Kubernetes Pod to what the core needs to know of it.
 
 mod overruled;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +11,9 @@ use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateTerminated, Pod, PodSpec,
 };
 use trylatest_core::gate::End;
+use trylatest_core::identity::Identity;
 use trylatest_core::keys;
+use trylatest_core::outcome::Failure;
 use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, TryContainer};
 use trylatest_core::settings::Settings;
 use trylatest_core::text::some_of;
@@ -33,8 +36,11 @@ const RELEASE_MAX_BYTES: usize = 64 << 10;
 /// does not become valid.
 const IMAGE_MAX_BYTES: usize = 1024;
 
+/// Says why the kubelet could not get an image, from its message.
+pub type Classify = fn(&str) -> Failure;
+
 /// Reads a pod with the gated label; none if it lacks what every stored pod has.
-pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
+pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref()?;
     let none = BTreeMap::new();
@@ -56,6 +62,8 @@ pub fn gated_pod(pod: &Pod) -> Option<GatedPod> {
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         overruled: overruled::all(pod, spec, &ours),
+        identity: identity(meta.namespace.as_ref(), spec),
+        starts: starts::all(pod, spec, &ours, classify),
         containers: ours
             .into_iter()
             .filter(|container| overruled::other_policy(container) != Some(OtherPolicy::Always))
@@ -126,6 +134,23 @@ fn try_containers<'a>(
 fn shown(name: &str) -> String {
     const NAME_MAX: usize = 63;
     format!("{:?}", &name[..name.floor_char_boundary(NAME_MAX)])
+}
+
+/// Anybody may write many names, and long ones.
+const SECRETS_MAX: usize = 32;
+
+fn identity(namespace: Option<&String>, spec: &PodSpec) -> Identity {
+    let secrets = spec.image_pull_secrets.iter().flatten();
+    let secrets = secrets.filter(|secret| !secret.name.is_empty());
+    let mut pull_secrets: Vec<String> = secrets.map(|secret| secret.name.clone()).collect();
+    pull_secrets.sort();
+    pull_secrets.dedup();
+    pull_secrets.truncate(SECRETS_MAX);
+    Identity {
+        namespace: namespace.cloned().unwrap_or_default(),
+        service_account: spec.service_account_name.clone().unwrap_or_default(),
+        pull_secrets,
+    }
 }
 
 fn try_container(container: &Container) -> TryContainer {

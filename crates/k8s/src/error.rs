@@ -18,17 +18,20 @@ pub enum Operation {
     NodeCondition,
     /// Reading the agent's own pod.
     OwnPod,
+    /// Reading the version of the node's kubelet.
+    Kubelet,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Release,
         Self::Progress,
         Self::Event,
         Self::NodeAnnotations,
         Self::NodeCondition,
         Self::OwnPod,
+        Self::Kubelet,
     ];
 
     /// The word in metrics.
@@ -40,6 +43,7 @@ impl Operation {
             Self::NodeAnnotations => "node-annotations",
             Self::NodeCondition => "node-condition",
             Self::OwnPod => "own-pod",
+            Self::Kubelet => "kubelet",
         }
     }
 }

@@ -17,7 +17,7 @@ mod watch;
 mod write;
 
 pub use client::{ConnectError, client, connect};
-pub use convert::gated_pod;
+pub use convert::{Classify, gated_pod};
 pub use error::{ApiError, Operation};
 pub use watch::{PodChange, WatchError, watch_pods};
 pub use write::{Notice, Writer};

@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use trylatest_core::keys;
 use trylatest_core::pod::GatedPod;
 
-use crate::convert::gated_pod;
+use crate::convert::{Classify, gated_pod};
 
 /// The API server ends a watch after a time between these, and the agent begins it again at the cost
 /// of one request. A dead connection shows itself long before, see [`mod@crate::client`].
@@ -47,10 +47,11 @@ pub struct WatchError {
     pub source: watcher::Error,
 }
 
-/// Watches the gated pods of `node`. The stream does not end; dropping it ends the watch.
+/// Watches the gated pods of `node`; `classify` reads the kubelet's messages. The stream does not end; dropping it ends the watch.
 pub fn watch_pods(
     client: Client,
     node: &str,
+    classify: Classify,
 ) -> impl Stream<Item = Result<PodChange, WatchError>> + Send + use<> {
     let config = watcher::Config::default()
         .labels(keys::GATED)
@@ -82,7 +83,7 @@ pub fn watch_pods(
     events
         .filter_map(move |event| {
             let change = match event {
-                Ok(event) => change(event, &mut list).map(Ok),
+                Ok(event) => change(event, &mut list, classify).map(Ok),
                 Err(source) => Some(Err(WatchError {
                     node: node.clone(),
                     source,
@@ -106,25 +107,38 @@ fn watch_for(node: &str) -> u32 {
 }
 
 /// Gathers a re-list into one change, so that removals are part of it.
-fn change(event: watcher::Event<Pod>, list: &mut Option<Vec<GatedPod>>) -> Option<PodChange> {
+fn change(
+    event: watcher::Event<Pod>,
+    list: &mut Option<Vec<GatedPod>>,
+    classify: Classify,
+) -> Option<PodChange> {
     match event {
         watcher::Event::Init => {
             *list = Some(Vec::new());
             None
         }
         watcher::Event::InitApply(pod) => {
-            list.get_or_insert_default().extend(gated_pod(&pod));
+            list.get_or_insert_default()
+                .extend(gated_pod(&pod, classify));
             None
         }
         watcher::Event::InitDone => Some(PodChange::Reset(list.take().unwrap_or_default())),
-        watcher::Event::Apply(pod) => gated_pod(&pod).map(|pod| PodChange::Seen(Box::new(pod))),
+        watcher::Event::Apply(pod) => {
+            gated_pod(&pod, classify).map(|pod| PodChange::Seen(Box::new(pod)))
+        }
         watcher::Event::Delete(pod) => pod.metadata.uid.map(PodChange::Gone),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use trylatest_core::outcome::{Failure, FailureClass};
+
     use super::*;
+
+    fn unknown(message: &str) -> Failure {
+        Failure::new(FailureClass::Unknown, message)
+    }
 
     fn pod(uid: &str) -> Pod {
         serde_json::from_value(serde_json::json!({
@@ -137,11 +151,15 @@ mod tests {
     #[test]
     fn a_list_is_one_change() {
         let mut list = None;
-        assert_eq!(change(watcher::Event::Init, &mut list), None);
+        assert_eq!(change(watcher::Event::Init, &mut list, unknown), None);
         for uid in ["a", "b"] {
-            assert_eq!(change(watcher::Event::InitApply(pod(uid)), &mut list), None);
+            assert_eq!(
+                change(watcher::Event::InitApply(pod(uid)), &mut list, unknown),
+                None
+            );
         }
-        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list) else {
+        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list, unknown)
+        else {
             panic!("no reset");
         };
         assert_eq!(pods.len(), 2);
@@ -150,10 +168,11 @@ mod tests {
     #[test]
     fn an_interrupted_list_starts_over() {
         let mut list = None;
-        change(watcher::Event::Init, &mut list);
-        change(watcher::Event::InitApply(pod("a")), &mut list);
-        change(watcher::Event::Init, &mut list);
-        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list) else {
+        change(watcher::Event::Init, &mut list, unknown);
+        change(watcher::Event::InitApply(pod("a")), &mut list, unknown);
+        change(watcher::Event::Init, &mut list, unknown);
+        let Some(PodChange::Reset(pods)) = change(watcher::Event::InitDone, &mut list, unknown)
+        else {
             panic!("no reset");
         };
         assert_eq!(pods, []);
@@ -162,9 +181,9 @@ mod tests {
     #[test]
     fn later_changes_come_one_by_one() {
         let mut list = None;
-        let seen = change(watcher::Event::Apply(pod("a")), &mut list);
+        let seen = change(watcher::Event::Apply(pod("a")), &mut list, unknown);
         assert!(matches!(seen, Some(PodChange::Seen(_))));
-        let gone = change(watcher::Event::Delete(pod("a")), &mut list);
+        let gone = change(watcher::Event::Delete(pod("a")), &mut list, unknown);
         assert_eq!(gone, Some(PodChange::Gone("a".into())));
     }
 }

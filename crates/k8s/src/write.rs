@@ -308,6 +308,19 @@ impl Writer {
         Ok(ours.and_then(|ours| Some((ours.status == "True", ours.last_transition_time?.0))))
     }
 
+    /// The version of the node's kubelet, as it says it, e.g. `v1.37.2`.
+    ///
+    /// # Errors
+    /// [`ApiError`]; worth a retry.
+    pub async fn kubelet_version(&self) -> Result<String, ApiError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let call = async { api.get(&self.node).await };
+        let object = format!("node {}", self.node);
+        let node = self.fetch(Operation::Kubelet, object, call).await?;
+        let info = node.status.and_then(|status| status.node_info);
+        Ok(info.map(|info| info.kubelet_version).unwrap_or_default())
+    }
+
     /// The image of a container of a pod, as its manifest names it; none if there is no such
     /// container.
     ///

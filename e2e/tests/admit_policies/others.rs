@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use trylatest_containerd::kubelet_failure;
 use trylatest_core::keys;
 use trylatest_core::pod::describe_overruled;
 use trylatest_e2e::cluster::wait;
@@ -292,7 +293,8 @@ async fn always_set_on_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
             let stored = space.create(&pod).await?;
             ensure!(gates(&stored).is_empty(), "{stored:#}");
             ensure!(policies(&stored["spec"]) == ["app=IfNotPresent"]);
-            let seen = gated_pod(&serde_json::from_value(stored)?).context("a pod")?;
+            let seen =
+                gated_pod(&serde_json::from_value(stored)?, kubelet_failure).context("a pod")?;
             let reported = describe_overruled(&seen.overruled);
             ensure!(
                 reported.contains("Always on trylatest-gate (removed from the pod"),
@@ -321,7 +323,8 @@ async fn always_set_before_ours(api: Arc<Api>) -> anyhow::Result<()> {
             ensure!(policies(&stored["spec"]) == ["app=Always"], "{stored:#}");
             let label = stored["metadata"]["labels"][keys::GATED].as_str();
             ensure!(label == Some(keys::GATED_OVERRULED), "{stored:#}");
-            let seen = gated_pod(&serde_json::from_value(stored)?).context("a pod")?;
+            let seen =
+                gated_pod(&serde_json::from_value(stored)?, kubelet_failure).context("a pod")?;
             let reported = describe_overruled(&seen.overruled);
             ensure!(reported.contains("Always on app ("), "{reported}");
             ensure!(!reported.contains(keys::GATE), "{reported}");

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use trylatest_containerd::kubelet_failure;
 use trylatest_e2e::suite::Case;
 use trylatest_k8s::{PodChange, WatchError, client, watch_pods};
 
@@ -45,7 +46,7 @@ impl<'a> Watched<'a> {
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
         config.cluster_url = format!("https://{server}").parse()?;
         config.tls_server_name = Some(api.plane.server().ip().to_string());
-        let changes = watch_pods(client(config)?, space.name()).boxed();
+        let changes = watch_pods(client(config)?, space.name(), kubelet_failure).boxed();
         let mut watched = Self { space, changes };
         // Its API server may be slow; the watch is shown to work before anything is done to it.
         watched.create("first").await?;

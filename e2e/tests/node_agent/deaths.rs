@@ -40,7 +40,7 @@ pub(crate) fn tests() -> Tests {
 
 /// Kills the agent with SIGKILL, and its pod too: the kubelet would start it again after a growing
 /// pause, as it does with all that die often. A new pod comes at once.
-async fn kill_agent(node: &Node) -> anyhow::Result<()> {
+pub(crate) async fn kill_agent(node: &Node) -> anyhow::Result<()> {
     let agent = node.install.agent().await?;
     let id = running_container(&agent).context("the agent does not run")?;
     node.cluster.kill_container(&id).await?;

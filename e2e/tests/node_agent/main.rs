@@ -8,6 +8,7 @@ mod input;
 mod node;
 mod outages;
 mod outcomes;
+mod private;
 mod refused;
 
 use std::path::PathBuf;
@@ -199,6 +200,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
         ("damage", damage::tests()),
+        ("private", private::tests()),
         ("refused", refused::tests()),
         ("input", input::tests()),
         ("deaths", deaths::tests()),

@@ -1,4 +1,4 @@
-//! Who must not use a cached copy, until private images are supported.
+//! Who must not use a cached copy.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,96 +9,95 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use trylatest_e2e::install::IMAGE;
-use trylatest_e2e::registry::{Challenge, Fault};
+use trylatest_e2e::registry::{Challenge, Fault, Scheme};
 use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
+use crate::private::{becomes, private};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
     Tests {
         beside: tests![
-            a_cached_copy_is_refused_when_the_registry_wants_credentials,
-            a_forbidden_copy_is_refused,
-            another_tenants_copy_is_refused_by_its_digest,
-            a_pod_in_a_hurry_is_refused_too,
             what_is_not_there_is_left_to_the_kubelet_at_once,
             a_refusal_that_the_gate_cannot_see_says_what_runs,
         ],
-        // Every pull of the node asks the verifier.
-        alone: tests![what_a_verifier_blocks_falls_back_only_where_the_pod_says_so],
+        alone: tests![
+            // Every pull of the node asks the verifier.
+            what_a_verifier_blocks_falls_back_only_where_the_pod_says_so,
+            where_the_kubelet_keeps_no_records_the_agent_does,
+        ],
     }
 }
 
-async fn a_cached_copy_is_refused_when_the_registry_wants_credentials(
-    node: &Node,
-) -> anyhow::Result<()> {
-    let space = node.space("e401").await?;
-    is_refused(
-        &space,
-        Fault::Unauthorized(Challenge::Bearer { token: 200 }),
-    )
-    .await?;
-    // What needs credentials is not handed out in an outage either.
+/// Kubernetes before 1.35: the kubelet lets any pod start from any copy.
+async fn where_the_kubelet_keeps_no_records_the_agent_does(node: &Node) -> anyhow::Result<()> {
+    let variable = "TRYLATEST_KUBELET_VERIFIES";
+    node.install.set_variable(variable, Some("no")).await?;
+    let result = Box::pin(without_records(node)).await;
+    node.install.set_variable(variable, None).await?;
+    result
+}
+
+async fn without_records(node: &Node) -> anyhow::Result<()> {
+    another_tenants_copy_is_refused(node).await?;
+    what_was_had_without_credentials_is_everybodys(node).await?;
+    what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(node).await
+}
+
+/// The kubelet pulled it for a pod that may have it; TryLatest has never asked for it.
+async fn another_tenants_copy_is_refused(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("norecords").await?;
+    let digest = space.push("one").await?;
+    let image = space.image();
+    let theirs = PodSpec::new("theirs", &image, "IfNotPresent");
+    space.work.run(&theirs, SOON).await?;
     let registry = node.cluster.registry();
+    let challenge = Challenge::Bearer { token: 200 };
+    registry.fault_on(&space.repository, Fault::Unauthorized(challenge))?;
+    let hurried = tried("hurry", &image).annotated("trylatest.dev/timeout", "1ms");
+    refuses_pod(&space, &hurried).await?;
+    refuses_pod(&space, &tried("ours", &image)).await?;
+    registry.fault_on(&space.repository, Fault::Forbidden)?;
+    refuses_pod(&space, &tried("forbidden", &image)).await?;
+    // In an outage neither, nor by another name of which the registry has said nothing.
     registry.fault_on(&space.repository, Fault::Unavailable)?;
-    refuses(&space, "outage").await?;
-    // Nor by another name in its repository, of which the registry has said nothing.
-    let digest = registry.digest_of(&space.repository, "latest").await?;
-    let image = format!("{}@{digest}", space.image());
-    refuses_pod(&space, &tried("outage-by-digest", &image)).await?;
+    refuses_pod(&space, &tried("outage", &image)).await?;
+    let pinned = format!("{image}@{digest}");
+    refuses_pod(&space, &tried("outage-by-digest", &pinned)).await?;
     // What may be pulled without credentials again is.
     registry.heal_on(&space.repository);
     space.run("healed", "unchanged", "one").await?;
     space.end().await
 }
 
-async fn a_forbidden_copy_is_refused(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("e403").await?;
-    is_refused(&space, Fault::Forbidden).await?;
-    space.end().await
-}
-
-/// The kubelet pulled it for a pod that may have it; TryLatest has never asked for it.
-async fn another_tenants_copy(space: &Space<'_>, image: &str) -> anyhow::Result<()> {
-    let theirs = PodSpec::new("theirs", image, "IfNotPresent");
-    space.work.run(&theirs, SOON).await?;
-    let challenge = Challenge::Bearer { token: 200 };
-    let registry = space.node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unauthorized(challenge))
-}
-
-async fn another_tenants_copy_is_refused_by_its_digest(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("bydigest").await?;
-    let digest = space.push("one").await?;
-    let image = format!("{}@{digest}", space.image());
-    another_tenants_copy(&space, &image).await?;
-    refuses_pod(&space, &tried("ours", &image)).await?;
-    space.end().await
-}
-
-async fn a_pod_in_a_hurry_is_refused_too(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("hurry").await?;
-    space.push("one").await?;
-    let image = space.image();
-    another_tenants_copy(&space, &image).await?;
-    let hurried = tried("ours", &image).annotated("trylatest.dev/timeout", "1ms");
-    refuses_pod(&space, &hurried).await?;
-    space.end().await
-}
-
-async fn is_refused(space: &Space<'_>, fault: Fault) -> anyhow::Result<()> {
+async fn what_was_had_without_credentials_is_everybodys(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("everybodys").await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let registry = space.node.cluster.registry();
-    registry.fault_on(&space.repository, fault)?;
-    refuses(space, "after").await
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Forbidden)?;
+    let release = space.run("after", "fallback", "one").await?;
+    ensure!(release["class"] == "unauthorized", "{release}");
+    space.end().await
+}
+
+async fn what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "likes", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    becomes(&space, "after", "unchanged", "one").await?;
+    let image = space.image();
+    refuses_pod(&space, &tried("without-secret", &image)).await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    becomes(&space, "outage", "fallback", "one").await?;
+    refuses_pod(&space, &tried("outage-without-secret", &image)).await?;
+    registry.protect(&space.repository, None);
+    space.end().await
 }
 
 /// The gate exits non-zero, the pod does not run, and the user sees why.
-async fn refuses(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
-    refuses_pod(space, &tried(name, &space.image())).await
-}
-
 async fn refuses_pod(space: &Space<'_>, spec: &PodSpec<'_>) -> anyhow::Result<()> {
     let name = spec.name;
     space.work.create(spec).await?;
@@ -138,10 +137,12 @@ async fn what_is_not_there_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow
         .await?;
     let log = space.work.gate_log("app").await?;
     ensure!(
-        log.contains("unauthorized") && log.contains("left to the kubelet"),
+        log.contains("handed-over: app: the kubelet pulls") && log.contains("unauthorized"),
         "{log}"
     );
     ensure!(!log.contains("trying"), "it was tried again: {log}");
+    let event = "Warning TryLatestUnavailable: app:";
+    space.work.wait_event("app", event, SOON).await?;
     space.end().await
 }
 

@@ -42,9 +42,14 @@ impl Api {
         written.is_ok()
     }
 
-    /// Writes an Event for each container of a release.
-    pub(super) async fn announce(&self, pod: &PodId, release: &Release) {
+    /// Writes an Event for each container of a release that is not as `before`; what was handed over has
+    /// its Event when that has ended.
+    pub(super) async fn announce(&self, pod: &PodId, release: &Release, before: Option<&Release>) {
         for (name, container) in &release.containers {
+            let known = before.and_then(|before| before.containers.get(name));
+            if known == Some(container) || container.outcome == Outcome::HandedOver {
+                continue;
+            }
             self.notify(pod, &notice(name, container, release)).await;
         }
     }
@@ -79,6 +84,7 @@ fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice
         Outcome::Fresh => ("TryLatestFresh", false),
         Outcome::Unchanged => ("TryLatestUnchanged", false),
         Outcome::Fallback => ("TryLatestFallback", true),
+        Outcome::HandedOver => ("TryLatestHandedOver", false),
         Outcome::Unavailable => ("TryLatestUnavailable", true),
         Outcome::Refused => ("TryLatestRefused", true),
     };

@@ -185,7 +185,7 @@ pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> Ca
     copy(runtime.local(image).await)
 }
 
-fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
+pub(super) fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
     match found {
         Ok(Local::Usable(local)) => match local.digest.parse() {
             Ok(digest) => CachedCopy::Usable {

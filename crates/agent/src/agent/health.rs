@@ -14,6 +14,8 @@ const DEAD_AFTER: Duration = Duration::from_secs(60);
 pub(super) struct Health {
     beat: Mutex<Instant>,
     watching: AtomicBool,
+    interrupted: AtomicBool,
+    tidy: AtomicBool,
     runtime: AtomicBool,
     stopping: AtomicBool,
 }
@@ -23,6 +25,8 @@ impl Health {
         Self {
             beat: Mutex::new(Instant::now()),
             watching: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
+            tidy: AtomicBool::new(false),
             runtime: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
@@ -47,6 +51,26 @@ impl Health {
     /// containerd answers, or does not.
     pub(super) fn set_runtime(&self, answers: bool) {
         self.runtime.store(answers, Ordering::Relaxed);
+    }
+
+    /// The watch of pods is interrupted, or goes on.
+    pub(super) fn set_interrupted(&self, interrupted: bool) {
+        self.interrupted.store(interrupted, Ordering::Relaxed);
+    }
+
+    /// No image's name is away that an earlier agent has taken.
+    pub(super) fn set_tidy(&self) {
+        self.tidy.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_tidy(&self) -> bool {
+        self.tidy.load(Ordering::Relaxed)
+    }
+
+    /// Whether the end of a hand-over would be seen.
+    pub(super) fn can_hand_over(&self) -> bool {
+        let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        is(&self.watching) && !is(&self.interrupted) && is(&self.tidy) && is(&self.runtime)
     }
 
     /// SIGTERM has come.

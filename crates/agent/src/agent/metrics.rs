@@ -27,6 +27,9 @@ const RELEASE_BUCKETS: [f64; 13] = [
     0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
+/// Seconds. The kubelet notices the open gate within a second.
+const AWAY_BUCKETS: [f64; 10] = [0.25, 0.5, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
+
 /// Every series of the agent. The expected ones exist from the start, so that a rate sees the first
 /// event.
 pub struct Metrics {
@@ -40,6 +43,7 @@ pub struct Metrics {
     index_failures: IntCounter,
     index_open: IntGauge,
     gate_image: GateImageSeries,
+    handover: HandoverSeries,
     watch_failures: IntCounter,
     unanswered: IntCounter,
     unseen: IntCounterVec,
@@ -90,6 +94,7 @@ impl Metrics {
                 "1 if the agent keeps a history, 0 if it runs without.",
             )?,
             gate_image: GateImageSeries::new(&registry)?,
+            handover: HandoverSeries::new(&registry)?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
                 "How often the watch of pods was interrupted.",
@@ -160,6 +165,13 @@ impl Metrics {
         let result = record.result.as_str();
         let failure = record.result.failure();
         let class = failure.map_or("none", |failure| failure.class.as_str());
+        if record.pulled_for.is_some() {
+            return self
+                .handover
+                .ended
+                .with_label_values(&[result, class])
+                .inc();
+        }
         self.tries.with_label_values(&[result, class]).inc();
         self.try_seconds
             .with_label_values(&[result])
@@ -237,6 +249,14 @@ impl Metrics {
         self.watch_failures.inc();
     }
 
+    /// A name that was taken away is there again after this time; or was given back to its copy.
+    pub(super) fn was_away(&self, time: Duration, given_back: bool) {
+        self.handover.away.observe(time.as_secs_f64());
+        if given_back {
+            self.handover.given_back.inc();
+        }
+    }
+
     /// Everything, in Prometheus' text format.
     ///
     /// # Errors
@@ -271,6 +291,46 @@ impl GateImageSeries {
         Ok(Self {
             restored: register(registry, restored)?,
             wanted,
+        })
+    }
+}
+
+/// The series about hand-overs to the kubelet.
+struct HandoverSeries {
+    ended: IntCounterVec,
+    away: Histogram,
+    given_back: IntCounter,
+}
+
+impl HandoverSeries {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let ended = Opts::new(
+            "trylatest_handovers_total",
+            "Hand-overs to the kubelet that have ended, by result and failure class (none if it did not \
+             fail). Those that nobody needed any more are not counted.",
+        );
+        let ended = register(registry, IntCounterVec::new(ended, &["result", "class"])?)?;
+        let [fresh, unchanged, failed] = TryResult::WORDS;
+        for result in [fresh, unchanged] {
+            ended.with_label_values(&[result, "none"]);
+        }
+        for class in FailureClass::ALL {
+            ended.with_label_values(&[failed, class.as_str()]);
+        }
+        let away = HistogramOpts::new(
+            "trylatest_name_away_seconds",
+            "How long an image's name was away for the kubelet to pull.",
+        );
+        let away = Histogram::with_opts(away.buckets(AWAY_BUCKETS.to_vec()))?;
+        let given_back = IntCounter::new(
+            "trylatest_names_given_back_total",
+            "Names given back to the cached copy because the kubelet's pull failed, made no progress or was no \
+             longer needed, or the agent stopped.",
+        )?;
+        Ok(Self {
+            ended,
+            away: register(registry, away)?,
+            given_back: register(registry, given_back)?,
         })
     }
 }

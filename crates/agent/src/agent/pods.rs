@@ -5,6 +5,9 @@
 //! its `select!` is cancel-safe: streams, channels and timers lose nothing when they are not
 //! chosen.
 
+mod act;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,20 +20,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::digest::Digest;
+use trylatest_core::image::ImageName;
 use trylatest_core::node::{NodeImage, NodeReport};
 use trylatest_core::plan::{Action, Event, Moved, Planner, Written};
 use trylatest_core::pod::{GatedPod, PodId};
 use trylatest_core::record::Try;
 use trylatest_core::release::Release;
-use trylatest_k8s::{Notice, PodChange, WatchError};
+use trylatest_k8s::{PodChange, WatchError};
 
 use super::api::{Api, words};
-use super::attempt::{attempt, prove};
+use super::aside;
 use super::health::Health;
 use super::history::History;
 use super::keeper::Waiting;
+use super::kubelet;
 use super::metrics::{Channel, Metrics};
 use super::offers::{self, Offers};
+use crate::args::Verifies;
 use crate::clock::Clock;
 
 /// Movements that wait to be read; more are dropped, the next look repeats them.
@@ -38,6 +44,9 @@ const MOVED_MAX: usize = 256;
 
 /// The loop turns at least this often, which is what the liveness probe looks at.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// How long to wait at the start for names that an earlier agent has taken away.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// How long releases under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -56,6 +65,7 @@ pub(super) struct Pods<R> {
     pub(super) planner: Planner,
     pub(super) clock: Clock,
     pub(super) stall: Duration,
+    pub(super) kubelet_verifies: Verifies,
     pub(super) report: watch::Sender<Option<NodeReport>>,
     pub(super) gates: Offers<Waiting>,
 }
@@ -66,9 +76,26 @@ enum Came {
     Heard(Event),
     /// A release, and when its pod began to wait for it.
     Released(PodId, Release, Duration, Written),
+    /// What became of a release, and the release as it was.
+    Settled(PodId, Release, Option<Release>, Written),
+    /// A name was taken away, or could not be.
+    TakenAway(ImageName, u64, Result<Option<Digest>, String>),
+    /// A name is there again.
+    ThereAgain(u64, Event),
+    /// No name is away that an earlier agent has taken.
+    GivenBackAll,
     /// An Event was written, or was not.
     Told,
     Done,
+}
+
+/// A hand-over whose end is waited for.
+struct Away {
+    since: Instant,
+    /// A name was there to be taken.
+    had_copy: bool,
+    /// Ends the wait for the kubelet's pull.
+    follow: CancellationToken,
 }
 
 /// The running task.
@@ -79,6 +106,12 @@ struct Loop<R> {
     /// Events under way.
     telling: usize,
     reported: Vec<NodeImage>,
+    /// Names that are away, by the hand-over.
+    away: HashMap<u64, Away>,
+    /// The kubelet looks after who may use a private image.
+    verifies: bool,
+    /// What the planner was last told of that.
+    is_well: bool,
 }
 
 impl<R: ImageRuntime> Pods<R> {
@@ -97,7 +130,37 @@ impl<R: ImageRuntime> Pods<R> {
             moved: sender,
             telling: 0,
             reported: Vec::new(),
+            away: HashMap::new(),
+            verifies: false,
+            is_well: false,
         };
+        let runtime = Arc::clone(&running.own.runtime);
+        running.begin(async move {
+            aside::give_back_all(&*runtime).await;
+            Came::GivenBackAll
+        });
+        let (api, health) = (running.own.api.clone(), Arc::clone(&running.own.health));
+        let asked = kubelet::verifies(running.own.kubelet_verifies, &api, &health);
+        let mut asked = std::pin::pin!(asked);
+        let asked = loop {
+            // All can be dropped, or lose nothing when they are not chosen.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(came) = running.under_way.next() => drop(running.came(came)),
+                asked = &mut asked => break asked,
+            }
+        };
+        // Nothing that an earlier agent has taken away is to look absent.
+        let tidy = async {
+            while !running.own.health.is_tidy()
+                && let Some(came) = running.under_way.next().await
+            {
+                running.came(came);
+            }
+        };
+        let _ = timeout(TIDY, tidy).await;
+        running.verifies = asked;
+        running.handle(Event::KubeletVerifies(asked)).await;
         let mut prune_at = Instant::now() + PRUNE_EVERY;
         let mut pruned = running.own.planner.known_images();
         loop {
@@ -117,6 +180,7 @@ impl<R: ImageRuntime> Pods<R> {
             if let Some(event) = event {
                 running.handle(event).await;
             }
+            running.tell_health().await;
             let known = running.own.planner.known_images();
             pruned = pruned.min(known);
             if Instant::now() >= prune_at || known >= pruned + PRUNE_AFTER {
@@ -146,15 +210,18 @@ impl<R: ImageRuntime> Loop<R> {
                 }
                 info!(pods = pods.len(), "watching this node's TryLatest pods");
                 self.own.health.set_watching();
+                self.own.health.set_interrupted(false);
                 Some(Event::Listed(pods))
             }
             Ok(PodChange::Seen(mut pod)) => {
                 self.look_at_gate(&mut pod);
+                self.own.health.set_interrupted(false);
                 Some(Event::Seen(pod))
             }
             Ok(PodChange::Gone(uid)) => Some(Event::Gone(uid)),
             Err(error) => {
                 self.own.metrics.watch_failed();
+                self.own.health.set_interrupted(true);
                 warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
                 None
             }
@@ -183,6 +250,31 @@ impl<R: ImageRuntime> Loop<R> {
                 }
                 Some(Event::Written(pod, release, written))
             }
+            Came::Settled(pod, release, before, written) => {
+                self.telling -= 1;
+                if written == Written::Done {
+                    self.tell_release(&pod, &release, before);
+                }
+                Some(Event::Settled(pod, release, written))
+            }
+            Came::TakenAway(image, id, taken) => {
+                if let Ok(kept) = &taken {
+                    self.follow(image.clone(), id, kept.is_some());
+                }
+                Some(Event::TakenAway { image, id, taken })
+            }
+            Came::ThereAgain(id, event) => {
+                let given_back =
+                    matches!(&event, Event::GivenBack { by_kubelet, .. } if !by_kubelet);
+                if let Some(away) = self.away.remove(&id).filter(|away| away.had_copy) {
+                    self.own.metrics.was_away(away.since.elapsed(), given_back);
+                }
+                Some(event)
+            }
+            Came::GivenBackAll => {
+                self.own.health.set_tidy();
+                None
+            }
             Came::Told => {
                 self.telling -= 1;
                 None
@@ -206,12 +298,26 @@ impl<R: ImageRuntime> Loop<R> {
                 "released"
             );
         }
+        self.tell_release(pod, release, None);
+    }
+
+    /// Tells the pod's owner, where it is not as `before`.
+    fn tell_release(&mut self, pod: &PodId, release: &Release, before: Option<Release>) {
         let (api, pod, release) = (self.own.api.clone(), pod.clone(), release.clone());
         self.telling += 1;
         self.begin(async move {
-            api.announce(&pod, &release).await;
+            api.announce(&pod, &release, before.as_ref()).await;
             Came::Told
         });
+    }
+
+    /// A hand-over needs an agent that sees its end.
+    async fn tell_health(&mut self) {
+        let is_well = self.own.health.can_hand_over();
+        if is_well != self.is_well {
+            self.is_well = is_well;
+            self.handle(Event::Well(is_well)).await;
+        }
     }
 
     /// In the planner's order: what a pod was told is on disk before.
@@ -235,96 +341,6 @@ impl<R: ImageRuntime> Loop<R> {
         self.own.history.record(tried).await;
     }
 
-    async fn act(&mut self, action: Action) {
-        let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
-        match action {
-            Action::Record(tried) => self.record(tried).await,
-            Action::Try {
-                image,
-                attempt: id,
-                ask,
-            } => {
-                let (moved, stall) = (self.moved.clone(), self.own.stall);
-                self.begin(async move {
-                    let ended = attempt(&*runtime, image, id, ask, stall, moved).await;
-                    Came::Heard(Event::TryEnded(ended))
-                });
-            }
-            Action::Inspect(image) => self.begin(async move {
-                let copy = prove(&*runtime, &image).await;
-                Came::Heard(Event::Inspected(image, copy))
-            }),
-            Action::Release {
-                pod,
-                release,
-                waits_since,
-            } => self.begin(async move {
-                let written = api.release(&pod, &release).await;
-                Came::Released(pod, release, waits_since, written)
-            }),
-            Action::Rewrite(pod, release) => self.begin(async move {
-                let written = api.release(&pod, &release).await;
-                Came::Heard(Event::Rewritten(pod, release, written))
-            }),
-            Action::Progress(pod, progress) => self.begin(async move {
-                if api.progress(&pod, &progress).await {
-                    Came::Heard(Event::Showed(pod))
-                } else {
-                    Came::Done
-                }
-            }),
-            Action::Complain(pod, words) => {
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    error = words,
-                    "a pod's settings cannot be used"
-                );
-                self.tell(pod, Notice::bad_setting(words));
-            }
-            Action::Overruled(pod, overruled) => {
-                self.own.metrics.was_overruled(&overruled);
-                let notice = Notice::overruled(&pod, &overruled);
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    error = notice.note,
-                    "another admission policy has changed a pod's pull policies"
-                );
-                self.tell(pod, notice);
-            }
-            Action::Unanswered(pod, at, silence) => {
-                self.own.metrics.was_unanswered();
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    "a pod's gate has opened by itself"
-                );
-                let notice = Notice::unanswered(&pod, at, silence);
-                self.tell(pod, notice);
-            }
-            Action::Unseen(pod, at, answer) => {
-                self.own.metrics.was_unseen(&answer);
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    "a pod's gate has opened by itself, because no sign of the agent reached it"
-                );
-                let notice = Notice::unseen(&pod, at, &answer);
-                self.tell(pod, notice);
-            }
-        }
-    }
-
-    fn tell(&mut self, pod: PodId, notice: Notice) {
-        let api = self.own.api.clone();
-        self.telling += 1;
-        self.begin(async move {
-            api.notify(&pod, &notice).await;
-            Came::Told
-        });
-    }
-
     fn begin(&mut self, work: impl Future<Output = Came> + Send + 'static) {
         self.under_way.push(Box::pin(work));
     }
@@ -339,7 +355,9 @@ impl<R: ImageRuntime> Loop<R> {
         };
         if images != self.reported || self.own.report.borrow().is_none() {
             self.reported.clone_from(&images);
-            self.own.report.send_replace(Some(NodeReport::new(images)));
+            self.own
+                .report
+                .send_replace(Some(NodeReport::new(images, self.verifies)));
         }
     }
 
@@ -360,12 +378,17 @@ impl<R: ImageRuntime> Loop<R> {
         });
     }
 
-    /// After SIGTERM: releases that are decided are still written, again if need be, and told; pulls
-    /// stop, and the next agent tries their pods anew.
+    /// After SIGTERM: releases that are decided are still written, again if need be, and told; names that are
+    /// away are given back; pulls stop, and the next agent tries their pods anew.
     async fn drain(mut self) {
         let drained = timeout(DRAIN, async {
             let mut tick = tokio::time::interval(Duration::from_millis(50));
-            while self.own.planner.is_releasing() || self.telling > 0 {
+            self.handle(Event::Stopping).await;
+            let planner = |running: &Self| {
+                let planner = &running.own.planner;
+                planner.is_releasing() || planner.is_handing_over()
+            };
+            while planner(&self) || self.telling > 0 {
                 let event = tokio::select! {
                     // Both can be dropped, as in the loop above.
                     Some(came) = self.under_way.next() => self.came(came),

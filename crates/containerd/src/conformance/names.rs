@@ -109,6 +109,79 @@ pub(super) async fn an_alias_keeps_and_restores<H: Harness>(h: &H) -> Verdict {
     ensure(!leaks, "the alias is not listed")
 }
 
+pub(super) async fn a_name_that_is_set_aside_is_restored<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("aside", "latest");
+    let alias = alias::aside(&image);
+    let none = h.runtime().set_aside(&image, &alias).await.map_err(said)?;
+    ensure(none.is_none(), "there was no such name")?;
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    for (key, value) in FOREIGN {
+        h.label(image.as_str(), key, value).await;
+    }
+    set_aside(h, &image, &digest).await?;
+    ensure(local(h, &image).await? == Local::Absent, "the name is away")?;
+    let listed = aside(h, &image).await?;
+    ensure(listed, "it is listed")?;
+    its_digest_stays(h, &image).await?;
+    ensure(restore(h, &alias, &image).await?, "the name was away")?;
+    is_usable(h, &image, &digest).await?;
+    has_labels(h, image.as_str()).await?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    ensure(!aside(h, &image).await?, "it is there")
+}
+
+/// The name by digest is another name.
+async fn its_digest_stays<H: Harness>(h: &H, image: &ImageName) -> Verdict {
+    let images = h.runtime().images().await.map_err(said)?;
+    let others = images
+        .iter()
+        .filter(|other| other.image.repository() == image.repository() && other.image.has_digest());
+    ensure(others.count() == 1, "its name by digest stays")
+}
+
+pub(super) async fn a_name_that_was_set_aside_and_pulled_stays<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("aside-pulled", "latest");
+    let alias = alias::aside(&image);
+    let one = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    set_aside(h, &image, &one).await?;
+    let two = h.push(&image, 2).await;
+    pull(h, &image).await?;
+    ensure(!restore(h, &alias, &image).await?, "somebody has pulled")?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    is_usable(h, &image, &two).await?;
+    // And by its digest.
+    let pinned: ImageName = format!("{}@{two}", image.repository())
+        .parse()
+        .map_err(said)?;
+    let alias = alias::aside(&pinned);
+    set_aside(h, &pinned, &two).await?;
+    ensure(
+        local(h, &pinned).await? == Local::Absent,
+        "the digest is away",
+    )?;
+    is_usable(h, &image, &two).await?;
+    ensure(restore(h, &alias, &pinned).await?, "the digest was away")?;
+    h.runtime().forget(&alias).await.map_err(said)?;
+    is_usable(h, &pinned, &two).await
+}
+
+async fn set_aside<H: Harness>(h: &H, image: &ImageName, digest: &str) -> Verdict {
+    let alias = alias::aside(image);
+    let taken = h.runtime().set_aside(image, &alias).await.map_err(said)?;
+    let expected = Some(digest);
+    ensure(
+        taken.as_deref() == expected,
+        &format!("{taken:?} was there"),
+    )
+}
+
+async fn aside<H: Harness>(h: &H, image: &ImageName) -> Result<bool, String> {
+    let all = h.runtime().aside().await.map_err(said)?;
+    Ok(all.iter().any(|(_, other)| other == image))
+}
+
 pub(super) async fn an_alias_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
     let alias = "TryLatest/keep/conformance-move";
     let image = h.image("kept-moved", "latest");

@@ -12,8 +12,8 @@ use crate::alias;
 use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
-    ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed, PullError,
-    RuntimeError, RuntimeVersion,
+    ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin,
+    Pointed, PullError, RuntimeError, RuntimeVersion,
 };
 
 impl FakeContainerd {
@@ -262,6 +262,31 @@ impl ImageRuntime for FakeContainerd {
         })?;
         state.set(image.as_str(), copy);
         Ok(true)
+    }
+
+    async fn set_aside(
+        &self,
+        image: &ImageName,
+        alias: &str,
+    ) -> Result<Option<String>, RuntimeError> {
+        alias::check(alias)?;
+        let mut state = self.up("taking an image's name away")?;
+        let Some(copy) = state.names.get(image.as_str()).cloned() else {
+            return Ok(None);
+        };
+        let digest = copy.digest.clone();
+        state.set(alias, copy);
+        state.names.remove(image.as_str());
+        state.tell(image.as_str(), ImageChange::Deleted);
+        Ok(Some(digest))
+    }
+
+    async fn aside(&self) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+        let state = self.up("listing names that are away")?;
+        let aliases = state.names.keys();
+        Ok(aliases
+            .filter_map(|alias| Some((alias.clone(), alias::set_aside_as(alias)?)))
+            .collect())
     }
 
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Failure;
 use crate::pod::{GatedPod, Overruled, PodId};
@@ -23,7 +24,7 @@ pub enum Event {
     Gone(String),
     /// A try has ended: the answer to [`Action::Try`].
     TryEnded(TryEnded),
-    /// A running try has come this far.
+    /// A running try, or the kubelet's pull of a hand-over, has come this far.
     Moved(Moved),
     /// The copy that is there: the answer to [`Action::Inspect`].
     Inspected(ImageName, CachedCopy),
@@ -33,6 +34,44 @@ pub enum Event {
     Rewritten(PodId, Release, Written),
     /// A sign of life was written: the answer to [`Action::Progress`], if it was.
     Showed(PodId),
+    /// A name was taken away: the answer to [`Action::TakeAway`].
+    TakenAway {
+        /// The image.
+        image: ImageName,
+        /// The hand-over's name.
+        id: u64,
+        /// What it had pointed to, if there was a copy; or why it could not be taken.
+        taken: Result<Option<Digest>, String>,
+    },
+    /// The kubelet has pulled: the name is there again.
+    Returned {
+        /// The image.
+        image: ImageName,
+        /// The hand-over's name.
+        id: u64,
+        /// What it points to.
+        copy: CachedCopy,
+    },
+    /// The name is there again: the answer to [`Action::GiveBack`].
+    GivenBack {
+        /// The image.
+        image: ImageName,
+        /// The hand-over's name.
+        id: u64,
+        /// What it points to.
+        copy: CachedCopy,
+        /// Whether the kubelet had pulled by then.
+        by_kubelet: bool,
+    },
+    /// How writing what became of a release went: the answer to [`Action::Settle`].
+    Settled(PodId, Release, Written),
+    /// Whether a hand-over could be seen through: containerd's events come, and changes of pods.
+    Well(bool),
+    /// Whether the kubelet remembers which credentials it has pulled an image with, and starts no other pod
+    /// from it; until this is said, it does not.
+    KubeletVerifies(bool),
+    /// The agent ends: what was taken away is given back.
+    Stopping,
     /// Only these images are on the node or remembered by the index.
     Pruned(BTreeSet<ImageName>),
     /// Time has passed.
@@ -69,6 +108,23 @@ pub enum Action {
     Progress(PodId, Progress),
     /// Write to the pod a release that it has, again or with what it came to.
     Rewrite(PodId, Release),
+    /// Keep the image's copy under an alias, take its name away until CRI does not find it any more, and say
+    /// when the name is there again.
+    TakeAway {
+        /// The image.
+        image: ImageName,
+        /// Names this hand-over.
+        id: u64,
+    },
+    /// Give the name back to the copy, unless it is there again, until that has worked.
+    GiveBack {
+        /// The image.
+        image: ImageName,
+        /// Names the hand-over.
+        id: u64,
+    },
+    /// Write to a pod what has become of its release, and say so to its owner.
+    Settle(PodId, Release),
     /// Report to the pod's owner what is wrong, as a Warning Event.
     Complain(PodId, String),
     /// Report to the pod's owner, once, that another admission policy has changed its pull policies.

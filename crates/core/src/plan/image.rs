@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::event::{Ask, Flow};
+use super::handover::{Handover, Kept};
 use crate::image::ImageName;
 use crate::time::Now;
+use crate::verdict::Evidence;
 
 /// Pods that come this soon after a try began are likely one burst, and wait for each other.
 const MERGE_WINDOW: Duration = Duration::from_secs(2);
@@ -35,6 +37,12 @@ pub(super) struct Image {
     is_missing: bool,
     /// When the registry last answered a try of it.
     pub(super) answered: Option<Duration>,
+    /// The kubelet is to pull it, or does.
+    pub(super) handover: Option<Handover>,
+    /// When the last hand-over ended.
+    pub(super) handed_back: Option<Duration>,
+    /// A try that the registry has refused, and that is not remembered yet: a hand-over may follow.
+    pub(super) refused: Option<(Attempt, Evidence)>,
 }
 
 /// A try that runs.
@@ -68,6 +76,11 @@ struct Queue {
 }
 
 impl Image {
+    /// What the kubelet does not find, if a hand-over has taken the name away.
+    pub(super) fn away(&self) -> Option<&Kept> {
+        self.handover.as_ref()?.away()
+    }
+
     /// Somebody waits for a try that begins at `at` or later.
     pub(super) fn queue(&mut self, at: Duration) {
         if self.waits_for_turn() {
@@ -110,7 +123,8 @@ impl Image {
     /// When the next try is to begin, if somebody waits for one and none runs.
     pub(super) fn due(&self) -> Option<Duration> {
         let queue = self.queue?;
-        if self.attempt.is_some() {
+        // While the kubelet pulls, a try would find no copy.
+        if self.attempt.is_some() || self.handover.is_some() {
             return None;
         }
         let burst = self
@@ -125,7 +139,7 @@ impl Image {
 
     /// Whether a try runs or is waited for.
     pub(super) fn is_busy(&self) -> bool {
-        self.attempt.is_some() || self.queue.is_some()
+        self.attempt.is_some() || self.queue.is_some() || self.handover.is_some()
     }
 
     /// Whether the try that runs, or is about to, may still end with the registry's first word.

@@ -9,6 +9,7 @@ use super::event::{Action, Answer, Silence};
 use super::image::Image;
 use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::pod::{GateState, GatedPod};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
@@ -28,7 +29,7 @@ pub(super) struct Pod {
     pub(super) seen: GatedPod,
     pub(super) round: Option<Round>,
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
-    released: Option<Release>,
+    pub(super) released: Option<Release>,
     /// When it was decided, if this agent has decided it: to write it again changes its own time.
     decided: Option<Timestamp>,
     complained: bool,
@@ -37,12 +38,26 @@ pub(super) struct Pod {
     /// Likewise, if the release was amended for it, or that is under way.
     amended: Option<Timestamp>,
     repeats: Repeats,
+    /// What has become of containers that were left to the kubelet, by name.
+    pub(super) settled: BTreeMap<String, ContainerRelease>,
+    /// How containers were released that the kubelet has not accepted for a time.
+    pub(super) accepted: BTreeMap<String, ContainerRelease>,
+    /// The release before what became of it was written: the watch may still show it.
+    pub(super) settled_from: Option<Release>,
+    pub(super) settle_failures: u32,
+    /// Since when it is known, if it was released before.
+    pub(super) found_released: Option<Duration>,
+    /// What the kubelet has pulled for it unseen: only its status says so.
+    pub(super) pulled: Vec<(ImageName, Digest)>,
+    /// When what has become of the release may be written; none while that is under way.
+    pub(super) settle_at: Option<Duration>,
 }
 
 impl Pod {
     pub(super) fn new(mut pod: GatedPod, now: Now) -> Self {
         let mut repeats = Repeats::default();
         repeats.gate_changed(now.up);
+        let found_released = pod.released.is_some().then_some(now.up);
         Self {
             released: pod.released.take(),
             decided: None,
@@ -52,6 +67,13 @@ impl Pod {
             reported_open: None,
             amended: None,
             repeats,
+            settled: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            settled_from: None,
+            settle_failures: 0,
+            found_released,
+            pulled: Vec::new(),
+            settle_at: Some(Duration::ZERO),
         }
     }
 
@@ -62,7 +84,7 @@ impl Pod {
             (Some(theirs), Some(ours)) => theirs.time >= ours.time,
             (theirs, _) => theirs.is_some(),
         };
-        if newer && theirs != self.released {
+        if newer && theirs != self.released && theirs != self.settled_from {
             let same = |theirs: &Release, ours: &Release| theirs.containers == ours.containers;
             let ours = self.released.as_ref().zip(theirs.as_ref());
             if ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {
@@ -116,7 +138,7 @@ impl Pod {
         let id = self.seen.id.clone();
         let shows = self.progress_due().is_some_and(|due| due <= now.up);
         let Some(round) = &mut self.round else {
-            return self.repeat(now);
+            return self.repeat(now).or_else(|| self.settle_due(now, images));
         };
         if let Some(release) = round.release_due(now) {
             return Some(Action::Release {
@@ -129,10 +151,17 @@ impl Pod {
     }
 
     /// When something is due for it.
-    pub(super) fn timers(&self) -> impl Iterator<Item = Duration> {
+    pub(super) fn timers(
+        &self,
+        now: Now,
+        images: &BTreeMap<ImageName, Image>,
+    ) -> impl Iterator<Item = Duration> {
         let round = self.round.as_ref().and_then(Round::timer);
         let timers = [round, self.progress_due(), self.repeat_due()];
-        timers.into_iter().flatten()
+        timers
+            .into_iter()
+            .flatten()
+            .chain(self.settle_timers(now, images))
     }
 
     /// When its release is to be written again, because the gate runs and does not act on it.
@@ -305,6 +334,10 @@ impl Pod {
     pub(super) fn begin(&mut self, now: Now, node: &NodeRules) -> &Round {
         let rules = Rules::of(&self.seen, node);
         let since = since(&self.seen, self.released.is_some(), now);
+        self.settled.clear();
+        self.accepted.clear();
+        self.settled_from = None;
+        self.found_released = None;
         let round = Round::begin(&self.seen.containers, rules, since, now);
         self.round.insert(round)
     }

@@ -7,6 +7,7 @@ use super::backoff::Backoff;
 use super::image::Image;
 use super::wait::Waiting;
 use crate::image::ImageName;
+use crate::outcome::Outcome;
 use crate::pod::TryContainer;
 use crate::release::{Progress, Release};
 use crate::rules::Rules;
@@ -46,6 +47,8 @@ pub(super) struct Round {
     /// When the release may be written, once it is decided; none while that is under way.
     send_at: Option<Duration>,
     send_failures: u32,
+    /// The release was sent, whatever came of it.
+    pub(super) is_sent: bool,
 }
 
 impl Round {
@@ -66,12 +69,26 @@ impl Round {
             shown: None,
             send_at: Some(now.up),
             send_failures: 0,
+            is_sent: false,
         }
     }
 
     /// The images that its containers wait for.
     pub(super) fn images(&self) -> impl Iterator<Item = &ImageName> {
         self.containers.iter().filter_map(Waiting::image)
+    }
+
+    /// Whether nothing is left to wait for but the kubelet's pulls.
+    pub(super) fn waits_for_kubelet(&self) -> bool {
+        let mut waiting = self.containers.iter().filter(|c| c.decided().is_none());
+        let all = waiting.all(Waiting::waits_for_kubelet);
+        all && !self.is_decided()
+    }
+
+    /// Whether a container is refused: the gate will not open.
+    pub(super) fn is_refused(&self) -> bool {
+        let mut decided = self.containers.iter().filter_map(Waiting::decided);
+        decided.any(|given| given.outcome == Outcome::Refused)
     }
 
     /// Whether it is about these containers and images.
@@ -103,6 +120,7 @@ impl Round {
             unseen: None,
         };
         self.send_at = None;
+        self.is_sent = true;
         Some(release)
     }
 

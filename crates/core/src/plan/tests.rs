@@ -1,6 +1,7 @@
 //! The planner, driven without a clock: what it sees and what it then wants. Here what every pod goes
 //! through; in the modules below what is special.
 
+mod handover;
 mod privacy;
 mod repeat;
 mod report;
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::digest::Digest;
+use crate::identity::Identity;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
 use crate::record::{Confirmation, Facts, Try};
@@ -30,6 +32,8 @@ struct World {
 fn rules() -> NodeRules {
     NodeRules {
         try_for: TRY,
+        stall: Duration::from_secs(5),
+        kubelet_verifies: false,
         allow_unverified_fallback: false,
     }
 }
@@ -193,6 +197,8 @@ fn pod(name: &str, world: &World) -> GatedPod {
         complaints: Vec::new(),
         gate: GateState::Pending,
         gate_image: None,
+        identity: Identity::default(),
+        starts: BTreeMap::new(),
         released: None,
         terminated: false,
     }
@@ -232,6 +238,7 @@ fn written_down(
         facts: Facts {
             confirmed,
             needs_credentials,
+            private_to: None,
             copy: None,
         },
         seen: wall(Duration::ZERO),

@@ -10,7 +10,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::Try;
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Evidence};
+use crate::verdict::Evidence;
 
 impl Planner {
     /// A try has ended: it is remembered, and everybody who waits for it moves on.
@@ -28,27 +28,44 @@ impl Planner {
         };
         if attempt.ask == Ask::IfAbsent && evidence.copy.digest().is_none() {
             image.misses(now);
-            return self.step(now, &name, |_| Cause::TryMissed, plan);
+            return self.step(now, &name, |_, _| Cause::TryMissed, plan);
         }
         let failure = evidence.result.failure();
         image.finish(failure.is_some());
         if attempt.asks() && !failure.is_some_and(is_silence) {
             image.answered = Some(now.up);
         }
-        self.remember(now, &name, &attempt, &evidence, plan);
+        if failure.is_none() {
+            self.spared.forget(&name);
+        }
         let began = attempt.started.up;
         let cause = |since| Cause::TryEnded {
             evidence: &evidence,
             is_good: is_good_for(since, began, failure),
         };
-        self.step(now, &name, |round| cause(round.since), plan);
-        if let Some(failure) = failure.filter(|_| attempt.asks() && !attempt.has_answer()) {
+        let asked = attempt.asks();
+        let had_answer = attempt.has_answer();
+        let may_be_private = failure.is_some_and(|failure| {
+            let class = failure.class;
+            class == FailureClass::Unauthorized || class == FailureClass::NotFound
+        });
+        if asked && may_be_private {
+            // A hand-over may follow, and they are remembered as one.
+            image.refused = Some((attempt, evidence.clone()));
+            if failure.is_some_and(|failure| failure.class == FailureClass::Unauthorized) {
+                self.knowledge.refused(&name);
+            }
+        } else {
+            self.remember(now, &name, &attempt, &evidence, plan);
+        }
+        self.step(now, &name, |_, round| cause(round.since), plan);
+        if let Some(failure) = failure.filter(|_| asked && !had_answer) {
             self.share_silence(now, &name, began, failure, plan);
         }
     }
 
     /// Where nobody has asked the registry, there is nothing to remember.
-    fn remember(
+    pub(super) fn remember(
         &mut self,
         now: Now,
         name: &ImageName,
@@ -56,24 +73,13 @@ impl Planner {
         evidence: &Evidence,
         plan: &mut Vec<Action>,
     ) {
-        if !attempt.asks() {
-            return;
+        if attempt.asks() {
+            self.add_try(evidence.to_try(name, attempt.started, now, None), plan);
         }
-        let (digest, size_bytes) = match &evidence.copy {
-            CachedCopy::Usable { digest, size_bytes } => (Some(digest.clone()), Some(*size_bytes)),
-            CachedCopy::Absent | CachedCopy::Unusable { .. } | CachedCopy::Unknown { .. } => {
-                (None, None)
-            }
-        };
-        let tried = Try {
-            image: name.clone(),
-            started: attempt.started.wall,
-            duration: now.up.saturating_sub(attempt.started.up),
-            result: evidence.result.clone(),
-            digest,
-            size_bytes,
-            copy_unknown: matches!(evidence.copy, CachedCopy::Unknown { .. }),
-        };
+    }
+
+    /// Remembers a try of the agent or a pull of the kubelet.
+    pub(super) fn add_try(&mut self, tried: Try, plan: &mut Vec<Action>) {
         self.knowledge.add(&tried);
         self.report_changed = true;
         plan.push(Action::Record(tried));

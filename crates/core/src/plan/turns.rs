@@ -142,7 +142,7 @@ impl Planner {
             };
             if !self.is_wanted(name, image) {
                 unwanted.push(name.clone());
-            } else if !image.is_missing() && self.knowledge.gives_digest(name) {
+            } else if !image.is_missing() && self.gives_digest(name) {
                 looks.push(name.clone());
             } else {
                 pulls.push((due, name.clone()));
@@ -154,6 +154,11 @@ impl Planner {
             }
         }
         (looks, pulls)
+    }
+
+    fn gives_digest(&self, name: &ImageName) -> bool {
+        self.knowledge
+            .gives_digest(name, self.rules.kubelet_verifies)
     }
 
     /// Whether a container waits for a try of this image to begin.

@@ -1,12 +1,15 @@
 //! What one container of a held pod waits for: each state owns its timer, and [`Waiting::step`] is the
 //! only way from one to the next.
 
+mod kubelet;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::image::Image;
 use crate::digest::Digest;
+use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::{Failure, FailureClass, Outcome};
@@ -15,7 +18,7 @@ use crate::record::Facts;
 use crate::release::{ContainerProgress, ContainerRelease};
 use crate::rules::Rules;
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, judge};
+use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, is_for_kubelet, judge};
 
 /// A pod waits no longer than this for a registry's first word when its own time is up. A try that
 /// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
@@ -40,6 +43,9 @@ pub(super) struct Waiting {
 /// ```text
 /// Try ── its try ends ────────────────────────────────► Done
 ///  ├─ that try began before the pod came ─────────────► Try
+///  ├─ its try ends: the registry wants credentials ───► Kubelet
+///  │     Kubelet ── the kubelet's pull has ended, or none is to come ─► Done
+///  │     Kubelet ── the name is away for this pod ────► Done
 ///  └─ the pod's time is up ─► Look ── a copy ─────────► Done
 ///        Look ── no copy, and no try runs ────────────► Done
 ///        Look ── no copy, and a try runs ─────────────► LastTry
@@ -65,6 +71,12 @@ enum Wait {
     /// There is no copy: the end of the try that runs. As long as bytes flow, the pod has nothing
     /// better to do.
     LastTry,
+    /// The kubelet's pull, for this pod or another one, until the pod's time is up: the registry wants
+    /// credentials.
+    Kubelet {
+        until: Duration,
+        refused: Box<Evidence>,
+    },
     /// Nothing.
     Done(Box<ContainerRelease>),
 }
@@ -84,6 +96,20 @@ pub(super) enum Cause<'a> {
     TryMissed,
     /// The copy was looked at.
     Looked(&'a CachedCopy),
+    /// The image's name is away, for this pod: the kubelet is to pull.
+    Away,
+    /// The kubelet's pull has ended.
+    Pulled {
+        evidence: &'a Evidence,
+        by: &'a Identity,
+        /// Whether it began when this pod was there.
+        is_good: bool,
+    },
+    /// The kubelet is not to pull for this pod now: it has just failed like this, or nobody could see how it
+    /// ends.
+    Spared(Option<&'a Failure>),
+    /// Something that is none of its business.
+    Nothing,
 }
 
 /// What has to be done for the container to move on.
@@ -120,7 +146,28 @@ pub(super) fn may_yet_be_refused(name: &ImageName, image: &Image, knowledge: &Kn
 
 impl Context<'_> {
     fn may_yet_be_refused(&self) -> bool {
-        may_yet_be_refused(self.name, self.image, self.knowledge)
+        !self.rules.without_proof && may_yet_be_refused(self.name, self.image, self.knowledge)
+    }
+
+    fn is_for_kubelet(&self, evidence: &Evidence) -> bool {
+        let facts = self.knowledge.facts(self.name);
+        is_for_kubelet(evidence, terms(&facts, self))
+    }
+
+    /// Whether the kubelet finds no copy now, and may be left to pull for this pod as well: where it keeps no
+    /// records, it would start the pod from what it pulls for another.
+    fn is_away(&self) -> bool {
+        let Some(kept) = self.image.away() else {
+            return false;
+        };
+        let facts = self.knowledge.facts(self.name);
+        let handover = self.image.handover.as_ref();
+        self.rules.without_proof
+            || handover.is_some_and(|h| !h.is_for_another(&self.rules.identity))
+            || kept
+                .digest
+                .as_ref()
+                .is_some_and(|digest| facts.may_have(digest, &self.rules.identity))
     }
 }
 
@@ -177,14 +224,16 @@ impl Waiting {
         match self.wait {
             Wait::Try { .. } => true,
             Wait::Look { .. } | Wait::FirstWord { .. } => may_yet_be_refused,
-            Wait::NextLook { .. } | Wait::LastTry | Wait::Done(_) => false,
+            Wait::NextLook { .. } | Wait::LastTry | Wait::Kubelet { .. } | Wait::Done(_) => false,
         }
     }
 
     /// When its timer ends, if it has one.
     pub(super) fn timer(&self) -> Option<Duration> {
         match self.wait {
-            Wait::Try { until } | Wait::FirstWord { until } => Some(until),
+            Wait::Try { until } | Wait::FirstWord { until } | Wait::Kubelet { until, .. } => {
+                Some(until)
+            }
             Wait::NextLook { at, .. } => Some(at),
             Wait::Look { .. } | Wait::LastTry | Wait::Done(_) => None,
         }
@@ -196,10 +245,46 @@ impl Waiting {
         is_over || matches!(self.wait, Wait::FirstWord { .. })
     }
 
+    /// Whether it waits for the kubelet's pull.
+    pub(super) fn waits_for_kubelet(&self) -> bool {
+        matches!(self.wait, Wait::Kubelet { .. })
+    }
+
+    /// Whether it was left to the kubelet, which is to find no copy.
+    pub(super) fn is_handed_over(&self, name: &ImageName) -> bool {
+        let handed_over = |release: &ContainerRelease| release.outcome == Outcome::HandedOver;
+        self.image.as_ref() == Some(name) && self.decided().is_some_and(handed_over)
+    }
+
+    /// What it was decided to be has become this.
+    pub(super) fn settle(&mut self, release: ContainerRelease) {
+        self.wait = Wait::Done(Box::new(release));
+    }
+
     /// Moves on, as far as what has happened to its image allows.
     pub(super) fn step(&mut self, cause: Cause<'_>, context: &Context<'_>) -> Request {
+        if let Some(next) = self.while_away(cause, context) {
+            self.wait = next;
+            return Request::Nothing;
+        }
         let is_over = self.timer().is_some_and(|end| end <= context.now.up);
         let (next, need) = match (&self.wait, cause) {
+            (Wait::Kubelet { .. }, _) => return self.step_with_kubelet(cause, context),
+            (
+                wait,
+                Cause::Pulled {
+                    evidence, is_good, ..
+                },
+            ) => {
+                if matches!(wait, Wait::Done(_)) || !is_good || evidence.result.failure().is_some()
+                {
+                    return Request::Nothing;
+                }
+                let Some(done) = self.judged_pull(evidence, context) else {
+                    return Request::Nothing;
+                };
+                (done, Request::Nothing)
+            }
             (Wait::Try { .. }, Cause::Time) if is_over => look(false),
             (Wait::FirstWord { .. }, Cause::Time) if !context.may_yet_be_refused() => look(false),
             (Wait::FirstWord { .. }, Cause::Time) if is_over => look(true),
@@ -208,6 +293,12 @@ impl Waiting {
             (&Wait::NextLook { unheard, .. }, Cause::TryMissed) => look(unheard),
             (Wait::Try { .. }, Cause::TryEnded { is_good: false, .. }) => {
                 return Request::Try;
+            }
+            (&Wait::Try { until }, Cause::TryEnded { evidence, .. })
+                if !is_over && context.is_for_kubelet(evidence) =>
+            {
+                let refused = Box::new(evidence.clone());
+                (Wait::Kubelet { until, refused }, Request::Nothing)
             }
             (Wait::Try { .. }, Cause::TryEnded { evidence, .. }) if !is_over => {
                 let Some(done) = self.judged(evidence, context) else {

@@ -39,6 +39,8 @@ impl Default for Case {
 fn rules() -> Rules {
     let node = NodeRules {
         try_for: Duration::from_secs(30),
+        stall: Duration::from_secs(5),
+        kubelet_verifies: false,
         allow_unverified_fallback: false,
     };
     node.by_default()
@@ -162,7 +164,7 @@ fn a_private_image_is_refused_in_an_outage_too_unless_allowed() {
         ..Case::default()
     };
     assert_eq!(case.outcome(), Some(Outcome::Refused));
-    case.rules.allow_unverified_fallback = true;
+    case.rules.without_proof = true;
     assert_eq!(case.outcome(), Some(Outcome::Fallback));
 }
 

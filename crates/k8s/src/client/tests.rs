@@ -11,6 +11,8 @@ use tokio::time::{Instant, timeout};
 use tower::service_fn;
 
 use super::*;
+use trylatest_core::outcome::{Failure, FailureClass};
+
 use crate::watch::{PodChange, WatchError, watch_pods};
 
 const LIST: &str =
@@ -31,6 +33,10 @@ impl Asked {
 }
 
 /// A watch of an API server that answers like this.
+fn unknown(message: &str) -> Failure {
+    Failure::new(FailureClass::Unknown, message)
+}
+
 fn changes<R>(answer: impl Fn(&str) -> R + Clone + Send + 'static) -> (Changes, Asked)
 where
     R: Future<Output = Answer> + Send + 'static,
@@ -44,7 +50,7 @@ where
     });
     let config = Config::new(Uri::from_static("http://api.example"));
     let client = client_over(service, &config).unwrap();
-    (watch_pods(client, "node-1").boxed(), asked)
+    (watch_pods(client, "node-1", unknown).boxed(), asked)
 }
 
 fn whole(text: &'static str) -> UnsyncBoxBody<Bytes, BoxError> {

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use trylatest_core::outcome::Outcome;
 use trylatest_core::pod::{Overruled, Trace};
 
+use trylatest_core::outcome::FailureClass;
+
 use super::*;
 
 fn pod(patch: &Value) -> GatedPod {
@@ -19,7 +21,8 @@ fn pod(patch: &Value) -> GatedPod {
         },
     });
     merge(&mut pod, patch);
-    gated_pod(&serde_json::from_value(pod).unwrap()).unwrap()
+    let unknown = |message: &str| Failure::new(FailureClass::Unknown, message);
+    gated_pod(&serde_json::from_value(pod).unwrap(), unknown).unwrap()
 }
 
 fn merge(into: &mut Value, patch: &Value) {
@@ -321,7 +324,8 @@ fn what_was_always_before_our_admission_saw_it_is_seen() {
         ]},
     }))
     .unwrap();
-    let pod = gated_pod(&pod).unwrap();
+    let unknown = |message: &str| Failure::new(FailureClass::Unknown, message);
+    let pod = gated_pod(&pod, unknown).unwrap();
     let always = Overruled {
         name: "app".to_owned(),
         policy: OtherPolicy::Always,

@@ -1,6 +1,7 @@
 //! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
+mod private;
 mod report;
 mod restart;
 
@@ -64,6 +65,8 @@ struct Args {
 enum Part {
     /// Pods of one image, and the agent
     Pods,
+    /// Pods of private images
+    Private,
     /// 30 Deployments of 30 images
     Restart,
 }
@@ -166,6 +169,9 @@ impl Bench {
         let (mut pods, mut agent) = (Vec::new(), None);
         if measures(Part::Pods) {
             agent = Box::pin(self.single_image(&mut pods)).await?;
+        }
+        if measures(Part::Private) {
+            pods.extend(Box::pin(self.private_images()).await?);
         }
         if measures(Part::Restart) {
             pods.extend(Box::pin(self.restart_images()).await?);
@@ -300,6 +306,9 @@ impl Bench {
             let (policy, inits) = containers(policy);
             let mut spec = PodSpec::new(name, &image, policy);
             spec.inits = inits;
+            if private::is_private(repository) {
+                spec.pull_secrets.push(private::SECRET);
+            }
             self.work.create(&spec).await?;
             let pods = self.work.pods();
             wait::object(pods, name, "it runs", limit, is_running).await

@@ -14,7 +14,7 @@ use kube::Api;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::Install;
-use trylatest_e2e::registry::Fault;
+use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{Workloads, is_running, release};
 
@@ -158,7 +158,39 @@ impl Demo {
             "the registry is back, the tag moved meanwhile",
             as_expected("fresh", "v3"),
         )
-        .await
+        .await?;
+        Box::pin(self.private(tools)).await
+    }
+
+    /// The images become private, and then the registry goes away.
+    async fn private(&mut self, tools: &Tools) -> anyhow::Result<()> {
+        say("The images become private, and the namespace's service account gets a pull secret");
+        let user = User::new("alice", "a-password");
+        let registry = self.cluster.registry();
+        let host = registry.host();
+        self.work.pull_secret("registry", &host, &user).await?;
+        let secrets = r#"{"imagePullSecrets": [{"name": "registry"}]}"#;
+        self.show(&["patch", "serviceaccount", "default", "-p", secrets])
+            .await;
+        for repository in REPOSITORIES {
+            let access = Access::new(Scheme::Basic, std::slice::from_ref(&user));
+            self.cluster.registry().protect(repository, access);
+        }
+        self.push(tools, "v4").await?;
+        self.step(
+            "restart, the image is private and the tag moved",
+            as_expected("fresh", "v4"),
+        )
+        .await?;
+        self.step(
+            "restart, the image is private and the tag unchanged",
+            as_expected("unchanged", "v4"),
+        )
+        .await?;
+        self.cluster.registry().fault(Fault::Closed).await?;
+        let name = "restart, the image is private and the registry is closed";
+        self.step(name, falls_back("network", "v4")).await?;
+        self.cluster.registry().heal().await
     }
 
     /// Applies both Deployments on a node that has never seen their images.

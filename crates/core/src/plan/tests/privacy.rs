@@ -104,16 +104,33 @@ fn a_pod_with_little_time_waits_for_the_first_word_and_no_longer() {
 /// A gate that waits for the registry in vain may lose its patience.
 #[test]
 fn what_the_registry_has_refused_is_refused_without_a_wait() {
-    for confirmed in [None, Some(confirmation("1"))] {
+    let somebody = Identity {
+        namespace: "other".into(),
+        ..Identity::default()
+    };
+    for (confirmed, private_to, expected) in [
+        (None, None, Outcome::Refused),
+        (Some(confirmation("2")), None, Outcome::Refused),
+        (Some(confirmation("1")), Some(somebody), Outcome::Refused),
+        // For whom the kubelet has pulled it.
+        (
+            Some(confirmation("1")),
+            Some(Identity::default()),
+            Outcome::Fallback,
+        ),
+        // It was had without credentials once.
+        (Some(confirmation("1")), None, Outcome::Fallback),
+    ] {
         let mut world = World::new();
-        let record = written_down(image(), confirmed, true);
+        let mut record = written_down(image(), confirmed, true);
+        record.facts.private_to = private_to.map(|identity| vec![identity]);
         world.learn(&[record]);
         let mut hasty = pod("hasty", &world);
         hasty.settings.timeout = Some(Duration::from_secs(1));
         the_try(&world.see(&hasty));
         world.wait(Duration::from_secs(1));
         let actions = world.inspected(&usable("1"));
-        assert_eq!(outcome(&actions), Outcome::Refused);
+        assert_eq!(outcome(&actions), expected);
     }
 }
 

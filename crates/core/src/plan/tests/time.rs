@@ -26,6 +26,9 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
                 | Action::Unanswered(..)
                 | Action::Record(_)
                 | Action::Unseen(..)
+                | Action::TakeAway { .. }
+                | Action::GiveBack { .. }
+                | Action::Settle(..)
                 | Action::Rewrite(..) => panic!("{action:?}"),
             }
         }
@@ -271,6 +274,9 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                 | Action::Unanswered(..)
                 | Action::Record(_)
                 | Action::Unseen(..)
+                | Action::TakeAway { .. }
+                | Action::GiveBack { .. }
+                | Action::Settle(..)
                 | Action::Rewrite(..) => {}
             }
         }

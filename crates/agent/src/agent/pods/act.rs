@@ -1,0 +1,176 @@
+//! What the planner wants, carried out.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use trylatest_containerd::ImageRuntime;
+use trylatest_core::image::ImageName;
+use trylatest_core::plan::{Action, Event};
+use trylatest_core::pod::PodId;
+use trylatest_k8s::Notice;
+
+use super::super::aside;
+use super::super::attempt::{attempt, prove};
+use super::{Away, Came, Loop};
+
+impl<R: ImageRuntime> Loop<R> {
+    pub(super) async fn act(&mut self, action: Action) {
+        let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
+        match action {
+            Action::Record(tried) => self.record(tried).await,
+            Action::Try {
+                image,
+                attempt: id,
+                ask,
+            } => {
+                let (moved, stall) = (self.moved.clone(), self.own.stall);
+                self.begin(async move {
+                    let ended = attempt(&*runtime, image, id, ask, stall, moved).await;
+                    Came::Heard(Event::TryEnded(ended))
+                });
+            }
+            Action::Inspect(image) => self.begin(async move {
+                let copy = prove(&*runtime, &image).await;
+                Came::Heard(Event::Inspected(image, copy))
+            }),
+            Action::Release {
+                pod,
+                release,
+                waits_since,
+            } => self.begin(async move {
+                let written = api.release(&pod, &release).await;
+                Came::Released(pod, release, waits_since, written)
+            }),
+            Action::Rewrite(pod, release) => self.begin(async move {
+                let written = api.release(&pod, &release).await;
+                Came::Heard(Event::Rewritten(pod, release, written))
+            }),
+            Action::Settle(..) | Action::TakeAway { .. } | Action::GiveBack { .. } => {
+                self.hand_over(action);
+            }
+            Action::Progress(pod, progress) => self.begin(async move {
+                if api.progress(&pod, &progress).await {
+                    Came::Heard(Event::Showed(pod))
+                } else {
+                    Came::Done
+                }
+            }),
+            Action::Complain(..)
+            | Action::Overruled(..)
+            | Action::Unanswered(..)
+            | Action::Unseen(..) => self.tell_owner(action),
+        }
+    }
+
+    fn tell(&mut self, pod: PodId, notice: Notice) {
+        let api = self.own.api.clone();
+        self.telling += 1;
+        self.begin(async move {
+            api.notify(&pod, &notice).await;
+            Came::Told
+        });
+    }
+
+    /// What the pod's owner should know.
+    fn tell_owner(&mut self, action: Action) {
+        match action {
+            Action::Complain(pod, words) => {
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    error = words,
+                    "a pod's settings cannot be used"
+                );
+                self.tell(pod, Notice::bad_setting(words));
+            }
+            Action::Overruled(pod, overruled) => {
+                self.own.metrics.was_overruled(&overruled);
+                let notice = Notice::overruled(&pod, &overruled);
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    error = notice.note,
+                    "another admission policy has changed a pod's pull policies"
+                );
+                self.tell(pod, notice);
+            }
+            Action::Unanswered(pod, at, silence) => {
+                self.own.metrics.was_unanswered();
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "a pod's gate has opened by itself"
+                );
+                let notice = Notice::unanswered(&pod, at, silence);
+                self.tell(pod, notice);
+            }
+            Action::Unseen(pod, at, answer) => {
+                self.own.metrics.was_unseen(&answer);
+                warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "a pod's gate has opened by itself, because no sign of the agent reached it"
+                );
+                let notice = Notice::unseen(&pod, at, &answer);
+                self.tell(pod, notice);
+            }
+            _ => {}
+        }
+    }
+
+    /// The kubelet is to pull.
+    fn hand_over(&mut self, action: Action) {
+        let (runtime, api) = (Arc::clone(&self.own.runtime), self.own.api.clone());
+        match action {
+            Action::Settle(pod, release) => {
+                let before = self.own.planner.release_of(&pod).cloned();
+                self.telling += 1;
+                self.begin(async move {
+                    let written = api.release(&pod, &release).await;
+                    Came::Settled(pod, release, before, written)
+                });
+            }
+            Action::TakeAway { image, id } => self.begin(async move {
+                let taken = aside::take(&*runtime, &image).await;
+                Came::TakenAway(image, id, taken)
+            }),
+            Action::GiveBack { image, id } => {
+                if let Some(away) = self.away.get(&id) {
+                    away.follow.cancel();
+                }
+                self.begin(async move {
+                    let (copy, by_kubelet) = aside::give_back(&*runtime, &image).await;
+                    let event = Event::GivenBack {
+                        image,
+                        id,
+                        copy,
+                        by_kubelet,
+                    };
+                    Came::ThereAgain(id, event)
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Waits until the kubelet has pulled an image whose name is away.
+    pub(super) fn follow(&mut self, image: ImageName, id: u64, had_copy: bool) {
+        let follow = CancellationToken::new();
+        let away = Away {
+            since: Instant::now(),
+            had_copy,
+            follow: follow.clone(),
+        };
+        self.away.insert(id, away);
+        let (runtime, moved) = (Arc::clone(&self.own.runtime), self.moved.clone());
+        self.begin(async move {
+            let there = aside::follow(&*runtime, &image, id, &moved);
+            match follow.run_until_cancelled(there).await {
+                Some(copy) => Came::ThereAgain(id, Event::Returned { image, id, copy }),
+                None => Came::Done,
+            }
+        });
+    }
+}

@@ -1,0 +1,524 @@
+//! Private images: the kubelet pulls them, because only it has the credentials.
+//!
+//! A registry that wants credentials is alive, and the kubelet is the one to ask it. `IfNotPresent` asks
+//! nobody while the image's name is on the node, so the name is taken away first; an alias keeps the copy.
+//! The name comes back with the kubelet's pull, or is given back when that fails:
+//!
+//! ```text
+//!   Wait::Kubelet ──► Leaving ── Action::TakeAway ──► Away ── the kubelet pulls ─────► over
+//!                                                      │                                ▲
+//!          its pull fails, hangs, or nobody needs it   └──► Returning ─ Action::GiveBack ┘
+//! ```
+//!
+//! One pod leads: it is released with the name away. The others wait for what the kubelet brings it. A
+//! name that was taken away is always given back: by the kubelet, by this agent, or, from the alias, by the
+//! next one.
+
+use std::time::Duration;
+
+use super::Planner;
+use super::event::Action;
+use super::image::{Attempt, Image};
+use super::pod::Pod;
+use super::round::Round;
+use super::wait::Cause;
+use crate::digest::Digest;
+use crate::identity::Identity;
+use crate::image::ImageName;
+use crate::outcome::{Failure, FailureClass};
+use crate::pod::{GateState, Start};
+use crate::record::{Try, TryResult};
+use crate::time::Now;
+use crate::verdict::{CachedCopy, Evidence};
+
+/// A pod waits no longer than this for an agent that sees how a hand-over ends.
+const WELL_WITHIN: Duration = Duration::from_secs(5);
+
+/// A pod waits no longer than this for containerd to take a name away or to give it back.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// A name stays away for no longer than this while nothing moves: a pod's own init containers may run
+/// before the container that needs the image.
+const AWAY_MAX: Duration = Duration::from_secs(120);
+
+/// One image's hand-over to the kubelet.
+#[derive(Debug)]
+pub(super) struct Handover {
+    pub(super) id: u64,
+    began: Now,
+    /// The pod that leads, by its uid.
+    leader: String,
+    /// Whose credentials the kubelet has for it.
+    identity: Identity,
+    phase: Phase,
+    /// The try that the registry has refused; remembered unless the kubelet pulls.
+    refused: Option<(Attempt, Evidence)>,
+    /// When the phase began.
+    since: Duration,
+    /// When something of a pull of the kubelet last moved.
+    moved: Duration,
+    /// The same of this one.
+    moved_itself: Duration,
+    /// When a container that needs the image was first seen to be next.
+    next: Option<Duration>,
+}
+
+/// What a name pointed to when it was taken away, if there was a copy.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) digest: Option<Digest>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The name is being taken away.
+    Leaving,
+    /// The kubelet finds no copy.
+    Away(Kept),
+    /// The name is being given back, because of this; none if nobody needs the pull any more.
+    Returning {
+        /// None if the name could not be taken.
+        kept: Option<Kept>,
+        failure: Option<Failure>,
+    },
+}
+
+/// How a hand-over ended.
+#[derive(Debug)]
+enum End {
+    Pulled,
+    Failed(Failure),
+    Abandoned,
+}
+
+impl Handover {
+    fn new(id: u64, leader: &Pod, refused: Option<(Attempt, Evidence)>, now: Now) -> Self {
+        Self {
+            id,
+            began: now,
+            leader: leader.seen.id.uid.clone(),
+            identity: leader.seen.identity.clone(),
+            phase: Phase::Leaving,
+            refused,
+            since: now.up,
+            moved: now.up,
+            moved_itself: now.up,
+            next: None,
+        }
+    }
+
+    /// What the kubelet does not find, if it does not.
+    pub(super) fn away(&self) -> Option<&Kept> {
+        match &self.phase {
+            Phase::Away(kept) => Some(kept),
+            Phase::Leaving | Phase::Returning { .. } => None,
+        }
+    }
+
+    /// When nothing has moved for too long.
+    fn due(&self, stall: Duration) -> Option<Duration> {
+        self.away()?;
+        let most = self.moved_itself.max(self.since) + AWAY_MAX;
+        let stalls = self.next.map(|next| next.max(self.moved) + stall);
+        Some(stalls.map_or(most, |stalls| stalls.min(most)))
+    }
+
+    /// Whether a pod of this identity only shares what another one has begun.
+    pub(super) fn is_for_another(&self, identity: &Identity) -> bool {
+        self.identity != *identity
+    }
+
+    fn begin(&mut self, phase: Phase, now: Now) {
+        self.phase = phase;
+        self.since = now.up;
+        self.moved = now.up;
+    }
+
+    /// When containerd has taken too long with the name.
+    fn stuck_at(&self) -> Option<Duration> {
+        self.away().is_none().then(|| self.since + STUCK)
+    }
+
+    pub(super) fn moved(&mut self, now: Now) {
+        self.moved_itself = now.up;
+    }
+
+    fn is_overdue(&self, now: Now, stall: Duration) -> bool {
+        self.due(stall).is_some_and(|due| due <= now.up)
+    }
+}
+
+impl Planner {
+    /// Begins the hand-overs of pods whose gate runs and waits for nothing else, as far as the kubelet's
+    /// limit of pulls allows: the oldest pods first.
+    pub(super) fn start_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
+        self.spare(now, plan);
+        self.paced_until = None;
+        if self.unwell_since.is_some() || self.is_stopping {
+            return;
+        }
+        let mut ready: Vec<(Duration, &String)> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| matches!(pod.seen.gate, GateState::Running { .. }))
+            .filter_map(|(uid, pod)| Some((pod.round.as_ref()?, uid)))
+            .filter(|(round, _)| round.waits_for_kubelet())
+            .map(|(round, uid)| (round.began, uid))
+            .collect();
+        ready.sort();
+        let ready: Vec<String> = ready.into_iter().map(|(_, uid)| uid.clone()).collect();
+        for uid in ready {
+            let Some(pod) = self.pods.get(&uid) else {
+                continue;
+            };
+            let mut names = pod.waits_for_kubelet();
+            names.sort();
+            names.dedup();
+            let is_busy = |image: &Image| image.attempt.is_some() || image.handover.is_some();
+            let images = names.iter().filter_map(|name| self.images.get(name));
+            if names.is_empty() || images.into_iter().any(is_busy) {
+                continue;
+            }
+            if let Err(at) = self.pace.take(names.len(), now.up) {
+                self.paced_until = Some(at);
+                return;
+            }
+            for name in names {
+                self.attempts += 1;
+                if let Some(image) = self.images.get_mut(&name) {
+                    let refused = image.refused.take();
+                    image.handover = Some(Handover::new(self.attempts, pod, refused, now));
+                }
+                let id = self.attempts;
+                plan.push(Action::TakeAway { image: name, id });
+            }
+        }
+    }
+
+    /// Containers that are not to wait for the kubelet get their copy: its last pull for them has just
+    /// failed, or the end of a hand-over could not be seen.
+    fn spare(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut spared = Vec::new();
+        if self.is_stopping {
+            return;
+        }
+        let since = self.unwell_since.map(|since| since + WELL_WITHIN);
+        let is_unwell = since.is_some_and(|until| until <= now.up);
+        for (uid, pod) in &self.pods {
+            let refused = pod.round.as_ref().is_some_and(Round::is_refused);
+            for name in pod.waits_for_kubelet() {
+                let failure = self.spared.failure(now, &name, &pod.seen.identity);
+                let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
+                let stuck = handover.and_then(Handover::stuck_at);
+                let is_stuck = stuck.is_some_and(|at| at <= now.up);
+                if failure.is_some() || is_unwell || is_stuck || refused {
+                    spared.push((uid.clone(), name, failure.cloned()));
+                }
+            }
+        }
+        for (uid, name, failure) in spared {
+            self.step(
+                now,
+                &name,
+                |pod, _| {
+                    if pod.id.uid == uid {
+                        Cause::Spared(failure.as_ref())
+                    } else {
+                        Cause::Nothing
+                    }
+                },
+                plan,
+            );
+        }
+    }
+
+    /// A try whose refusal was left for a hand-over that did not come is remembered after all.
+    pub(super) fn remember_refused(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let waits: Vec<ImageName> = self
+            .pods
+            .values()
+            .flat_map(Pod::waits_for_kubelet)
+            .collect();
+        let mut given_up = Vec::new();
+        for (name, image) in &mut self.images {
+            if !waits.contains(name)
+                && let Some(refused) = image.refused.take()
+            {
+                given_up.push((name.clone(), refused));
+            }
+        }
+        for (name, (attempt, evidence)) in given_up {
+            self.remember(now, &name, &attempt, &evidence, plan);
+        }
+    }
+
+    /// The name is away, or could not be taken.
+    pub(super) fn taken_away(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        id: u64,
+        taken: Result<Option<Digest>, String>,
+        plan: &mut Vec<Action>,
+    ) {
+        let Some(handover) = self.handover(name, id) else {
+            return;
+        };
+        if !matches!(handover.phase, Phase::Leaving) {
+            return;
+        }
+        let leader = handover.leader.clone();
+        match taken {
+            Ok(digest) => {
+                handover.begin(Phase::Away(Kept { digest }), now);
+                let cause = |uid: &str| (uid == leader).then_some(Cause::Away);
+                let cause = |uid: &str| cause(uid).unwrap_or(Cause::Nothing);
+                self.step(now, name, |pod, _| cause(&pod.id.uid), plan);
+            }
+            Err(why) => {
+                let failure = Failure::new(FailureClass::Local, why);
+                let returning = Phase::Returning {
+                    kept: None,
+                    failure: Some(failure),
+                };
+                handover.begin(returning, now);
+                plan.push(Action::GiveBack {
+                    image: name.clone(),
+                    id,
+                });
+            }
+        }
+    }
+
+    /// Looks whether the kubelet's pulls fail, or hang, or are not needed any more.
+    pub(super) fn watch_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
+        for (name, image) in &mut self.images {
+            let Some(handover) = &mut image.handover else {
+                continue;
+            };
+            let Phase::Away(kept) = &handover.phase else {
+                continue;
+            };
+            let kept = kept.clone();
+            let mut users = 0;
+            let mut failure = None;
+            let (mut next, mut others_fail) = (false, false);
+            for pod in self.pods.values() {
+                for start in pod.handed_over(name) {
+                    users += 1;
+                    match start {
+                        // That others fail says nothing about those for whom it was begun.
+                        Some(Start::Wanting(_)) if handover.is_for_another(&pod.seen.identity) => {
+                            others_fail = true;
+                        }
+                        Some(Start::Wanting(why)) => failure = Some(why.clone()),
+                        Some(Start::Next) => next = true,
+                        Some(Start::Started { .. }) | None => {}
+                    }
+                }
+            }
+            if next || self.unwell_since.is_some() {
+                handover.next.get_or_insert(now.up);
+            } else {
+                handover.next = None;
+            }
+            let is_overdue = handover.is_overdue(now, self.rules.stall);
+            if is_overdue && next && failure.is_none() {
+                let words = "the kubelet's pull has made no progress";
+                failure = Some(Failure::new(FailureClass::Timeout, words));
+            }
+            let is_needless = users == 0 || others_fail && !next;
+            if is_needless || failure.is_some() || is_overdue || self.is_stopping {
+                let returning = Phase::Returning {
+                    kept: Some(kept),
+                    failure,
+                };
+                handover.begin(returning, now);
+                plan.push(Action::GiveBack {
+                    image: name.clone(),
+                    id: handover.id,
+                });
+            }
+        }
+    }
+
+    /// What the kubelet has pulled for pods after their names were given back is remembered, too: where it
+    /// keeps no records, only that tells who may have it.
+    pub(super) fn learn_of_pulls(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut pulls = Vec::new();
+        for pod in self.pods.values_mut() {
+            let identity = &pod.seen.identity;
+            pulls.extend(pod.pulled.drain(..).map(|pull| (pull, identity.clone())));
+        }
+        for ((name, digest), identity) in pulls {
+            let tried = Try {
+                image: name,
+                started: now.wall,
+                duration: Duration::ZERO,
+                result: TryResult::Fresh,
+                digest: Some(digest),
+                size_bytes: None,
+                copy_unknown: false,
+                pulled_for: Some(identity),
+            };
+            self.add_try(tried, plan);
+        }
+    }
+
+    /// When one of them has taken too long, or the next may begin.
+    pub(super) fn handovers_due(&self, now: Now) -> impl Iterator<Item = Duration> {
+        let stall = self.rules.stall;
+        let running = self.images.values().filter_map(|i| i.handover.as_ref());
+        let waits = self
+            .pods
+            .values()
+            .any(|pod| !pod.waits_for_kubelet().is_empty());
+        let all = self.images.values().filter_map(|i| i.handover.as_ref());
+        let stuck = all.filter_map(Handover::stuck_at);
+        let stuck = stuck.filter(move |at| *at > now.up);
+        let well_by = self.unwell_since.map(|since| since + WELL_WITHIN);
+        let well_by = well_by.filter(|at| waits && !self.is_stopping && *at > now.up);
+        running
+            .filter_map(move |handover| handover.due(stall))
+            .chain(stuck)
+            .chain(self.paced_until)
+            .chain(well_by)
+    }
+
+    /// The kubelet has pulled: the name is there again.
+    pub(super) fn returned(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        id: u64,
+        copy: CachedCopy,
+        plan: &mut Vec<Action>,
+    ) {
+        let handover = self.handover(name, id);
+        // What is being given back ends with that.
+        if handover.is_some_and(|handover| handover.away().is_some()) {
+            self.handover_ended(now, name, End::Pulled, copy, plan);
+        }
+    }
+
+    /// The name was given back, or the kubelet was there first.
+    pub(super) fn given_back(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        id: u64,
+        copy: CachedCopy,
+        by_kubelet: bool,
+        plan: &mut Vec<Action>,
+    ) {
+        let Some(handover) = self.handover(name, id) else {
+            return;
+        };
+        let Phase::Returning { kept, failure } = &handover.phase else {
+            return;
+        };
+        let kept = kept.as_ref();
+        // An answer of containerd may have been lost.
+        let differs =
+            |kept: &Kept| copy.digest().is_some() && copy.digest() != kept.digest.as_ref();
+        let end = match failure.clone() {
+            _ if kept.is_some_and(|kept| by_kubelet || differs(kept)) => End::Pulled,
+            None if kept.is_none() => End::Abandoned,
+            Some(failure) => End::Failed(failure),
+            None => End::Abandoned,
+        };
+        self.handover_ended(now, name, end, copy, plan);
+    }
+
+    fn handover(&mut self, name: &ImageName, id: u64) -> Option<&mut Handover> {
+        let handover = self.images.get_mut(name)?.handover.as_mut();
+        handover.filter(|handover| handover.id == id)
+    }
+
+    /// It is remembered, and everybody who waits for it, or was released with it, hears of it.
+    fn handover_ended(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        end: End,
+        copy: CachedCopy,
+        plan: &mut Vec<Action>,
+    ) {
+        let Some(handover) = self.images.get_mut(name).and_then(|i| i.handover.take()) else {
+            return;
+        };
+        self.handed_back(now, name);
+        if !matches!(end, End::Pulled)
+            && let Some((attempt, evidence)) = &handover.refused
+        {
+            self.remember(now, name, attempt, evidence, plan);
+        }
+        let was_taken = !matches!(&handover.phase, Phase::Returning { kept: None, .. });
+        let kept = match &handover.phase {
+            Phase::Away(kept) => kept.digest.clone(),
+            Phase::Returning { kept, .. } => kept.as_ref().and_then(|kept| kept.digest.clone()),
+            Phase::Leaving => None,
+        };
+        let result = match end {
+            End::Pulled if kept.is_some() && kept.as_ref() == copy.digest() => TryResult::Unchanged,
+            End::Pulled => TryResult::Fresh,
+            End::Failed(failure) => TryResult::Failed(failure),
+            End::Abandoned => {
+                self.abandoned(now, name, plan);
+                return;
+            }
+        };
+        match &result {
+            TryResult::Failed(failure) if was_taken => {
+                self.spared.add(now, name, &handover.identity, failure);
+            }
+            // That was containerd's.
+            TryResult::Failed(_) => {}
+            TryResult::Fresh | TryResult::Unchanged => self.spared.forget(name),
+        }
+        let evidence = Evidence {
+            result,
+            copy,
+            healed: None,
+        };
+        let by = Some(handover.identity.clone());
+        self.add_try(evidence.to_try(name, handover.began, now, by), plan);
+        let failed = evidence.result.failure().is_some();
+        for pod in self.pods.values_mut() {
+            // Another identity's pull may still end otherwise.
+            if !failed || !handover.is_for_another(&pod.seen.identity) {
+                pod.settle(name, &evidence, now);
+            }
+        }
+        let (by, began) = (&handover.identity, handover.began.up);
+        let cause = |since| Cause::Pulled {
+            evidence: &evidence,
+            by,
+            is_good: began >= since,
+        };
+        self.step(now, name, |_, round| cause(round.since), plan);
+    }
+
+    /// The kubelet goes on to the next pull, and pods that wait out its back-off find the name.
+    fn handed_back(&mut self, now: Now, name: &ImageName) {
+        if let Some(image) = self.images.get_mut(name) {
+            image.handed_back = Some(now.up);
+        }
+        self.pull_moved(now);
+    }
+
+    /// Something of a pull of the kubelet has moved. It pulls one image after the other: while one moves, the
+    /// others wait.
+    pub(super) fn pull_moved(&mut self, now: Now) {
+        let running = self.images.values_mut().filter_map(|i| i.handover.as_mut());
+        for handover in running {
+            handover.moved = now.up;
+        }
+    }
+
+    /// Nobody has needed the pull: those that wait have their own turn, and a pod that was released with
+    /// it starts from the copy.
+    fn abandoned(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
+        self.step(now, name, |_, _| Cause::Time, plan);
+    }
+}

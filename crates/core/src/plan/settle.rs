@@ -1,0 +1,253 @@
+//! What becomes of a pod's release: a container that was left to the kubelet starts from what that has
+//! pulled, or from the copy, or not at all. What the pod's annotation says follows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::event::Action;
+use super::image::Image;
+use super::pod::Pod;
+use crate::image::ImageName;
+use crate::outcome::Outcome;
+use crate::pod::{Start, TryContainer};
+use crate::record::TryResult;
+use crate::release::{ContainerRelease, Release};
+use crate::time::Now;
+use crate::verdict::Evidence;
+
+/// After a pull of the kubelet has failed, it looks for the copy again within this time: its back-off of
+/// 10 s and a little (`pkg/kubelet/kubelet.go`, `imageBackOffPeriod`).
+const LOOKS_AGAIN: Duration = Duration::from_secs(20);
+
+/// Before what has become of a release is written again.
+const SETTLE_AGAIN: Backoff = Backoff {
+    first: Duration::from_secs(5),
+    longest: Duration::from_secs(300),
+};
+
+impl Pod {
+    /// The images of its containers that wait for the kubelet's pull and for nothing else.
+    pub(super) fn waits_for_kubelet(&self) -> Vec<ImageName> {
+        let round = self.round.iter();
+        let containers = round.flat_map(|round| &round.containers);
+        let waiting = containers.filter(|c| c.waits_for_kubelet());
+        waiting.filter_map(|c| c.image().cloned()).collect()
+    }
+
+    /// How far the kubelet has come with each container that was left to it with this image's name away,
+    /// and that has not started.
+    pub(super) fn handed_over(&self, name: &ImageName) -> Vec<Option<&Start>> {
+        if self.seen.terminated {
+            return Vec::new();
+        }
+        let round = self.round.iter().flat_map(|round| &round.containers);
+        let decided = round.filter(|c| c.is_handed_over(name)).map(|_| None);
+        let opens = |release: &&Release| release.opens() && release.unseen.is_none();
+        let release = self.released.as_ref().filter(opens);
+        let released = release.into_iter().flat_map(|_| self.released_with(name));
+        let released = released.filter(|(container, given)| {
+            given.outcome == Outcome::HandedOver && !self.settled.contains_key(&container.name)
+        });
+        let released = released.map(|(container, _)| self.seen.starts.get(&container.name));
+        let waits = |start: Option<&Start>| !matches!(start, Some(Start::Started { .. }));
+        decided
+            .chain(released.filter(|start| waits(*start)))
+            .collect()
+    }
+
+    /// Its containers of this image, with what they were released with.
+    fn released_with(
+        &self,
+        name: &ImageName,
+    ) -> impl Iterator<Item = (&TryContainer, &ContainerRelease)> {
+        let release = self.released.as_ref();
+        let containers = self.seen.containers.iter();
+        containers.filter_map(move |container| {
+            let given = release?.containers.get(&container.name)?;
+            let is_same = container.image.as_ref() == Ok(name) && given.image == container.written;
+            is_same.then_some((container, given))
+        })
+    }
+
+    /// The kubelet's pull of this image has ended like this: what that means for containers that were left
+    /// to it.
+    pub(super) fn settle(&mut self, name: &ImageName, evidence: &Evidence, now: Now) {
+        let came_to = |given: &ContainerRelease| match (&evidence.result, evidence.copy.digest()) {
+            (TryResult::Fresh, Some(digest)) => {
+                given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall)
+            }
+            (TryResult::Unchanged, Some(digest)) => {
+                given.pulled_by_kubelet(Outcome::Unchanged, digest, now.wall)
+            }
+            (result, digest) => ContainerRelease {
+                outcome: if digest.is_some() {
+                    Outcome::Fallback
+                } else {
+                    Outcome::Unavailable
+                },
+                failure: result.failure().cloned(),
+                digest: digest.cloned(),
+                ..given.clone()
+            },
+        };
+        let released = self.released_with(name);
+        let released = released.filter(|(_, given)| given.outcome == Outcome::HandedOver);
+        let settled: Vec<_> = released
+            .map(|(container, given)| (container.name.clone(), came_to(given)))
+            .collect();
+        self.settled.extend(settled);
+        let Some(round) = &mut self.round else {
+            return;
+        };
+        for container in &mut round.containers {
+            if container.is_handed_over(name)
+                && let Some(given) = container.decided().cloned()
+            {
+                let known = came_to(&given);
+                if round.is_sent {
+                    self.settled.insert(container.name.clone(), known);
+                } else {
+                    container.settle(known);
+                }
+            }
+        }
+    }
+
+    /// What has become of its release, if that is more than it says.
+    pub(super) fn settle_due(
+        &mut self,
+        now: Now,
+        images: &BTreeMap<ImageName, Image>,
+    ) -> Option<Action> {
+        self.settle_at.filter(|at| *at <= now.up)?;
+        let released = self.released.clone()?;
+        if self.seen.terminated || !released.opens() {
+            return None;
+        }
+        let mut settled = released.clone();
+        let mut pulled = Vec::new();
+        for container in &self.seen.containers {
+            let image = container
+                .image
+                .as_ref()
+                .ok()
+                .and_then(|name| images.get(name));
+            let given = settled.containers.get_mut(&container.name);
+            let Some(given) = given.filter(|given| given.image == container.written) else {
+                continue;
+            };
+            if let Some(known) = self.settled.get(&container.name)
+                && given.outcome == Outcome::HandedOver
+            {
+                *given = known.clone();
+            }
+            let start = self.seen.starts.get(&container.name);
+            if let Some(start) = start.filter(|start| self.tells(start, image, now)) {
+                let before = given.outcome;
+                self.apply(&container.name, given, start, now);
+                if before != Outcome::Fresh
+                    && given.outcome == Outcome::Fresh
+                    && let (Ok(name), Some(digest)) = (&container.image, &given.digest)
+                {
+                    pulled.push((name.clone(), digest.clone()));
+                }
+            }
+        }
+        if settled == released {
+            return None;
+        }
+        self.settle_at = None;
+        self.pulled.extend(pulled);
+        Some(Action::Settle(self.seen.id.clone(), settled))
+    }
+
+    /// Whether a container's status says what becomes of it. While the name is away, or the kubelet waits out
+    /// its back-off after that, a failed pull does not.
+    fn tells(&self, start: &Start, image: Option<&Image>, now: Now) -> bool {
+        if !matches!(start, Start::Wanting(_)) {
+            return true;
+        }
+        let Some(image) = image else {
+            let since = self.found_released;
+            return since.is_none_or(|at| now.up >= at + LOOKS_AGAIN);
+        };
+        if let Some(handover) = &image.handover {
+            return handover.is_for_another(&self.seen.identity);
+        }
+        let since = image.handed_back.max(self.found_released);
+        since.is_none_or(|at| now.up >= at + LOOKS_AGAIN)
+    }
+
+    /// Takes over what a container's status says.
+    fn apply(&self, name: &str, given: &mut ContainerRelease, start: &Start, now: Now) {
+        let was_left = self.settled.contains_key(name);
+        let other = match start {
+            Start::Started { digest } => {
+                digest.as_ref().filter(|d| given.digest.as_ref() != Some(d))
+            }
+            Start::Next | Start::Wanting(_) => None,
+        };
+        if let Some(digest) = other
+            && given.outcome == Outcome::Fallback
+            && was_left
+        {
+            // The kubelet's pull has ended well after all.
+            *given = given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall);
+        } else if let Some(before) = self.accepted.get(name)
+            && given.outcome == Outcome::Unavailable
+            && matches!(start, Start::Started { digest } if *digest == before.digest)
+        {
+            *given = before.clone();
+        } else if let Some(settled) = given.settled(start, now.wall) {
+            *given = settled;
+        }
+    }
+
+    /// What became of its release was written.
+    pub(super) fn release_settled(&mut self, release: Release) {
+        self.settle_at = Some(Duration::ZERO);
+        self.settle_failures = 0;
+        let Some(ours) = &self.released else {
+            return;
+        };
+        if ours.time > release.time {
+            // The gate has run again meanwhile.
+            return;
+        }
+        for (name, given) in &release.containers {
+            let before = ours.containers.get(name);
+            if let Some(before) = before.filter(|before| before.outcome != Outcome::HandedOver)
+                && given.outcome == Outcome::Unavailable
+            {
+                self.accepted
+                    .entry(name.clone())
+                    .or_insert_with(|| before.clone());
+            }
+        }
+        self.settled_from = self.released.replace(release);
+    }
+
+    /// That could not be written.
+    pub(super) fn settle_failed(&mut self, now: Now) {
+        self.settle_failures = self.settle_failures.saturating_add(1);
+        let pause = SETTLE_AGAIN.pause(self.settle_failures, &self.seen.id.uid);
+        self.settle_at = Some(now.up + pause);
+    }
+
+    /// When more may have become of its release.
+    pub(super) fn settle_timers(
+        &self,
+        now: Now,
+        images: &BTreeMap<ImageName, Image>,
+    ) -> impl Iterator<Item = Duration> {
+        let names = self.images().filter(|_| self.released.is_some());
+        let looks = names.filter_map(|name| Some(images.get(name)?.handed_back? + LOOKS_AGAIN));
+        let found = self.found_released.map(|at| at + LOOKS_AGAIN);
+        let timers = looks.chain(self.settle_at).chain(found);
+        timers
+            .filter(move |at| *at > now.up)
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+}

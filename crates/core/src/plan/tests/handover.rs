@@ -1,0 +1,537 @@
+//! Private images: what the kubelet is left to pull, and what comes of it.
+
+use super::*;
+use crate::pod::Start;
+use crate::release::ContainerRelease;
+
+/// The kubelet keeps records, and everything works.
+fn well() -> World {
+    let mut world = World::new();
+    world.handle(Event::KubeletVerifies(true));
+    world.handle(Event::Well(true));
+    world
+}
+
+fn tenant(name: &str, tenant: &str, world: &World) -> GatedPod {
+    let identity = Identity {
+        namespace: tenant.into(),
+        pull_secrets: vec!["registry".into()],
+        ..Identity::default()
+    };
+    GatedPod {
+        identity,
+        ..held(name, world)
+    }
+}
+
+fn private(name: &str, world: &World) -> GatedPod {
+    tenant(name, "default", world)
+}
+
+/// The registry refuses the try that these actions begin; there is this copy.
+fn refused(world: &mut World, actions: &[Action], copy: &CachedCopy) -> Vec<Action> {
+    let attempt = the_try(actions);
+    let failure = Some(FailureClass::Unauthorized);
+    world.ends(attempt, failure, copy.clone(), copy.clone())
+}
+
+fn the_handover(actions: &[Action]) -> u64 {
+    match actions {
+        [Action::TakeAway { id, .. }] => *id,
+        _ => panic!("{actions:?}"),
+    }
+}
+
+fn taken(world: &mut World, id: u64, kept: Option<&str>) -> Vec<Action> {
+    world.handle(Event::TakenAway {
+        image: image(),
+        id,
+        taken: Ok(kept.map(digest)),
+    })
+}
+
+fn returned(world: &mut World, id: u64, copy: &str) -> Vec<Action> {
+    world.handle(Event::Returned {
+        image: image(),
+        id,
+        copy: usable(copy),
+    })
+}
+
+fn given_back(world: &mut World, id: u64, copy: CachedCopy) -> Vec<Action> {
+    world.handle(Event::GivenBack {
+        image: image(),
+        id,
+        copy,
+        by_kubelet: false,
+    })
+}
+
+/// A pod whose image's name is away, as its release was written.
+fn handed_over(world: &mut World, pod: &GatedPod) -> (GatedPod, u64) {
+    let actions = world.see(pod);
+    let id = the_handover(&refused(world, &actions, &usable("1")));
+    let actions = taken(world, id, Some("1"));
+    assert_eq!(outcome(&actions), Outcome::HandedOver);
+    world.sent(&actions, Written::Done);
+    let mut open = pod.clone();
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    open.starts.insert("app".into(), Start::Next);
+    assert_eq!(world.see(&open), []);
+    (open, id)
+}
+
+fn the_settled(actions: &[Action]) -> &ContainerRelease {
+    match actions {
+        [Action::Settle(_, release)] => &release.containers["app"],
+        _ => panic!("{actions:?}"),
+    }
+}
+
+fn wanting(pod: &GatedPod, class: FailureClass) -> GatedPod {
+    let mut pod = pod.clone();
+    let why = Failure::new(class, "said the kubelet");
+    pod.starts.insert("app".into(), Start::Wanting(why));
+    pod
+}
+
+fn the_give_back(actions: &[Action]) -> u64 {
+    match actions {
+        [Action::GiveBack { id, .. }] => *id,
+        _ => panic!("{actions:?}"),
+    }
+}
+
+#[test]
+fn what_the_kubelet_has_pulled_is_told_and_remembered() {
+    for (copy, expected) in [("1", Outcome::Unchanged), ("2", Outcome::Fresh)] {
+        let mut world = well();
+        let app = private("app", &world);
+        let (_, id) = handed_over(&mut world, &app);
+        assert_eq!(world.records, [], "nothing is known yet");
+        let actions = returned(&mut world, id, copy);
+        let settled = the_settled(&actions);
+        assert_eq!(settled.outcome, expected);
+        assert_eq!(settled.digest, Some(digest(copy)));
+        assert_eq!(settled.failure, None);
+        let [record] = &world.records[..] else {
+            panic!("{:?}", world.records);
+        };
+        assert_eq!(record.result.as_str(), expected.as_str());
+        assert_eq!(record.pulled_for, Some(app.identity));
+        assert_eq!(world.wait(Duration::from_secs(300)), []);
+    }
+}
+
+#[test]
+fn a_name_is_given_back_as_soon_as_the_kubelet_fails() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    let failing = wanting(&open, FailureClass::ServerError);
+    assert_eq!(the_give_back(&world.see(&failing)), id);
+    assert_eq!(world.see(&failing), [], "only once");
+    let actions = given_back(&mut world, id, usable("1"));
+    let settled = the_settled(&actions).clone();
+    assert_eq!(settled.outcome, Outcome::Fallback);
+    let class = settled.failure.as_ref().map(|failure| failure.class);
+    assert_eq!(class, Some(FailureClass::ServerError));
+    settle(&mut world, &actions, Written::Done);
+    // The kubelet waits out its back-off.
+    let mut failing = failing;
+    failing
+        .released
+        .as_mut()
+        .unwrap()
+        .containers
+        .insert("app".into(), settled);
+    assert_eq!(world.see(&failing), []);
+    assert_eq!(world.wait(Duration::from_secs(19)), []);
+    // It does not accept the copy for this pod either.
+    let actions = world.wait(Duration::from_secs(1));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
+}
+
+fn settle(world: &mut World, actions: &[Action], written: Written) -> Vec<Action> {
+    match actions {
+        [Action::Settle(pod, release)] => {
+            world.handle(Event::Settled(pod.clone(), release.clone(), written))
+        }
+        _ => panic!("{actions:?}"),
+    }
+}
+
+#[test]
+fn what_has_become_of_a_release_is_written_again_until_it_is_there() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (_, id) = handed_over(&mut world, &app);
+    let actions = returned(&mut world, id, "2");
+    assert_eq!(settle(&mut world, &actions, Written::Failed), []);
+    let again = world.wait(Duration::from_secs(7));
+    assert_eq!(again, actions);
+    assert_eq!(settle(&mut world, &again, Written::Done), []);
+    assert_eq!(world.wait(Duration::from_secs(60)), []);
+}
+
+#[test]
+fn pods_that_wait_get_what_the_kubelet_brings_the_first() {
+    let mut world = well();
+    let first = private("first", &world);
+    let attempt = world.see(&first);
+    let second = private("second", &world);
+    assert_eq!(world.see(&second), []);
+    let id = the_handover(&refused(&mut world, &attempt, &usable("1")));
+    let actions = taken(&mut world, id, Some("1"));
+    let [Action::Release { pod, .. }] = &actions[..] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*pod, first.id);
+    world.sent(&actions, Written::Done);
+    let actions = returned(&mut world, id, "2");
+    let released = actions.iter().find_map(|action| match action {
+        Action::Release { pod, release, .. } => Some((pod, release)),
+        _ => None,
+    });
+    let (pod, release) = released.expect("the second is released");
+    assert_eq!(*pod, second.id);
+    assert_eq!(release.containers["app"].outcome, Outcome::Fresh);
+}
+
+#[test]
+fn the_next_pods_of_an_identity_do_not_pay_for_a_failure_again() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    world.see(&wanting(&open, FailureClass::Unauthorized));
+    given_back(&mut world, id, usable("1"));
+    world.wait(Duration::from_secs(3));
+    let next = private("next", &world);
+    let actions = world.see(&next);
+    let actions = refused(&mut world, &actions, &usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    world.sent(&actions, Written::Done);
+    // Another identity may have better credentials.
+    world.wait(Duration::from_secs(3));
+    let other = tenant("other", "other", &world);
+    let actions = world.see(&other);
+    let id = the_handover(&refused(&mut world, &actions, &usable("1")));
+    let actions = taken(&mut world, id, Some("1"));
+    world.sent(&actions, Written::Done);
+    returned(&mut world, id, "1");
+    // That ends the pause for all.
+    world.wait(Duration::from_secs(3));
+    let again = private("again", &world);
+    let actions = world.see(&again);
+    the_handover(&refused(&mut world, &actions, &usable("1")));
+}
+
+#[test]
+fn nobody_is_handed_over_whose_end_could_not_be_seen() {
+    let mut world = well();
+    world.handle(Event::Well(false));
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    assert_eq!(refused(&mut world, &actions, &usable("1")), []);
+    assert_eq!(world.records, [], "it may be over in a moment");
+    let mut actions = world.wait(Duration::from_secs(5));
+    actions.retain(|action| !matches!(action, Action::Progress(..)));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    assert_eq!(world.records.len(), 1, "and the try is remembered");
+}
+
+#[test]
+fn a_registry_that_cannot_say_keeps_its_name() {
+    for class in [
+        FailureClass::Network,
+        FailureClass::Timeout,
+        FailureClass::ServerError,
+        FailureClass::RateLimited,
+    ] {
+        let mut world = well();
+        let app = private("app", &world);
+        let attempt = the_try(&world.see(&app));
+        let actions = world.ends(attempt, Some(class), usable("1"), usable("1"));
+        assert_eq!(outcome(&actions), Outcome::Fallback, "{class}");
+    }
+}
+
+#[test]
+fn a_missing_tag_is_looked_for_by_the_kubelet_if_the_pod_has_secrets() {
+    let mut world = well();
+    let app = private("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let failure = Some(FailureClass::NotFound);
+    the_handover(&world.ends(attempt, failure, usable("1"), usable("1")));
+    let mut world = well();
+    let app = pod("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let actions = world.ends(attempt, failure, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+}
+
+#[test]
+fn what_was_had_without_credentials_is_not_asked_for_with_none() {
+    let mut world = well();
+    let record = written_down(image(), Some(confirmation("1")), false);
+    world.learn(&[record]);
+    let app = held("app", &world);
+    let actions = world.see(&app);
+    let actions = refused(&mut world, &actions, &usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+}
+
+#[test]
+fn where_the_kubelet_keeps_no_records_the_agent_does() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    // There is a copy, and nobody knows whose.
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    let actions = refused(&mut world, &actions, &usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Refused);
+    world.handle(Event::Gone(app.id.uid));
+    // There is none: the kubelet pulls it for this pod.
+    world.wait(Duration::from_secs(3));
+    let app = private("first", &world);
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &CachedCopy::Absent));
+    let actions = taken(&mut world, id, None);
+    world.sent(&actions, Written::Done);
+    returned(&mut world, id, "1");
+    // From then on its like may have it, in an outage, too, and nobody else.
+    for (name, expected) in [("default", Outcome::Fallback), ("other", Outcome::Refused)] {
+        world.wait(Duration::from_secs(3));
+        let app = tenant(name, name, &world);
+        let attempt = the_try(&world.see(&app));
+        let failure = Some(FailureClass::Network);
+        let actions = world.ends(attempt, failure, usable("1"), usable("1"));
+        assert_eq!(outcome(&actions), expected, "{name}");
+        world.sent(&actions, Written::Done);
+    }
+}
+
+#[test]
+fn a_kubelet_that_does_not_come_costs_the_stall_deadline() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (_, id) = handed_over(&mut world, &app);
+    assert_eq!(world.wait(Duration::from_millis(4999)), []);
+    assert_eq!(world.moved(id, 4096, true), []);
+    assert_eq!(
+        world.wait(Duration::from_millis(4999)),
+        [],
+        "something moves"
+    );
+    assert_eq!(the_give_back(&world.wait(Duration::from_millis(1))), id);
+}
+
+#[test]
+fn a_name_is_not_away_for_long_before_other_containers() {
+    let mut world = well();
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &usable("1")));
+    let actions = taken(&mut world, id, Some("1"));
+    world.sent(&actions, Written::Done);
+    let mut open = app;
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    assert_eq!(world.see(&open), []);
+    assert_eq!(world.wait(Duration::from_secs(119)), []);
+    assert_eq!(the_give_back(&world.wait(Duration::from_secs(1))), id);
+}
+
+#[test]
+fn a_name_is_given_back_when_its_pod_is_gone_or_the_agent_ends() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    assert_eq!(the_give_back(&world.handle(Event::Gone(open.id.uid))), id);
+    assert_eq!(given_back(&mut world, id, usable("1")), []);
+    let [record] = &world.records[..] else {
+        panic!("{:?}", world.records);
+    };
+    assert_eq!(
+        record.pulled_for, None,
+        "the registry's refusal stays known"
+    );
+    world.wait(Duration::from_secs(3));
+    let app = private("next", &world);
+    let (_, id) = handed_over(&mut world, &app);
+    assert_eq!(the_give_back(&world.handle(Event::Stopping)), id);
+    assert!(world.planner.is_handing_over());
+    given_back(&mut world, id, usable("1"));
+    assert!(!world.planner.is_handing_over());
+}
+
+#[test]
+fn a_name_that_could_not_be_taken_is_given_back() {
+    let mut world = well();
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &usable("1")));
+    let actions = world.handle(Event::TakenAway {
+        image: image(),
+        id,
+        taken: Err("no answer".into()),
+    });
+    assert_eq!(the_give_back(&actions), id);
+    // It was there all the time: that says nothing about the registry.
+    let actions = world.handle(Event::GivenBack {
+        image: image(),
+        id,
+        copy: usable("1"),
+        by_kubelet: true,
+    });
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+}
+
+#[test]
+fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
+    let mut world = well();
+    let app = private("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let failure = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failure, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    world.sent(&actions, Written::Done);
+    let mut open = app.clone();
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    let actions = world.see(&wanting(&open, FailureClass::Network));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
+    settle(&mut world, &actions, Written::Done);
+    // The registry is back.
+    let mut started = open;
+    started.released = match &actions[..] {
+        [Action::Settle(_, release)] => Some(release.clone()),
+        _ => None,
+    };
+    let runs = Start::Started {
+        digest: Some(digest("2")),
+    };
+    started.starts.insert("app".into(), runs);
+    let actions = world.see(&started);
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
+}
+
+#[test]
+fn a_name_stays_until_the_gate_runs() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    app.gate = GateState::Pending;
+    let actions = world.see(&app);
+    assert_eq!(refused(&mut world, &actions, &usable("1")), []);
+    let running = GatedPod {
+        gate: GateState::Running {
+            since: world.now().wall,
+        },
+        ..app
+    };
+    the_handover(&world.see(&running));
+}
+
+#[test]
+fn a_pod_that_cannot_open_takes_no_name_away() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    let other: ImageName = "other.example/strict".parse().unwrap();
+    app.settings.max_age = Some(Duration::from_secs(1));
+    app.containers.push(TryContainer {
+        name: "strict".into(),
+        written: other.as_str().into(),
+        image: Ok(other.clone()),
+    });
+    let actions = world.see(&app);
+    let attempt = |name: &ImageName| {
+        let mut tries = actions.iter().filter_map(|action| match action {
+            Action::Try { image, attempt, .. } if image == name => Some(*attempt),
+            _ => None,
+        });
+        tries.next().expect("a try")
+    };
+    let network = Failure::new(FailureClass::Network, "why");
+    let strict = ended(
+        other.clone(),
+        attempt(&other),
+        Some(network),
+        &usable("9"),
+        usable("9"),
+    );
+    assert_eq!(world.handle(strict), []);
+    let failure = Some(FailureClass::Unauthorized);
+    let ends = world.ends(attempt(&image()), failure, usable("1"), usable("1"));
+    assert!(!the_release(&ends).opens(), "{ends:?}");
+}
+
+#[test]
+fn another_tenants_failure_is_its_own() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (_, id) = handed_over(&mut world, &app);
+    let mut other = tenant("other", "other", &world);
+    other.settings.timeout = Some(Duration::from_secs(1));
+    assert_eq!(world.see(&other), []);
+    let actions = world.wait(Duration::from_secs(1));
+    let release = the_release(&actions).clone();
+    assert_eq!(release.containers["app"].outcome, Outcome::HandedOver);
+    world.sent(&actions, Written::Done);
+    other.released = Some(release);
+    other.gate = GateState::Open;
+    let actions = world.see(&wanting(&other, FailureClass::Unauthorized));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
+    // The name stays away for those who may have it.
+    let actions = returned(&mut world, id, "2");
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
+}
+
+#[test]
+fn a_pull_that_ends_well_after_all_is_told() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    world.wait(Duration::from_secs(5));
+    let actions = given_back(&mut world, id, usable("1"));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fallback);
+    settle(&mut world, &actions, Written::Done);
+    let mut started = open;
+    started.starts.insert(
+        "app".into(),
+        Start::Started {
+            digest: Some(digest("2")),
+        },
+    );
+    let actions = world.see(&started);
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
+}
+
+#[test]
+fn where_the_kubelet_keeps_no_records_nobody_slips_in_while_a_name_is_away() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let mut record = written_down(image(), Some(confirmation("1")), true);
+    record.facts.private_to = Some(vec![private("any", &world).identity]);
+    world.learn(&[record]);
+    let app = private("app", &world);
+    let (_, id) = handed_over(&mut world, &app);
+    let mut other = tenant("other", "other", &world);
+    other.settings.timeout = Some(Duration::from_secs(1));
+    assert_eq!(world.see(&other), []);
+    let is_release = |action: &Action| matches!(action, Action::Release { .. });
+    assert!(!world.wait(Duration::from_secs(4)).iter().any(is_release));
+    returned(&mut world, id, "1");
+    let actions = world.wait(Duration::from_secs(4));
+    let attempt = actions.iter().find_map(|action| match action {
+        Action::Try { attempt, .. } => Some(*attempt),
+        _ => None,
+    });
+    let failure = Some(FailureClass::Unauthorized);
+    let mut all = match attempt {
+        Some(attempt) => world.ends(attempt, failure, usable("1"), usable("1")),
+        None => world.inspected(&usable("1")),
+    };
+    all.retain(is_release);
+    assert_eq!(outcome(&all), Outcome::Refused);
+}

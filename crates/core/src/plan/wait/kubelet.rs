@@ -1,0 +1,128 @@
+//! A container that waits for the kubelet's pull.
+
+use super::{Cause, Context, LOOK_AGAIN, Request, Wait, Waiting};
+use crate::outcome::Outcome;
+use crate::record::TryResult;
+use crate::release::{BY_KUBELET, ContainerRelease};
+use crate::verdict::Evidence;
+
+impl Waiting {
+    /// The registry has refused the image, and the kubelet may open it.
+    pub(super) fn step_with_kubelet(&mut self, cause: Cause<'_>, context: &Context<'_>) -> Request {
+        let Wait::Kubelet { until, refused } = &self.wait else {
+            return Request::Nothing;
+        };
+        let (until, refused) = (*until, refused.clone());
+        self.wait = match cause {
+            Cause::Away => self.handed_over(context),
+            Cause::Time if until <= context.now.up && context.is_away() => {
+                self.handed_over(context)
+            }
+            // The copy comes or goes, or this pod waits for its turn, or for its other containers.
+            Cause::Time if until <= context.now.up => {
+                let until = context.now.up + LOOK_AGAIN;
+                Wait::Kubelet { until, refused }
+            }
+            Cause::Spared(Some(failure)) => {
+                let evidence = Evidence {
+                    result: TryResult::Failed(failure.clone()),
+                    ..*refused
+                };
+                self.settled(&evidence, context)
+            }
+            Cause::Spared(None) => self.settled(&refused, context),
+            Cause::Pulled { evidence, by, .. } if evidence.result.failure().is_some() => {
+                if *by != context.rules.identity {
+                    return Request::Nothing;
+                }
+                self.settled(evidence, context)
+            }
+            // The tag may have moved since.
+            Cause::Pulled { is_good: false, .. } => {
+                self.wait = Wait::Try { until };
+                return Request::Try;
+            }
+            Cause::Pulled { evidence, .. } => {
+                let done = self.judged_pull(evidence, context);
+                done.unwrap_or_else(|| {
+                    // The kubelet has proven that another pod may have it.
+                    let evidence = Evidence {
+                        copy: evidence.copy.clone(),
+                        ..*refused
+                    };
+                    self.settled(&evidence, context)
+                })
+            }
+            Cause::TryEnded { .. }
+            | Cause::Time
+            | Cause::TryMissed
+            | Cause::Looked(_)
+            | Cause::Nothing => return Request::Nothing,
+        };
+        Request::Nothing
+    }
+
+    /// What a container waits for next whose image the kubelet is about to pull, or pulls, for another pod.
+    pub(super) fn while_away(&self, cause: Cause<'_>, context: &Context<'_>) -> Option<Wait> {
+        context.image.handover.as_ref()?;
+        let is_over = self.timer().is_some_and(|end| end <= context.now.up);
+        let is_late = is_over || matches!(self.wait, Wait::Look { .. } | Wait::LastTry);
+        match (&self.wait, cause) {
+            (Wait::Done(_) | Wait::Kubelet { .. }, _) => None,
+            (_, Cause::Time | Cause::Looked(_)) if is_late && context.is_away() => {
+                Some(self.handed_over(context))
+            }
+            // The copy comes or goes, and this pod may not have it for the asking: the end tells.
+            (Wait::Try { .. } | Wait::FirstWord { .. } | Wait::NextLook { .. }, Cause::Time)
+            | (Wait::Look { .. }, Cause::Looked(_))
+                if is_late =>
+            {
+                let at = context.now.up + LOOK_AGAIN;
+                let unheard = matches!(
+                    self.wait,
+                    Wait::Look { unheard: true } | Wait::NextLook { unheard: true, .. }
+                );
+                Some(Wait::NextLook { at, unheard })
+            }
+            _ => None,
+        }
+    }
+
+    /// What the kubelet has pulled, if this pod may have it.
+    pub(super) fn judged_pull(&self, evidence: &Evidence, context: &Context<'_>) -> Option<Wait> {
+        let facts = context.knowledge.facts(context.name);
+        let identity = &context.rules.identity;
+        let digest = evidence.copy.digest()?;
+        let may = context.rules.without_proof || facts.may_have(digest, identity);
+        let mut done = may.then(|| self.judged(evidence, context))?;
+        if let Some(Wait::Done(release)) = &mut done {
+            release.note = Some(BY_KUBELET.to_owned());
+        }
+        done
+    }
+
+    /// The decision now: nothing more is to come.
+    fn settled(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
+        let done = self.judged(evidence, context);
+        done.unwrap_or_else(|| self.given_up(evidence, context))
+    }
+
+    /// The kubelet finds no copy, and pulls.
+    pub(super) fn handed_over(&self, context: &Context<'_>) -> Wait {
+        let refused = match &self.wait {
+            Wait::Kubelet { refused, .. } => refused.result.failure().cloned(),
+            _ => self.failure.clone(),
+        };
+        let facts = context.knowledge.facts(context.name);
+        let kept = context.image.away().and_then(|kept| kept.digest.as_ref());
+        Wait::Done(Box::new(ContainerRelease {
+            image: self.written.clone(),
+            outcome: Outcome::HandedOver,
+            failure: refused,
+            digest: kept.cloned(),
+            confirmed: kept.and_then(|digest| facts.confirmed_at(digest)),
+            note: None,
+            answered: None,
+        }))
+    }
+}

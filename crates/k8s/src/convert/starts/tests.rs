@@ -1,0 +1,115 @@
+use serde_json::{Value, json};
+use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::pod::GatedPod;
+
+use super::*;
+use crate::convert::gated_pod;
+
+const OPENED: &str = "2026-01-01T12:00:05Z";
+
+fn pod(inits: &Value, statuses: &Value) -> GatedPod {
+    let mut init_containers = vec![json!({"name": "trylatest-gate", "image": "gate"})];
+    init_containers.extend(inits.as_array().unwrap().iter().cloned());
+    let gate = ended("trylatest-gate", "2026-01-01T12:00:00Z", OPENED);
+    let of = |kind: &str| {
+        let statuses = statuses[kind].as_array();
+        statuses
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<Value>>()
+    };
+    let inits = [vec![gate], of("inits")].concat();
+    let pod = json!({
+        "metadata": {
+            "namespace": "default", "name": "app", "uid": "u",
+            "annotations": {"trylatest.dev/containers": "*"},
+        },
+        "spec": {
+            "initContainers": init_containers,
+            "containers": [
+                {"name": "one", "image": "reg.example/one"},
+                {"name": "two", "image": "reg.example/two"},
+            ],
+        },
+        "status": {"initContainerStatuses": inits, "containerStatuses": of("own")},
+    });
+    let unknown = |message: &str| Failure::new(FailureClass::Unknown, message);
+    gated_pod(&serde_json::from_value(pod).unwrap(), unknown).unwrap()
+}
+
+fn status(name: &str, state: &Value) -> Value {
+    json!({
+        "name": name, "state": state, "image": "", "ready": false, "restartCount": 0,
+        "imageID": format!("reg.example/{name}@sha256:{}", "ab".repeat(32)),
+    })
+}
+
+fn ended(name: &str, from: &str, to: &str) -> Value {
+    status(
+        name,
+        &json!({"terminated": {"exitCode": 0, "startedAt": from, "finishedAt": to}}),
+    )
+}
+
+fn running(name: &str, since: &str) -> Value {
+    status(name, &json!({"running": {"startedAt": since}}))
+}
+
+fn waiting(name: &str, reason: &str) -> Value {
+    status(
+        name,
+        &json!({"waiting": {"reason": reason, "message": "said the kubelet"}}),
+    )
+}
+
+#[test]
+fn the_first_that_has_not_started_is_next() {
+    let waits =
+        json!({"own": [waiting("one", "PodInitializing"), waiting("two", "PodInitializing")]});
+    let starts = pod(&json!([]), &waits).starts;
+    assert_eq!(starts.get("one"), Some(&Start::Next));
+    assert_eq!(starts.get("two"), None);
+    let runs = json!({"own": [running("one", OPENED), waiting("two", "ContainerCreating")]});
+    let starts = pod(&json!([]), &runs).starts;
+    let digest = format!("sha256:{}", "ab".repeat(32)).parse().ok();
+    assert_eq!(starts.get("one"), Some(&Start::Started { digest }));
+    assert_eq!(starts.get("two"), Some(&Start::Next));
+}
+
+#[test]
+fn the_kubelet_goes_on_behind_one_whose_image_it_cannot_get() {
+    for reason in ["ErrImagePull", "ImagePullBackOff"] {
+        let statuses =
+            json!({"own": [waiting("one", reason), waiting("two", "ContainerCreating")]});
+        let starts = pod(&json!([]), &statuses).starts;
+        assert!(
+            matches!(starts.get("one"), Some(Start::Wanting(_))),
+            "{reason}"
+        );
+        assert_eq!(starts.get("two"), Some(&Start::Next));
+    }
+}
+
+#[test]
+fn containers_wait_for_the_pods_own_init_containers() {
+    let init = json!([{"name": "init", "image": "reg.example/init"}]);
+    let waits = json!({"inits": [waiting("init", "PodInitializing")]});
+    let starts = pod(&init, &waits).starts;
+    assert_eq!(starts.keys().collect::<Vec<_>>(), ["init"]);
+    let done = json!({"inits": [ended("init", OPENED, "2026-01-01T12:00:09Z")]});
+    let starts = pod(&init, &done).starts;
+    assert_eq!(starts.get("one"), Some(&Start::Next));
+    // Of the run before the node rebooted.
+    let old = json!({"inits": [ended("init", "2026-01-01T11:00:00Z", "2026-01-01T11:00:09Z")]});
+    let starts = pod(&init, &old).starts;
+    assert_eq!(starts.get("one"), None);
+    assert_eq!(starts.get("init"), Some(&Start::Next));
+}
+
+#[test]
+fn what_started_before_the_gate_opened_is_of_another_run() {
+    let old = json!({"own": [running("one", "2026-01-01T11:00:00Z")]});
+    let starts = pod(&json!([]), &old).starts;
+    assert_eq!(starts.get("one"), Some(&Start::Next));
+}

@@ -1,0 +1,94 @@
+//! Pods of private images, which the kubelet pulls with their secret.
+
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use serde_json::json;
+use trylatest_e2e::registry::{Access, Fault, Scheme, User};
+
+use super::report::{Round, Row};
+use super::{BURST, Bench, LIMIT, NEVER, repository};
+
+/// The pods' secret.
+pub(crate) const SECRET: &str = "bench";
+
+const CASES: [&str; 4] = [
+    "private-unchanged",
+    "private-moved",
+    "private-outage",
+    "private-burst-20",
+];
+
+/// As many images as pods.
+const EACH_ITS_OWN: &str = "private-20-images";
+
+pub(crate) fn is_private(repository: &str) -> bool {
+    repository.starts_with("private-")
+}
+
+impl Bench {
+    pub(crate) async fn private_images(&self) -> anyhow::Result<Vec<Row>> {
+        let user = User::new("alice", "a-password");
+        let registry = self.cluster.registry();
+        let host = registry.host();
+        self.work.pull_secret(SECRET, &host, &user).await?;
+        for policy in &self.policies {
+            for case in CASES {
+                let access = Access::new(Scheme::Bearer, std::slice::from_ref(&user));
+                registry.protect(&repository(case, policy), access);
+            }
+            for n in 0..BURST {
+                let access = Access::new(Scheme::Bearer, std::slice::from_ref(&user));
+                registry.protect(&own_repository(policy, n), access);
+            }
+        }
+        let [unchanged, moved, outage, burst] = CASES;
+        let mut rows = self.case(unchanged, Self::one_unchanged).await?;
+        rows.extend(self.case(moved, Self::one_moved).await?);
+        rows.extend(self.case(outage, Self::private_outage).await?);
+        rows.extend(self.case(burst, Self::burst).await?);
+        // The kubelet's own limit would be all that `Always` measures.
+        let kubelet = self.cluster.kubelet();
+        kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
+        rows.extend(self.case(EACH_ITS_OWN, Self::each_its_own).await?);
+        kubelet.reconfigure(&json!({"registryPullQPS": 5})).await?;
+        Ok(rows)
+    }
+
+    /// One pod, while the registry answers 503.
+    async fn private_outage(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repository = repository(case, policy);
+        if self.push_once(&repository).await? {
+            self.pods(&repository, policy, 1, LIMIT).await?;
+        }
+        let registry = self.cluster.registry();
+        registry.fault_on(&repository, Fault::Unavailable)?;
+        let limit = if policy == "Always" { NEVER } else { LIMIT };
+        let round = self.pods(&repository, policy, 1, limit).await;
+        registry.heal_on(&repository);
+        round
+    }
+
+    /// 20 pods at once, each with an image of its own that is present and unchanged.
+    async fn each_its_own(&self, _case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repositories: Vec<String> = (0..BURST).map(|n| own_repository(policy, n)).collect();
+        for repository in &repositories {
+            if self.push_once(repository).await? {
+                self.pods(repository, policy, 1, LIMIT).await?;
+            }
+        }
+        let rounds = repositories.iter();
+        let rounds = rounds.map(|repository| self.pods(repository, policy, 1, LIMIT));
+        let rounds = try_join_all(rounds).await?;
+        let took: Option<Vec<Duration>> = rounds.iter().map(|round| round.took).collect();
+        Ok(Round {
+            took: took.and_then(|took| took.into_iter().max()),
+            requests: rounds.iter().map(|round| round.requests).sum(),
+            ..Round::default()
+        })
+    }
+}
+
+fn own_repository(policy: &str, n: usize) -> String {
+    format!("{}-{n}", repository(EACH_ITS_OWN, policy))
+}
