@@ -18,7 +18,7 @@ use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{Workloads, is_running, release};
 
-use crate::step::{Expected, Ran, Seen, Step, as_expected, falls_back, says};
+use crate::step::{Expected, Ran, Seen, Step, as_expected, falls_back, handed_over, says};
 
 /// Show what TryLatest does, on a real one-node cluster on this machine.
 #[derive(Parser)]
@@ -179,12 +179,12 @@ impl Demo {
         self.push(tools, "v4").await?;
         self.step(
             "restart, the image is private and the tag moved",
-            as_expected("fresh", "v4"),
+            handed_over("fresh", "v4"),
         )
         .await?;
         self.step(
             "restart, the image is private and the tag unchanged",
-            as_expected("unchanged", "v4"),
+            handed_over("unchanged", "v4"),
         )
         .await?;
         self.cluster.registry().fault(Fault::Closed).await?;

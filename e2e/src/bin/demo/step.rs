@@ -14,6 +14,8 @@ pub(crate) struct Expected {
     pub(crate) outcome: &'static str,
     pub(crate) class: Option<&'static str>,
     pub(crate) version: &'static str,
+    /// What the gate says.
+    pub(crate) gate: &'static str,
 }
 
 pub(crate) const fn as_expected(outcome: &'static str, version: &'static str) -> Expected {
@@ -21,6 +23,15 @@ pub(crate) const fn as_expected(outcome: &'static str, version: &'static str) ->
         outcome,
         class: None,
         version,
+        gate: outcome,
+    }
+}
+
+/// The kubelet pulls, and this comes of it.
+pub(crate) const fn handed_over(outcome: &'static str, version: &'static str) -> Expected {
+    Expected {
+        gate: "handed-over",
+        ..as_expected(outcome, version)
     }
 }
 
@@ -29,6 +40,7 @@ pub(crate) const fn falls_back(class: &'static str, version: &'static str) -> Ex
         outcome: "fallback",
         class: Some(class),
         version,
+        gate: "fallback",
     }
 }
 
@@ -90,10 +102,11 @@ fn problems(expected: Expected, ran: &Ran, seen: &Seen) -> Vec<String> {
         outcome,
         class,
         version,
+        gate,
     } = expected;
     let release = &seen.release;
     let told = class.map_or(String::new(), |class| format!("{class}: "));
-    let logged = |line: &str| line.starts_with(outcome) && line.contains(&told);
+    let logged = |line: &str| line.starts_with(gate) && line.contains(&told);
     let checks = [
         (
             ran.ours.is_some(),
