@@ -15,14 +15,16 @@ pub const GATE: &str = "TryLatest/keep/gate";
 /// The alias that keeps an image's copy while its tag is tried. A `:` or `@` would make it a name
 /// that CRI shows; the two letters in their place occur in no name.
 pub fn of(image: &ImageName) -> String {
-    let name = image.as_str().replace(':', "+").replace('@', "=");
-    format!("TryLatest/keep/{name}")
+    format!("TryLatest/keep/{}", mangled(image))
 }
 
 /// The alias that keeps an image's copy while its name is away.
 pub fn aside(image: &ImageName) -> String {
-    let name = image.as_str().replace(':', "+").replace('@', "=");
-    format!("{ASIDE}{name}")
+    format!("{ASIDE}{}", mangled(image))
+}
+
+fn mangled(image: &ImageName) -> String {
+    image.as_str().replace(':', "+").replace('@', "=")
 }
 
 /// The image whose copy this alias keeps, if it is one of [`aside`].

@@ -10,8 +10,8 @@
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]. Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
 //! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
-//! those for whom that has just failed); `settle` says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
-//! what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
+//! those for whom that has just failed); `settle` says what became of releases. `pod` knows what is owed
+//! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod event;

@@ -229,7 +229,14 @@ async fn a_registry_that_fails_after_its_first_word_costs_one_back_off(
 
 /// A blocked address range, a quota, an organisation that was suspended.
 async fn a_public_image_that_is_refused_starts_from_its_copy(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("blocked").await?;
+    starts_from_the_copy_had_without_credentials(node, "blocked").await
+}
+
+pub(crate) async fn starts_from_the_copy_had_without_credentials(
+    node: &Node,
+    name: &str,
+) -> anyhow::Result<()> {
+    let space = node.space(name).await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
     let registry = node.cluster.registry();
@@ -263,14 +270,20 @@ async fn twenty_pods_of_a_private_image_pull_it_once(node: &Node) -> anyhow::Res
 async fn a_pod_that_is_deleted_while_the_name_is_away_leaves_it_there(
     node: &Node,
 ) -> anyhow::Result<()> {
-    let space = private(node, "deleted", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "deleted").await?;
     space.work.delete_pod("app").await?;
     is_there_again(&space).await?;
     node.cluster.registry().heal_on(&space.repository);
     becomes(&space, "next", "unchanged", "one").await?;
     end(space).await
+}
+
+/// A private image that is on the node, and the pod `app` that waits for the kubelet's pull of it.
+async fn with_its_name_away<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
+    let space = private(node, name, Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    away(&space, "app").await?;
+    Ok(space)
 }
 
 /// A pod whose image's name is away for some seconds, while the kubelet waits for the registry.
@@ -303,9 +316,7 @@ async fn is_there_again(space: &Space<'_>) -> anyhow::Result<()> {
 }
 
 async fn killed_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "killedaway", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "killedaway").await?;
     crate::deaths::kill_agent(node).await?;
     is_there_again(&space).await?;
     node.cluster.registry().heal_on(&space.repository);
@@ -319,9 +330,7 @@ async fn killed_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
 }
 
 async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "stopaway", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "stopaway").await?;
     node.install.away().await?;
     let there = is_there_again(&space).await;
     node.install.back().await?;
@@ -336,9 +345,7 @@ async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
 }
 
 async fn killed_while_a_name_is_away_and_the_registry_goes(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "killedgone", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "killedgone").await?;
     let registry = node.cluster.registry();
     registry.fault_on(&space.repository, Fault::Unavailable)?;
     crate::deaths::kill_agent(node).await?;
@@ -377,9 +384,7 @@ async fn killed_at_any_moment_of_a_handover(node: &Node) -> anyhow::Result<()> {
 }
 
 async fn containerd_dies_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "containerdaway", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "containerdaway").await?;
     node.cluster.containerd().kill().await?;
     node.cluster.registry().heal_on(&space.repository);
     node.cluster.containerd().revive().await?;
@@ -394,9 +399,7 @@ async fn containerd_dies_while_a_name_is_away(node: &Node) -> anyhow::Result<()>
 
 /// The agent cannot see what the kubelet does, and the registry fails.
 async fn the_api_server_goes_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "apiaway", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "apiaway").await?;
     node.cluster.control_plane().stop_apiserver().await?;
     let registry = node.cluster.registry();
     let failing = registry.fault_on(&space.repository, Fault::Unavailable);
@@ -410,9 +413,7 @@ async fn the_api_server_goes_while_a_name_is_away(node: &Node) -> anyhow::Result
 }
 
 async fn the_node_reboots_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "rebootaway", Scheme::Basic).await?;
-    becomes(&space, "before", "fresh", "one").await?;
-    away(&space, "app").await?;
+    let space = with_its_name_away(node, "rebootaway").await?;
     let registry = node.cluster.registry();
     registry.fault_on(&space.repository, Fault::Unavailable)?;
     node.cluster.reboot().await?;

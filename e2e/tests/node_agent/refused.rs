@@ -12,7 +12,7 @@ use trylatest_e2e::install::IMAGE;
 use trylatest_e2e::registry::{Challenge, Fault, Scheme};
 use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
-use crate::private::{becomes, private};
+use crate::private::{becomes, private, starts_from_the_copy_had_without_credentials};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
@@ -40,7 +40,8 @@ async fn where_the_kubelet_keeps_no_records_the_agent_does(node: &Node) -> anyho
 
 async fn without_records(node: &Node) -> anyhow::Result<()> {
     another_tenants_copy_is_refused(node).await?;
-    what_was_had_without_credentials_is_everybodys(node).await?;
+    // It is everybody's.
+    starts_from_the_copy_had_without_credentials(node, "everybodys").await?;
     what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(node).await
 }
 
@@ -67,17 +68,6 @@ async fn another_tenants_copy_is_refused(node: &Node) -> anyhow::Result<()> {
     // What may be pulled without credentials again is.
     registry.heal_on(&space.repository);
     space.run("healed", "unchanged", "one").await?;
-    space.end().await
-}
-
-async fn what_was_had_without_credentials_is_everybodys(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("everybodys").await?;
-    space.push("one").await?;
-    space.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Forbidden)?;
-    let release = space.run("after", "fallback", "one").await?;
-    ensure!(release["class"] == "unauthorized", "{release}");
     space.end().await
 }
 

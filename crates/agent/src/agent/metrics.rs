@@ -129,16 +129,10 @@ impl Metrics {
         for outcome in Outcome::ALL {
             self.releases.with_label_values(&[outcome.as_str()]);
         }
-        let [fresh, unchanged, failed] = TryResult::WORDS;
         for result in TryResult::WORDS {
             self.try_seconds.with_label_values(&[result]);
         }
-        for result in [fresh, unchanged] {
-            self.tries.with_label_values(&[result, "none"]);
-        }
-        for class in FailureClass::ALL {
-            self.tries.with_label_values(&[failed, class.as_str()]);
-        }
+        make_every_end(&self.tries);
         for answer in ANSWERS {
             self.unseen.with_label_values(&[answer]);
         }
@@ -268,6 +262,17 @@ impl Metrics {
     }
 }
 
+/// A series for every way in which a try, or a pull of the kubelet, can end.
+fn make_every_end(ends: &IntCounterVec) {
+    let [fresh, unchanged, failed] = TryResult::WORDS;
+    for result in [fresh, unchanged] {
+        ends.with_label_values(&[result, "none"]);
+    }
+    for class in FailureClass::ALL {
+        ends.with_label_values(&[failed, class.as_str()]);
+    }
+}
+
 /// The series about the gate's image.
 struct GateImageSeries {
     restored: IntCounter,
@@ -310,13 +315,7 @@ impl HandoverSeries {
              fail). Those that nobody needed any more are not counted.",
         );
         let ended = register(registry, IntCounterVec::new(ended, &["result", "class"])?)?;
-        let [fresh, unchanged, failed] = TryResult::WORDS;
-        for result in [fresh, unchanged] {
-            ended.with_label_values(&[result, "none"]);
-        }
-        for class in FailureClass::ALL {
-            ended.with_label_values(&[failed, class.as_str()]);
-        }
+        make_every_end(&ended);
         let away = HistogramOpts::new(
             "trylatest_name_away_seconds",
             "How long an image's name was away for the kubelet to pull.",

@@ -26,7 +26,7 @@ use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
-use crate::pod::{GateState, Start};
+use crate::pod::{GateState, GatedPod, Start};
 use crate::record::{Try, TryResult};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
@@ -128,6 +128,21 @@ impl Handover {
         self.identity != *identity
     }
 
+    /// Its name is to be given back.
+    fn give_back(
+        &mut self,
+        name: &ImageName,
+        kept: Option<Kept>,
+        failure: Option<Failure>,
+        now: Now,
+    ) -> Action {
+        self.begin(Phase::Returning { kept, failure }, now);
+        Action::GiveBack {
+            image: name.clone(),
+            id: self.id,
+        }
+    }
+
     fn begin(&mut self, phase: Phase, now: Now) {
         self.phase = phase;
         self.since = now.up;
@@ -217,18 +232,8 @@ impl Planner {
             }
         }
         for (uid, name, failure) in spared {
-            self.step(
-                now,
-                &name,
-                |pod, _| {
-                    if pod.id.uid == uid {
-                        Cause::Spared(failure.as_ref())
-                    } else {
-                        Cause::Nothing
-                    }
-                },
-                plan,
-            );
+            let cause = Cause::Spared(failure.as_ref());
+            self.step(now, &name, |pod, _| only(&uid, pod, cause), plan);
         }
     }
 
@@ -271,21 +276,11 @@ impl Planner {
         match taken {
             Ok(digest) => {
                 handover.begin(Phase::Away(Kept { digest }), now);
-                let cause = |uid: &str| (uid == leader).then_some(Cause::Away);
-                let cause = |uid: &str| cause(uid).unwrap_or(Cause::Nothing);
-                self.step(now, name, |pod, _| cause(&pod.id.uid), plan);
+                self.step(now, name, |pod, _| only(&leader, pod, Cause::Away), plan);
             }
             Err(why) => {
                 let failure = Failure::new(FailureClass::Local, why);
-                let returning = Phase::Returning {
-                    kept: None,
-                    failure: Some(failure),
-                };
-                handover.begin(returning, now);
-                plan.push(Action::GiveBack {
-                    image: name.clone(),
-                    id,
-                });
+                plan.push(handover.give_back(name, None, Some(failure), now));
             }
         }
     }
@@ -329,15 +324,7 @@ impl Planner {
             }
             let is_needless = users == 0 || others_fail && !next;
             if is_needless || failure.is_some() || is_overdue || self.is_stopping {
-                let returning = Phase::Returning {
-                    kept: Some(kept),
-                    failure,
-                };
-                handover.begin(returning, now);
-                plan.push(Action::GiveBack {
-                    image: name.clone(),
-                    id: handover.id,
-                });
+                plan.push(handover.give_back(name, Some(kept), failure, now));
             }
         }
     }
@@ -368,17 +355,16 @@ impl Planner {
     /// When one of them has taken too long, or the next may begin.
     pub(super) fn handovers_due(&self, now: Now) -> impl Iterator<Item = Duration> {
         let stall = self.rules.stall;
-        let running = self.images.values().filter_map(|i| i.handover.as_ref());
+        let running = || self.images.values().filter_map(|i| i.handover.as_ref());
         let waits = self
             .pods
             .values()
             .any(|pod| !pod.waits_for_kubelet().is_empty());
-        let all = self.images.values().filter_map(|i| i.handover.as_ref());
-        let stuck = all.filter_map(Handover::stuck_at);
+        let stuck = running().filter_map(Handover::stuck_at);
         let stuck = stuck.filter(move |at| *at > now.up);
         let well_by = self.unwell_since.map(|since| since + WELL_WITHIN);
         let well_by = well_by.filter(|at| waits && !self.is_stopping && *at > now.up);
-        running
+        running()
             .filter_map(move |handover| handover.due(stall))
             .chain(stuck)
             .chain(self.paced_until)
@@ -463,10 +449,8 @@ impl Planner {
             End::Pulled if kept.is_some() && kept.as_ref() == copy.digest() => TryResult::Unchanged,
             End::Pulled => TryResult::Fresh,
             End::Failed(failure) => TryResult::Failed(failure),
-            End::Abandoned => {
-                self.abandoned(now, name, plan);
-                return;
-            }
+            // Those that wait have their own turn, and a pod that was released with it starts from the copy.
+            End::Abandoned => return self.step(now, name, |_, _| Cause::Time, plan),
         };
         match &result {
             TryResult::Failed(failure) if was_taken => {
@@ -515,10 +499,13 @@ impl Planner {
             handover.moved = now.up;
         }
     }
+}
 
-    /// Nobody has needed the pull: those that wait have their own turn, and a pod that was released with
-    /// it starts from the copy.
-    fn abandoned(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
-        self.step(now, name, |_, _| Cause::Time, plan);
+/// What has happened to this pod alone.
+fn only<'a>(uid: &str, pod: &GatedPod, cause: Cause<'a>) -> Cause<'a> {
+    if pod.id.uid == uid {
+        cause
+    } else {
+        Cause::Nothing
     }
 }
