@@ -75,10 +75,27 @@ impl Install {
             overlay,
             state,
         };
-        install.apply(cluster).await?;
-        install.wait_ready().await?;
-        install.wait_policies().await?;
+        install.set_up(cluster).await?;
         Ok(install)
+    }
+
+    /// Applies the manifests and waits until the agent is ready and the policies work.
+    ///
+    /// # Errors
+    /// Something does not come up; the message says what.
+    pub async fn set_up(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.apply(cluster).await?;
+        self.wait_ready().await?;
+        self.wait_policies().await
+    }
+
+    /// Removes everything that the manifests have made, as the README says.
+    ///
+    /// # Errors
+    /// What kubectl says.
+    pub async fn remove(&self, cluster: &Cluster) -> anyhow::Result<String> {
+        let overlay = self.overlay.to_str().context("a path that is no text")?;
+        cluster.kubectl(&["delete", "-k", overlay]).await
     }
 
     /// Applies the manifests, again if need be.

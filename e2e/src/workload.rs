@@ -32,6 +32,8 @@ pub struct PodSpec<'a> {
     pub inits: Vec<Value>,
     /// Names of pull secrets.
     pub pull_secrets: Vec<&'a str>,
+    /// The service account, if not the namespace's own.
+    pub account: Option<&'a str>,
 }
 
 impl<'a> PodSpec<'a> {
@@ -44,6 +46,7 @@ impl<'a> PodSpec<'a> {
             annotations: json!({}),
             inits: Vec::new(),
             pull_secrets: Vec::new(),
+            account: None,
         }
     }
 
@@ -74,6 +77,7 @@ impl<'a> PodSpec<'a> {
                 "terminationGracePeriodSeconds": 0,
                 "initContainers": self.inits,
                 "imagePullSecrets": secrets,
+                "serviceAccountName": self.account,
                 "containers": [{
                     "name": "app", "image": self.image, "imagePullPolicy": self.policy,
                 }],
@@ -149,6 +153,16 @@ impl Workloads {
             ))
             .context(Box::pin(self.describe()).await),
         }
+    }
+
+    /// The Events of a pod so far, each as `TYPE REASON: MESSAGE`.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn events(&self, pod: &str) -> anyhow::Result<Vec<String>> {
+        let params = ListParams::default().fields(&format!("involvedObject.name={pod}"));
+        let events = self.api::<Event>().list(&params).await?;
+        Ok(events.into_iter().map(line).collect())
     }
 
     /// Writes a pull secret for a registry, in place of one of this name.

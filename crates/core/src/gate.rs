@@ -241,6 +241,7 @@ mod tests {
             attempt: 1,
             bytes: 1,
             total_bytes: None,
+            by_kubelet: false,
             failure: None,
         };
         Reading {

@@ -73,7 +73,9 @@ pub struct NodeReport {
 impl NodeReport {
     /// Reports on these images. Ages are left out where the text would change by itself: what has
     /// not changed is not written again.
-    pub fn new(mut images: Vec<NodeImage>, kubelet_verifies: bool) -> Self {
+    ///
+    /// `agent_decides`: whether it is for the agent to say who may use a private image's copy.
+    pub fn new(mut images: Vec<NodeImage>, agent_decides: bool) -> Self {
         images.sort_by(|a, b| {
             (!a.runs_from_cache(), a.pods == 0, &a.image).cmp(&(
                 !b.runs_from_cache(),
@@ -86,7 +88,7 @@ impl NodeReport {
             "{}, {} running from the node's cache after a failed pull{}",
             text::count(images.len(), "TryLatest image"),
             cached.len(),
-            if kubelet_verifies { "" } else { BY_AGENT }
+            if agent_decides { BY_AGENT } else { "" }
         );
         let message = if cached.is_empty() {
             "no pod on this node runs a cached TryLatest image after a failed pull".to_owned()
@@ -189,9 +191,9 @@ mod tests {
             image(1, Outcome::Unchanged, 1),
             image(2, Outcome::Fallback, 1),
         ];
-        let report = NodeReport::new(images.clone(), false);
+        let report = NodeReport::new(images.clone(), true);
         assert!(report.summary.contains("not the kubelet, decides"));
-        let report = NodeReport::new(images, true);
+        let report = NodeReport::new(images, false);
         assert!(report.fallback);
         assert!(
             report
@@ -206,7 +208,7 @@ mod tests {
     #[test]
     fn it_is_false_when_no_such_pod_is_left() {
         for other in [image(2, Outcome::Fallback, 0), image(2, Outcome::Fresh, 1)] {
-            assert!(!NodeReport::new(vec![other], true).fallback);
+            assert!(!NodeReport::new(vec![other], false).fallback);
         }
     }
 
@@ -214,7 +216,7 @@ mod tests {
     fn pods_that_outlive_the_outage_with_an_older_copy_are_named() {
         let mut moved = image(2, Outcome::Fresh, 3);
         moved.pods_from_cache = 2;
-        let report = NodeReport::new(vec![moved], true);
+        let report = NodeReport::new(vec![moved], false);
         assert!(report.fallback);
         let words =
             "app2:latest: fresh now, but 2 pods that started earlier still run the previous copy";
@@ -224,7 +226,7 @@ mod tests {
     #[test]
     fn the_size_is_bounded() {
         let images = (0..1000).map(|n| image(n, Outcome::Fallback, 1)).collect();
-        let report = NodeReport::new(images, true);
+        let report = NodeReport::new(images, false);
         assert_eq!(named(&report), IMAGES_MAX);
         assert!(report.images.len() < 24 * 1024, "{}", report.images.len());
         assert!(report.message.len() < 2048, "{}", report.message.len());
@@ -238,7 +240,7 @@ mod tests {
             image: format!("{host}.example/{path}:{tag}").parse().unwrap(),
             ..image(1, Outcome::Fallback, 1)
         };
-        let report = NodeReport::new(vec![long; IMAGES_MAX], true);
+        let report = NodeReport::new(vec![long; IMAGES_MAX], false);
         assert!(report.images.len() <= IMAGES_MAX_BYTES);
         assert!((10..IMAGES_MAX).contains(&named(&report)));
         assert!(report.message.len() < 8192, "{}", report.message.len());

@@ -177,6 +177,11 @@ impl Planner {
             .then(|| report::node_images(&self.knowledge, pods, &self.rules, now.wall))
     }
 
+    /// Whether it is for the agent to say which pods may use a private image's copy.
+    pub fn agent_decides(&self) -> bool {
+        !self.rules.by_default().without_proof
+    }
+
     /// Whether a decided release is not written yet.
     pub fn is_releasing(&self) -> bool {
         let mut rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());

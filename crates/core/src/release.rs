@@ -44,6 +44,10 @@ const NOT_SEEN: &str =
 const NOT_ACCEPTED: &str = "the kubelet did not start it from the copy on the node; if it wants the registry to accept \
                             the pod's credentials first, check its imagePullSecrets, or wait until the registry answers";
 
+/// What spares a pod the kubelet's back-off.
+pub(crate) const NOT_ASKED: &str =
+    "the kubelet was not asked to pull it: its last pull with these credentials has just failed";
+
 /// What was found for one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRelease {
@@ -224,6 +228,9 @@ pub struct ContainerProgress {
     /// Bytes that this pull will take, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
+    /// The kubelet is to pull it, not the agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_kubelet: bool,
     /// Why the try before failed.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -232,7 +239,12 @@ pub struct ContainerProgress {
 impl ContainerProgress {
     /// One line for the gate's log, without the container's name.
     pub fn describe(&self) -> String {
-        let mut line = format!("pulling {}", self.image);
+        let image = &self.image;
+        let mut line = if self.by_kubelet {
+            format!("waiting for the kubelet to pull {image}")
+        } else {
+            format!("pulling {image}")
+        };
         if self.bytes > 0 {
             line.push_str(", ");
             line.push_str(&text::bytes(self.bytes));
@@ -370,6 +382,7 @@ mod tests {
             attempt: 2,
             bytes: 1024,
             total_bytes: Some(2048),
+            by_kubelet: false,
             failure: Some(Failure::new(FailureClass::ServerError, "503")),
         };
         assert_eq!(

@@ -1,4 +1,4 @@
-//! A credential plugin of the kubelet, whose answers a test decides
+//! Credential plugins of the kubelet, whose answers a test decides
 //! (`credentialprovider.kubelet.k8s.io/v1`).
 
 use std::fs;
@@ -15,6 +15,13 @@ const NAME: &str = "test-provider";
 
 /// Repositories that begin like this are its.
 const PREFIX: &str = "plugin";
+
+/// The same of the plugin that is given a token of the pod's service account (KEP-4412).
+const BY_ACCOUNT: &str = "test-account-provider";
+const BY_ACCOUNT_PREFIX: &str = "account-plugin";
+
+/// Whom that token is for. The kubelet may ask for it only where a role says so.
+pub const AUDIENCE: &str = "e2e-registry";
 
 /// What the kubelet is told of it, and where its answer is.
 #[derive(Clone, Debug)]
@@ -47,11 +54,16 @@ impl CredentialPlugin {
         let bin = plugin.bin();
         fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
         let answer = plugin.answer();
-        let script = format!("#!/bin/sh\ncat >/dev/null\n. '{}'\n", answer.display());
-        let program = bin.join(NAME);
-        fs::write(&program, script)?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        plugin.say("exit 1\n")?;
+        let answer = answer.display();
+        let script = format!("#!/bin/sh\ncat >/dev/null\n. '{answer}'\n");
+        write_program(&bin.join(NAME), &script)?;
+        let answer = plugin.answer_by_account();
+        let answer = answer.display();
+        let claims = r#"sed -n 's/.*"serviceAccountToken":"\([^"]*\)".*/\1/p' | cut -d. -f2 | tr '_-' '/+' | base64 -d 2>/dev/null"#;
+        let script = format!("#!/bin/sh\nclaims=$({claims})\n. '{answer}'\n");
+        write_program(&bin.join(BY_ACCOUNT), &script)?;
+        write_answer(&plugin.answer(), "exit 1\n")?;
+        write_answer(&plugin.answer_by_account(), "exit 1\n")?;
         let config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1",
             "kind": "CredentialProviderConfig",
@@ -60,6 +72,16 @@ impl CredentialPlugin {
                 "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
                 "matchImages": [format!("{host}/{PREFIX}")],
                 "defaultCacheDuration": "0s",
+            }, {
+                "name": BY_ACCOUNT,
+                "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+                "matchImages": [format!("{host}/{BY_ACCOUNT_PREFIX}")],
+                "defaultCacheDuration": "0s",
+                "tokenAttributes": {
+                    "serviceAccountTokenAudience": AUDIENCE,
+                    "cacheType": "Token",
+                    "requireServiceAccount": true,
+                },
             }],
         });
         fs::write(plugin.config(), config.to_string())?;
@@ -84,13 +106,28 @@ impl CredentialPlugin {
     /// # Errors
     /// Its file cannot be written.
     pub fn set(&self, answer: PluginAnswer<'_>) -> anyhow::Result<()> {
-        let PluginAnswer::Gives(User { name, password }) = answer else {
-            return self.say(match answer {
-                PluginAnswer::Hangs => "exec sleep 300\n",
-                PluginAnswer::Rubbish => "echo this is no answer\n",
-                PluginAnswer::Crashes | PluginAnswer::Gives(_) => "exit 1\n",
-            });
+        let script = match answer {
+            PluginAnswer::Gives(user) => &self.gives(user),
+            PluginAnswer::Hangs => "exec sleep 300\n",
+            PluginAnswer::Rubbish => "echo this is no answer\n",
+            PluginAnswer::Crashes => "exit 1\n",
         };
+        write_answer(&self.answer(), script)
+    }
+
+    /// From now on the plugin for repositories that begin with `account-plugin` answers with this user's
+    /// credentials if the pod runs as the service account of this name, and crashes otherwise.
+    ///
+    /// # Errors
+    /// Its file cannot be written.
+    pub fn set_for_account(&self, account: &str, user: &User) -> anyhow::Result<()> {
+        let claim = format!(r#""serviceaccount":{{"name":"{account}""#);
+        let script = format!("case $claims in *'{claim}'*) ;; *) exit 1;; esac\n");
+        let script = script + &self.gives(user);
+        write_answer(&self.answer_by_account(), &script)
+    }
+
+    fn gives(&self, User { name, password }: &User) -> String {
         let answer = json!({
             "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
             "kind": "CredentialProviderResponse",
@@ -98,15 +135,7 @@ impl CredentialPlugin {
             "cacheDuration": "0s",
             "auth": {(self.host.clone()): {"username": name, "password": password}},
         });
-        self.say(&format!("cat <<'END'\n{answer}\nEND\n"))
-    }
-
-    fn say(&self, script: &str) -> anyhow::Result<()> {
-        // It may be asked at any moment.
-        let new = self.folder.join("answer.new");
-        fs::write(&new, script)?;
-        fs::rename(&new, self.answer())?;
-        Ok(())
+        format!("cat <<'END'\n{answer}\nEND\n")
     }
 
     fn bin(&self) -> PathBuf {
@@ -117,7 +146,25 @@ impl CredentialPlugin {
         self.folder.join("answer.sh")
     }
 
+    fn answer_by_account(&self) -> PathBuf {
+        self.folder.join("answer-by-account.sh")
+    }
+
     fn config(&self) -> PathBuf {
         self.folder.join("config.yaml")
     }
+}
+
+fn write_program(path: &Path, script: &str) -> anyhow::Result<()> {
+    fs::write(path, script).with_context(|| format!("write {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The plugin may be asked at any moment.
+fn write_answer(path: &Path, script: &str) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, script).with_context(|| format!("write {}", new.display()))?;
+    fs::rename(&new, path)?;
+    Ok(())
 }

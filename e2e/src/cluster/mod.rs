@@ -26,7 +26,7 @@ use rustix::process::{Signal, geteuid};
 
 pub use containerd::ContainerdNode;
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
-pub use credentials::{CredentialPlugin, PluginAnswer};
+pub use credentials::{AUDIENCE, CredentialPlugin, PluginAnswer};
 pub use kubelet::Kubelet;
 pub use namespace::Namespace;
 pub use part::Part;

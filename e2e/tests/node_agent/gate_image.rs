@@ -99,7 +99,7 @@ async fn a_policy_moves_it_to_another_registry(node: &Node) -> anyhow::Result<()
 
 /// KEP-2535: the kubelet gives what it has pulled with a secret to pods with that secret alone.
 async fn it_was_pulled_with_a_secret(node: &Node) -> anyhow::Result<()> {
-    push(node, REPOSITORY).await?;
+    push_own(node).await?;
     let secrets: Api<Secret> = Api::namespaced(node.cluster.client(), NAMESPACE);
     let secret = serde_json::from_value(json!({
         "metadata": {"name": "registry"},
@@ -304,6 +304,11 @@ impl<'a> Moved<'a> {
 }
 
 const POLICY: &str = "e2e-moved";
+
+/// Puts the released image where TryLatest's own registry has it.
+pub(crate) async fn push_own(node: &Node) -> anyhow::Result<()> {
+    push(node, REPOSITORY).await
+}
 
 /// Puts the released image into the registry.
 async fn push(node: &Node, repository: &str) -> anyhow::Result<()> {

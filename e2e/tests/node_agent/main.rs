@@ -1,15 +1,18 @@
 //! TryLatest on a real kubelet, installed by its own manifests: what a pod gets in each situation,
 //! and that no pod waits for ever, whoever dies.
 
+mod credentials;
 mod damage;
 mod deaths;
 mod gate_image;
+mod handover;
 mod input;
 mod node;
 mod outages;
 mod outcomes;
 mod private;
 mod refused;
+mod verification;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -201,6 +204,9 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("outages", outages::tests()),
         ("damage", damage::tests()),
         ("private", private::tests()),
+        ("credentials", credentials::tests()),
+        ("handover", handover::tests()),
+        ("verification", verification::tests()),
         ("refused", refused::tests()),
         ("input", input::tests()),
         ("deaths", deaths::tests()),

@@ -108,8 +108,6 @@ struct Loop<R> {
     reported: Vec<NodeImage>,
     /// Names that are away, by the hand-over.
     away: HashMap<u64, Away>,
-    /// The kubelet looks after who may use a private image.
-    verifies: bool,
     /// What the planner was last told of that.
     is_well: bool,
 }
@@ -131,7 +129,6 @@ impl<R: ImageRuntime> Pods<R> {
             telling: 0,
             reported: Vec::new(),
             away: HashMap::new(),
-            verifies: false,
             is_well: false,
         };
         let runtime = Arc::clone(&running.own.runtime);
@@ -159,7 +156,6 @@ impl<R: ImageRuntime> Pods<R> {
             }
         };
         let _ = timeout(TIDY, tidy).await;
-        running.verifies = asked;
         running.handle(Event::KubeletVerifies(asked)).await;
         let mut prune_at = Instant::now() + PRUNE_EVERY;
         let mut pruned = running.own.planner.known_images();
@@ -355,9 +351,8 @@ impl<R: ImageRuntime> Loop<R> {
         };
         if images != self.reported || self.own.report.borrow().is_none() {
             self.reported.clone_from(&images);
-            self.own
-                .report
-                .send_replace(Some(NodeReport::new(images, self.verifies)));
+            let report = NodeReport::new(images, self.own.planner.agent_decides());
+            self.own.report.send_replace(Some(report));
         }
     }
 

@@ -27,7 +27,7 @@ use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::pod::{GateState, GatedPod, Start};
-use crate::record::{Try, TryResult};
+use crate::record::{LocalCopy, Try, TryResult};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
 
@@ -222,7 +222,7 @@ impl Planner {
         for (uid, pod) in &self.pods {
             let refused = pod.round.as_ref().is_some_and(Round::is_refused);
             for name in pod.waits_for_kubelet() {
-                let failure = self.spared.failure(now, &name, &pod.seen.identity);
+                let failure = self.spared_by(now, &name, &pod.seen.identity);
                 let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
                 let stuck = handover.and_then(Handover::stuck_at);
                 let is_stuck = stuck.is_some_and(|at| at <= now.up);
@@ -235,6 +235,20 @@ impl Planner {
             let cause = Cause::Spared(failure.as_ref());
             self.step(now, &name, |pod, _| only(&uid, pod, cause), plan);
         }
+    }
+
+    /// The failure that spares a pod of this identity a pull of the kubelet, if there was one. A copy that
+    /// nobody is known to have pulled, as one that was imported, is not worth one for each identity
+    /// without pull secrets.
+    fn spared_by(&self, now: Now, name: &ImageName, identity: &Identity) -> Option<&Failure> {
+        let own = self.spared.failure(now, name, identity);
+        let facts = self.knowledge.facts(name);
+        let unproven = |copy: &LocalCopy| facts.confirmed_at(&copy.digest).is_none();
+        let is_like_others = !identity.has_pull_secrets()
+            && self.rules.kubelet_verifies
+            && facts.copy.as_ref().is_some_and(unproven);
+        let shared = || self.spared.failure_without_secrets(now, name);
+        own.or_else(|| is_like_others.then(shared)?)
     }
 
     /// A try whose refusal was left for a hand-over that did not come is remembered after all.

@@ -53,6 +53,16 @@ impl Spared {
         self.failed.insert(key, failed);
     }
 
+    /// The same, if no pull secret can make a difference, for whichever pod without any it failed.
+    pub(super) fn failure_without_secrets(&self, now: Now, name: &ImageName) -> Option<&Failure> {
+        let least = (name.clone(), Identity::default());
+        let of_image = self.failed.range(least..);
+        let mut of_image = of_image.take_while(|((other, _), _)| other == name);
+        let (_, failed) =
+            of_image.find(|((_, who), failed)| !who.has_pull_secrets() && now.up < failed.until)?;
+        Some(&failed.failure)
+    }
+
     /// Why a pod of this identity is not to wait for the kubelet's pull now.
     pub(super) fn failure(
         &self,

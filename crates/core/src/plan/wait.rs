@@ -397,6 +397,7 @@ impl Waiting {
             attempt: self.failed_tries + 1,
             bytes: running.map_or(0, |attempt| attempt.flow.bytes),
             total_bytes: running.and_then(|attempt| attempt.flow.total_bytes),
+            by_kubelet: matches!(self.wait, Wait::Kubelet { .. }),
             failure: self.failure.clone(),
         })
     }
@@ -417,6 +418,10 @@ fn look(unheard: bool) -> (Wait, Request) {
 /// Why nothing came in time.
 fn late(image: &Image) -> Failure {
     let (class, words) = match &image.attempt {
+        None if image.handover.is_some() => (
+            FailureClass::Timeout,
+            "the pod's timeout has passed while the kubelet pulled the image for another pod",
+        ),
         None => (
             FailureClass::Local,
             "the pod's timeout has passed, and this image was still waiting for its turn on this node",

@@ -160,7 +160,7 @@ async fn what_is_told_once_has_a_name_of_its_own() {
 #[tokio::test]
 async fn the_condition_is_a_patch_of_its_own_type_alone() {
     let (writer, seen) = writer();
-    let report = NodeReport::new(Vec::new(), true);
+    let report = NodeReport::new(Vec::new(), false);
     let now = "2026-01-01T12:00:00.5Z".parse().unwrap();
     writer.set_condition(&report, now, now).await.unwrap();
     writer.annotate_node(&report).await.unwrap();

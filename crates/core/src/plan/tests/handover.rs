@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pod::Start;
-use crate::release::ContainerRelease;
+use crate::release::{ContainerRelease, NOT_ASKED};
 
 /// The kubelet keeps records, and everything works.
 fn well() -> World {
@@ -211,6 +211,8 @@ fn the_next_pods_of_an_identity_do_not_pay_for_a_failure_again() {
     let actions = world.see(&next);
     let actions = refused(&mut world, &actions, &usable("1"));
     assert_eq!(outcome(&actions), Outcome::Fallback);
+    let said = &the_release(&actions).containers["app"];
+    assert_eq!(said.note.as_deref(), Some(NOT_ASKED));
     world.sent(&actions, Written::Done);
     // Another identity may have better credentials.
     world.wait(Duration::from_secs(3));
@@ -224,6 +226,33 @@ fn the_next_pods_of_an_identity_do_not_pay_for_a_failure_again() {
     world.wait(Duration::from_secs(3));
     let again = private("again", &world);
     let actions = world.see(&again);
+    the_handover(&refused(&mut world, &actions, &usable("1")));
+}
+
+#[test]
+fn an_imported_copy_costs_one_failure_for_all_without_pull_secrets() {
+    let mut world = well();
+    let of = |tenant: &str, world: &World| GatedPod {
+        identity: Identity {
+            namespace: tenant.into(),
+            ..Identity::default()
+        },
+        ..held(tenant, world)
+    };
+    let first = of("first", &world);
+    let (open, id) = handed_over(&mut world, &first);
+    world.see(&wanting(&open, FailureClass::Unauthorized));
+    given_back(&mut world, id, usable("1"));
+    world.wait(Duration::from_secs(3));
+    let second = of("second", &world);
+    let actions = world.see(&second);
+    let actions = refused(&mut world, &actions, &usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    world.sent(&actions, Written::Done);
+    // A pull secret may open it.
+    world.wait(Duration::from_secs(3));
+    let third = tenant("third", "third", &world);
+    let actions = world.see(&third);
     the_handover(&refused(&mut world, &actions, &usable("1")));
 }
 

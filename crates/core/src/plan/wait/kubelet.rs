@@ -3,7 +3,7 @@
 use super::{Cause, Context, LOOK_AGAIN, Request, Wait, Waiting};
 use crate::outcome::Outcome;
 use crate::record::TryResult;
-use crate::release::{BY_KUBELET, ContainerRelease};
+use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
 use crate::verdict::Evidence;
 
 impl Waiting {
@@ -28,7 +28,7 @@ impl Waiting {
                     result: TryResult::Failed(failure.clone()),
                     ..*refused
                 };
-                self.settled(&evidence, context)
+                self.spared(&evidence, context)
             }
             Cause::Spared(None) => self.settled(&refused, context),
             Cause::Pulled { evidence, by, .. } if evidence.result.failure().is_some() => {
@@ -105,6 +105,15 @@ impl Waiting {
     fn settled(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
         let done = self.judged(evidence, context);
         done.unwrap_or_else(|| self.given_up(evidence, context))
+    }
+
+    /// The same without the kubelet's own word.
+    fn spared(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
+        let mut done = self.settled(evidence, context);
+        if let Wait::Done(release) = &mut done {
+            release.note.get_or_insert_with(|| NOT_ASKED.to_owned());
+        }
+        done
     }
 
     /// The kubelet finds no copy, and pulls.

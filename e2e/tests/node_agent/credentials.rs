@@ -1,0 +1,220 @@
+//! Where the kubelet has its credentials from: secrets of the pod or of its service account, and plugins.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use trylatest_e2e::cluster::{AUDIENCE, PluginAnswer};
+use trylatest_e2e::registry::{Access, Fault, Scheme, User};
+use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
+
+use crate::private::{
+    AFTER_BACK_OFF, SECRET, alice, became, becomes, end, nobody_else_starts, outcome_of, private,
+    with_secret,
+};
+use crate::{Node, SOON, Tests, tests, tried};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            a_wrong_secret_starts_from_no_copy_of_another,
+            the_second_secret_opens_it,
+            a_secret_of_the_service_account_opens_it,
+            a_secret_that_is_rotated_in_an_outage_is_still_known,
+            a_plugin_that_wants_the_service_account_opens_it_for_that_one,
+        ],
+        // There is one plugin for all.
+        alone: tests![
+            a_plugin_opens_it_and_breaks,
+            a_plugin_that_hangs_costs_its_own_pods_a_minute,
+        ],
+    }
+}
+
+/// The service account that may read.
+const READER: &str = "reader";
+
+async fn a_wrong_secret_starts_from_no_copy_of_another(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "wrong", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    let mallory = User::new("mallory", "guessed");
+    let host = node.cluster.registry().host();
+    let other = Workloads::from(node.cluster.namespace("mallory").await?);
+    other.pull_secret(SECRET, &host, &mallory).await?;
+    let image = space.image();
+    other.create(&with_secret("thief", &image)).await?;
+    other.wait_event("thief", "ErrImagePull", SOON).await?;
+    // The name is given back to those who may have it.
+    becomes(&space, "meanwhile", "unchanged", "one").await?;
+    let pod = other.pods().get("thief").await?;
+    ensure!(!is_running(&pod), "another tenant's pod runs");
+    other.delete().await?;
+    end(space).await
+}
+
+async fn the_second_secret_opens_it(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "second", Scheme::Basic).await?;
+    let host = node.cluster.registry().host();
+    let mallory = User::new("mallory", "guessed");
+    space.work.pull_secret("wrong", &host, &mallory).await?;
+    let image = space.image();
+    for (name, outcome) in [("first", "fresh"), ("next", "unchanged")] {
+        let spec = tried(name, &image).with_secret("wrong").with_secret(SECRET);
+        space.work.create(&spec).await?;
+        became(&space, name, outcome, "one").await?;
+    }
+    nobody_else_starts(&space).await?;
+    end(space).await
+}
+
+async fn a_secret_of_the_service_account_opens_it(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "account", Scheme::Bearer).await?;
+    let accounts = space.work.api::<ServiceAccount>();
+    let patch = json!({"imagePullSecrets": [{"name": SECRET}]});
+    let params = PatchParams::default();
+    accounts
+        .patch("default", &params, &Patch::Merge(&patch))
+        .await?;
+    let image = space.image();
+    for (name, outcome) in [("first", "fresh"), ("next", "unchanged")] {
+        space.work.create(&tried(name, &image)).await?;
+        became(&space, name, outcome, "one").await?;
+    }
+    end(space).await
+}
+
+async fn a_secret_that_is_rotated_in_an_outage_is_still_known(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "rotated", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    let rotated = User::new("alice", "another-password");
+    let host = registry.host();
+    space.work.pull_secret(SECRET, &host, &rotated).await?;
+    becomes(&space, "outage", "fallback", "one").await?;
+    nobody_else_starts(&space).await?;
+    registry.heal_on(&space.repository);
+    registry.protect(&space.repository, Access::new(Scheme::Basic, &[rotated]));
+    becomes(&space, "healed", "unchanged", "one").await?;
+    nobody_else_starts(&space).await?;
+    end(space).await
+}
+
+async fn a_plugin_opens_it_and_breaks(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "plugin", Scheme::Bearer).await?;
+    let plugin = node.cluster.kubelet().credential_plugin();
+    plugin.set(PluginAnswer::Gives(&alice()))?;
+    let image = space.image();
+    for (name, outcome) in [("first", "fresh"), ("next", "unchanged")] {
+        space.work.create(&tried(name, &image)).await?;
+        became(&space, name, outcome, "one").await?;
+    }
+    // Without the plugin's word the kubelet asks as anybody would, and fails.
+    plugin.set(PluginAnswer::Rubbish)?;
+    space.work.create(&tried("rubbish", &image)).await?;
+    let wanted = |pod: &Pod| {
+        let outcome = outcome_of(pod);
+        outcome.as_deref() == Some("fallback") || outcome.as_deref() == Some("unavailable")
+    };
+    space
+        .work
+        .wait_pod("rubbish", "it says so", AFTER_BACK_OFF, wanted)
+        .await?;
+    plugin.set(PluginAnswer::Gives(&alice()))?;
+    let runs = space
+        .work
+        .wait_pod("rubbish", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await?;
+    plugin.set(PluginAnswer::Crashes)?;
+    end(space).await
+}
+
+/// The kubelet waits a minute for it, then asks as anybody would.
+async fn a_plugin_that_hangs_costs_its_own_pods_a_minute(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "plugin", Scheme::Basic).await?;
+    let plugin = node.cluster.kubelet().credential_plugin();
+    plugin.set(PluginAnswer::Gives(&alice()))?;
+    let image = space.image();
+    space.work.create(&tried("first", &image)).await?;
+    became(&space, "first", "fresh", "one").await?;
+    plugin.set(PluginAnswer::Hangs)?;
+    space.work.create(&tried("hangs", &image)).await?;
+    let given_back = |pod: &Pod| outcome_of(pod).as_deref() == Some("fallback");
+    space
+        .work
+        .wait_pod("hangs", "the name is given back", SOON, given_back)
+        .await?;
+    // Others do not wait for it.
+    let beside = node.space("besideplugin").await?;
+    beside.push("two").await?;
+    beside.run("app", "fresh", "two").await?;
+    beside.end().await?;
+    plugin.set(PluginAnswer::Gives(&alice()))?;
+    let limit = Duration::from_secs(60) + AFTER_BACK_OFF;
+    let runs = space.work.wait_pod("hangs", "it runs", limit, is_running);
+    runs.await?;
+    plugin.set(PluginAnswer::Crashes)?;
+    end(space).await
+}
+
+/// KEP-4412: the plugin is given a token of the pod's service account, and no pull secret is.
+async fn a_plugin_that_wants_the_service_account_opens_it_for_that_one(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "account-plugin", Scheme::Bearer).await?;
+    allow_audience(node).await?;
+    let plugin = node.cluster.kubelet().credential_plugin();
+    plugin.set_for_account(READER, &alice())?;
+    let reader: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": READER}}))?;
+    let accounts = space.work.api::<ServiceAccount>();
+    accounts.create(&PostParams::default(), &reader).await?;
+    let image = space.image();
+    let as_reader = |name| PodSpec {
+        account: Some(READER),
+        ..tried(name, &image)
+    };
+    for (name, outcome) in [("first", "fresh"), ("next", "unchanged")] {
+        space.work.create(&as_reader(name)).await?;
+        became(&space, name, outcome, "one").await?;
+    }
+    nobody_else_starts(&space).await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.work.create(&as_reader("outage")).await?;
+    became(&space, "outage", "fallback", "one").await?;
+    nobody_else_starts(&space).await?;
+    end(space).await
+}
+
+/// A kubelet may ask for a token for somebody else only where a role says so.
+async fn allow_audience(node: &Node) -> anyhow::Result<()> {
+    let role: ClusterRole = serde_json::from_value(json!({
+        "metadata": {"name": AUDIENCE},
+        "rules": [{
+            "apiGroups": [""],
+            "resources": [AUDIENCE],
+            "verbs": ["request-serviceaccounts-token-audience"],
+        }],
+    }))?;
+    let binding: ClusterRoleBinding = serde_json::from_value(json!({
+        "metadata": {"name": AUDIENCE},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": AUDIENCE,
+        },
+        "subjects": [{
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes",
+        }],
+    }))?;
+    let params = PatchParams::apply("trylatest-e2e");
+    let client = node.cluster.client();
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.patch(AUDIENCE, &params, &Patch::Apply(&role)).await?;
+    let bindings: Api<ClusterRoleBinding> = Api::all(client);
+    let binding = Patch::Apply(&binding);
+    bindings.patch(AUDIENCE, &params, &binding).await?;
+    Ok(())
+}

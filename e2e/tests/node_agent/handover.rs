@@ -1,0 +1,224 @@
+//! A name that is away while the kubelet pulls comes back, whoever dies meanwhile.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::registry::{Fault, Scheme};
+use trylatest_e2e::workload::is_running;
+
+use crate::deaths::kill_agent;
+use crate::private::{
+    AFTER_BACK_OFF, became, becomes, end, nobody_else_starts, outcome_of, private, with_secret,
+};
+use crate::{Node, SOON, Space, Tests, tests};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![a_pod_that_is_deleted_while_the_name_is_away_leaves_it_there],
+        alone: tests![
+            killed_while_a_name_is_away,
+            killed_while_a_name_is_away_and_the_registry_goes,
+            killed_at_any_moment_of_a_handover,
+            stopped_while_a_name_is_away,
+            uninstalled_while_a_name_is_away,
+            containerd_dies_while_a_name_is_away,
+            the_api_server_goes_while_a_name_is_away,
+            the_node_reboots_while_a_name_is_away,
+        ],
+    }
+}
+
+/// A private image that is on the node, and the pod `app` that waits for the kubelet's pull of it.
+async fn with_its_name_away<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
+    let space = private(node, name, Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    away(&space, "app").await?;
+    Ok(space)
+}
+
+/// A pod whose image's name is away for some seconds, while the kubelet waits for the registry.
+async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let late = Fault::Latency(Duration::from_secs(2));
+    let registry = space.node.cluster.registry();
+    registry.fault_on(&space.repository, late)?;
+    let image = space.image();
+    space.work.create(&with_secret(name, &image)).await?;
+    let handed_over = |pod: &Pod| outcome_of(pod).as_deref() == Some("handed-over");
+    let wait = space
+        .work
+        .wait_pod(name, "it is handed over", SOON, handed_over);
+    wait.await?;
+    Ok(())
+}
+
+async fn is_there_again(space: &Space<'_>) -> anyhow::Result<()> {
+    let image = space.image();
+    let there = || async {
+        let names = space
+            .node
+            .cluster
+            .containerd()
+            .ctr(&["images", "list", "-q"])
+            .await?;
+        Ok(names.lines().any(|name| name == image).then_some(()))
+    };
+    wait::until("the name is there again", SOON, there).await
+}
+
+/// No name that was taken away is left away.
+async fn nothing_is_aside(node: &Node) -> anyhow::Result<()> {
+    let gone = || async {
+        let names = node
+            .cluster
+            .containerd()
+            .ctr(&["images", "list", "-q"])
+            .await?;
+        Ok((!names.contains("TryLatest/aside/")).then_some(()))
+    };
+    wait::until("no copy is aside", SOON, gone).await
+}
+
+async fn a_pod_that_is_deleted_while_the_name_is_away_leaves_it_there(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "deleted").await?;
+    space.work.delete_pod("app").await?;
+    is_there_again(&space).await?;
+    node.cluster.registry().heal_on(&space.repository);
+    becomes(&space, "next", "unchanged", "one").await?;
+    end(space).await
+}
+
+async fn killed_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "killedaway").await?;
+    kill_agent(node).await?;
+    is_there_again(&space).await?;
+    node.cluster.registry().heal_on(&space.repository);
+    let runs = space
+        .work
+        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await.context("after the agent was killed")?;
+    nothing_is_aside(node).await?;
+    node.install.wait_ready().await?;
+    end(space).await
+}
+
+async fn killed_while_a_name_is_away_and_the_registry_goes(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "killedgone").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    kill_agent(node).await?;
+    is_there_again(&space).await?;
+    became(&space, "app", "fallback", "one").await?;
+    nothing_is_aside(node).await?;
+    node.install.wait_ready().await?;
+    nobody_else_starts(&space).await?;
+    end(space).await
+}
+
+/// The steps from the try's end to the kubelet's pull take a second or two; this goes through them.
+async fn killed_at_any_moment_of_a_handover(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "anymoment", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    let image = space.image();
+    for moment in 0..6_u64 {
+        node.install.wait_ready().await?;
+        let name = format!("app-{moment}");
+        let spec = with_secret(&name, &image);
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(250 * moment)).await;
+            kill_agent(node).await
+        };
+        let (created, killed) = tokio::join!(space.work.create(&spec), kill);
+        created?;
+        killed?;
+        let runs = space
+            .work
+            .wait_pod(&name, "it runs", AFTER_BACK_OFF, is_running);
+        runs.await.with_context(|| format!("moment {moment}"))?;
+        space.says(&name, "app", "one").await?;
+    }
+    nothing_is_aside(node).await?;
+    node.install.wait_ready().await?;
+    end(space).await
+}
+
+async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "stopaway").await?;
+    node.install.away().await?;
+    let there = is_there_again(&space).await;
+    node.install.back().await?;
+    there?;
+    node.cluster.registry().heal_on(&space.repository);
+    let runs = space
+        .work
+        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await.context("after the agent was stopped")?;
+    nothing_is_aside(node).await?;
+    end(space).await
+}
+
+/// As the README says, without waiting for anything first.
+async fn uninstalled_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "uninstall").await?;
+    let removed = node.install.remove(&node.cluster).await;
+    let there = is_there_again(&space).await;
+    let left = nothing_is_aside(node).await;
+    node.cluster.registry().heal_on(&space.repository);
+    let runs = space
+        .work
+        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
+    let runs = runs.await;
+    node.install.set_up(&node.cluster).await?;
+    removed?;
+    there?;
+    left?;
+    runs.context("after TryLatest was removed")?;
+    end(space).await
+}
+
+async fn containerd_dies_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "containerdaway").await?;
+    node.cluster.containerd().kill().await?;
+    node.cluster.registry().heal_on(&space.repository);
+    node.cluster.containerd().revive().await?;
+    is_there_again(&space).await?;
+    let runs = space
+        .work
+        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await?;
+    nothing_is_aside(node).await?;
+    end(space).await
+}
+
+/// The agent cannot see what the kubelet does, and the registry fails.
+async fn the_api_server_goes_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "apiaway").await?;
+    node.cluster.control_plane().stop_apiserver().await?;
+    let registry = node.cluster.registry();
+    let failing = registry.fault_on(&space.repository, Fault::Unavailable);
+    let there = is_there_again(&space).await;
+    node.cluster.control_plane().start_apiserver().await?;
+    failing?;
+    there?;
+    became(&space, "app", "fallback", "one").await?;
+    nothing_is_aside(node).await?;
+    end(space).await
+}
+
+async fn the_node_reboots_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
+    let space = with_its_name_away(node, "rebootaway").await?;
+    let registry = node.cluster.registry();
+    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    node.cluster.reboot().await?;
+    is_there_again(&space).await?;
+    let runs = space
+        .work
+        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await?;
+    nothing_is_aside(node).await?;
+    node.install.wait_ready().await?;
+    end(space).await
+}
