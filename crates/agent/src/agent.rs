@@ -130,6 +130,7 @@ async fn start(
     health: &Arc<Health>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Tasks> {
+    let rules = args.rules();
     let AgentArgs {
         node_name,
         pod_name,
@@ -140,8 +141,9 @@ async fn start(
         address,
         port,
         stall,
-        try_for,
-        allow_unverified_fallback,
+        try_for: _,
+        freshness: _,
+        allow_unverified_fallback: _,
         kubelet_verifies,
         log: _,
         log_format: _,
@@ -155,16 +157,9 @@ async fn start(
         .await
         .context("making a client of the API server")?;
     let runtime = Arc::new(containerd(containerd_socket, snapshotter, &metrics));
-    let rules = NodeRules {
-        try_for,
-        stall,
-        // Until the kubelet has been asked.
-        kubelet_verifies: false,
-        allow_unverified_fallback,
-    };
     let index = state_dir.join(INDEX);
-    let (history, planner) =
-        open_index_and_start_planner(&index, rules, &node_name, &runtime, &metrics).await;
+    let open = open_index_and_start_planner(&index, rules, &node_name, &runtime, &metrics);
+    let (history, planner) = Box::pin(open).await;
     let api = Api {
         writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
         metrics: Arc::clone(&metrics),

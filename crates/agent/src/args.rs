@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trylatest_core::rules::NodeRules;
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
 /// cannot deliver it in time.
@@ -85,13 +86,17 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_PORT", default_value_t = 9776)]
     pub port: u16,
 
-    /// Give up on a pull that makes no progress for this long
+    /// How long a pull may stand still before a pod takes the cached copy; the pull goes on for the next pod
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 
     /// How long a pod waits before it takes the cached copy, even if the download still makes progress
     #[arg(long = "try", env = "TRYLATEST_TRY", default_value = "30s", value_parser = positive)]
     pub try_for: Duration,
+
+    /// Do not ask the registry again for an image that it has confirmed within this time
+    #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "0s", value_parser = duration)]
+    pub freshness: Duration,
 
     /// Let pods use cached copies of images that the registry refuses without credentials, although
     /// nothing proves that these pods may have them
@@ -113,6 +118,19 @@ pub struct AgentArgs {
     /// The format of log lines
     #[arg(long, env = "TRYLATEST_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+impl AgentArgs {
+    /// What applies to the node's pods, until the kubelet has been asked what it verifies.
+    pub fn rules(&self) -> NodeRules {
+        NodeRules {
+            try_for: self.try_for,
+            stall: self.stall,
+            freshness: self.freshness,
+            kubelet_verifies: false,
+            allow_unverified_fallback: self.allow_unverified_fallback,
+        }
+    }
 }
 
 /// Whether the kubelet looks after who may use a private image.
@@ -251,7 +269,7 @@ mod tests {
 
     use super::*;
 
-    const AGENT: [&str; 8] = [
+    const AGENT: [&str; 9] = [
         "trylatest",
         "agent",
         "--node-name=n",
@@ -259,6 +277,7 @@ mod tests {
         "--pod-namespace=s",
         "--try=10s",
         "--stall=1m30s",
+        "--freshness=10s",
         "--allow-unverified-fallback",
     ];
 
@@ -274,6 +293,7 @@ mod tests {
         };
         assert_eq!(args.try_for, Duration::from_secs(10));
         assert_eq!(args.stall, Duration::from_secs(90));
+        assert_eq!(args.freshness, Duration::from_secs(10));
         assert!(args.allow_unverified_fallback);
         assert_eq!(args.port, 9776);
     }
@@ -310,6 +330,7 @@ mod tests {
             "--stall=5",
             "--stall=0s",
             "--stall=25h",
+            "--freshness=often",
             "--try=soon",
             "--address=here",
             "--port=70000",

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use trylatest_core::image::ImageName;
 
 pub(crate) use self::shown::is_unpacking;
-use self::shown::{Download, Shown};
+use self::shown::{Download, Place, Shown};
 use crate::containerd::{Containerd, locked};
 use crate::content::{NoDocument, read_json};
 use crate::manifest::{Config, Descriptor, Document, Manifest};
@@ -168,8 +168,10 @@ impl Progress {
             .filter(|candidate| candidate.moves() || remembered.as_ref() == Some(&candidate.digest))
             .max_by_key(|candidate| candidate.updated);
         let Some(chosen) = chosen else {
+            let place = shown.place(None);
             return Ok(Movement {
-                queued: shown.queued(None),
+                queued: place == Place::Queued,
+                behind: place == Place::Behind,
                 ..Movement::default()
             });
         };
@@ -180,11 +182,13 @@ impl Progress {
             seen.writing_out.hash(&mut mark);
             flows = seen.downloads;
         }
+        let place = shown.place(Some(&chosen.manifest.blobs()));
         Ok(Movement {
             bytes,
             total_bytes: Some(chosen.manifest.total_bytes()),
             flows,
-            queued: shown.queued(Some(&chosen.manifest.blobs())),
+            queued: place == Place::Queued,
+            behind: place == Place::Behind,
             mark: mark.finish(),
         })
     }

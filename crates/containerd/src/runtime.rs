@@ -264,6 +264,8 @@ pub struct Movement {
     /// Whether it may be waiting in containerd's own queue: nothing of it has moved since it was first
     /// seen, and other downloads take all the places that containerd serves at once.
     pub queued: bool,
+    /// The same, but not all of those downloads move.
+    pub behind: bool,
     /// Differs from an earlier answer's mark if and only if something moved in between: bytes arrived, or
     /// a layer is being unpacked. It has no other meaning.
     pub mark: u64,

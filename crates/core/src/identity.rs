@@ -28,6 +28,12 @@ impl Identity {
     pub fn has_pull_secrets(&self) -> bool {
         !self.pull_secrets.is_empty()
     }
+
+    /// Whether the pod has nothing of its own that could open a private image: only the node's credentials can.
+    pub(crate) fn is_anybody(&self) -> bool {
+        let account = self.service_account.as_str();
+        !self.has_pull_secrets() && (account.is_empty() || account == "default")
+    }
 }
 
 impl fmt::Display for Identity {

@@ -8,12 +8,13 @@
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]. Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
+//! [`Event::Inspected`]; the pull goes on (`catch_up`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
 //! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
 //! those for whom that has just failed); `settle` says what became of releases. `pod` knows what is owed
 //! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
+mod catch_up;
 mod event;
 mod handover;
 mod image;
@@ -32,13 +33,13 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Written};
+pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Why, Written};
 use self::image::Image;
 use self::pace::Pace;
 use self::pod::{NEWS, Pod};
 use self::round::Round;
 use self::spared::Spared;
-use self::wait::{Cause, Context, Request};
+use self::wait::{Cause, Context, Request, Waiting};
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::node::NodeImage;
@@ -64,6 +65,8 @@ pub struct Planner {
     /// When the next hand-over may begin, if one waits for that.
     paced_until: Option<Duration>,
     spared: Spared,
+    /// When a pull that hangs was last cut off for others.
+    gave_way: Option<Duration>,
     /// Since when no hand-over could be seen through, if none could.
     unwell_since: Option<Duration>,
     is_stopping: bool,
@@ -86,6 +89,7 @@ impl Planner {
             pace: Pace::default(),
             paced_until: None,
             spared: Spared::default(),
+            gave_way: None,
             unwell_since: Some(Duration::ZERO),
             is_stopping: false,
             report_changed: true,
@@ -100,17 +104,7 @@ impl Planner {
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.report_changed |= self.pods.remove(&uid).is_some(),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
-            Event::Moved(moved) => {
-                if let Some(image) = self.images.get_mut(&moved.image) {
-                    image.moved(now, moved.attempt, moved.flow);
-                    if let Some(handover) = &mut image.handover
-                        && handover.id == moved.attempt
-                    {
-                        handover.moved(now);
-                        self.pull_moved(now);
-                    }
-                }
-            }
+            Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
@@ -165,6 +159,7 @@ impl Planner {
             .chain(self.next_turn(now))
             .chain(pods)
             .chain(self.handovers_due(now))
+            .chain(self.cuts_due())
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
@@ -299,11 +294,13 @@ impl Planner {
             plan.extend(pod.send_due(now, &self.images));
         }
         self.learn_of_pulls(now, plan);
+        self.cut_what_hangs(now, plan);
         self.start_tries(now, plan);
     }
 
     /// Begins the rounds of pods that need a release, and queues their images.
     fn begin_rounds(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut newcomers = Vec::new();
         for pod in self.pods.values_mut() {
             if pod.round.is_some() || !pod.wants_release(now) {
                 continue;
@@ -313,7 +310,35 @@ impl Planner {
             plan.extend(complaints.map(|words| Action::Complain(id.clone(), words)));
             for name in pod.begin(now, &self.rules).images() {
                 self.images.entry(name.clone()).or_default().queue(now.up);
+                newcomers.push(name.clone());
             }
+        }
+        for name in newcomers {
+            self.start_over(&name, plan);
+        }
+    }
+
+    /// A running try, or the kubelet's pull of a hand-over, has come this far.
+    fn moved(&mut self, now: Now, moved: &Moved, plan: &mut Vec<Action>) {
+        let Some(image) = self.images.get_mut(&moved.image) else {
+            return;
+        };
+        if let Some(handover) = &mut image.handover
+            && handover.id == moved.attempt
+        {
+            handover.moved(now);
+            return self.pull_moved(now);
+        }
+        let stalled = |image: &Image| image.attempt.as_ref()?.stalled;
+        let before = stalled(image);
+        image.moved(now, moved.attempt, moved.flow, self.rules.stall);
+        if let Some(attempt) = &image.attempt
+            && before.is_none()
+            && attempt.stalled.is_some()
+            && !attempt.has_answer()
+        {
+            let (began, failure) = (attempt.started.up, attempt.flow.stood_still());
+            self.share_silence(now, &moved.image, began, &failure, plan);
         }
     }
 
@@ -321,7 +346,8 @@ impl Planner {
     fn let_time_pass(&mut self, now: Now, plan: &mut Vec<Action>) {
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         let containers = rounds.flat_map(|round| &round.containers);
-        let due = containers.filter(|container| container.may_move_on(now));
+        let image = |container: &Waiting| self.images.get(container.image()?);
+        let due = containers.filter(|container| container.may_move_on(now, image(container)));
         let mut names: Vec<ImageName> = due.filter_map(|c| c.image().cloned()).collect();
         names.sort();
         names.dedup();

@@ -45,8 +45,10 @@ const NOT_ACCEPTED: &str = "the kubelet did not start it from the copy on the no
                             the pod's credentials first, check its imagePullSecrets, or wait until the registry answers";
 
 /// What spares a pod the kubelet's back-off.
-pub(crate) const NOT_ASKED: &str =
-    "the kubelet was not asked to pull it: its last pull with these credentials has just failed";
+pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed for a pod like this a short while ago";
+
+/// The gate was open before the pull had ended, and the container started after that.
+const OVERTAKEN: &str = "the pull ended before the container started";
 
 /// What was found for one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +147,22 @@ impl ContainerRelease {
             ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),
             _ => None,
         }
+    }
+
+    /// The pull that the pod did not wait for has ended with this, and the container runs that after all.
+    #[must_use]
+    pub fn overtaken(&self, start: &Start, brought: &Digest, now: Timestamp) -> Option<Self> {
+        let runs_it =
+            matches!(start, Start::Started { digest } if digest.as_ref() == Some(brought));
+        let fell_back = self.outcome == Outcome::Fallback && self.digest.as_ref() != Some(brought);
+        (runs_it && fell_back).then(|| Self {
+            outcome: Outcome::Fresh,
+            failure: None,
+            digest: Some(brought.clone()),
+            confirmed: Some(now),
+            note: Some(OVERTAKEN.to_owned()),
+            ..self.clone()
+        })
     }
 
     /// The kubelet has pulled it.

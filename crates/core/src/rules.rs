@@ -18,6 +18,8 @@ pub struct NodeRules {
     pub try_for: Duration,
     /// How long nothing may move before a pull has stalled.
     pub stall: Duration,
+    /// A registry's answer that is no older serves later pods; zero if each pod has one of its own.
+    pub freshness: Duration,
     /// The kubelet remembers which credentials it has pulled an image with, and starts no other pod from
     /// it (KEP-2535).
     pub kubelet_verifies: bool,
@@ -47,6 +49,7 @@ impl Rules {
         let NodeRules {
             try_for,
             stall: _,
+            freshness: _,
             kubelet_verifies,
             allow_unverified_fallback,
         } = *node;
@@ -91,6 +94,7 @@ mod tests {
     const NODE: NodeRules = NodeRules {
         try_for: Duration::from_secs(30),
         stall: Duration::from_secs(5),
+        freshness: Duration::ZERO,
         kubelet_verifies: false,
         allow_unverified_fallback: false,
     };

@@ -30,6 +30,8 @@ use trylatest_core::verdict::{CachedCopy, Evidence};
 
 const TRY: Duration = Duration::from_secs(30);
 
+const STALL: Duration = Duration::from_secs(5);
+
 /// How long after a pod's own time its gate may be answered: the longest back-off, a last look and
 /// the longest pause before a release is sent again.
 const GRACE: Duration = Duration::from_secs(20);
@@ -115,6 +117,7 @@ enum Event {
         which: usize,
         bytes: u64,
         flows: bool,
+        stalled: bool,
     },
     /// The kubelet has pulled an image whose name is away.
     Pulled {
@@ -213,8 +216,8 @@ fn events() -> impl Strategy<Value = Event> {
             any::<usize>(),
             answers(),
         ).prop_map(|(kind, which, answer)| Event::Answered { kind, which, answer }),
-        2 => (any::<usize>(), 0..9_u64, any::<bool>()).prop_map(
-            |(which, bytes, flows)| Event::Moved { which, bytes, flows }),
+        2 => (any::<usize>(), 0..9_u64, any::<bool>(), any::<bool>()).prop_map(
+            |(which, bytes, flows, stalled)| Event::Moved { which, bytes, flows, stalled }),
         8 => prop_oneof![0..500_u64, 900..2_100_u64, 0..40_000_u64].prop_map(|millis| Event::Time { millis }),
         1 => prop_oneof![-200..200_i64, -100_000..100_000_i64].prop_map(|seconds| Event::Clock { seconds }),
         1 => any::<bool>().prop_map(|index| Event::Restarts { index }),
@@ -319,6 +322,10 @@ impl World {
                         now.is_none_or(|now| now.containers.len() == release.containers.len())
                     );
                     self.under_way.push(action);
+                }
+                Action::Cut { attempt, .. } => {
+                    let runs = |other: &Action| matches!(other, Action::Try { attempt: id, .. } if id == attempt);
+                    prop_assert!(self.under_way.iter().any(runs), "{attempt} does not run");
                 }
                 Action::Inspect(_) => self.under_way.push(action),
                 Action::Progress(pod, _) => self.tell(Seen::Showed(pod.clone()))?,
@@ -448,7 +455,19 @@ impl World {
                 which,
                 bytes,
                 flows,
-            } => self.moved(which, bytes, flows),
+                stalled,
+            } => {
+                let still = if stalled { STALL } else { Duration::ZERO };
+                let flow = Flow {
+                    bytes,
+                    // Not before the manifest has come.
+                    total_bytes: (bytes > 0).then_some(8),
+                    flows: flows && bytes > 0 && !stalled,
+                    still,
+                    behind: bytes % 2 == 1,
+                };
+                self.moved(which, flow)
+            }
             Event::Pulled { which, digest: n } => self.pulled(which, digest(n)),
             Event::Starts { pod, start } => {
                 if let Some(pod) = self.pods.get_mut(&pod)
@@ -757,7 +776,7 @@ impl World {
         Ok(())
     }
 
-    fn moved(&mut self, which: usize, bytes: u64, flows: bool) -> Result<(), TestCaseError> {
+    fn moved(&mut self, which: usize, flow: Flow) -> Result<(), TestCaseError> {
         let tries: Vec<_> = self
             .under_way
             .iter()
@@ -773,11 +792,7 @@ impl World {
         self.tell(Seen::Moved(Moved {
             image,
             attempt,
-            flow: Flow {
-                bytes,
-                total_bytes: Some(8),
-                flows,
-            },
+            flow,
         }))
     }
 
@@ -879,7 +894,8 @@ fn is_released(pod: &GatedPod) -> bool {
 fn rules(kubelet_verifies: bool) -> NodeRules {
     NodeRules {
         try_for: TRY,
-        stall: Duration::from_secs(5),
+        stall: STALL,
+        freshness: Duration::ZERO,
         kubelet_verifies,
         allow_unverified_fallback: false,
     }
@@ -940,6 +956,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         which,
         bytes: 1,
         flows: true,
+        stalled: false,
     };
     let unknown = CachedCopy::Unknown { why: "x".into() };
     let mut world = World::new(false);
@@ -968,4 +985,41 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
     world
         .calms_down(&answers, true)
         .expect("the gate is answered");
+}
+
+/// The registry refuses an image, and the agent is killed before the kubelet could have pulled it.
+#[test]
+fn a_refusal_survives_the_agent() {
+    let copy = CachedCopy::Usable {
+        digest: digest(1),
+        size_bytes: 7,
+    };
+    let fails = |class, after: &CachedCopy| Event::Answered {
+        kind: Kind::Try,
+        which: 0,
+        answer: Answer {
+            failure: Some(class),
+            before: copy.clone(),
+            after: after.clone(),
+            sent: Written::Done,
+        },
+    };
+    let mut world = World::new(false);
+    for event in [
+        Event::Arrives {
+            pod: 0,
+            images: vec![0],
+            timeout: None,
+            strict: false,
+        },
+        // The kubelet is to pull it.
+        fails(FailureClass::Unauthorized, &CachedCopy::Absent),
+        Event::Restarts { index: true },
+        // Somebody has brought it meanwhile.
+        fails(FailureClass::Network, &copy),
+    ] {
+        world.happens(event).expect("no rule is broken");
+    }
+    let release = world.decided.values().next().expect("it is decided");
+    assert!(!release.opens(), "{release:?}");
 }

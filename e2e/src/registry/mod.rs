@@ -37,6 +37,7 @@ pub use access::{Access, Scheme, User};
 use distribution::Distribution;
 pub use distribution::Manifest;
 pub use fault::{Challenge, Fault, Rule};
+pub use port::SilentPort;
 pub use proxy::FaultProxy;
 pub use requests::{RequestKind, Requests};
 

@@ -107,6 +107,27 @@ impl Port {
     }
 }
 
+/// A port of 127.0.0.1 that takes no connection: a SYN gets no answer.
+#[derive(Debug)]
+pub struct SilentPort(Port);
+
+impl SilentPort {
+    /// One that was free.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn new() -> io::Result<Self> {
+        let mut port = Port::open(0)?;
+        port.switch(Mode::Silent).await?;
+        Ok(Self(port))
+    }
+
+    /// Where it does not answer.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+}
+
 /// A port of 127.0.0.1 that was free a moment ago.
 pub(super) fn free_port() -> io::Result<u16> {
     Ok(bind_free()?.local_addr()?.port())

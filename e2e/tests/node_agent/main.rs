@@ -10,6 +10,7 @@ mod input;
 mod node;
 mod outages;
 mod outcomes;
+mod patience;
 mod private;
 mod refused;
 mod verification;
@@ -202,6 +203,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
+        ("patience", patience::tests()),
         ("damage", damage::tests()),
         ("private", private::tests()),
         ("credentials", credentials::tests()),

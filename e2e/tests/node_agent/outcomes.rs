@@ -23,7 +23,10 @@ pub(crate) fn tests() -> Tests {
             progress_is_shown_with_bytes,
             a_deleted_pod_leaves_the_others_alone,
         ],
-        alone: tests![twenty_pods_cost_two_requests],
+        alone: tests![
+            twenty_pods_cost_two_requests,
+            an_answer_that_is_young_enough_serves_later_pods,
+        ],
     }
 }
 
@@ -66,6 +69,29 @@ async fn twenty_pods_cost_two_requests(node: &Node) -> anyhow::Result<()> {
         let release = space.work.released(name, "app").await?;
         ensure!(release["outcome"] == "unchanged", "{name}: {release}");
     }
+    space.end().await
+}
+
+async fn an_answer_that_is_young_enough_serves_later_pods(node: &Node) -> anyhow::Result<()> {
+    let variable = "TRYLATEST_FRESHNESS";
+    node.install.set_variable(variable, Some("5m")).await?;
+    let served = Box::pin(serves_later_pods(node)).await;
+    node.install.set_variable(variable, None).await?;
+    served
+}
+
+async fn serves_later_pods(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("young").await?;
+    space.push("one").await?;
+    space.run("first", "fresh", "one").await?;
+    let before = node.cluster.registry().requests();
+    space.push("two").await?;
+    for name in ["second", "third"] {
+        space.run(name, "unchanged", "one").await?;
+    }
+    let asked = node.cluster.registry().requests().since(&before);
+    let asked = asked.total_on(&space.repository);
+    ensure!(asked == 0, "{asked} requests");
     space.end().await
 }
 

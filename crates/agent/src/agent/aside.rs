@@ -144,7 +144,7 @@ async fn is_there_again<R: ImageRuntime>(
                 // Whatever moves of this image now is the kubelet's.
                 let flows = last.replace(mark).is_some_and(|last| last != mark) || queued;
                 if flows {
-                    let flow = Flow { bytes, total_bytes, flows };
+                    let flow = Flow { bytes, total_bytes, flows, ..Flow::default() };
                     moved.offer(Moved { image: image.clone(), attempt: id, flow });
                 }
             }

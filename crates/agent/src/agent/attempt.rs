@@ -1,8 +1,9 @@
-//! One try for one image: prove, pull under the stall deadline, prove again.
+//! One try for one image: prove, pull and say how it goes, prove again.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
 use trylatest_core::digest::InvalidDigest;
@@ -17,8 +18,12 @@ use super::offers::Offers;
 /// How often a running pull is looked at. Most are over before the first look.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, or when
-/// nothing has moved for `stall`. A download that waits in containerd's own queue has not stalled.
+/// The same while nothing moves.
+const LOOK_AT_STALLED_EVERY: Duration = Duration::from_secs(1);
+
+/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, or is `cut`, and
+/// says for how long nothing has moved; after `stall` it looks less often. A download that waits in containerd's
+/// own queue does not stand still.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So
@@ -37,6 +42,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     ask: Ask,
     stall: Duration,
     moved: Offers<Moved>,
+    cut: CancellationToken,
 ) -> TryEnded {
     let alias = alias::of(&image);
     // The check of the disk runs while the pull waits for the registry.
@@ -47,7 +53,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     }
     let mut kept = false;
     let once = async || {
-        let pull = pull(runtime, &image, attempt, stall, moved.clone());
+        let pull = pull(runtime, &image, attempt, stall, &moved, &cut);
         let (pulled, _) = futures::join!(pull, runtime.local(&image));
         (pulled.err(), prove(runtime, &image).await)
     };
@@ -204,58 +210,73 @@ pub(super) fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
     }
 }
 
+/// While a layer of many files is unpacked, a look has containerd walk through all of them: it must not cost
+/// more than a fifth of the time, but the next one has to be answered before the pull counts as stalled.
+fn pause_after(took: Duration, stall: Duration) -> Duration {
+    let unhurried = took * 4;
+    let in_time = stall.saturating_sub(took) / 2;
+    LOOK_EVERY.max(unhurried.min(in_time))
+}
+
 async fn pull<R: ImageRuntime>(
     runtime: &R,
     image: &ImageName,
     attempt: u64,
     stall: Duration,
-    moved: Offers<Moved>,
+    moved: &Offers<Moved>,
+    cut: &CancellationToken,
 ) -> Result<(), Failure> {
     let mut pull = std::pin::pin!(runtime.pull(image));
-    let mut last = Movement::default();
-    let mut deadline = Instant::now() + stall;
+    let mut mark = Movement::default().mark;
+    let mut flow = Flow::default();
+    let mut moved_at = Instant::now();
+    let mut took = Duration::ZERO;
     loop {
-        let look = deadline.min(Instant::now() + LOOK_EVERY);
-        if let Ok(ended) = timeout_at(look, &mut pull).await {
-            return ended.map_err(|error| error.failure());
+        let due = moved_at + stall;
+        let is_stalled = Instant::now() >= due;
+        let look = if is_stalled {
+            Instant::now() + LOOK_AT_STALLED_EVERY
+        } else {
+            due.min(Instant::now() + pause_after(took, stall))
+        };
+        // Both can be dropped: the pull is only borrowed.
+        tokio::select! {
+            ended = &mut pull => return ended.map_err(|error| error.failure()),
+            () = cut.cancelled() => return Err(flow.stood_still()),
+            () = sleep_until(look) => {}
         }
         // A look that fails, or is not answered by the deadline, counts as "nothing moved".
-        let looked = timeout_at(deadline, runtime.movement(image));
+        let answer_by = if is_stalled { look + stall } else { due };
+        let asked = Instant::now();
+        let looked = timeout_at(answer_by, runtime.movement(image));
         let looked = tokio::select! {
             // The pull is only borrowed; if the look is lost, the next one repeats it.
             ended = &mut pull => return ended.map_err(|error| error.failure()),
+            () = cut.cancelled() => return Err(flow.stood_still()),
             looked = looked => looked,
         };
         if let Ok(Ok(movement)) = looked {
-            if movement.mark != last.mark || movement.queued {
-                deadline = Instant::now() + stall;
+            took = asked.elapsed();
+            if movement.mark != mark || movement.queued {
+                moved_at = Instant::now();
             }
-            last = movement;
-            // A full channel only means that the planner has not read the last numbers yet.
-            moved.offer(Moved {
-                image: image.clone(),
-                attempt,
-                flow: Flow {
-                    bytes: movement.bytes,
-                    total_bytes: movement.total_bytes,
-                    flows: movement.flows,
-                },
-            });
+            mark = movement.mark;
+            flow = Flow {
+                bytes: movement.bytes,
+                total_bytes: movement.total_bytes,
+                flows: movement.flows,
+                still: Duration::ZERO,
+                behind: movement.behind,
+            };
         }
-        if Instant::now() >= deadline {
-            return Err(stalled(stall, last));
-        }
+        flow.still = moved_at.elapsed();
+        // A full channel only means that the planner has not read the last numbers yet.
+        moved.offer(Moved {
+            image: image.clone(),
+            attempt,
+            flow,
+        });
     }
-}
-
-fn stalled(stall: Duration, last: Movement) -> Failure {
-    let stall = humantime::format_duration(stall);
-    let words = match (last.bytes, last.total_bytes) {
-        (0, _) => format!("nothing arrived for {stall}"),
-        (bytes, Some(total)) => format!("nothing moved for {stall} after {bytes} of {total} bytes"),
-        (bytes, None) => format!("nothing moved for {stall} after {bytes} bytes"),
-    };
-    Failure::new(FailureClass::Timeout, words)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use trylatest_containerd::ImageRuntime;
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::node::{NodeImage, NodeReport};
-use trylatest_core::plan::{Action, Event, Moved, Planner, Written};
+use trylatest_core::plan::{Action, Event, Moved, Planner, TryEnded, Written};
 use trylatest_core::pod::{GatedPod, PodId};
 use trylatest_core::record::Try;
 use trylatest_core::release::Release;
@@ -72,6 +72,8 @@ pub(super) struct Pods<R> {
 
 /// What came of something under way.
 enum Came {
+    /// A try has ended.
+    Tried(TryEnded),
     /// The planner is to hear it.
     Heard(Event),
     /// A release, and when its pod began to wait for it.
@@ -106,6 +108,8 @@ struct Loop<R> {
     /// Events under way.
     telling: usize,
     reported: Vec<NodeImage>,
+    /// Running tries, by their names.
+    cuts: HashMap<u64, CancellationToken>,
     /// Names that are away, by the hand-over.
     away: HashMap<u64, Away>,
     /// What the planner was last told of that.
@@ -128,6 +132,7 @@ impl<R: ImageRuntime> Pods<R> {
             moved: sender,
             telling: 0,
             reported: Vec::new(),
+            cuts: HashMap::new(),
             away: HashMap::new(),
             is_well: false,
         };
@@ -239,6 +244,10 @@ impl<R: ImageRuntime> Loop<R> {
     fn came(&mut self, came: Came) -> Option<Event> {
         match came {
             Came::Heard(event) => Some(event),
+            Came::Tried(ended) => {
+                self.cuts.remove(&ended.attempt);
+                Some(Event::TryEnded(ended))
+            }
             Came::Released(pod, release, waits_since, written) => {
                 if written == Written::Done {
                     let took = self.own.clock.now().up.saturating_sub(waits_since);

@@ -204,8 +204,9 @@ pub(super) const RULES: &[Rule] = &[
         NotFound,
         &[Sign::Code(Code::NotFound), Ends(" from remote: not found")],
     ),
+    // It has said what the tag points to, and does not have that.
     rule(
-        NotFound,
+        ServerError,
         &[
             Sign::Code(Code::NotFound),
             Says("failed open: content at http"),

@@ -179,6 +179,7 @@ impl ImageRuntime for FakeContainerd {
                 .map(|tag| tag.size_bytes),
             flows: known,
             queued: pulls.queued,
+            behind: false,
             mark: pulls.mark,
         })
     }

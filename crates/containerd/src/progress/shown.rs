@@ -84,12 +84,12 @@ impl Shown {
         })
     }
 
-    /// Whether a pull may be waiting in containerd's queue. `mine` are its manifest's blobs, or none until
-    /// the manifest has arrived: until then, any manifest that waits may be its own.
+    /// Whether a pull may be waiting for a place among containerd's downloads. `mine` are its manifest's blobs, or
+    /// none until the manifest has arrived: until then, any manifest that waits may be its own.
     ///
-    /// containerd opens a download before it asks for a place in the queue, so one that has not
-    /// moved yet may be waiting, and one that has moved is not.
-    pub(super) fn queued(&self, mine: Option<&[&str]>) -> bool {
+    /// containerd opens a download before it asks for a place, so one that has not moved yet may be waiting,
+    /// and one that has moved is not.
+    pub(super) fn place(&self, mine: Option<&[&str]>) -> Place {
         let is_mine = |digest: &str, download: &Download| match mine {
             Some(mine) => mine.contains(&digest),
             None => download.is_manifest,
@@ -98,13 +98,31 @@ impl Shown {
             .downloads
             .iter()
             .partition(|(digest, download)| is_mine(digest, download));
+        let waits = own.iter().any(|(_, download)| !download.moves);
+        let is_served = mine.is_some() && own.iter().any(|(_, download)| download.moves);
+        if !waits || is_served || others.len() < SERVED_AT_ONCE {
+            return Place::Served;
+        }
         let served = others
             .iter()
             .filter(|(_, download)| download.moves && download.moved_at + SERVED_FOR > self.at);
-        let waits = own.iter().any(|(_, download)| !download.moves);
-        let served_too = mine.is_some() && own.iter().any(|(_, download)| download.moves);
-        waits && !served_too && served.count() >= SERVED_AT_ONCE
+        if served.count() >= SERVED_AT_ONCE {
+            Place::Queued
+        } else {
+            Place::Behind
+        }
     }
+}
+
+/// A pull's place among containerd's downloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has one, or does not need one.
+    Served,
+    /// It may wait for one: all are taken by downloads that move.
+    Queued,
+    /// It may wait for one: all may be taken, and not all that take them move.
+    Behind,
 }
 
 /// Running downloads, by digest.
@@ -205,20 +223,20 @@ mod tests {
     fn only_what_has_not_moved_behind_a_full_house_waits_in_the_queue() {
         let mine: Option<&[&str]> = Some(&["sha256:own"]);
         for (shown, mine, expected) in [
-            (shown(3, Some(false), false), mine, true),
-            (shown(2, Some(false), false), mine, false),
-            (shown(3, Some(true), false), mine, false),
-            (shown(3, None, false), mine, false),
+            (shown(3, Some(false), false), mine, Place::Queued),
+            (shown(2, Some(false), false), mine, Place::Served),
+            (shown(3, Some(true), false), mine, Place::Served),
+            (shown(3, None, false), mine, Place::Served),
             // The manifest has not arrived, or was never requested.
-            (shown(3, Some(false), true), None, true),
-            (shown(2, Some(false), true), None, false),
-            (shown(3, None, false), None, false),
+            (shown(3, Some(false), true), None, Place::Queued),
+            (shown(2, Some(false), true), None, Place::Served),
+            (shown(3, None, false), None, Place::Served),
         ] {
-            assert_eq!(shown.queued(mine), expected, "{shown:?} {mine:?}");
+            assert_eq!(shown.place(mine), expected, "{shown:?} {mine:?}");
         }
         let mut slow = shown(3, Some(false), false);
         slow.at += SERVED_FOR;
-        assert!(!slow.queued(mine), "nobody moves any more");
+        assert_eq!(slow.place(mine), Place::Behind, "nobody moves any more");
     }
 
     #[test]

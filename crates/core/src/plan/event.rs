@@ -1,16 +1,18 @@
 //! What comes in, and what goes out.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::digest::Digest;
 use crate::image::ImageName;
-use crate::outcome::Failure;
+use crate::outcome::{Failure, FailureClass};
 use crate::pod::{GatedPod, Overruled, PodId};
 use crate::record::Try;
 use crate::release::{Progress, Release};
+use crate::text;
 use crate::verdict::{CachedCopy, Evidence};
 
 /// What has happened outside.
@@ -93,6 +95,15 @@ pub enum Action {
         /// Whether the registry is asked.
         ask: Ask,
     },
+    /// End this try's pull; [`Event::TryEnded`] follows.
+    Cut {
+        /// What is pulled.
+        image: ImageName,
+        /// The try's name.
+        attempt: u64,
+        /// What it is cut off for.
+        why: Why,
+    },
     /// Prove the copy there is, now.
     Inspect(ImageName),
     /// Write the release to the pod.
@@ -136,6 +147,30 @@ pub enum Action {
     Unseen(PodId, Timestamp, Answer),
 }
 
+/// Why a pull that stands still is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It has stood still for too long.
+    Hangs,
+    /// Another pull waits, maybe for its place among containerd's downloads.
+    InTheWay,
+    /// A pod has come that may be luckier.
+    Newcomer,
+    /// The kubelet is to pull the image.
+    HandOver,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hangs => "nothing has moved for too long",
+            Self::InTheWay => "another pull waits",
+            Self::Newcomer => "a new try may be luckier",
+            Self::HandOver => "the kubelet is to pull the image",
+        })
+    }
+}
+
 /// Why no answer has reached a gate, as far as this agent knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
@@ -159,8 +194,8 @@ pub enum Answer {
 pub enum Ask {
     /// It pulls.
     Always,
-    /// Not if a copy is here: the name is a digest, which cannot move, and the registry has given it to
-    /// anybody. The copy is only proven; if there is none, the next try asks.
+    /// Not if a copy is here: the registry has given it to anybody, and the name is a digest, which cannot move,
+    /// or that was a moment ago. The copy is only proven; if there is none, the next try asks.
     IfAbsent,
     /// It does not: the try has failed already, with this.
     Never(Failure),
@@ -198,6 +233,27 @@ pub struct Flow {
     /// Whether any came during this try: then the registry gives them to it. What an earlier try
     /// has left behind says nothing of that kind.
     pub flows: bool,
+    /// For how long nothing has moved; none of it while the pull waits in the container runtime's own queue.
+    pub still: Duration,
+    /// It may be waiting for its place among the container runtime's downloads, behind some that do not move.
+    pub behind: bool,
+}
+
+impl Flow {
+    /// Why a pull is not waited for any longer.
+    pub fn stood_still(&self) -> Failure {
+        let still = text::short_duration(self.still);
+        let words = match (self.bytes, self.total_bytes) {
+            (0, _) => format!("nothing arrived for {still}"),
+            (bytes, total) => {
+                let bytes = text::bytes(bytes);
+                let total = total.map(|total| format!(" of {}", text::bytes(total)));
+                let total = total.unwrap_or_default();
+                format!("nothing moved for {still} after {bytes}{total}")
+            }
+        };
+        Failure::new(FailureClass::Timeout, words)
+    }
 }
 
 /// How writing a release went.

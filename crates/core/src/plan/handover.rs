@@ -238,17 +238,16 @@ impl Planner {
     }
 
     /// The failure that spares a pod of this identity a pull of the kubelet, if there was one. A copy that
-    /// nobody is known to have pulled, as one that was imported, is not worth one for each identity
-    /// without pull secrets.
+    /// nobody is known to have pulled, as one that was imported, is not worth one for each namespace.
     fn spared_by(&self, now: Now, name: &ImageName, identity: &Identity) -> Option<&Failure> {
         let own = self.spared.failure(now, name, identity);
         let facts = self.knowledge.facts(name);
         let unproven = |copy: &LocalCopy| facts.confirmed_at(&copy.digest).is_none();
-        let is_like_others = !identity.has_pull_secrets()
-            && self.rules.kubelet_verifies
-            && facts.copy.as_ref().is_some_and(unproven);
-        let shared = || self.spared.failure_without_secrets(now, name);
-        own.or_else(|| is_like_others.then(shared)?)
+        let is_imported = facts.copy.as_ref().is_some_and(unproven);
+        if own.is_some() || !is_imported || !identity.is_anybody() || !self.rules.kubelet_verifies {
+            return own;
+        }
+        self.spared.failure_of_anybody(now, name)
     }
 
     /// A try whose refusal was left for a hand-over that did not come is remembered after all.
@@ -333,7 +332,8 @@ impl Planner {
             }
             let is_overdue = handover.is_overdue(now, self.rules.stall);
             if is_overdue && next && failure.is_none() {
-                let words = "the kubelet's pull has made no progress";
+                let words =
+                    "the kubelet's pull has shown no progress; the pod's Events may say why";
                 failure = Some(Failure::new(FailureClass::Timeout, words));
             }
             let is_needless = users == 0 || others_fail && !next;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::event::{Ask, Flow};
 use super::handover::{Handover, Kept};
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::time::Now;
 use crate::verdict::Evidence;
@@ -32,6 +33,8 @@ pub(super) struct Image {
     pub(super) attempt: Option<Attempt>,
     last_start: Option<Duration>,
     failures_in_a_row: u32,
+    /// A try that stood still was cut for a newcomer, and nothing has come since.
+    pub(super) is_patient: bool,
     queue: Option<Queue>,
     /// The try that has just ended had only to look, and found no copy.
     is_missing: bool,
@@ -39,6 +42,8 @@ pub(super) struct Image {
     pub(super) answered: Option<Duration>,
     /// The kubelet is to pull it, or does.
     pub(super) handover: Option<Handover>,
+    /// What the last try of the agent that brought something has brought.
+    pub(super) brought: Option<Digest>,
     /// When the last hand-over ended.
     pub(super) handed_back: Option<Duration>,
     /// A try that the registry has refused, and that is not remembered yet: a hand-over may follow.
@@ -52,6 +57,10 @@ pub(super) struct Attempt {
     pub(super) started: Now,
     pub(super) ask: Ask,
     pub(super) flow: Flow,
+    /// Since when it is known that nothing moves, if nothing does.
+    pub(super) stalled: Option<Duration>,
+    /// It is to end.
+    pub(super) is_cut: bool,
 }
 
 impl Attempt {
@@ -142,16 +151,22 @@ impl Image {
         self.attempt.is_some() || self.queue.is_some() || self.handover.is_some()
     }
 
+    /// Whether nothing moves in the try that runs, and it goes on.
+    pub(super) fn is_stalled(&self) -> bool {
+        let attempt = self.attempt.as_ref();
+        attempt.is_some_and(|attempt| attempt.stalled.is_some() && !attempt.is_cut)
+    }
+
     /// Whether the try that runs, or is about to, may still end with the registry's first word.
     pub(super) fn awaits_first_word(&self) -> bool {
         match &self.attempt {
-            Some(running) => !running.flow.flows,
+            Some(running) => !running.flow.flows && running.stalled.is_none(),
             None => self.waits_for_turn(),
         }
     }
 
     /// A running try has come this far.
-    pub(super) fn moved(&mut self, now: Now, attempt: u64, flow: Flow) {
+    pub(super) fn moved(&mut self, now: Now, attempt: u64, flow: Flow, stall: Duration) {
         let running = self.attempt.as_mut().filter(|a| a.id == attempt);
         let Some(running) = running else {
             return;
@@ -160,6 +175,8 @@ impl Image {
             self.answered = Some(now.up);
         }
         running.flow = flow;
+        let stalled = flow.still >= stall;
+        running.stalled = stalled.then(|| running.stalled.unwrap_or(now.up));
     }
 
     /// A try begins.
@@ -174,6 +191,8 @@ impl Image {
             started: now,
             ask,
             flow: Flow::default(),
+            stalled: None,
+            is_cut: false,
         });
     }
 

@@ -145,6 +145,12 @@ impl Pod {
             let start = self.seen.starts.get(&container.name);
             if let Some(start) = start.filter(|start| self.tells(start, image, now)) {
                 let before = given.outcome;
+                if let Some(brought) = image.and_then(|image| image.brought.as_ref())
+                    && let Some(fresh) = given.overtaken(start, brought, now.wall)
+                {
+                    *given = fresh;
+                    continue;
+                }
                 self.apply(&container.name, given, start, now);
                 if before != Outcome::Fresh
                     && given.outcome == Outcome::Fresh

@@ -53,16 +53,6 @@ impl Spared {
         self.failed.insert(key, failed);
     }
 
-    /// The same, if no pull secret can make a difference, for whichever pod without any it failed.
-    pub(super) fn failure_without_secrets(&self, now: Now, name: &ImageName) -> Option<&Failure> {
-        let least = (name.clone(), Identity::default());
-        let of_image = self.failed.range(least..);
-        let mut of_image = of_image.take_while(|((other, _), _)| other == name);
-        let (_, failed) =
-            of_image.find(|((_, who), failed)| !who.has_pull_secrets() && now.up < failed.until)?;
-        Some(&failed.failure)
-    }
-
     /// Why a pod of this identity is not to wait for the kubelet's pull now.
     pub(super) fn failure(
         &self,
@@ -72,6 +62,17 @@ impl Spared {
     ) -> Option<&Failure> {
         let failed = self.failed.get(&(name.clone(), identity.clone()))?;
         (now.up < failed.until).then_some(&failed.failure)
+    }
+
+    /// The failure of any pod that has neither pull secrets nor a service account of its own: nothing but the
+    /// node's credentials can make a difference.
+    pub(super) fn failure_of_anybody(&self, now: Now, name: &ImageName) -> Option<&Failure> {
+        let least = (name.clone(), Identity::default());
+        let of_image = self.failed.range(least..);
+        let mut of_image = of_image.take_while(|((other, _), _)| other == name);
+        let (_, failed) =
+            of_image.find(|((_, who), failed)| who.is_anybody() && now.up < failed.until)?;
+        Some(&failed.failure)
     }
 
     /// The registry has given the image to somebody.

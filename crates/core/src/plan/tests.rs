@@ -1,6 +1,7 @@
 //! The planner, driven without a clock: what it sees and what it then wants. Here what every pod goes
 //! through; in the modules below what is special.
 
+mod catch_up;
 mod handover;
 mod privacy;
 mod repeat;
@@ -33,6 +34,7 @@ fn rules() -> NodeRules {
     NodeRules {
         try_for: TRY,
         stall: Duration::from_secs(5),
+        freshness: Duration::ZERO,
         kubelet_verifies: false,
         allow_unverified_fallback: false,
     }
@@ -121,6 +123,19 @@ impl World {
                 bytes,
                 total_bytes: Some(8192),
                 flows,
+                ..Flow::default()
+            },
+        }))
+    }
+
+    /// Nothing has moved in a try for the stall deadline.
+    fn stalls(&mut self, image: &ImageName, attempt: u64, flow: Flow) -> Vec<Action> {
+        self.handle(Event::Moved(Moved {
+            image: image.clone(),
+            attempt,
+            flow: Flow {
+                still: rules().stall,
+                ..flow
             },
         }))
     }

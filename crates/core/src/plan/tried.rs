@@ -1,14 +1,13 @@
 //! The end of a try: what is remembered, and whom it affects.
 
-use std::time::Duration;
-
 use super::Planner;
 use super::event::{Action, Ask, TryEnded};
 use super::image::Attempt;
 use super::wait::Cause;
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
-use crate::record::Try;
+use crate::record::{Try, TryResult};
 use crate::time::Now;
 use crate::verdict::Evidence;
 
@@ -26,7 +25,11 @@ impl Planner {
         let Some(attempt) = image.attempt.take_if(|attempt| attempt.id == id) else {
             return;
         };
-        if attempt.ask == Ask::IfAbsent && evidence.copy.digest().is_none() {
+        let facts = self.knowledge.facts(&name);
+        let copy = evidence.copy.digest();
+        // A tag may have been moved on the node.
+        let is_it = |copy: &Digest| name.has_digest() || facts.confirmed_at(copy).is_some();
+        if attempt.ask == Ask::IfAbsent && !copy.is_some_and(is_it) {
             image.misses(now);
             return self.step(now, &name, |_, _| Cause::TryMissed, plan);
         }
@@ -35,31 +38,44 @@ impl Planner {
         if attempt.asks() && !failure.is_some_and(is_silence) {
             image.answered = Some(now.up);
         }
+        if !failure.is_some_and(is_silence) {
+            image.is_patient = false;
+        }
         if failure.is_none() {
             self.spared.forget(&name);
         }
         let began = attempt.started.up;
+        // A success, or a registry's answer, says something about a pod that was there when the try began: the
+        // tag may have moved before. That the registry gave none is as true for a pod that came meanwhile, and
+        // spares it the same wait, unless the try was cut for that pod.
+        let is_shared = !attempt.is_cut && failure.is_some_and(is_silence);
         let cause = |since| Cause::TryEnded {
             evidence: &evidence,
-            is_good: is_good_for(since, began, failure),
+            is_good: is_shared || began >= since,
         };
+        if evidence.result == TryResult::Fresh {
+            image.brought = evidence.copy.digest().cloned();
+        }
         let asked = attempt.asks();
+        let was_shared = attempt.is_cut || attempt.stalled.is_some();
         let had_answer = attempt.has_answer();
-        let may_be_private = failure.is_some_and(|failure| {
-            let class = failure.class;
-            class == FailureClass::Unauthorized || class == FailureClass::NotFound
-        });
-        if asked && may_be_private {
+        let class = failure.map(|failure| failure.class);
+        let is_refused = class == Some(FailureClass::Unauthorized);
+        let may_be_private = is_refused || class == Some(FailureClass::NotFound);
+        // Where the agent decides who may have it, an agent that ends now must not take that with it.
+        let is_kept = is_refused && !self.rules.kubelet_verifies;
+        let is_kept = is_kept && !self.knowledge.facts(&name).needs_credentials;
+        if asked && may_be_private && !is_kept {
             // A hand-over may follow, and they are remembered as one.
             image.refused = Some((attempt, evidence.clone()));
-            if failure.is_some_and(|failure| failure.class == FailureClass::Unauthorized) {
+            if is_refused {
                 self.knowledge.refused(&name);
             }
         } else {
             self.remember(now, &name, &attempt, &evidence, plan);
         }
         self.step(now, &name, |_, round| cause(round.since), plan);
-        if let Some(failure) = failure.filter(|_| asked && !had_answer) {
+        if let Some(failure) = failure.filter(|_| asked && !had_answer && !was_shared) {
             self.share_silence(now, &name, began, failure, plan);
         }
     }
@@ -84,15 +100,6 @@ impl Planner {
         self.report_changed = true;
         plan.push(Action::Record(tried));
     }
-}
-
-/// Whether an ended try says something about a pod that came at `since`.
-///
-/// A success does if it began after the pod: the tag may have moved in between. So do a registry's
-/// answers. That the registry gave none is as true for a pod that came meanwhile, and spares it
-/// the same wait.
-fn is_good_for(since: Duration, began: Duration, failure: Option<&Failure>) -> bool {
-    failure.is_some_and(is_silence) || began >= since
 }
 
 /// Whether a failure is none of a registry's answers.

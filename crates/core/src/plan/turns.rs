@@ -78,7 +78,7 @@ impl Planner {
         }
     }
 
-    /// A try has failed with this after it began at `started`. If it was silence, and nobody had an
+    /// A try that began at `started` has failed with this, or stands still. If it was silence, and nobody had an
     /// answer of that registry meanwhile, those that wait for their turn need not wait it out again:
     /// their tries end the same way.
     ///
@@ -142,7 +142,7 @@ impl Planner {
             };
             if !self.is_wanted(name, image) {
                 unwanted.push(name.clone());
-            } else if !image.is_missing() && self.gives_digest(name) {
+            } else if !image.is_missing() && (self.gives_digest(name) || self.is_young(now, name)) {
                 looks.push(name.clone());
             } else {
                 pulls.push((due, name.clone()));
@@ -159,6 +159,16 @@ impl Planner {
     fn gives_digest(&self, name: &ImageName) -> bool {
         self.knowledge
             .gives_digest(name, self.rules.kubelet_verifies)
+    }
+
+    /// Whether the registry has told everybody a moment ago where the name points.
+    fn is_young(&self, now: Now, name: &ImageName) -> bool {
+        let facts = self.knowledge.facts(name);
+        let confirmed = facts.confirmed.as_ref().filter(|_| facts.is_public());
+        let age = confirmed.map(|confirmed| now.wall.duration_since(confirmed.time));
+        // A time that lies ahead was written by a clock that was set back since.
+        let age = age.and_then(|age| Duration::try_from(age).ok());
+        age.is_some_and(|age| age < self.rules.freshness)
     }
 
     /// Whether a container waits for a try of this image to begin.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::image::Image;
+use super::image::{Attempt, Image};
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
@@ -21,7 +21,7 @@ use crate::time::Now;
 use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, is_for_kubelet, judge};
 
 /// A pod waits no longer than this for a registry's first word when its own time is up. A try that
-/// hangs ends sooner by its stall deadline, but one that may be waiting in containerd's queue does not.
+/// stalls is not waited for, but one that may be waiting in containerd's queue has not stalled.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 
 /// A copy that could not be checked is checked again after this time, while the try runs.
@@ -46,7 +46,9 @@ pub(super) struct Waiting {
 ///  ├─ its try ends: the registry wants credentials ───► Kubelet
 ///  │     Kubelet ── the kubelet's pull has ended, or none is to come ─► Done
 ///  │     Kubelet ── the name is away for this pod ────► Done
-///  └─ the pod's time is up ─► Look ── a copy ─────────► Done
+///  ├─ nothing moves ─► Stalled ── a copy ─────────────► Done
+///  │     Stalled ── its try ends ─► as Try
+///  └─ the pod's time is up, in Stalled too ─► Look ── a copy ─► Done
 ///        Look ── no copy, and no try runs ────────────► Done
 ///        Look ── no copy, and a try runs ─────────────► LastTry
 ///        Look ── no answer, and a try runs ─► NextLook ── a pause ─► Look
@@ -59,6 +61,9 @@ pub(super) struct Waiting {
 enum Wait {
     /// The image's try.
     Try { until: Duration },
+    /// Nothing moves in its try: the proof of a copy that it may use, which has been asked for, or without one
+    /// the try's end.
+    Stalled { until: Duration },
     /// The pod's time is up: the proof of a cached copy, which has been asked for.
     Look {
         /// It has waited for the registry's first word in vain.
@@ -149,6 +154,11 @@ impl Context<'_> {
         !self.rules.without_proof && may_yet_be_refused(self.name, self.image, self.knowledge)
     }
 
+    /// Whether there is no copy to lose, and the pod's own credentials may get it what nobody gets without.
+    fn is_better_left_to_kubelet(&self, evidence: &Evidence) -> bool {
+        evidence.copy == CachedCopy::Absent && self.rules.identity.has_pull_secrets()
+    }
+
     fn is_for_kubelet(&self, evidence: &Evidence) -> bool {
         let facts = self.knowledge.facts(self.name);
         is_for_kubelet(evidence, terms(&facts, self))
@@ -224,25 +234,47 @@ impl Waiting {
         match self.wait {
             Wait::Try { .. } => true,
             Wait::Look { .. } | Wait::FirstWord { .. } => may_yet_be_refused,
-            Wait::NextLook { .. } | Wait::LastTry | Wait::Kubelet { .. } | Wait::Done(_) => false,
+            Wait::Stalled { .. }
+            | Wait::NextLook { .. }
+            | Wait::LastTry
+            | Wait::Kubelet { .. }
+            | Wait::Done(_) => false,
         }
     }
 
     /// When its timer ends, if it has one.
     pub(super) fn timer(&self) -> Option<Duration> {
         match self.wait {
-            Wait::Try { until } | Wait::FirstWord { until } | Wait::Kubelet { until, .. } => {
-                Some(until)
-            }
+            Wait::Try { until }
+            | Wait::Stalled { until }
+            | Wait::FirstWord { until }
+            | Wait::Kubelet { until, .. } => Some(until),
             Wait::NextLook { at, .. } => Some(at),
             Wait::Look { .. } | Wait::LastTry | Wait::Done(_) => None,
         }
     }
 
     /// Whether time alone, or how far a running try has come, may let it move on.
-    pub(super) fn may_move_on(&self, now: Now) -> bool {
+    pub(super) fn may_move_on(&self, now: Now, image: Option<&Image>) -> bool {
         let is_over = self.timer().is_some_and(|end| end <= now.up);
-        is_over || matches!(self.wait, Wait::FirstWord { .. })
+        let stalled = || image.is_some_and(Image::is_stalled);
+        match self.wait {
+            Wait::FirstWord { .. } => true,
+            Wait::Try { .. } => is_over || stalled(),
+            _ => is_over,
+        }
+    }
+
+    /// Whether it waits for the try that runs, and not for any.
+    pub(super) fn needs_its_try(&self) -> bool {
+        match self.wait {
+            Wait::Stalled { .. }
+            | Wait::Look { .. }
+            | Wait::FirstWord { .. }
+            | Wait::NextLook { .. }
+            | Wait::LastTry => true,
+            Wait::Try { .. } | Wait::Kubelet { .. } | Wait::Done(_) => false,
+        }
     }
 
     /// Whether it waits for the kubelet's pull.
@@ -285,32 +317,48 @@ impl Waiting {
                 };
                 (done, Request::Nothing)
             }
-            (Wait::Try { .. }, Cause::Time) if is_over => look(false),
+            (Wait::Try { .. } | Wait::Stalled { .. }, Cause::Time) if is_over => look(false),
+            (&Wait::Try { until }, Cause::Time) if context.image.is_stalled() => {
+                (Wait::Stalled { until }, Request::Look)
+            }
+            (&Wait::Stalled { until }, Cause::Looked(copy)) => {
+                (self.stalled(copy, until, context), Request::Nothing)
+            }
             (Wait::FirstWord { .. }, Cause::Time) if !context.may_yet_be_refused() => look(false),
             (Wait::FirstWord { .. }, Cause::Time) if is_over => look(true),
             (&Wait::NextLook { unheard, .. }, Cause::Time) if is_over => look(unheard),
             (Wait::LastTry, Cause::TryMissed) => look(false),
             (&Wait::NextLook { unheard, .. }, Cause::TryMissed) => look(unheard),
-            (Wait::Try { .. }, Cause::TryEnded { is_good: false, .. }) => {
-                return Request::Try;
-            }
-            (&Wait::Try { until }, Cause::TryEnded { evidence, .. })
-                if !is_over && context.is_for_kubelet(evidence) =>
-            {
+            (
+                &(Wait::Try { until } | Wait::Stalled { until }),
+                Cause::TryEnded { is_good: false, .. },
+            ) => (Wait::Try { until }, Request::Try),
+            (
+                &(Wait::Try { until } | Wait::Stalled { until }),
+                Cause::TryEnded { evidence, .. },
+            ) if !is_over && context.is_for_kubelet(evidence) => {
                 let refused = Box::new(evidence.clone());
                 (Wait::Kubelet { until, refused }, Request::Nothing)
             }
-            (Wait::Try { .. }, Cause::TryEnded { evidence, .. }) if !is_over => {
-                let Some(done) = self.judged(evidence, context) else {
+            (
+                &(Wait::Try { until } | Wait::Stalled { until }),
+                Cause::TryEnded { evidence, .. },
+            ) if !is_over => {
+                let mut done = self.judged(evidence, context);
+                if done.is_none() && context.is_better_left_to_kubelet(evidence) {
+                    done = Some(self.given_up(evidence, context));
+                }
+                if done.is_none() {
                     self.failed_tries += 1;
                     self.failure = evidence.result.failure().cloned();
-                    return Request::Retry;
-                };
-                (done, Request::Nothing)
+                }
+                let again = (Wait::Try { until }, Request::Retry);
+                done.map_or(again, |done| (done, Request::Nothing))
             }
             // Its time is up: this was the last try.
             (
                 Wait::Try { .. }
+                | Wait::Stalled { .. }
                 | Wait::Look { .. }
                 | Wait::FirstWord { .. }
                 | Wait::NextLook { .. }
@@ -330,6 +378,21 @@ impl Waiting {
         need
     }
 
+    /// The copy was looked at because nothing moves. A pod that has none, or that must not use it, gains
+    /// nothing from an early end.
+    fn stalled(&self, copy: &CachedCopy, until: Duration, context: &Context<'_>) -> Wait {
+        let attempt = context.image.attempt.as_ref();
+        let Some(failure) = attempt.and_then(Attempt::stall_failure) else {
+            return Wait::Try { until };
+        };
+        let evidence = Evidence::of_look(failure, copy.clone());
+        let done = self.judged(&evidence, context);
+        let is_refused =
+            |wait: &Wait| matches!(wait, Wait::Done(given) if given.outcome == Outcome::Refused);
+        let done = done.filter(|done| !is_refused(done));
+        done.unwrap_or(Wait::Stalled { until })
+    }
+
     /// The copy was looked at because the pod's time is up.
     fn looked(&self, copy: &CachedCopy, unheard: bool, context: &Context<'_>) -> Wait {
         let now = context.now.up;
@@ -337,11 +400,16 @@ impl Waiting {
             let until = now + FIRST_WORD;
             return Wait::FirstWord { until };
         }
-        let failure = self.failure.clone().unwrap_or_else(|| late(context.image));
+        let stalled = context.image.attempt.as_ref();
+        let stalled = stalled.and_then(Attempt::stall_failure);
+        let failure = stalled.or_else(|| self.failure.clone());
+        let failure = failure.unwrap_or_else(|| late(context.image));
         let evidence = Evidence::of_look(failure, copy.clone());
         if let Some(done) = self.judged(&evidence, context) {
             done
-        } else if context.image.attempt.is_none() {
+        } else if context.image.attempt.is_none()
+            || context.image.is_stalled() && matches!(copy, CachedCopy::Unknown { .. })
+        {
             self.given_up(&evidence, context)
         } else if matches!(copy, CachedCopy::Unknown { .. }) {
             let at = now + LOOK_AGAIN;
@@ -418,10 +486,6 @@ fn look(unheard: bool) -> (Wait, Request) {
 /// Why nothing came in time.
 fn late(image: &Image) -> Failure {
     let (class, words) = match &image.attempt {
-        None if image.handover.is_some() => (
-            FailureClass::Timeout,
-            "the pod's timeout has passed while the kubelet pulled the image for another pod",
-        ),
         None => (
             FailureClass::Local,
             "the pod's timeout has passed, and this image was still waiting for its turn on this node",

@@ -40,6 +40,7 @@ fn rules() -> Rules {
     let node = NodeRules {
         try_for: Duration::from_secs(30),
         stall: Duration::from_secs(5),
+        freshness: Duration::ZERO,
         kubelet_verifies: false,
         allow_unverified_fallback: false,
     };

@@ -1,5 +1,6 @@
 use prometheus::IntCounter;
 use tokio::sync::mpsc::Receiver;
+use tokio::time::sleep;
 use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
 use trylatest_core::digest::Digest;
 use trylatest_core::record::TryResult;
@@ -32,7 +33,28 @@ fn moved_tag() -> FakeContainerd {
 
 async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> TryEnded {
     let (moved, _looks) = channel(64);
-    attempt(node, image, 7, ask, STALL, moved).await
+    attempt(node, image, 7, ask, STALL, moved, CancellationToken::new()).await
+}
+
+/// The same, and what the planner hears of it until it is cut after this time.
+async fn cut_after(node: &FakeContainerd, patience: Duration) -> (TryEnded, Vec<(Duration, Flow)>) {
+    let (moved, mut looks) = channel(1024);
+    let cut = CancellationToken::new();
+    let start = Instant::now();
+    let tried = attempt(node, image(), 7, Ask::Always, STALL, moved, cut.clone());
+    let heard = async {
+        let mut heard = Vec::new();
+        while let Some(moved) = looks.recv().await {
+            heard.push((start.elapsed(), moved.flow));
+        }
+        heard
+    };
+    let patience = async {
+        sleep(patience).await;
+        cut.cancel();
+    };
+    let (tried, heard, ()) = futures::join!(tried, heard, patience);
+    (tried, heard)
 }
 
 async fn ended(node: &FakeContainerd) -> TryEnded {
@@ -66,15 +88,15 @@ async fn a_failed_pull_leaves_the_copy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_ends_after_the_stall_deadline() {
+async fn silence_is_seen_at_the_stall_deadline_and_ends_when_it_is_cut() {
     let node = moved_tag();
     node.answer(&image(), Answer::Hang);
-    let start = Instant::now();
-    let ended = ended(&node).await;
-    assert_eq!(start.elapsed(), STALL);
+    let (ended, heard) = cut_after(&node, Duration::from_millis(60_500)).await;
+    let stalled = heard.iter().find(|(_, flow)| flow.still >= STALL);
+    assert_eq!(stalled.unwrap().0, STALL);
     let failure = ended.evidence.result.failure().cloned().unwrap();
     assert_eq!(failure.class, FailureClass::Timeout);
-    assert_eq!(failure.message, "nothing arrived for 5s");
+    assert_eq!(failure.message, "nothing arrived for 60s");
     assert_eq!(node.running(&image()), 0, "the pull has been stopped");
 }
 
@@ -84,18 +106,13 @@ async fn a_download_that_stops_tells_how_far_it_came() {
     let part = Answer::Receive(1000, Box::new(Answer::Hang));
     let later = Answer::Wait(Duration::from_secs(3), Box::new(part));
     node.answer(&image(), later);
-    let start = Instant::now();
-    let failure = ended(&node)
-        .await
-        .evidence
-        .result
-        .failure()
-        .cloned()
-        .unwrap();
+    let (ended, heard) = cut_after(&node, Duration::from_millis(20_500)).await;
+    let (at, _) = heard.iter().find(|(_, flow)| flow.still >= STALL).unwrap();
     // Movement is seen at the next look.
-    assert!(start.elapsed() >= Duration::from_secs(3) + STALL);
-    assert!(start.elapsed() <= Duration::from_secs(3) + STALL + LOOK_EVERY);
-    let words = format!("nothing moved for 5s after 1000 of {MIB} bytes");
+    assert!(*at >= Duration::from_secs(3) + STALL);
+    assert!(*at <= Duration::from_secs(3) + STALL + LOOK_EVERY);
+    let failure = ended.evidence.result.failure().cloned().unwrap();
+    let words = "nothing moved for 17s after 1000 B of 1.0 MiB";
     assert_eq!(failure.message, words);
 }
 
@@ -105,7 +122,16 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
     let slow = Answer::download(10, MIB / 10, Duration::from_secs(4));
     node.answer(&image(), slow);
     let (sender, mut looks) = channel(1024);
-    let ended = attempt(&node, image(), 1, Ask::Always, STALL, sender).await;
+    let ended = attempt(
+        &node,
+        image(),
+        1,
+        Ask::Always,
+        STALL,
+        sender,
+        CancellationToken::new(),
+    )
+    .await;
     assert_eq!(ended.evidence.result.failure().cloned(), None);
     assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
     let mut bytes = Vec::new();
@@ -286,4 +312,19 @@ async fn a_shared_layer_that_is_gone_does_not_stop_a_moved_tag() {
     );
     assert_eq!(ended.evidence.copy.digest(), Some(&digest("two")));
     assert!(ended.evidence.healed.is_some());
+}
+
+#[test]
+fn looks_that_take_long_are_rarer_and_in_time() {
+    for (took, pause) in [
+        (0, 250),
+        (20, 250),
+        (100, 400),
+        (500, 2000),
+        (2000, 1500),
+        (6000, 250),
+    ] {
+        let after = pause_after(Duration::from_millis(took), STALL);
+        assert_eq!(after, Duration::from_millis(pause), "{took}");
+    }
 }

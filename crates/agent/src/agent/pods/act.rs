@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
 use trylatest_core::plan::{Action, Event};
@@ -26,10 +26,22 @@ impl<R: ImageRuntime> Loop<R> {
                 ask,
             } => {
                 let (moved, stall) = (self.moved.clone(), self.own.stall);
+                let cut = CancellationToken::new();
+                self.cuts.insert(id, cut.clone());
                 self.begin(async move {
-                    let ended = attempt(&*runtime, image, id, ask, stall, moved).await;
-                    Came::Heard(Event::TryEnded(ended))
+                    let ended = attempt(&*runtime, image, id, ask, stall, moved, cut).await;
+                    Came::Tried(ended)
                 });
+            }
+            Action::Cut {
+                image,
+                attempt,
+                why,
+            } => {
+                info!(%image, %why, "a pull that stands still is cut off");
+                if let Some(cut) = self.cuts.get(&attempt) {
+                    cut.cancel();
+                }
             }
             Action::Inspect(image) => self.begin(async move {
                 let copy = prove(&*runtime, &image).await;

@@ -564,3 +564,19 @@ fn where_the_kubelet_keeps_no_records_nobody_slips_in_while_a_name_is_away() {
     all.retain(is_release);
     assert_eq!(outcome(&all), Outcome::Refused);
 }
+
+#[test]
+fn without_a_copy_the_kubelet_tries_with_the_pods_own_secrets_at_once() {
+    for (secrets, expected) in [(true, 1), (false, 0)] {
+        let mut world = well();
+        let app = if secrets {
+            private("app", &world)
+        } else {
+            held("app", &world)
+        };
+        let attempt = the_try(&world.see(&app));
+        let failure = Some(FailureClass::RateLimited);
+        let actions = world.ends(attempt, failure, CachedCopy::Absent, CachedCopy::Absent);
+        assert_eq!(actions.len(), expected, "{actions:?}");
+    }
+}

@@ -347,3 +347,50 @@ fn names_by_digest_that_are_not_here_take_turns() {
     assert_eq!(node.outcomes("pinned"), [Outcome::Fresh; 30]);
     assert_eq!(node.last("pinned"), Duration::from_millis(400) * 8);
 }
+
+#[test]
+fn an_answer_that_is_young_enough_serves_later_pods() {
+    let mut world = World::new();
+    world.planner.rules.freshness = Duration::from_secs(60);
+    let first = held("first", &world);
+    let actions = world.see(&first);
+    let attempt = the_try(&actions);
+    let actions = world.ends(attempt, None, CachedCopy::Absent, usable("1"));
+    world.sent(&actions, Written::Done);
+    world.wait(Duration::from_secs(30));
+    let second = held("second", &world);
+    let actions = world.see(&second);
+    let [Action::Try { ask, attempt, .. }] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*ask, Ask::IfAbsent);
+    // Somebody has let the tag point elsewhere on the node.
+    let actions = world.ends(*attempt, None, usable("2"), usable("2"));
+    let [Action::Try { ask, attempt, .. }] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*ask, Ask::Always);
+    let actions = world.ends(*attempt, None, usable("2"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fresh);
+    world.sent(&actions, Written::Done);
+    world.wait(Duration::from_secs(5));
+    let third = held("third", &world);
+    let actions = world.see(&third);
+    let [Action::Try { ask, attempt, .. }] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*ask, Ask::IfAbsent);
+    let actions = world.ends(*attempt, None, usable("1"), usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Unchanged);
+    world.sent(&actions, Written::Done);
+    world.wait(Duration::from_secs(61));
+    let fourth = held("fourth", &world);
+    let actions = world.see(&fourth);
+    assert!(matches!(
+        actions.as_slice(),
+        [Action::Try {
+            ask: Ask::Always,
+            ..
+        }]
+    ));
+}
