@@ -320,7 +320,8 @@ impl Planner {
                             others_fail = true;
                         }
                         Some(Start::Wanting(why)) => failure = Some(why.clone()),
-                        Some(Start::Next) => next = true,
+                        // Nor does it that they wait.
+                        Some(Start::Next) => next |= !handover.is_for_another(&pod.seen.identity),
                         Some(Start::Started { .. }) | None => {}
                     }
                 }

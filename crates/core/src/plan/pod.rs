@@ -31,7 +31,7 @@ pub(super) struct Pod {
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     pub(super) released: Option<Release>,
     /// When it was decided, if this agent has decided it: to write it again changes its own time.
-    decided: Option<Timestamp>,
+    pub(super) decided: Option<Timestamp>,
     complained: bool,
     /// When the gate opened by itself, if that was reported.
     reported_open: Option<Timestamp>,

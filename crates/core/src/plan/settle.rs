@@ -152,7 +152,9 @@ impl Pod {
                     continue;
                 }
                 self.apply(&container.name, given, start, now);
-                if before != Outcome::Fresh
+                // Anybody may have written a release that the agent did not decide.
+                if self.decided.is_some()
+                    && before != Outcome::Fresh
                     && given.outcome == Outcome::Fresh
                     && let (Ok(name), Some(digest)) = (&container.image, &given.digest)
                 {

@@ -580,3 +580,45 @@ fn without_a_copy_the_kubelet_tries_with_the_pods_own_secrets_at_once() {
         assert_eq!(actions.len(), expected, "{actions:?}");
     }
 }
+
+#[test]
+fn another_tenants_wait_ends_no_hand_over() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (mut open, id) = handed_over(&mut world, &app);
+    // An init container of its own runs first.
+    open.starts.clear();
+    world.see(&open);
+    let mut other = tenant("other", "other", &world);
+    other.gate = GateState::Open;
+    other.released = open.released.clone();
+    other.starts.insert("app".into(), Start::Next);
+    world.see(&other);
+    let actions = world.wait(Duration::from_secs(60));
+    let given_back = Action::GiveBack { image: image(), id };
+    assert!(!actions.contains(&given_back), "{actions:?}");
+}
+
+#[test]
+fn nothing_is_learned_from_a_release_that_the_agent_has_not_written() {
+    let mut world = well();
+    let actions = world.see(&held("public", &world));
+    let attempt = the_try(&actions);
+    let actions = world.ends(attempt, None, CachedCopy::Absent, usable("2"));
+    world.sent(&actions, Written::Done);
+    let mut forged = private("forged", &world);
+    forged.gate = GateState::Open;
+    let mut release = the_release(&actions).clone();
+    let app = release.containers.get_mut("app").unwrap();
+    app.outcome = Outcome::HandedOver;
+    app.digest = None;
+    forged.released = Some(release);
+    let digest = Some(digest("1"));
+    forged
+        .starts
+        .insert("app".into(), Start::Started { digest });
+    let records = world.records.len();
+    world.see(&forged);
+    world.wait(Duration::from_secs(30));
+    assert_eq!(world.records.len(), records);
+}
