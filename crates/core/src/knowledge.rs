@@ -105,6 +105,13 @@ impl Knowledge {
             .any(|known| known.facts.is_public() && known.facts.confirmed_at(&digest).is_some())
     }
 
+    /// Whether a copy is what the name says: a tag may have been moved on the node since the registry said
+    /// where it points.
+    pub(crate) fn vouches_for(&self, name: &ImageName, copy: Option<&Digest>) -> bool {
+        let is_it = |copy| name.has_digest() || self.facts(name).confirmed_at(copy).is_some();
+        copy.is_some_and(is_it)
+    }
+
     /// Every name of the same repository, itself too.
     fn siblings(&self, name: &ImageName) -> impl Iterator<Item = &Known> {
         let names = self.repositories.get(name.repository());

@@ -327,7 +327,7 @@ async fn pull_secrets(node: &Node, secrets: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn is_named(node: &Node, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn is_named(node: &Node, name: &str) -> anyhow::Result<()> {
     let containerd = node.cluster.containerd();
     let named = || async {
         let names = containerd.ctr(&["images", "list", "--quiet"]).await?;

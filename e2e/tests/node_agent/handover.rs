@@ -9,6 +9,7 @@ use trylatest_e2e::registry::{Fault, Scheme};
 use trylatest_e2e::workload::is_running;
 
 use crate::deaths::kill_agent;
+use crate::gate_image::is_named;
 use crate::private::{
     AFTER_BACK_OFF, became, becomes, end, nobody_else_starts, outcome_of, private, with_secret,
 };
@@ -54,17 +55,16 @@ async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
 }
 
 async fn is_there_again(space: &Space<'_>) -> anyhow::Result<()> {
-    let image = space.image();
-    let there = || async {
-        let names = space
-            .node
-            .cluster
-            .containerd()
-            .ctr(&["images", "list", "-q"])
-            .await?;
-        Ok(names.lines().any(|name| name == image).then_some(()))
-    };
-    wait::until("the name is there again", SOON, there).await
+    is_named(space.node, &space.image()).await
+}
+
+/// The pod whose image's name was away runs, after the kubelet's back-off if need be.
+async fn runs(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+    let runs = space
+        .work
+        .wait_pod(name, "it runs", AFTER_BACK_OFF, is_running);
+    runs.await?;
+    Ok(())
 }
 
 /// No name that was taken away is left away.
@@ -96,10 +96,9 @@ async fn killed_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     kill_agent(node).await?;
     is_there_again(&space).await?;
     node.cluster.registry().heal_on(&space.repository);
-    let runs = space
-        .work
-        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
-    runs.await.context("after the agent was killed")?;
+    runs(&space, "app")
+        .await
+        .context("after the agent was killed")?;
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
     end(space).await
@@ -134,10 +133,8 @@ async fn killed_at_any_moment_of_a_handover(node: &Node) -> anyhow::Result<()> {
         let (created, killed) = tokio::join!(space.work.create(&spec), kill);
         created?;
         killed?;
-        let runs = space
-            .work
-            .wait_pod(&name, "it runs", AFTER_BACK_OFF, is_running);
-        runs.await.with_context(|| format!("moment {moment}"))?;
+        let ran = runs(&space, &name).await;
+        ran.with_context(|| format!("moment {moment}"))?;
         space.says(&name, "app", "one").await?;
     }
     nothing_is_aside(node).await?;
@@ -152,10 +149,9 @@ async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     node.install.back().await?;
     there?;
     node.cluster.registry().heal_on(&space.repository);
-    let runs = space
-        .work
-        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
-    runs.await.context("after the agent was stopped")?;
+    runs(&space, "app")
+        .await
+        .context("after the agent was stopped")?;
     nothing_is_aside(node).await?;
     end(space).await
 }
@@ -167,15 +163,12 @@ async fn uninstalled_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let there = is_there_again(&space).await;
     let left = nothing_is_aside(node).await;
     node.cluster.registry().heal_on(&space.repository);
-    let runs = space
-        .work
-        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
-    let runs = runs.await;
+    let ran = runs(&space, "app").await;
     node.install.set_up(&node.cluster).await?;
     removed?;
     there?;
     left?;
-    runs.context("after TryLatest was removed")?;
+    ran.context("after TryLatest was removed")?;
     end(space).await
 }
 
@@ -185,10 +178,7 @@ async fn containerd_dies_while_a_name_is_away(node: &Node) -> anyhow::Result<()>
     node.cluster.registry().heal_on(&space.repository);
     node.cluster.containerd().revive().await?;
     is_there_again(&space).await?;
-    let runs = space
-        .work
-        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
-    runs.await?;
+    runs(&space, "app").await?;
     nothing_is_aside(node).await?;
     end(space).await
 }
@@ -214,10 +204,7 @@ async fn the_node_reboots_while_a_name_is_away(node: &Node) -> anyhow::Result<()
     registry.fault_on(&space.repository, Fault::Unavailable)?;
     node.cluster.reboot().await?;
     is_there_again(&space).await?;
-    let runs = space
-        .work
-        .wait_pod("app", "it runs", AFTER_BACK_OFF, is_running);
-    runs.await?;
+    runs(&space, "app").await?;
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
     end(space).await

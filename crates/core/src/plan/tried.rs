@@ -4,7 +4,6 @@ use super::Planner;
 use super::event::{Action, Ask, TryEnded};
 use super::image::Attempt;
 use super::wait::Cause;
-use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::{Try, TryResult};
@@ -25,11 +24,9 @@ impl Planner {
         let Some(attempt) = image.attempt.take_if(|attempt| attempt.id == id) else {
             return;
         };
-        let facts = self.knowledge.facts(&name);
-        let copy = evidence.copy.digest();
-        // A tag may have been moved on the node.
-        let is_it = |copy: &Digest| name.has_digest() || facts.confirmed_at(copy).is_some();
-        if attempt.ask == Ask::IfAbsent && !copy.is_some_and(is_it) {
+        if attempt.ask == Ask::IfAbsent
+            && !self.knowledge.vouches_for(&name, evidence.copy.digest())
+        {
             image.misses(now);
             return self.step(now, &name, |_, _| Cause::TryMissed, plan);
         }
