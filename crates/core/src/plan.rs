@@ -10,10 +10,11 @@
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]; the pull goes on (`catch_up`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
 //! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
-//! those for whom that has just failed); `settle` says what became of releases. `pod` knows what is owed
+//! those for whom that has just failed; `brake` is on while one hangs); `settle` says what became of releases. `pod` knows what is owed
 //! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
+mod brake;
 mod catch_up;
 mod event;
 mod handover;
@@ -33,6 +34,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::brake::Hang;
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Why, Written};
 use self::image::Image;
 use self::pace::Pace;
@@ -65,6 +67,8 @@ pub struct Planner {
     /// When the next hand-over may begin, if one waits for that.
     paced_until: Option<Duration>,
     spared: Spared,
+    /// The kubelet's pull that hangs, if one does.
+    hang: Option<Hang>,
     /// When a pull that hangs was last cut off for others.
     gave_way: Option<Duration>,
     /// Since when no hand-over could be seen through, if none could.
@@ -89,6 +93,7 @@ impl Planner {
             pace: Pace::default(),
             paced_until: None,
             spared: Spared::default(),
+            hang: None,
             gave_way: None,
             unwell_since: Some(Duration::ZERO),
             is_stopping: false,

@@ -255,6 +255,18 @@ pub struct ContainerProgress {
 }
 
 impl ContainerProgress {
+    /// The kubelet is about to pull this image, or pulls it.
+    pub(crate) fn by_kubelet(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            attempt: 1,
+            bytes: 0,
+            total_bytes: None,
+            by_kubelet: true,
+            failure: None,
+        }
+    }
+
     /// One line for the gate's log, without the container's name.
     pub fn describe(&self) -> String {
         let image = &self.image;

@@ -37,7 +37,7 @@ pub(super) async fn answer(
     shared: Arc<Shared>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ResetConnection> {
-    let asked = Asked::read(request.method(), request.uri());
+    let asked = Asked::of(&request);
     shared.record(&asked);
     if let Some(met) = shared.take(&asked, |fault| fault.replaces(&asked)) {
         match met.fault {

@@ -93,6 +93,15 @@ impl Fault {
         matches!(self, Self::Closed | Self::Blackhole)
     }
 
+    /// The fault for requests that carry credentials, while anonymous ones are answered.
+    #[must_use]
+    pub fn with_credentials(self) -> Rule {
+        Rule {
+            with_credentials: true,
+            ..Rule::from(self)
+        }
+    }
+
     /// Whether it comes in place of, or before, the registry's answer to this request.
     pub(super) fn replaces(&self, asked: &Asked) -> bool {
         use RequestKind::{GetBlob, GetManifest, HeadManifest};
@@ -178,6 +187,8 @@ pub struct Rule {
     pub(super) fault: Fault,
     /// None is every kind that the fault can meet.
     only: Option<RequestKind>,
+    /// Whether those without credentials are spared.
+    with_credentials: bool,
     /// None is for ever. A rule that is used up stays, so that what it started goes on.
     left: Option<u32>,
     /// Cancelled when somebody ends or replaces the rule.
@@ -189,6 +200,7 @@ impl From<Fault> for Rule {
         Self {
             fault,
             only: None,
+            with_credentials: false,
             left: None,
             ended: CancellationToken::new(),
         }
@@ -205,10 +217,14 @@ impl Rule {
 
     /// Whether it picks among requests, which the port cannot.
     pub(super) fn is_picky(&self) -> bool {
-        self.left.is_some() || self.only.is_some()
+        self.left.is_some() || self.only.is_some() || self.with_credentials
     }
 
-    fn is_for(&self, kind: RequestKind) -> bool {
+    fn is_for(&self, asked: &Asked) -> bool {
+        let kind = asked.kind;
+        if self.with_credentials && !asked.has_credentials {
+            return false;
+        }
         let bearer = matches!(self.fault, Fault::Unauthorized(Challenge::Bearer { .. }));
         // Who is sent to the token endpoint finds it, whichever request sent him there.
         (bearer && kind == RequestKind::Token) || self.only.is_none_or(|only| only == kind)
@@ -258,7 +274,7 @@ impl Rules {
         let own = own.and_then(|name| self.by_repository.get_mut(name));
         own.into_iter()
             .chain(&mut self.everywhere)
-            .filter(|rule| rule.is_for(asked.kind) && meets(&rule.fault))
+            .filter(|rule| rule.is_for(asked) && meets(&rule.fault))
             .find_map(Rule::take)
     }
 }

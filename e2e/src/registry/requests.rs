@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hyper::{Method, Uri};
+use hyper::header::AUTHORIZATION;
+use hyper::{Method, Request, Uri};
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +43,19 @@ pub(super) struct Asked {
     pub(super) repository: Option<String>,
     /// Tag or digest.
     pub(super) reference: Option<String>,
+    /// Whether credentials came with it, good or bad.
+    pub(super) has_credentials: bool,
 }
 
 impl Asked {
-    pub(super) fn read(method: &Method, uri: &Uri) -> Self {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            has_credentials: request.headers().contains_key(AUTHORIZATION),
+            ..Self::read(request.method(), request.uri())
+        }
+    }
+
+    fn read(method: &Method, uri: &Uri) -> Self {
         let path = uri.path();
         if path == "/token" {
             return Self::new(RequestKind::Token, scope(uri), None);
@@ -81,6 +91,7 @@ impl Asked {
             kind,
             repository,
             reference,
+            has_credentials: false,
         }
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn tests() -> Tests {
         alone: tests![
             private_pods_run_again_after_a_reboot_without_a_registry,
             a_layer_that_stalls_hangs_one_pod_and_no_other,
+            a_registry_that_hangs_with_credentials_hangs_one_pod_and_no_other,
         ],
     }
 }
@@ -174,6 +175,8 @@ async fn a_registry_that_fails_after_its_first_word_costs_one_back_off(
     registry.protect(&space.repository, Access::new(Scheme::Bearer, &[]));
     let release = becomes(&space, "after", "fallback", "one").await?;
     ensure!(release["digest"].is_string(), "{release}");
+    // The kubelet was made to say so: otherwise it would look as if it hung.
+    ensure!(release["class"] == "unauthorized", "{release}");
     space
         .work
         .wait_event("after", "Warning TryLatestFallback", SOON)
@@ -343,6 +346,39 @@ async fn a_layer_that_stalls_hangs_one_pod_and_no_other(node: &Node) -> anyhow::
         .work
         .wait_pod("hangs", "it runs", AFTER_BACK_OFF, is_running);
     runs.await?;
+    end(space).await
+}
+
+/// Anonymous requests get their 401, those with credentials no answer: the kubelet's pull hangs, and it pulls one
+/// image after the other.
+async fn a_registry_that_hangs_with_credentials_hangs_one_pod_and_no_other(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "hangsauth", Scheme::Basic).await?;
+    let other = private(node, "hangsother", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    becomes(&other, "before", "fresh", "one").await?;
+    let registry = node.cluster.registry();
+    let hangs = Fault::Latency(Duration::from_secs(300)).with_credentials();
+    registry.fault_on(&space.repository, hangs)?;
+    let image = space.image();
+    space.work.create(&with_secret("hangs", &image)).await?;
+    let gives_up = |pod: &Pod| outcome_of(pod).as_deref() == Some("fallback");
+    let waits = space
+        .work
+        .wait_pod("hangs", "the name is given back", SOON, gives_up);
+    waits.await?;
+    becomes(&space, "next", "fallback", "one").await?;
+    let release = becomes(&other, "braked", "fallback", "one").await?;
+    ensure!(release["class"] == "timeout", "{release}");
+    registry.heal_on(&space.repository);
+    let runs = space
+        .work
+        .wait_pod("hangs", "it runs", AFTER_BACK_OFF, is_running);
+    runs.await?;
+    // The brake is off.
+    becomes(&other, "after", "unchanged", "one").await?;
+    end(other).await?;
     end(space).await
 }
 

@@ -13,6 +13,8 @@
 //! One pod leads: it is released with the name away. The others wait for what the kubelet brings it. A
 //! name that was taken away is always given back: by the kubelet, by this agent, or, from the alias, by the
 //! next one.
+//!
+//! While one of the kubelet's pulls hangs, no other pod that has a copy is left to it (`brake`).
 
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use super::event::Action;
 use super::image::{Attempt, Image};
 use super::pod::Pod;
 use super::round::Round;
-use super::wait::Cause;
+use super::wait::{Cause, Spare};
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
@@ -40,6 +42,12 @@ const STUCK: Duration = Duration::from_secs(10);
 /// A name stays away for no longer than this while nothing moves: a pod's own init containers may run
 /// before the container that needs the image.
 const AWAY_MAX: Duration = Duration::from_secs(120);
+
+/// The kubelet shows that a pull has failed when it next looks at the pod: after its back-off, 10 to 15 s
+/// later. It looks at once, or as soon as the pull has ended, if the pod has changed
+/// (`pkg/kubelet/pod_workers.go`, `completeWork`). So the pod is changed: this long after its container was
+/// next, which most pulls do not take.
+const NUDGE: Duration = Duration::from_secs(1);
 
 /// One image's hand-over to the kubelet.
 #[derive(Debug)]
@@ -61,6 +69,8 @@ pub(super) struct Handover {
     moved_itself: Duration,
     /// When a container that needs the image was first seen to be next.
     next: Option<Duration>,
+    /// Its pod was changed for the kubelet to look at it.
+    is_nudged: bool,
 }
 
 /// What a name pointed to when it was taken away, if there was a copy.
@@ -104,6 +114,7 @@ impl Handover {
             moved: now.up,
             moved_itself: now.up,
             next: None,
+            is_nudged: false,
         }
     }
 
@@ -121,6 +132,13 @@ impl Handover {
         let most = self.moved_itself.max(self.since) + AWAY_MAX;
         let stalls = self.next.map(|next| next.max(self.moved) + stall);
         Some(stalls.map_or(most, |stalls| stalls.min(most)))
+    }
+
+    /// When the kubelet is to look at the pod.
+    fn nudge_at(&self, stall: Duration) -> Option<Duration> {
+        self.away()?;
+        let next = self.next.filter(|_| !self.is_nudged)?;
+        Some(next + NUDGE.min(stall / 2))
     }
 
     /// Whether a pod of this identity only shares what another one has begun.
@@ -211,28 +229,32 @@ impl Planner {
     }
 
     /// Containers that are not to wait for the kubelet get their copy: its last pull for them has just
-    /// failed, or the end of a hand-over could not be seen.
+    /// failed, or one hangs, or the end of a hand-over could not be seen.
     fn spare(&mut self, now: Now, plan: &mut Vec<Action>) {
         let mut spared = Vec::new();
         if self.is_stopping {
             return;
         }
+        let braked = self.is_braked();
         let since = self.unwell_since.map(|since| since + WELL_WITHIN);
         let is_unwell = since.is_some_and(|until| until <= now.up);
         for (uid, pod) in &self.pods {
             let refused = pod.round.as_ref().is_some_and(Round::is_refused);
             for name in pod.waits_for_kubelet() {
-                let failure = self.spared_by(now, &name, &pod.seen.identity);
+                let failure = self.spared_by(now, &name, &pod.seen.identity).cloned();
+                let hangs = braked.clone().or_else(|| self.spared.hung(now, &name));
                 let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
                 let stuck = handover.and_then(Handover::stuck_at);
                 let is_stuck = stuck.is_some_and(|at| at <= now.up);
                 if failure.is_some() || is_unwell || is_stuck || refused {
-                    spared.push((uid.clone(), name, failure.cloned()));
+                    spared.push((uid.clone(), name, Spare::Failed(failure)));
+                } else if let Some(hangs) = hangs.filter(|_| handover.is_none()) {
+                    spared.push((uid.clone(), name, Spare::Hangs(hangs)));
                 }
             }
         }
-        for (uid, name, failure) in spared {
-            let cause = Cause::Spared(failure.as_ref());
+        for (uid, name, spare) in spared {
+            let cause = Cause::Spared(&spare);
             self.step(now, &name, |pod, _| only(&uid, pod, cause), plan);
         }
     }
@@ -300,6 +322,7 @@ impl Planner {
 
     /// Looks whether the kubelet's pulls fail, or hang, or are not needed any more.
     pub(super) fn watch_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut hangs = Vec::new();
         for (name, image) in &mut self.images {
             let Some(handover) = &mut image.handover else {
                 continue;
@@ -331,16 +354,27 @@ impl Planner {
             } else {
                 handover.next = None;
             }
+            let nudge = handover.nudge_at(self.rules.stall);
+            if next && failure.is_none() && nudge.is_some_and(|at| at <= now.up) {
+                handover.is_nudged = true;
+                let pods = self.pods.values();
+                let own = pods.filter(|pod| !handover.is_for_another(&pod.seen.identity));
+                plan.extend(own.filter_map(|pod| pod.nudge(name, now)));
+            }
             let is_overdue = handover.is_overdue(now, self.rules.stall);
             if is_overdue && next && failure.is_none() {
                 let words =
                     "the kubelet's pull has shown no progress; the pod's Events may say why";
                 failure = Some(Failure::new(FailureClass::Timeout, words));
+                hangs.push((name.clone(), handover.identity.clone()));
             }
             let is_needless = users == 0 || others_fail && !next;
             if is_needless || failure.is_some() || is_overdue || self.is_stopping {
                 plan.push(handover.give_back(name, Some(kept), failure, now));
             }
+        }
+        for (name, identity) in hangs {
+            self.hangs(&name, &identity);
         }
     }
 
@@ -381,6 +415,7 @@ impl Planner {
         let well_by = well_by.filter(|at| waits && !self.is_stopping && *at > now.up);
         running()
             .filter_map(move |handover| handover.due(stall))
+            .chain(running().filter_map(move |handover| handover.nudge_at(stall)))
             .chain(stuck)
             .chain(self.paced_until)
             .chain(well_by)
@@ -470,10 +505,13 @@ impl Planner {
         match &result {
             TryResult::Failed(failure) if was_taken => {
                 self.spared.add(now, name, &handover.identity, failure);
+                if failure.class == FailureClass::Timeout {
+                    self.spared.hangs(now, name);
+                }
             }
             // That was containerd's.
             TryResult::Failed(_) => {}
-            TryResult::Fresh | TryResult::Unchanged => self.spared.forget(name),
+            TryResult::Fresh | TryResult::Unchanged => self.spared.pulled(name),
         }
         let evidence = Evidence {
             result,

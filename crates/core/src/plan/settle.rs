@@ -12,7 +12,7 @@ use crate::image::ImageName;
 use crate::outcome::Outcome;
 use crate::pod::{Start, TryContainer};
 use crate::record::TryResult;
-use crate::release::{ContainerRelease, Release};
+use crate::release::{ContainerProgress, ContainerRelease, Progress, Release};
 use crate::time::Now;
 use crate::verdict::Evidence;
 
@@ -56,8 +56,27 @@ impl Pod {
             .collect()
     }
 
+    /// A change of the pod that makes the kubelet look at it, if a container of this image is next: a sign of life,
+    /// which goes when the release is next written.
+    pub(super) fn nudge(&self, name: &ImageName, now: Now) -> Option<Action> {
+        let is_next = |container: &str| self.seen.starts.get(container) == Some(&Start::Next);
+        let next = self.released_with(name).filter(|(c, _)| is_next(&c.name));
+        let containers: BTreeMap<_, _> = next
+            .map(|(container, _)| {
+                let progress = ContainerProgress::by_kubelet(&container.written);
+                (container.name.clone(), progress)
+            })
+            .collect();
+        let progress = Progress {
+            time: now.wall,
+            containers,
+        };
+        let id = self.seen.id.clone();
+        (!progress.containers.is_empty()).then_some(Action::Progress(id, progress))
+    }
+
     /// Its containers of this image, with what they were released with.
-    fn released_with(
+    pub(super) fn released_with(
         &self,
         name: &ImageName,
     ) -> impl Iterator<Item = (&TryContainer, &ContainerRelease)> {

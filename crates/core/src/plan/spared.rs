@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use crate::identity::Identity;
 use crate::image::ImageName;
-use crate::outcome::Failure;
+use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
 
 /// How long the next pods of an identity are spared a pull of the kubelet that has just failed: each
@@ -23,6 +23,8 @@ const SPARED_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Spared {
     failed: BTreeMap<(ImageName, Identity), Failed>,
+    /// Registries with which they hung: whoever has credentials waits there, whatever the image.
+    hung: BTreeMap<String, Failed>,
 }
 
 #[derive(Debug)]
@@ -30,6 +32,25 @@ struct Failed {
     in_a_row: u32,
     until: Duration,
     failure: Failure,
+}
+
+impl Failed {
+    fn after(before: Option<&Self>, now: Now, seed: &str, failure: Failure) -> Self {
+        let in_a_row = before.map_or(0, |failed| failed.in_a_row).saturating_add(1);
+        Self {
+            in_a_row,
+            until: now.up + SPARED.pause(in_a_row, seed),
+            failure,
+        }
+    }
+}
+
+/// Remembers it, within bounds.
+fn insert<K: Ord>(all: &mut BTreeMap<K, Failed>, key: K, failed: Failed) {
+    if all.len() >= SPARED_MAX && !all.contains_key(&key) {
+        all.pop_first();
+    }
+    all.insert(key, failed);
 }
 
 impl Spared {
@@ -41,16 +62,23 @@ impl Spared {
         failure: &Failure,
     ) {
         let key = (name.clone(), identity.clone());
-        if self.failed.len() >= SPARED_MAX && !self.failed.contains_key(&key) {
-            self.failed.pop_first();
-        }
-        let before = self.failed.get(&key).map_or(0, |failed| failed.in_a_row);
-        let failed = Failed {
-            in_a_row: before.saturating_add(1),
-            until: now.up + SPARED.pause(before.saturating_add(1), name),
-            failure: failure.clone(),
-        };
-        self.failed.insert(key, failed);
+        let failed = Failed::after(self.failed.get(&key), now, name.as_str(), failure.clone());
+        insert(&mut self.failed, key, failed);
+    }
+
+    /// One of this image has hung.
+    pub(super) fn hangs(&mut self, now: Now, name: &ImageName) {
+        let registry = name.registry();
+        let words = "not asked for, because the kubelet's pull of another image of this registry has just hung";
+        let failure = Failure::new(FailureClass::Timeout, words);
+        let failed = Failed::after(self.hung.get(registry), now, registry, failure);
+        insert(&mut self.hung, registry.to_owned(), failed);
+    }
+
+    /// Why no pod is to wait for the kubelet's pull from this image's registry now.
+    pub(super) fn hung(&self, now: Now, name: &ImageName) -> Option<Failure> {
+        let hung = self.hung.get(name.registry())?;
+        (now.up < hung.until).then(|| hung.failure.clone())
     }
 
     /// Why a pod of this identity is not to wait for the kubelet's pull now.
@@ -78,6 +106,12 @@ impl Spared {
     /// The registry has given the image to somebody.
     pub(super) fn forget(&mut self, name: &ImageName) {
         self.failed.retain(|(other, _), _| other != name);
+    }
+
+    /// The kubelet has pulled it, which the registry has not let hang.
+    pub(super) fn pulled(&mut self, name: &ImageName) {
+        self.forget(name);
+        self.hung.remove(name.registry());
     }
 
     pub(super) fn retain(&mut self, keep: impl Fn(&ImageName) -> bool) {

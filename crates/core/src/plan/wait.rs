@@ -110,11 +110,20 @@ pub(super) enum Cause<'a> {
         /// Whether it began when this pod was there.
         is_good: bool,
     },
-    /// The kubelet is not to pull for this pod now: it has just failed like this, or nobody could see how it
-    /// ends.
-    Spared(Option<&'a Failure>),
+    /// The kubelet is not to pull for this pod now.
+    Spared(&'a Spare),
     /// Something that is none of its business.
     Nothing,
+}
+
+/// Why the kubelet is not to pull for a pod.
+#[derive(Clone, Debug)]
+pub(super) enum Spare {
+    /// That has just failed like this for its like, or nobody could see how it ends.
+    Failed(Option<Failure>),
+    /// The kubelet hangs, or did so a moment ago with another image of this registry: a pod that has a copy does
+    /// not wait for that.
+    Hangs(Failure),
 }
 
 /// What has to be done for the container to move on.

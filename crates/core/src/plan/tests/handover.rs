@@ -346,7 +346,7 @@ fn a_kubelet_that_does_not_come_costs_the_stall_deadline() {
     let mut world = well();
     let app = private("app", &world);
     let (_, id) = handed_over(&mut world, &app);
-    assert_eq!(world.wait(Duration::from_millis(4999)), []);
+    is_nudge(&world.wait(Duration::from_millis(4999)));
     assert_eq!(world.moved(id, 4096, true), []);
     assert_eq!(
         world.wait(Duration::from_millis(4999)),
@@ -354,6 +354,105 @@ fn a_kubelet_that_does_not_come_costs_the_stall_deadline() {
         "something moves"
     );
     assert_eq!(the_give_back(&world.wait(Duration::from_millis(1))), id);
+}
+
+/// A change of the pod, so that the kubelet looks at it.
+fn is_nudge(actions: &[Action]) {
+    match actions {
+        [Action::Progress(_, progress)] => assert!(progress.containers["app"].by_kubelet),
+        _ => panic!("{actions:?}"),
+    }
+}
+
+#[test]
+fn the_kubelet_is_made_to_say_how_far_it_is_once() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    assert_eq!(world.wait(Duration::from_millis(999)), []);
+    is_nudge(&world.wait(Duration::from_millis(1)));
+    assert_eq!(world.wait(Duration::from_millis(3999)), []);
+    let failing = wanting(&open, FailureClass::Unauthorized);
+    assert_eq!(the_give_back(&world.see(&failing)), id);
+}
+
+#[test]
+fn a_kubelet_that_has_not_come_to_the_container_is_left_alone() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (mut open, _) = handed_over(&mut world, &app);
+    open.starts.clear();
+    world.see(&open);
+    assert_eq!(world.wait(Duration::from_secs(60)), []);
+}
+
+/// A private image of the same registry, and of another one.
+const OTHERS: [&str; 2] = ["reg.example/other", "other.example/private"];
+
+/// A pod of this image that the registry has refused, and what follows for it.
+fn of_another_image(world: &mut World, name: &str, image: &str, copy: &CachedCopy) -> Vec<Action> {
+    let mut pod = private(name, world);
+    let image: ImageName = image.parse().unwrap();
+    let container = &mut pod.containers[0];
+    container.written = image.as_str().into();
+    container.image = Ok(image.clone());
+    let actions = world.see(&pod);
+    let refused = Some(Failure::new(FailureClass::Unauthorized, "401"));
+    world.handle(ended(image, the_try(&actions), refused, copy, copy.clone()))
+}
+
+/// A pod whose pull by the kubelet hangs.
+fn hanging(world: &mut World) -> GatedPod {
+    let app = private("app", world);
+    let (open, id) = handed_over(world, &app);
+    let waited = world.wait(Duration::from_secs(5));
+    assert!(waited.contains(&Action::GiveBack { image: image(), id }));
+    given_back(world, id, usable("1"));
+    open
+}
+
+#[test]
+fn while_a_pull_of_the_kubelet_hangs_no_pod_with_a_copy_waits_behind_it() {
+    let mut world = well();
+    let mut open = hanging(&mut world);
+    for image in OTHERS {
+        let actions = of_another_image(&mut world, image, image, &usable("1"));
+        assert_eq!(outcome(&actions), Outcome::Fallback, "{image}");
+        world.sent(&actions, Written::Done);
+        world.wait(Duration::from_secs(3));
+    }
+    // It has ended: another registry may be better.
+    let failure = Failure::new(FailureClass::Timeout, "why");
+    open.starts.insert("app".into(), Start::Wanting(failure));
+    world.see(&open);
+    let [same, other] = OTHERS;
+    let actions = of_another_image(&mut world, "same", same, &usable("1"));
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    world.sent(&actions, Written::Done);
+    let actions = of_another_image(&mut world, "other", other, &usable("1"));
+    the_handover(&actions);
+}
+
+#[test]
+fn without_a_copy_a_pod_is_left_to_a_kubelet_that_hangs() {
+    let mut world = well();
+    hanging(&mut world);
+    let [same, _] = OTHERS;
+    the_handover(&of_another_image(
+        &mut world,
+        "other",
+        same,
+        &CachedCopy::Absent,
+    ));
+}
+
+#[test]
+fn a_pod_that_is_gone_hangs_no_more() {
+    let mut world = well();
+    let open = hanging(&mut world);
+    world.handle(Event::Gone(open.id.uid));
+    let [_, other] = OTHERS;
+    the_handover(&of_another_image(&mut world, "other", other, &usable("1")));
 }
 
 #[test]
@@ -503,7 +602,8 @@ fn another_tenants_failure_is_its_own() {
     let mut other = tenant("other", "other", &world);
     other.settings.timeout = Some(Duration::from_secs(1));
     assert_eq!(world.see(&other), []);
-    let actions = world.wait(Duration::from_secs(1));
+    let mut actions = world.wait(Duration::from_secs(1));
+    actions.retain(|action| !matches!(action, Action::Progress(..)));
     let release = the_release(&actions).clone();
     assert_eq!(release.containers["app"].outcome, Outcome::HandedOver);
     world.sent(&actions, Written::Done);

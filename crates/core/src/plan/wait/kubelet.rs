@@ -1,10 +1,10 @@
 //! A container that waits for the kubelet's pull.
 
-use super::{Cause, Context, LOOK_AGAIN, Request, Wait, Waiting};
+use super::{Cause, Context, LOOK_AGAIN, Request, Spare, Wait, Waiting};
 use crate::outcome::Outcome;
 use crate::record::TryResult;
 use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
-use crate::verdict::Evidence;
+use crate::verdict::{CachedCopy, Evidence};
 
 impl Waiting {
     /// The registry has refused the image, and the kubelet may open it.
@@ -23,14 +23,25 @@ impl Waiting {
                 let until = context.now.up + LOOK_AGAIN;
                 Wait::Kubelet { until, refused }
             }
-            Cause::Spared(Some(failure)) => {
+            Cause::Spared(Spare::Failed(Some(failure))) => {
                 let evidence = Evidence {
                     result: TryResult::Failed(failure.clone()),
                     ..*refused
                 };
                 self.spared(&evidence, context)
             }
-            Cause::Spared(None) => self.settled(&refused, context),
+            Cause::Spared(Spare::Failed(None)) => self.settled(&refused, context),
+            // Without a copy, there is nothing better to do.
+            Cause::Spared(Spare::Hangs(_)) if refused.copy == CachedCopy::Absent => {
+                return Request::Nothing;
+            }
+            Cause::Spared(Spare::Hangs(failure)) => {
+                let evidence = Evidence {
+                    result: TryResult::Failed(failure.clone()),
+                    ..*refused
+                };
+                self.settled(&evidence, context)
+            }
             Cause::Pulled { evidence, by, .. } if evidence.result.failure().is_some() => {
                 if *by != context.rules.identity {
                     return Request::Nothing;
