@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
 use crate::text;
 use crate::time::{age, near};
@@ -44,8 +44,10 @@ const NOT_SEEN: &str =
 const NOT_ACCEPTED: &str = "the kubelet did not start it from the copy on the node; if it wants the registry to accept \
                             the pod's credentials first, check its imagePullSecrets, or wait until the registry answers";
 
-/// What spares a pod the kubelet's back-off.
-pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed for a pod like this a short while ago";
+/// What spares a pod the kubelet's back-off: a failure is remembered for its identity, for 1 to 15 minutes.
+pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed a short while ago for a pod \
+                                    with the same namespace, service account and pull secrets; it is asked again for \
+                                    pods that start some minutes later";
 
 /// The gate was open before the pull had ended, and the container started after that.
 const OVERTAKEN: &str = "the pull ended before the container started";
@@ -181,6 +183,7 @@ impl ContainerRelease {
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
+        let is_handed_over = self.outcome == Outcome::HandedOver;
         let digest = self.digest.as_ref().map_or("no proven copy", Digest::short);
         let confirmed = match self.confirmed {
             Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
@@ -192,13 +195,7 @@ impl ContainerRelease {
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
-            Outcome::HandedOver if self.digest.is_none() => {
-                format!("the kubelet pulls {image} with the credentials that it has for this pod")
-            }
-            Outcome::HandedOver => format!(
-                "the kubelet pulls {image} with the credentials that it has for this pod; the cached copy \
-                 {digest}, {confirmed}, is kept until then"
-            ),
+            Outcome::HandedOver => self.describe_hand_over(digest, &confirmed),
             Outcome::Unavailable => {
                 format!("{image} could not be pulled and is left to the kubelet")
             }
@@ -206,7 +203,7 @@ impl ContainerRelease {
                 format!("this pod must not use the cached copy of {image}: {digest}, {confirmed}")
             }
         };
-        if let Some(failure) = &self.failure {
+        if let Some(failure) = self.failure.as_ref().filter(|_| !is_handed_over) {
             line.push_str("; ");
             line.push_str(&failure.to_string());
         }
@@ -218,6 +215,36 @@ impl ContainerRelease {
             line.push_str("; the agent had answered \"");
             line.push_str(answered.as_str());
             line.push_str("\", but the gate could not see it");
+        }
+        line
+    }
+
+    /// That a registry does not give a private image to the agent is how it should be: no error is quoted.
+    fn describe_hand_over(&self, digest: &str, confirmed: &str) -> String {
+        let image = &self.image;
+        let mut line = match &self.failure {
+            Some(failure) if failure.class == FailureClass::Unauthorized => format!(
+                "the registry wants credentials; the kubelet pulls {image} with those it has for this pod"
+            ),
+            // It may be hidden, or not there.
+            Some(failure) if failure.class == FailureClass::NotFound => format!(
+                "the registry does not find {image} without credentials; the kubelet tries with those it has \
+                 for this pod"
+            ),
+            Some(failure) => format!(
+                "the kubelet pulls {image} with the credentials it has for this pod; the agent's own try failed \
+                 ({failure})"
+            ),
+            None => {
+                format!("the kubelet pulls {image} with the credentials it has for this pod")
+            }
+        };
+        if self.digest.is_some() {
+            line.push_str("; the cached copy ");
+            line.push_str(digest);
+            line.push_str(", ");
+            line.push_str(confirmed);
+            line.push_str(", stays on the node, to be used if that pull fails");
         }
         line
     }
@@ -298,7 +325,6 @@ impl ContainerProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::FailureClass;
 
     fn release() -> Release {
         let container = ContainerRelease {
@@ -377,6 +403,35 @@ mod tests {
             release.containers["app"].describe(release.time),
             "using the cached copy of 127.0.0.1:5000/my/app:latest: sha256:abababababab, \
              confirmed 3m ago; network: connection refused"
+        );
+    }
+
+    /// A healthy start of a private image shows nothing that looks like an error.
+    #[test]
+    fn a_hand_over_says_that_it_is_the_ordinary_way() {
+        let mut app = release().containers["app"].clone();
+        app.outcome = Outcome::HandedOver;
+        let mut said = |class: FailureClass| {
+            app.failure = Some(Failure::new(class, "401 Unauthorized"));
+            app.describe("2026-01-01T12:00:00Z".parse().unwrap())
+        };
+        assert_eq!(
+            said(FailureClass::Unauthorized),
+            "the registry wants credentials; the kubelet pulls 127.0.0.1:5000/my/app:latest with those it has \
+             for this pod; the cached copy sha256:abababababab, confirmed 3m ago, stays on the node, to be used \
+             if that pull fails"
+        );
+        let hidden = said(FailureClass::NotFound);
+        let words = "the registry does not find 127.0.0.1:5000/my/app:latest without credentials; the kubelet tries";
+        assert!(hidden.starts_with(words), "{hidden}");
+        assert!(!hidden.contains("401"), "{hidden}");
+        // Not the ordinary way: another pod's hand-over is in this one's way.
+        assert!(said(FailureClass::Network).contains("own try failed (network: 401"));
+        app.digest = None;
+        app.failure = None;
+        assert_eq!(
+            app.describe("2026-01-01T12:00:00Z".parse().unwrap()),
+            "the kubelet pulls 127.0.0.1:5000/my/app:latest with the credentials it has for this pod"
         );
     }
 
