@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec};
 use trylatest_core::digest::Digest;
 use trylatest_core::keys;
+use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::pod::Start;
 
 use super::Classify;
@@ -18,6 +19,10 @@ const FAILED: [&str; 4] = [
     "RegistryUnavailable",
     "SignatureValidationFailed",
 ];
+
+/// How a message begins while the kubelet waits before it pulls again. Why its last pull failed follows, if it
+/// knows (pkg/kubelet/images/image_manager.go, `pullImage`).
+const BACKING_OFF: &str = "Back-off pulling image \"";
 
 /// Longest message that is read. The kubelet repeats containerd's, which has an error's body in it.
 const MESSAGE_MAX_BYTES: usize = 4096;
@@ -57,8 +62,7 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
         && FAILED.contains(&waiting.reason.as_deref().unwrap_or_default())
     {
         let message = waiting.message.as_deref().unwrap_or_default();
-        let end = message.floor_char_boundary(MESSAGE_MAX_BYTES);
-        return Some(Start::Wanting(classify(&message[..end])));
+        return Some(Start::Wanting(why(message, classify)));
     }
     let runs = [Some(state), status.last_state.as_ref()];
     let since_then = runs.into_iter().flatten().filter_map(started);
@@ -67,6 +71,28 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
     Some(Start::Started {
         digest: digest.and_then(|(_, digest)| digest.parse::<Digest>().ok()),
     })
+}
+
+/// Why the kubelet could not get an image. That it waits before it tries again is not the reason.
+fn why(message: &str, classify: Classify) -> Failure {
+    let Some(error) = last_error(message) else {
+        return Failure::new(
+            FailureClass::Unknown,
+            "the kubelet waits before it pulls the image again, and does not say why its last pull failed",
+        );
+    };
+    let end = error.floor_char_boundary(MESSAGE_MAX_BYTES);
+    classify(&error[..end])
+}
+
+/// What a message says of the last pull; none if it only says that the kubelet waits.
+fn last_error(message: &str) -> Option<&str> {
+    let Some(waits) = message.strip_prefix(BACKING_OFF) else {
+        return Some(message);
+    };
+    let (_, error) = waits.split_once("\": ")?;
+    let without = |reason: &&str| error.strip_prefix(*reason)?.strip_prefix(": ");
+    Some(FAILED.iter().find_map(without).unwrap_or(error))
 }
 
 /// When a container started, in whole seconds, rounded down.

@@ -92,6 +92,32 @@ fn the_kubelet_goes_on_behind_one_whose_image_it_cannot_get() {
 }
 
 #[test]
+fn the_reason_is_what_failed_and_not_that_the_kubelet_waits() {
+    let waits = "the kubelet waits before it pulls the image again, and does not say why its last pull failed";
+    for (message, expected) in [
+        ("dial tcp: refused", "dial tcp: refused"),
+        (
+            "Back-off pulling image \"reg.example:5000/one\": ErrImagePull: dial tcp: refused",
+            "dial tcp: refused",
+        ),
+        (
+            "Back-off pulling image \"reg.example/one\": dial tcp: refused",
+            "dial tcp: refused",
+        ),
+        ("Back-off pulling image \"reg.example:5000/one\"", waits),
+    ] {
+        let state = json!({"waiting": {"reason": "ImagePullBackOff", "message": message}});
+        let starts = pod(&json!([]), &json!({"own": [status("one", &state)]})).starts;
+        let failure = Failure::new(FailureClass::Unknown, expected);
+        assert_eq!(
+            starts.get("one"),
+            Some(&Start::Wanting(failure)),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn containers_wait_for_the_pods_own_init_containers() {
     let init = json!([{"name": "init", "image": "reg.example/init"}]);
     let waits = json!({"inits": [waiting("init", "PodInitializing")]});
