@@ -96,7 +96,8 @@ impl NodeReport {
             condition_message(&cached)
         };
         let (fallback, reason) = if cached.is_empty() {
-            (false, "TagsConfirmed")
+            // Also true of a node without images, or whose images nobody could confirm.
+            (false, "NoFallback")
         } else {
             (true, "RunningFromCache")
         };
@@ -207,8 +208,14 @@ mod tests {
 
     #[test]
     fn it_is_false_when_no_such_pod_is_left() {
-        for other in [image(2, Outcome::Fallback, 0), image(2, Outcome::Fresh, 1)] {
-            assert!(!NodeReport::new(vec![other], false).fallback);
+        for others in [
+            vec![],
+            vec![image(2, Outcome::Fallback, 0)],
+            vec![image(2, Outcome::Fresh, 1)],
+        ] {
+            let report = NodeReport::new(others, false);
+            assert!(!report.fallback);
+            assert_eq!(report.reason, "NoFallback");
         }
     }
 
