@@ -119,7 +119,7 @@ async fn an_overlay_changes(api: Arc<Api>) -> anyhow::Result<()> {
     ensure!(container["image"] == wanted, "{container:#}");
     ensure!(image == format!("'{wanted}'"), "{image}");
     let (_, args) = agent_and(&objects, "gateArgs")?;
-    ensure!(args == "['gate', '--patience=10s']", "{args}");
+    ensure!(args == "['gate', '--patience=30s']", "{args}");
     ensure!(container["args"] == json!(["agent", "--stall=5s", "--try=30s"]));
     let host = |probe: &str| container[probe]["httpGet"].clone();
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
