@@ -2,6 +2,7 @@
 //! stay on this machine.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub struct ContainerdNode {
     folder: PathBuf,
     socket: PathBuf,
     ctr: PathBuf,
+    programs: PathBuf,
     version: ContainerdVersion,
 }
 
@@ -60,10 +62,13 @@ impl ContainerdNode {
             .args(["--config".into(), config.into_os_string()])
             .env("PATH", search_path(&program)?)
             .cgroup(run.cgroup().members());
+        let (ctr, programs) = (tools.ctr(version), run.sub("containerd/bin")?);
+        symlink(&ctr, programs.join("ctr")).context("link ctr")?;
         let node = Self {
             part: Part::start_new(spec).await?,
             socket: paths.socket(),
-            ctr: tools.ctr(version),
+            ctr,
+            programs,
             folder,
             version,
         };
@@ -76,6 +81,11 @@ impl ContainerdNode {
     /// Its socket, for CRI and for containerd's own API.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// A folder with its own ctr and nothing else: the folder of the built programs has another version's.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// Its folder for content, snapshots and metadata, which a reboot keeps.

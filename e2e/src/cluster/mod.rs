@@ -265,8 +265,9 @@ impl Cluster {
     /// How to use the cluster from a shell.
     pub fn guide(&self) -> String {
         format!(
-            "export PATH={}:$PATH\nexport KUBECONFIG={}\nexport CONTAINERD_ADDRESS={}\nexport CONTAINERD_NAMESPACE=k8s.io\n\
+            "export PATH={}:{}:$PATH\nexport KUBECONFIG={}\nexport CONTAINERD_ADDRESS={}\nexport CONTAINERD_NAMESPACE=k8s.io\n\
              # node {}, registry {}, logs {}\n# Ctrl-C stops it",
+            self.containerd.programs().display(),
             self.control_plane.programs().display(),
             self.control_plane.kubeconfig().display(),
             self.containerd.socket().display(),
