@@ -318,7 +318,8 @@ impl HandoverSeries {
         make_every_end(&ended);
         let away = HistogramOpts::new(
             "trylatest_name_away_seconds",
-            "How long an image's name was away for the kubelet to pull.",
+            "From when an image's name was taken away for the kubelet to pull until it was there again, once per \
+             hand-over of an image with a copy on the node.",
         );
         let away = Histogram::with_opts(away.buckets(AWAY_BUCKETS.to_vec()))?;
         let given_back = IntCounter::new(
