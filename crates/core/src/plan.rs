@@ -8,7 +8,7 @@
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]; the pull goes on (`catch_up`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
+//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
 //! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
 //! those for whom that has just failed; `brake` is on while one hangs); `settle` says what became of releases. `pod` knows what is owed
 //! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
@@ -16,6 +16,7 @@
 mod backoff;
 mod brake;
 mod catch_up;
+mod circuit;
 mod event;
 mod handover;
 mod image;
@@ -35,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use self::brake::Hang;
+use self::circuit::Circuits;
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Why, Written};
 use self::image::Image;
 use self::pace::Pace;
@@ -67,6 +69,9 @@ pub struct Planner {
     /// When the next hand-over may begin, if one waits for that.
     paced_until: Option<Duration>,
     spared: Spared,
+    circuits: Circuits,
+    /// Those of earlier runs of the agent are not recalled yet.
+    is_new: bool,
     /// The kubelet's pull that hangs, if one does.
     hang: Option<Hang>,
     /// When a pull that hangs was last cut off for others.
@@ -93,6 +98,8 @@ impl Planner {
             pace: Pace::default(),
             paced_until: None,
             spared: Spared::default(),
+            circuits: Circuits::default(),
+            is_new: true,
             hang: None,
             gave_way: None,
             unwell_since: Some(Duration::ZERO),
@@ -104,12 +111,15 @@ impl Planner {
     /// Takes in what has happened: what is to be done, in this order.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
         let mut plan = Vec::new();
+        if std::mem::take(&mut self.is_new) {
+            self.recall(now);
+        }
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.report_changed |= self.pods.remove(&uid).is_some(),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
-            Event::Moved(moved) => self.moved(now, &moved, &mut plan),
+            Event::Moved(moved) => self.moved(now, &moved),
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
@@ -165,6 +175,7 @@ impl Planner {
             .chain(pods)
             .chain(self.handovers_due(now))
             .chain(self.cuts_due())
+            .chain(self.circuits_due(now))
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
@@ -285,6 +296,8 @@ impl Planner {
             .retain(|name| images.contains_key(name) || is_kept(name));
         self.spared
             .retain(|name| images.contains_key(name) || is_kept(name));
+        self.circuits
+            .retain(|registry| images.keys().any(|name| name.registry() == registry));
         self.report_changed = true;
     }
 
@@ -301,6 +314,7 @@ impl Planner {
         self.learn_of_pulls(now, plan);
         self.cut_what_hangs(now, plan);
         self.start_tries(now, plan);
+        self.probe(now, plan);
     }
 
     /// Begins the rounds of pods that need a release, and queues their images.
@@ -324,7 +338,7 @@ impl Planner {
     }
 
     /// A running try, or the kubelet's pull of a hand-over, has come this far.
-    fn moved(&mut self, now: Now, moved: &Moved, plan: &mut Vec<Action>) {
+    fn moved(&mut self, now: Now, moved: &Moved) {
         let Some(image) = self.images.get_mut(&moved.image) else {
             return;
         };
@@ -343,16 +357,19 @@ impl Planner {
             && !attempt.has_answer()
         {
             let (began, failure) = (attempt.started.up, attempt.flow.stood_still());
-            self.share_silence(now, &moved.image, began, &failure, plan);
+            self.registry_failed(now, &moved.image, began, &failure);
+        } else if moved.flow.flows {
+            self.registry_answered(now, &moved.image);
         }
     }
 
     /// Each container whose timer has ended moves on.
     fn let_time_pass(&mut self, now: Now, plan: &mut Vec<Action>) {
-        let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-        let containers = rounds.flat_map(|round| &round.containers);
         let image = |container: &Waiting| self.images.get(container.image()?);
-        let due = containers.filter(|container| container.may_move_on(now, image(container)));
+        let due = self.pods.values().flat_map(|pod| {
+            let containers = pod.round.iter().flat_map(|round| &round.containers);
+            containers.filter(|c| c.may_move_on(now, image(c), pod.gate_runs()))
+        });
         let mut names: Vec<ImageName> = due.filter_map(|c| c.image().cloned()).collect();
         names.sort();
         names.dedup();
@@ -374,6 +391,7 @@ impl Planner {
         };
         let mut needs = Vec::new();
         for pod in self.pods.values_mut() {
+            let gate_runs = pod.gate_runs();
             let Some(round) = pod.round.as_mut() else {
                 continue;
             };
@@ -384,6 +402,7 @@ impl Planner {
                 image,
                 knowledge: &self.knowledge,
                 rules: &round.rules,
+                gate_runs,
             };
             let waiting = round.containers.iter_mut();
             let waiting = waiting.filter(|container| container.image() == Some(name));

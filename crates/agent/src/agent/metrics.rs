@@ -44,6 +44,7 @@ pub struct Metrics {
     index_open: IntGauge,
     gate_image: GateImageSeries,
     handover: HandoverSeries,
+    open_circuits: IntGauge,
     watch_failures: IntCounter,
     unanswered: IntCounter,
     unseen: IntCounterVec,
@@ -95,6 +96,10 @@ impl Metrics {
             )?,
             gate_image: GateImageSeries::new(&registry)?,
             handover: HandoverSeries::new(&registry)?,
+            open_circuits: gauge(
+                "trylatest_open_circuits",
+                "Registries that are not asked for each pod now, because they have just failed.",
+            )?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
                 "How often the watch of pods was interrupted.",
@@ -191,6 +196,11 @@ impl Metrics {
     pub(super) fn of_runtime_calls(&self) -> CallObserver {
         let calls = self.runtime_calls.clone();
         CallObserver::new(move |error| calls.with_label_values(&[runtime_result(error)]).inc())
+    }
+
+    pub(super) fn set_open_circuits(&self, count: usize) {
+        self.open_circuits
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(super) fn was_unanswered(&self) {

@@ -7,7 +7,7 @@
 
 mod act;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,6 +114,8 @@ struct Loop<R> {
     away: HashMap<u64, Away>,
     /// What the planner was last told of that.
     is_well: bool,
+    /// Registries that are not asked for each pod.
+    open: BTreeSet<String>,
 }
 
 impl<R: ImageRuntime> Pods<R> {
@@ -135,6 +137,7 @@ impl<R: ImageRuntime> Pods<R> {
             cuts: HashMap::new(),
             away: HashMap::new(),
             is_well: false,
+            open: BTreeSet::new(),
         };
         let runtime = Arc::clone(&running.own.runtime);
         running.begin(async move {
@@ -201,6 +204,22 @@ impl<R: ImageRuntime> Loop<R> {
         let now = self.own.clock.now();
         let plan = self.own.planner.handle(now, event);
         self.carry_out(plan).await;
+        self.show_circuits();
+    }
+
+    /// Says which registries fail, and which are back.
+    fn show_circuits(&mut self) {
+        let mut open = BTreeSet::new();
+        for (registry, failure) in self.own.planner.open_circuits() {
+            if !self.open.remove(registry) {
+                warn!(registry, error = %failure, "the registry fails: pods that have a copy do not wait for it");
+            }
+            open.insert(registry.to_owned());
+        }
+        for registry in std::mem::replace(&mut self.open, open) {
+            info!(registry, "the registry is back");
+        }
+        self.own.metrics.set_open_circuits(self.open.len());
     }
 
     fn changed(&mut self, change: Result<PodChange, WatchError>) -> Option<Event> {

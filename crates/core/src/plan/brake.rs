@@ -39,7 +39,7 @@ impl Planner {
             self.hang = None;
             return None;
         }
-        let words = "not asked for, because a pull of the kubelet hangs, and it pulls one image after the other";
+        let words = "the kubelet was not asked: one of its pulls hangs, and it pulls one image after the other";
         Some(Failure::new(FailureClass::Timeout, words))
     }
 }

@@ -27,9 +27,10 @@ const HOLDS_PLACES: Duration = Duration::from_secs(30);
 const WAITS: Duration = Duration::from_millis(1500);
 
 impl Attempt {
-    /// Why the pods that wait for it take their copy, if nothing moves.
-    pub(super) fn stall_failure(&self) -> Option<Failure> {
-        self.stalled.map(|_| self.flow.stood_still())
+    /// Why the pods that wait for it take their copy, if nothing moves, or if it only probes the registry.
+    pub(super) fn why_passed_over(&self) -> Option<Failure> {
+        let stalled = self.stalled.map(|_| self.flow.stood_still());
+        stalled.or_else(|| self.probe.clone())
     }
 
     /// When it has stood still for too long.
@@ -76,6 +77,9 @@ impl Planner {
     /// new one, but not again for the next pod.
     pub(super) fn start_over(&mut self, name: &ImageName, plan: &mut Vec<Action>) {
         let is_needed = self.is_needed(name);
+        if self.circuits.is_open(name) && self.is_probed(name.registry()) {
+            return;
+        }
         let image = self.images.get_mut(name);
         let Some(image) = image.filter(|image| image.is_stalled() && !image.is_patient) else {
             return;
@@ -86,7 +90,7 @@ impl Planner {
         }
     }
 
-    fn cut(&mut self, name: ImageName, why: Why, plan: &mut Vec<Action>) {
+    pub(super) fn cut(&mut self, name: ImageName, why: Why, plan: &mut Vec<Action>) {
         let attempt = self.images.get_mut(&name).and_then(|i| i.attempt.as_mut());
         if let Some(attempt) = attempt {
             attempt.is_cut = true;
@@ -122,11 +126,11 @@ impl Planner {
     }
 
     /// Whether a container waits for the try of this image that runs.
-    fn is_needed(&self, name: &ImageName) -> bool {
+    pub(super) fn is_needed(&self, name: &ImageName) -> bool {
         self.waiting_for(name).any(Waiting::needs_its_try)
     }
 
-    fn waits_for_kubelet(&self, name: &ImageName) -> bool {
+    pub(super) fn waits_for_kubelet(&self, name: &ImageName) -> bool {
         self.waiting_for(name).any(Waiting::waits_for_kubelet)
     }
 

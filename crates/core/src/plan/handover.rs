@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
-use crate::pod::{GateState, GatedPod, Start};
+use crate::pod::{GatedPod, Start};
 use crate::record::{LocalCopy, Try, TryResult};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
@@ -90,6 +90,8 @@ enum Phase {
         /// None if the name could not be taken.
         kept: Option<Kept>,
         failure: Option<Failure>,
+        /// The failure was the kubelet's.
+        was_tried: bool,
     },
 }
 
@@ -152,9 +154,15 @@ impl Handover {
         name: &ImageName,
         kept: Option<Kept>,
         failure: Option<Failure>,
+        was_tried: bool,
         now: Now,
     ) -> Action {
-        self.begin(Phase::Returning { kept, failure }, now);
+        let returning = Phase::Returning {
+            kept,
+            failure,
+            was_tried,
+        };
+        self.begin(returning, now);
         Action::GiveBack {
             image: name.clone(),
             id: self.id,
@@ -193,7 +201,7 @@ impl Planner {
         let mut ready: Vec<(Duration, &String)> = self
             .pods
             .iter()
-            .filter(|(_, pod)| matches!(pod.seen.gate, GateState::Running { .. }))
+            .filter(|(_, pod)| pod.gate_runs())
             .filter_map(|(uid, pod)| Some((pod.round.as_ref()?, uid)))
             .filter(|(round, _)| round.waits_for_kubelet())
             .map(|(round, uid)| (round.began, uid))
@@ -242,7 +250,9 @@ impl Planner {
             let refused = pod.round.as_ref().is_some_and(Round::is_refused);
             for name in pod.waits_for_kubelet() {
                 let failure = self.spared_by(now, &name, &pod.seen.identity).cloned();
-                let hangs = braked.clone().or_else(|| self.spared.hung(now, &name));
+                let fails = || self.circuits.failure(&name, now);
+                let hung = || self.spared.hung(now, &name);
+                let hangs = braked.clone().or_else(hung).or_else(fails);
                 let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
                 let stuck = handover.and_then(Handover::stuck_at);
                 let is_stuck = stuck.is_some_and(|at| at <= now.up);
@@ -315,7 +325,7 @@ impl Planner {
             }
             Err(why) => {
                 let failure = Failure::new(FailureClass::Local, why);
-                plan.push(handover.give_back(name, None, Some(failure), now));
+                plan.push(handover.give_back(name, None, Some(failure), false, now));
             }
         }
     }
@@ -368,9 +378,13 @@ impl Planner {
                 failure = Some(Failure::new(FailureClass::Timeout, words));
                 hangs.push((name.clone(), handover.identity.clone()));
             }
-            let is_needless = users == 0 || others_fail && !next;
+            // The kubelet has not come to it, and the registry fails.
+            let fails = self.circuits.failure(name, now).filter(|_| !next);
+            let (is_over, was_tried) = (fails.is_some(), failure.is_some());
+            failure = failure.or(fails);
+            let is_needless = users == 0 || is_over || others_fail && !next;
             if is_needless || failure.is_some() || is_overdue || self.is_stopping {
-                plan.push(handover.give_back(name, Some(kept), failure, now));
+                plan.push(handover.give_back(name, Some(kept), failure, was_tried, now));
             }
         }
         for (name, identity) in hangs {
@@ -450,7 +464,7 @@ impl Planner {
         let Some(handover) = self.handover(name, id) else {
             return;
         };
-        let Phase::Returning { kept, failure } = &handover.phase else {
+        let Phase::Returning { kept, failure, .. } = &handover.phase else {
             return;
         };
         let kept = kept.as_ref();
@@ -489,7 +503,13 @@ impl Planner {
         {
             self.remember(now, name, attempt, evidence, plan);
         }
-        let was_taken = !matches!(&handover.phase, Phase::Returning { kept: None, .. });
+        let was_tried = matches!(
+            &handover.phase,
+            Phase::Returning {
+                was_tried: true,
+                ..
+            }
+        );
         let kept = match &handover.phase {
             Phase::Away(kept) => kept.digest.clone(),
             Phase::Returning { kept, .. } => kept.as_ref().and_then(|kept| kept.digest.clone()),
@@ -503,13 +523,13 @@ impl Planner {
             End::Abandoned => return self.step(now, name, |_, _| Cause::Time, plan),
         };
         match &result {
-            TryResult::Failed(failure) if was_taken => {
+            TryResult::Failed(failure) if was_tried => {
                 self.spared.add(now, name, &handover.identity, failure);
                 if failure.class == FailureClass::Timeout {
                     self.spared.hangs(now, name);
                 }
             }
-            // That was containerd's.
+            // That was containerd's, or the registry's before it.
             TryResult::Failed(_) => {}
             TryResult::Fresh | TryResult::Unchanged => self.spared.pulled(name),
         }

@@ -8,6 +8,7 @@ use super::event::{Ask, Flow};
 use super::handover::{Handover, Kept};
 use crate::digest::Digest;
 use crate::image::ImageName;
+use crate::outcome::Failure;
 use crate::time::Now;
 use crate::verdict::Evidence;
 
@@ -38,8 +39,8 @@ pub(super) struct Image {
     queue: Option<Queue>,
     /// The try that has just ended had only to look, and found no copy.
     is_missing: bool,
-    /// When the registry last answered a try of it.
-    pub(super) answered: Option<Duration>,
+    /// It fell back, and is tried again although no pod waits for that.
+    pub(super) is_refreshed: bool,
     /// The kubelet is to pull it, or does.
     pub(super) handover: Option<Handover>,
     /// What the last try of the agent that brought something has brought.
@@ -56,6 +57,8 @@ pub(super) struct Attempt {
     pub(super) id: u64,
     pub(super) started: Now,
     pub(super) ask: Ask,
+    /// Why the registry was not to be asked for each pod when it began, if it probes.
+    pub(super) probe: Option<Failure>,
     pub(super) flow: Flow,
     /// Since when it is known that nothing moves, if nothing does.
     pub(super) stalled: Option<Duration>,
@@ -105,6 +108,12 @@ impl Image {
         });
     }
 
+    /// It is tried again although no pod waits for that.
+    pub(super) fn refresh(&mut self, at: Duration) {
+        self.is_refreshed = true;
+        self.queue(at);
+    }
+
     /// Its try is due, but others have their turn.
     pub(super) fn wait_for_turn(&mut self) {
         if let Some(queue) = &mut self.queue {
@@ -126,6 +135,7 @@ impl Image {
 
     /// Nobody waits any more.
     pub(super) fn leave(&mut self) {
+        self.is_refreshed = false;
         self.queue = None;
     }
 
@@ -157,6 +167,12 @@ impl Image {
         attempt.is_some_and(|attempt| attempt.stalled.is_some() && !attempt.is_cut)
     }
 
+    /// Whether pods do not wait for the try that runs: nothing moves, or it only probes the registry.
+    pub(super) fn is_passed_over(&self, now: Now, gate_runs: bool) -> bool {
+        let attempt = self.attempt.as_ref();
+        self.is_stalled() || attempt.is_some_and(|attempt| attempt.is_passed_over(now, gate_runs))
+    }
+
     /// Whether the try that runs, or is about to, may still end with the registry's first word.
     pub(super) fn awaits_first_word(&self) -> bool {
         match &self.attempt {
@@ -171,25 +187,24 @@ impl Image {
         let Some(running) = running else {
             return;
         };
-        if flow.flows && flow.bytes != running.flow.bytes {
-            self.answered = Some(now.up);
-        }
         running.flow = flow;
         let stalled = flow.still >= stall;
         running.stalled = stalled.then(|| running.stalled.unwrap_or(now.up));
     }
 
     /// A try begins.
-    pub(super) fn start(&mut self, now: Now, id: u64, ask: Ask) {
+    pub(super) fn start(&mut self, now: Now, id: u64, ask: Ask, probe: Option<Failure>) {
         self.queue = None;
         self.is_missing = false;
-        if ask != Ask::IfAbsent {
+        if ask == Ask::Always {
             self.last_start = Some(now.up);
+            self.is_refreshed = false;
         }
         self.attempt = Some(Attempt {
             id,
             started: now,
             ask,
+            probe,
             flow: Flow::default(),
             stalled: None,
             is_cut: false,

@@ -164,11 +164,17 @@ impl Pod {
             .chain(self.settle_timers(now, images))
     }
 
+    /// Whether its gate runs, and waits.
+    pub(super) fn gate_runs(&self) -> bool {
+        matches!(self.seen.gate, GateState::Running { .. })
+    }
+
     /// When its release is to be written again, because the gate runs and does not act on it.
     fn repeat_due(&self) -> Option<Duration> {
-        let runs = matches!(self.seen.gate, GateState::Running { .. });
-        let waits =
-            runs && !self.seen.terminated && self.released.is_some() && self.round.is_none();
+        let waits = self.gate_runs()
+            && !self.seen.terminated
+            && self.released.is_some()
+            && self.round.is_none();
         waits.then(|| self.repeats.due())?
     }
 
@@ -238,8 +244,7 @@ impl Pod {
 
     /// When the next sign of life is due; none if no round runs, or the release is decided.
     fn progress_due(&self) -> Option<Duration> {
-        let runs = matches!(self.seen.gate, GateState::Running { .. });
-        self.round.as_ref()?.progress_due(runs)
+        self.round.as_ref()?.progress_due(self.gate_runs())
     }
 
     /// When the round that still runs gave its first sign of life, if it did.
@@ -296,8 +301,7 @@ impl Pod {
     /// How long until a release that the gate has not used yet goes stale.
     pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
         let release = self.released.as_ref()?;
-        let runs = matches!(self.seen.gate, GateState::Running { .. });
-        if self.seen.terminated || !runs || self.round.is_some() {
+        if self.seen.terminated || !self.gate_runs() || self.round.is_some() {
             return None;
         }
         // Anybody may have written that time: nothing is added to it.

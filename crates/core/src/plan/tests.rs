@@ -2,6 +2,7 @@
 //! through; in the modules below what is special.
 
 mod catch_up;
+mod circuit;
 mod handover;
 mod privacy;
 mod repeat;
@@ -227,6 +228,14 @@ fn held(name: &str, world: &World) -> GatedPod {
         },
         ..pod(name, world)
     }
+}
+
+/// One of this image alone.
+fn of(name: &ImageName, world: &World) -> GatedPod {
+    let mut pod = held(name.as_str(), world);
+    pod.containers[0].written = name.to_string();
+    pod.containers[0].image = Ok(name.clone());
+    pod
 }
 
 /// A pod whose one container another policy has given `Always`.

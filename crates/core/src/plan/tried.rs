@@ -24,18 +24,19 @@ impl Planner {
         let Some(attempt) = image.attempt.take_if(|attempt| attempt.id == id) else {
             return;
         };
-        if attempt.ask == Ask::IfAbsent
-            && !self.knowledge.vouches_for(&name, evidence.copy.digest())
-        {
+        let copy = evidence.copy.digest();
+        let is_in_vain = match attempt.ask {
+            Ask::Always => false,
+            Ask::IfAbsent => !self.knowledge.vouches_for(&name, copy),
+            Ask::Never(_) => copy.is_none(),
+        };
+        if is_in_vain {
             image.misses(now);
             return self.step(now, &name, |_, _| Cause::TryMissed, plan);
         }
         let failure = evidence.result.failure();
         image.finish(failure.is_some());
         if attempt.asks() && !failure.is_some_and(is_silence) {
-            image.answered = Some(now.up);
-        }
-        if !failure.is_some_and(is_silence) {
             image.is_patient = false;
         }
         if failure.is_none() {
@@ -72,8 +73,12 @@ impl Planner {
             self.remember(now, &name, &attempt, &evidence, plan);
         }
         self.step(now, &name, |_, round| cause(round.since), plan);
-        if let Some(failure) = failure.filter(|_| asked && !had_answer && !was_shared) {
-            self.share_silence(now, &name, began, failure, plan);
+        let outage = failure.filter(|failure| is_outage(failure));
+        let is_news = |outage: &&Failure| !was_shared && (!had_answer || is_limit(outage));
+        if asked && outage.is_none() {
+            self.registry_answered(now, &name);
+        } else if asked && let Some(outage) = outage.filter(is_news) {
+            self.registry_failed(now, &name, began, outage);
         }
     }
 
@@ -97,6 +102,15 @@ impl Planner {
         self.report_changed = true;
         plan.push(Action::Record(tried));
     }
+}
+
+/// Whether a failure says something of the registry, and not of one image of it.
+fn is_outage(failure: &Failure) -> bool {
+    is_silence(failure) || is_limit(failure) || failure.class == FailureClass::ServerError
+}
+
+fn is_limit(failure: &Failure) -> bool {
+    failure.class == FailureClass::RateLimited
 }
 
 /// Whether a failure is none of a registry's answers.

@@ -1,4 +1,4 @@
-//! Tries run in turns, and the silence of a registry is waited out once.
+//! Tries run in turns.
 //!
 //! containerd has one lock for all that it writes down, and a pull takes it a dozen times. Thirty
 //! pulls at once, beside as many starting pods, each wait for thirty others at every step: for five
@@ -8,7 +8,7 @@
 //! A turn ends with its try, when bytes flow (containerd rations downloads itself), and after
 //! [`TURN`] at the latest: a registry that answers slowly holds nobody up for long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Planner;
@@ -16,7 +16,6 @@ use super::event::{Action, Ask};
 use super::image::{Attempt, Image};
 use super::wait::may_yet_be_refused;
 use crate::image::ImageName;
-use crate::outcome::{Failure, FailureClass};
 use crate::time::Now;
 
 /// Turns at once.
@@ -53,6 +52,7 @@ impl Planner {
         for name in looks {
             self.start_try(now, name, Ask::IfAbsent, plan);
         }
+        waiting = self.pass_over(now, waiting, plan);
         if waiting.is_empty() {
             return;
         }
@@ -78,53 +78,38 @@ impl Planner {
         }
     }
 
-    /// A try that began at `started` has failed with this, or stands still. If it was silence, and nobody had an
-    /// answer of that registry meanwhile, those that wait for their turn need not wait it out again:
-    /// their tries end the same way.
-    ///
-    /// What fails sooner than a turn lasts is not shared: whoever waits has a turn soon, and may be
-    /// luckier.
-    pub(super) fn share_silence(
+    /// Begins those that are not to ask the registry, because its circuit is open: they take no turn, either.
+    fn pass_over(
         &mut self,
         now: Now,
-        failed: &ImageName,
-        started: Duration,
-        failure: &Failure,
+        mut due: Vec<(Duration, ImageName)>,
         plan: &mut Vec<Action>,
-    ) {
-        let silence = match failure.class {
-            FailureClass::Timeout | FailureClass::Network => now.up >= started + TURN,
-            _ => false,
-        };
-        let registry = failed.registry();
-        let same = |name: &ImageName| name.registry() == registry;
-        let answered = |image: &Image| image.answered.is_some_and(|at| at >= started);
-        if !silence
-            || self
-                .images
-                .iter()
-                .any(|(name, i)| same(name) && answered(i))
-        {
-            return;
+    ) -> Vec<(Duration, ImageName)> {
+        due.sort();
+        let mut probed = BTreeSet::new();
+        let mut waiting = Vec::new();
+        for (since, name) in due {
+            match self.passed_over(now, &name, &mut probed) {
+                Some(failure) => self.start_try(now, name, Ask::Never(failure), plan),
+                None => waiting.push((since, name)),
+            }
         }
-        let waiting = self.images.iter().filter(|(_, i)| i.waits_for_turn());
-        let waiting: Vec<ImageName> = waiting.map(|(name, _)| name.clone()).filter(same).collect();
-        let message = format!(
-            "not tried, because {failed} of the same registry got no answer: {}",
-            failure.message
-        );
-        for name in waiting {
-            let ask = Ask::Never(Failure::new(failure.class, &message));
-            self.start_try(now, name, ask, plan);
-        }
+        waiting
     }
 
-    fn start_try(&mut self, now: Now, name: ImageName, ask: Ask, plan: &mut Vec<Action>) {
+    pub(super) fn start_try(
+        &mut self,
+        now: Now,
+        name: ImageName,
+        ask: Ask,
+        plan: &mut Vec<Action>,
+    ) {
+        let probe = self.circuits.failure(&name, now);
         let Some(image) = self.images.get_mut(&name) else {
             return;
         };
         self.attempts += 1;
-        image.start(now, self.attempts, ask.clone());
+        image.start(now, self.attempts, ask.clone(), probe);
         plan.push(Action::Try {
             image: name,
             attempt: self.attempts,
@@ -171,8 +156,11 @@ impl Planner {
         age.is_some_and(|age| age < self.rules.freshness)
     }
 
-    /// Whether a container waits for a try of this image to begin.
+    /// Whether a container waits for a try of this image to begin, or it is tried without one.
     fn is_wanted(&self, name: &ImageName, image: &Image) -> bool {
+        if image.is_refreshed {
+            return true;
+        }
         let refusable = may_yet_be_refused(name, image, &self.knowledge);
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         let mut containers = rounds.flat_map(|round| &round.containers);

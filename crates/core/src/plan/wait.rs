@@ -46,7 +46,7 @@ pub(super) struct Waiting {
 ///  ├─ its try ends: the registry wants credentials ───► Kubelet
 ///  │     Kubelet ── the kubelet's pull has ended, or none is to come ─► Done
 ///  │     Kubelet ── the name is away for this pod ────► Done
-///  ├─ nothing moves ─► Stalled ── a copy ─────────────► Done
+///  ├─ nothing moves, or it is a probe ─► Stalled ── a copy ─► Done
 ///  │     Stalled ── its try ends ─► as Try
 ///  └─ the pod's time is up, in Stalled too ─► Look ── a copy ─► Done
 ///        Look ── no copy, and no try runs ────────────► Done
@@ -61,7 +61,7 @@ pub(super) struct Waiting {
 enum Wait {
     /// The image's try.
     Try { until: Duration },
-    /// Nothing moves in its try: the proof of a copy that it may use, which has been asked for, or without one
+    /// Nothing moves in its try, or it only probes a registry that has failed: the proof of a copy that it may use, which has been asked for, or without one
     /// the try's end.
     Stalled { until: Duration },
     /// The pod's time is up: the proof of a cached copy, which has been asked for.
@@ -146,6 +146,8 @@ pub(super) struct Context<'a> {
     pub(super) image: &'a Image,
     pub(super) knowledge: &'a Knowledge,
     pub(super) rules: &'a Rules,
+    /// Whether the pod's gate runs, and waits.
+    pub(super) gate_runs: bool,
 }
 
 /// Whether the registry's first refusal of an image that it has never given to anybody may still
@@ -161,6 +163,11 @@ pub(super) fn may_yet_be_refused(name: &ImageName, image: &Image, knowledge: &Kn
 impl Context<'_> {
     fn may_yet_be_refused(&self) -> bool {
         !self.rules.without_proof && may_yet_be_refused(self.name, self.image, self.knowledge)
+    }
+
+    /// Whether the try that runs is not waited for.
+    fn is_passed_over(&self) -> bool {
+        self.image.is_passed_over(self.now, self.gate_runs)
     }
 
     /// Whether there is no copy to lose, and the pod's own credentials may get it what nobody gets without.
@@ -264,12 +271,12 @@ impl Waiting {
     }
 
     /// Whether time alone, or how far a running try has come, may let it move on.
-    pub(super) fn may_move_on(&self, now: Now, image: Option<&Image>) -> bool {
+    pub(super) fn may_move_on(&self, now: Now, image: Option<&Image>, gate_runs: bool) -> bool {
         let is_over = self.timer().is_some_and(|end| end <= now.up);
-        let stalled = || image.is_some_and(Image::is_stalled);
+        let passed_over = || image.is_some_and(|image| image.is_passed_over(now, gate_runs));
         match self.wait {
             Wait::FirstWord { .. } => true,
-            Wait::Try { .. } => is_over || stalled(),
+            Wait::Try { .. } => is_over || passed_over(),
             _ => is_over,
         }
     }
@@ -327,7 +334,7 @@ impl Waiting {
                 (done, Request::Nothing)
             }
             (Wait::Try { .. } | Wait::Stalled { .. }, Cause::Time) if is_over => look(false),
-            (&Wait::Try { until }, Cause::Time) if context.image.is_stalled() => {
+            (&Wait::Try { until }, Cause::Time) if context.is_passed_over() => {
                 (Wait::Stalled { until }, Request::Look)
             }
             (&Wait::Stalled { until }, Cause::Looked(copy)) => {
@@ -391,7 +398,7 @@ impl Waiting {
     /// nothing from an early end.
     fn stalled(&self, copy: &CachedCopy, until: Duration, context: &Context<'_>) -> Wait {
         let attempt = context.image.attempt.as_ref();
-        let Some(failure) = attempt.and_then(Attempt::stall_failure) else {
+        let Some(failure) = attempt.and_then(Attempt::why_passed_over) else {
             return Wait::Try { until };
         };
         let evidence = Evidence::of_look(failure, copy.clone());
@@ -410,7 +417,7 @@ impl Waiting {
             return Wait::FirstWord { until };
         }
         let stalled = context.image.attempt.as_ref();
-        let stalled = stalled.and_then(Attempt::stall_failure);
+        let stalled = stalled.and_then(Attempt::why_passed_over);
         let failure = stalled.or_else(|| self.failure.clone());
         let failure = failure.unwrap_or_else(|| late(context.image));
         let evidence = Evidence::of_look(failure, copy.clone());

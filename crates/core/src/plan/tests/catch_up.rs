@@ -223,7 +223,7 @@ fn what_hangs_for_nobody_gives_way_one_by_one_to_a_pull_that_waits() {
 }
 
 #[test]
-fn silence_that_was_cut_off_for_a_newcomer_is_not_shared() {
+fn silence_that_was_cut_off_for_a_newcomer_is_asked_again() {
     let mut world = World::new();
     let hangs = fallen_back(&mut world, "first", Flow::default());
     world.wait(Duration::from_secs(30));
@@ -237,16 +237,14 @@ fn silence_that_was_cut_off_for_a_newcomer_is_not_shared() {
     }
     let failure = Some(FailureClass::Timeout);
     let actions = world.ends(hangs, failure, usable("1"), usable("1"));
-    let never = |action: &Action| {
-        matches!(
-            action,
-            Action::Try {
-                ask: Ask::Never(_),
-                ..
-            }
-        )
+    let asks = |action: &Action| match action {
+        Action::Try {
+            image: name, ask, ..
+        } => Some(*name == image() && *ask == Ask::Always),
+        _ => None,
     };
-    assert!(!actions.iter().any(never), "{actions:?}");
+    let asked: Vec<bool> = actions.iter().filter_map(asks).collect();
+    assert_eq!(asked, [true], "{actions:?}");
 }
 
 #[test]
@@ -260,7 +258,7 @@ fn a_hand_over_does_not_wait_for_what_hangs() {
     let failure = Some(FailureClass::Unauthorized);
     world.ends(attempt, failure, usable("1"), usable("1"));
     world.wait(Duration::from_secs(3));
-    let hangs = fallen_back(&mut world, "second", Flow::default());
+    let hangs = fallen_back(&mut world, "second", WAITS_FOR_A_LAYER);
     assert_eq!(cuts(&world.actions), [(hangs, Why::HandOver)]);
 }
 
@@ -280,13 +278,6 @@ fn a_container_that_starts_after_the_pull_has_ended_runs_what_it_brought() {
     let app = &release.containers["app"];
     assert_eq!(app.outcome, Outcome::Fresh);
     assert_eq!(app.failure, None);
-}
-
-fn of(name: &ImageName, world: &World) -> GatedPod {
-    let mut pod = held(name.as_str(), world);
-    pod.containers[0].written = name.to_string();
-    pod.containers[0].image = Ok(name.clone());
-    pod
 }
 
 fn is_release(action: &Action) -> bool {

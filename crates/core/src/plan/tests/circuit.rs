@@ -1,0 +1,313 @@
+//! Registries that fail, and what is asked of them meanwhile.
+
+use super::*;
+
+/// A node whose kubelet looks after who may have which copy.
+fn with_records() -> World {
+    let mut world = World::new();
+    world.handle(Event::KubeletVerifies(true));
+    world
+}
+
+fn name(text: &str) -> ImageName {
+    text.parse().unwrap()
+}
+
+/// A pod of this image comes, and its gate runs: what follows.
+fn comes(world: &mut World, image: &str) -> Vec<Action> {
+    let mut pod = of(&name(image), world);
+    pod.id.uid = format!("uid-{}", world.actions.len());
+    world.see(&pod)
+}
+
+/// The one try that these actions begin: its image, its name, and whether it asks.
+fn tried(actions: &[Action]) -> (ImageName, u64, Ask) {
+    let mut tries = actions.iter().filter_map(|action| match action {
+        Action::Try {
+            image,
+            attempt,
+            ask,
+        } => Some((image.clone(), *attempt, ask.clone())),
+        _ => None,
+    });
+    let first = tries.next();
+    assert!(tries.next().is_none(), "{actions:?}");
+    first.unwrap_or_else(|| panic!("no try: {actions:?}"))
+}
+
+fn ends(
+    world: &mut World,
+    attempt: (ImageName, u64, Ask),
+    failure: Option<Failure>,
+) -> Vec<Action> {
+    let (image, attempt, ask) = attempt;
+    let failure = match ask {
+        Ask::Never(failure) => Some(failure),
+        _ => failure,
+    };
+    let (before, after) = (usable("1"), usable("1"));
+    let actions = world.handle(ended(image, attempt, failure, &before, after));
+    world.sent(&actions, Written::Done);
+    actions
+}
+
+fn failing(class: FailureClass) -> Failure {
+    Failure::new(class, "why")
+}
+
+/// A first pod has found the registry silent.
+fn silent() -> World {
+    let mut world = with_records();
+    let attempt = tried(&comes(&mut world, "reg.example/first"));
+    world.wait(Duration::from_secs(5));
+    ends(&mut world, attempt, Some(failing(FailureClass::Timeout)));
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    world
+}
+
+/// A pod that comes is not tried, and starts from its copy.
+fn falls_back_at_once(world: &mut World, image: &str) {
+    let attempt = tried(&comes(world, image));
+    assert!(matches!(attempt.2, Ask::Never(_)), "{attempt:?}");
+    let actions = ends(world, attempt, None);
+    let releases: Vec<Action> = actions
+        .iter()
+        .filter(|action| matches!(action, Action::Release { .. }))
+        .cloned()
+        .collect();
+    assert_eq!(outcome(&releases), Outcome::Fallback);
+}
+
+#[test]
+fn while_a_registry_is_silent_pods_do_not_wait_for_it() {
+    let mut world = silent();
+    falls_back_at_once(&mut world, "reg.example/second");
+    falls_back_at_once(&mut world, "reg.example/first");
+    // Another registry is none of its business.
+    let (_, _, ask) = tried(&comes(&mut world, "other.example/app"));
+    assert_eq!(ask, Ask::Always);
+}
+
+#[test]
+fn a_pod_that_comes_later_probes_and_waits_for_that_until_its_gate_runs() {
+    let mut world = silent();
+    world.wait(Duration::from_secs(2));
+    let mut pending = of(&name("reg.example/second"), &world);
+    pending.gate = GateState::Pending;
+    let (_, _, ask) = tried(&world.see(&pending));
+    assert_eq!(ask, Ask::Always);
+    // One at a time.
+    falls_back_at_once(&mut world, "reg.example/third");
+    assert_eq!(world.wait(Duration::from_millis(500)), []);
+    let running = GatedPod {
+        gate: GateState::Running {
+            since: world.now().wall,
+        },
+        ..pending
+    };
+    assert_eq!(
+        world.see(&running),
+        [Action::Inspect(name("reg.example/second"))]
+    );
+    let looked = Event::Inspected(name("reg.example/second"), usable("1"));
+    let actions = world.handle(looked);
+    assert_eq!(outcome(&actions), Outcome::Fallback);
+    let said = the_release(&actions).containers["app"].failure.clone();
+    assert_eq!(
+        said.unwrap().to_string(),
+        "timeout: the registry was not asked again: its last failure, 2s ago, was: why"
+    );
+}
+
+#[test]
+fn an_answer_closes_the_circuit_and_what_fell_back_is_tried_again() {
+    let mut world = silent();
+    falls_back_at_once(&mut world, "reg.example/second");
+    world.wait(Duration::from_secs(2));
+    let third = tried(&comes(&mut world, "reg.example/third"));
+    assert_eq!(third.2, Ask::Always);
+    let actions = ends(&mut world, third, Some(failing(FailureClass::NotFound)));
+    assert_eq!(world.planner.open_circuits().count(), 0);
+    let again: Vec<&ImageName> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Try { image, ask, .. } if *ask == Ask::Always => Some(image),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        again,
+        [&name("reg.example/first"), &name("reg.example/second")]
+    );
+}
+
+#[test]
+fn one_image_that_fails_opens_nothing() {
+    for class in [
+        FailureClass::ServerError,
+        FailureClass::Network,
+        FailureClass::NotFound,
+        FailureClass::Invalid,
+        FailureClass::Unauthorized,
+    ] {
+        let mut world = with_records();
+        for _ in 0..5 {
+            let attempt = tried(&comes(&mut world, "reg.example/first"));
+            assert_eq!(attempt.2, Ask::Always, "{class}");
+            let why = Some(failing(class));
+            ends(&mut world, attempt, why);
+            world.planner.handle(world.now(), Event::Listed(Vec::new()));
+            world.wait(Duration::from_secs(3));
+        }
+        assert_eq!(world.planner.open_circuits().count(), 0, "{class}");
+    }
+}
+
+#[test]
+fn two_images_that_fail_at_once_open_the_circuit_unless_one_was_answered_between() {
+    for (answered, open) in [(false, 1), (true, 0)] {
+        let mut world = with_records();
+        let attempt = tried(&comes(&mut world, "reg.example/first"));
+        ends(
+            &mut world,
+            attempt,
+            Some(failing(FailureClass::ServerError)),
+        );
+        if answered {
+            let attempt = tried(&comes(&mut world, "reg.example/healthy"));
+            ends(&mut world, attempt, None);
+        }
+        let attempt = tried(&comes(&mut world, "reg.example/second"));
+        assert_eq!(attempt.2, Ask::Always);
+        ends(&mut world, attempt, Some(failing(FailureClass::Network)));
+        assert_eq!(world.planner.open_circuits().count(), open);
+    }
+}
+
+#[test]
+fn after_429_nobody_asks_before_it_is_time() {
+    for (message, pause) in [
+        ("429 Too Many Requests", 29),
+        (
+            "toomanyrequests: retry-after: 1m5.5s, allowed: 44000/minute",
+            64,
+        ),
+        ("Retry-After: 90", 89),
+    ] {
+        let mut world = with_records();
+        let attempt = tried(&comes(&mut world, "reg.example/first"));
+        let limited = Failure::new(FailureClass::RateLimited, message);
+        ends(&mut world, attempt, Some(limited));
+        let before = world.actions.len();
+        for second in 0..pause {
+            falls_back_at_once(&mut world, &format!("reg.example/app{}", second % 7));
+            world.wait(Duration::from_secs(1));
+        }
+        let asks = |action: &Action| {
+            matches!(
+                action,
+                Action::Try {
+                    ask: Ask::Always,
+                    ..
+                }
+            )
+        };
+        assert!(!world.actions[before..].iter().any(asks), "{message}");
+        world.wait(Duration::from_secs(60));
+        assert!(world.actions[before..].iter().any(asks), "{message}");
+    }
+}
+
+#[test]
+fn without_a_copy_or_for_a_strict_pod_the_registry_is_asked_all_the_same() {
+    let mut world = silent();
+    let (image, attempt, ask) = tried(&comes(&mut world, "reg.example/absent"));
+    let Ask::Never(failure) = ask else {
+        panic!("{ask:?}");
+    };
+    let absent = CachedCopy::Absent;
+    let actions = world.handle(ended(
+        image,
+        attempt,
+        Some(failure),
+        &absent,
+        absent.clone(),
+    ));
+    assert_eq!(tried(&actions).2, Ask::Always);
+    let mut strict = of(&name("reg.example/strict"), &world);
+    strict.settings.max_age = Some(Duration::from_secs(1));
+    assert_eq!(tried(&world.see(&strict)).2, Ask::Always);
+}
+
+#[test]
+fn probes_become_rare() {
+    let mut world = silent();
+    let mut runs = of(&name("reg.example/first"), &world);
+    runs.gate = GateState::Open;
+    world.handle(Event::Listed(vec![runs]));
+    let mut probes = 0;
+    for _ in 0..600 {
+        let actions = world.wait(Duration::from_secs(1));
+        for action in actions {
+            if let Action::Try { image, attempt, .. } = action {
+                probes += 1;
+                let failed = Some(failing(FailureClass::Network));
+                ends(&mut world, (image, attempt, Ask::Always), failed);
+            }
+        }
+    }
+    assert!((10..20).contains(&probes), "{probes}");
+}
+
+#[test]
+fn an_agent_that_begins_again_recalls_what_had_just_failed() {
+    for (ago, open) in [(30, 1), (90, 0)] {
+        let mut record = written_down(name("reg.example/app"), None, false);
+        let ended = wall(Duration::from_secs(100 - ago));
+        record.tries = vec![Try {
+            image: record.image.clone(),
+            started: ended - Duration::from_secs(5),
+            duration: Duration::from_secs(5),
+            result: crate::record::TryResult::Failed(Failure::new(FailureClass::Timeout, "why")),
+            digest: None,
+            size_bytes: None,
+            copy_unknown: false,
+            pulled_for: None,
+        }];
+        let mut world = World::new();
+        world.planner = Planner::new("node", rules(), &[record]);
+        world.handle(Event::KubeletVerifies(true));
+        assert_eq!(world.planner.open_circuits().count(), open, "{ago}");
+    }
+}
+
+#[test]
+fn a_name_that_is_away_comes_back_when_the_registry_fails() {
+    let mut world = with_records();
+    world.handle(Event::Well(true));
+    let attempt = tried(&comes(&mut world, "reg.example/private"));
+    let private = attempt.0.clone();
+    let actions = ends(
+        &mut world,
+        attempt,
+        Some(failing(FailureClass::Unauthorized)),
+    );
+    let [Action::TakeAway { id, .. }] = actions[..] else {
+        panic!("{actions:?}");
+    };
+    let taken = Ok(Some(digest("1")));
+    let image = private.clone();
+    let actions = world.handle(Event::TakenAway { image, id, taken });
+    assert_eq!(outcome(&actions), Outcome::HandedOver);
+    world.sent(&actions, Written::Done);
+    // An init container of its own runs for long.
+    world.wait(Duration::from_secs(20));
+    let attempt = tried(&comes(&mut world, "reg.example/other"));
+    world.wait(Duration::from_secs(5));
+    let actions = ends(&mut world, attempt, Some(failing(FailureClass::Timeout)));
+    let image = private;
+    assert!(
+        actions.contains(&Action::GiveBack { image, id }),
+        "{actions:?}"
+    );
+}
