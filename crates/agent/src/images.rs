@@ -174,6 +174,7 @@ mod tests {
                 size_bytes: None,
                 copy_unknown: false,
                 pulled_for: None,
+                refused: false,
             }],
             week: Week {
                 tries: 3,

@@ -38,6 +38,10 @@ pub struct Try {
     /// credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pulled_for: Option<Identity>,
+    /// The registry had refused the agent's own try with 401 or 403 before: that and the kubelet's pull are
+    /// one try.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// How a try ended.
@@ -147,7 +151,7 @@ impl Facts {
         }
         let class = tried.result.failure().map(|failure| failure.class);
         let by_kubelet = tried.pulled_for.is_some() && class.is_none();
-        if class == Some(FailureClass::Unauthorized) || by_kubelet {
+        if class == Some(FailureClass::Unauthorized) || by_kubelet || tried.refused {
             self.needs_credentials = true;
         }
         if !tried.copy_unknown {
@@ -271,6 +275,7 @@ pub(crate) mod tests {
             size_bytes: None,
             copy_unknown: false,
             pulled_for: None,
+            refused: false,
         }
     }
 

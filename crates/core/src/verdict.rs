@@ -118,6 +118,7 @@ impl Evidence {
             size_bytes,
             copy_unknown: matches!(self.copy, CachedCopy::Unknown { .. }),
             pulled_for,
+            refused: false,
         }
     }
 

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 size_bytes: Some(12_345_678),
                 copy_unknown: false,
                 pulled_for: None,
+                refused: false,
             };
             let begin = Instant::now();
             index.record(&tried)?;

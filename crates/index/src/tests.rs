@@ -28,6 +28,7 @@ fn tried(image: &str, started: Timestamp, result: TryResult) -> Try {
         size_bytes: Some(7),
         copy_unknown: false,
         pulled_for: None,
+        refused: false,
     }
 }
 

@@ -40,6 +40,7 @@ fn write_until_killed(path: &str) -> ExitCode {
         size_bytes: None,
         copy_unknown: false,
         pulled_for: None,
+        refused: false,
     };
     let mut out = std::io::stdout();
     loop {

@@ -410,6 +410,7 @@ impl Planner {
                 size_bytes: None,
                 copy_unknown: false,
                 pulled_for: Some(identity),
+                refused: false,
             };
             self.add_try(tried, plan);
         }
@@ -498,7 +499,8 @@ impl Planner {
             return;
         };
         self.handed_back(now, name);
-        if !matches!(end, End::Pulled)
+        // A pull of the kubelet and the refusal before it are one try.
+        if matches!(end, End::Abandoned)
             && let Some((attempt, evidence)) = &handover.refused
         {
             self.remember(now, name, attempt, evidence, plan);
@@ -539,7 +541,15 @@ impl Planner {
             healed: None,
         };
         let by = Some(handover.identity.clone());
-        self.add_try(evidence.to_try(name, handover.began, now, by), plan);
+        let refused = handover
+            .refused
+            .as_ref()
+            .and_then(|(_, refused)| refused.result.failure());
+        let tried = Try {
+            refused: refused.is_some_and(|failure| failure.class == FailureClass::Unauthorized),
+            ..evidence.to_try(name, handover.began, now, by)
+        };
+        self.add_try(tried, plan);
         let failed = evidence.result.failure().is_some();
         for pod in self.pods.values_mut() {
             // Another identity's pull may still end otherwise.

@@ -137,6 +137,11 @@ fn a_name_is_given_back_as_soon_as_the_kubelet_fails() {
     assert_eq!(settled.outcome, Outcome::Fallback);
     let class = settled.failure.as_ref().map(|failure| failure.class);
     assert_eq!(class, Some(FailureClass::ServerError));
+    let [record] = &world.records[..] else {
+        panic!("one start, one try: {:?}", world.records);
+    };
+    assert_eq!(record.result.failure(), settled.failure.as_ref());
+    assert!(record.refused, "the registry's refusal stays known");
     settle(&mut world, &actions, Written::Done);
     // The kubelet waits out its back-off.
     let mut failing = failing;
