@@ -426,11 +426,14 @@ impl Planner {
             .any(|pod| !pod.waits_for_kubelet().is_empty());
         let stuck = running().filter_map(Handover::stuck_at);
         let stuck = stuck.filter(move |at| *at > now.up);
+        let nudges = running().filter_map(move |handover| handover.nudge_at(stall));
+        // Where nobody can be seen to be next, there is nobody to be nudged.
+        let nudges = nudges.filter(move |at| *at > now.up);
         let well_by = self.unwell_since.map(|since| since + WELL_WITHIN);
         let well_by = well_by.filter(|at| waits && !self.is_stopping && *at > now.up);
         running()
             .filter_map(move |handover| handover.due(stall))
-            .chain(running().filter_map(move |handover| handover.nudge_at(stall)))
+            .chain(nudges)
             .chain(stuck)
             .chain(self.paced_until)
             .chain(well_by)
