@@ -167,6 +167,18 @@ impl ContainerRelease {
         })
     }
 
+    /// Nothing was pulled: it starts from the copy that it names, if it names one.
+    pub(crate) fn starts_from_its_copy(self) -> Self {
+        Self {
+            outcome: if self.digest.is_some() {
+                Outcome::Fallback
+            } else {
+                Outcome::Unavailable
+            },
+            ..self
+        }
+    }
+
     /// The kubelet has pulled it.
     #[must_use]
     pub fn pulled_by_kubelet(&self, outcome: Outcome, digest: &Digest, now: Timestamp) -> Self {

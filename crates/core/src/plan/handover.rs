@@ -525,7 +525,11 @@ impl Planner {
             End::Pulled => TryResult::Fresh,
             End::Failed(failure) => TryResult::Failed(failure),
             // Those that wait have their own turn, and a pod that was released with it starts from the copy.
-            End::Abandoned => return self.step(now, name, |_, _| Cause::Time, plan),
+            End::Abandoned => {
+                let pods = self.pods.values_mut();
+                pods.for_each(|pod| pod.is_not_handed_over(name));
+                return self.step(now, name, |_, _| Cause::Time, plan);
+            }
         };
         match &result {
             TryResult::Failed(failure) if was_tried => {

@@ -100,15 +100,11 @@ impl Pod {
                 given.pulled_by_kubelet(Outcome::Unchanged, digest, now.wall)
             }
             (result, digest) => ContainerRelease {
-                outcome: if digest.is_some() {
-                    Outcome::Fallback
-                } else {
-                    Outcome::Unavailable
-                },
                 failure: result.failure().cloned(),
                 digest: digest.cloned(),
                 ..given.clone()
-            },
+            }
+            .starts_from_its_copy(),
         };
         let released = self.released_with(name);
         let released = released.filter(|(_, given)| given.outcome == Outcome::HandedOver);
@@ -129,6 +125,20 @@ impl Pod {
                 } else {
                     container.settle(known);
                 }
+            }
+        }
+    }
+
+    /// The name of this image is there again before its release was sent, and nothing was pulled.
+    pub(super) fn is_not_handed_over(&mut self, name: &ImageName) {
+        let Some(round) = self.round.as_mut().filter(|round| !round.is_sent) else {
+            return;
+        };
+        for container in &mut round.containers {
+            if container.is_handed_over(name)
+                && let Some(given) = container.decided().cloned()
+            {
+                container.settle(given.starts_from_its_copy());
             }
         }
     }

@@ -273,6 +273,7 @@ fn an_agent_that_begins_again_recalls_what_had_just_failed() {
             size_bytes: None,
             copy_unknown: false,
             pulled_for: None,
+            refused: false,
         }];
         let mut world = World::new();
         world.planner = Planner::new("node", rules(), &[record]);

@@ -727,3 +727,78 @@ fn nothing_is_learned_from_a_release_that_the_agent_has_not_written() {
     world.wait(Duration::from_secs(30));
     assert_eq!(world.records.len(), records);
 }
+
+/// Its other image's name takes longer to go, and a pod that came meanwhile fails.
+#[test]
+fn a_pod_whose_name_is_back_before_its_release_is_not_said_to_be_handed_over() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    let slow: ImageName = "reg.example/slow".parse().unwrap();
+    app.containers.push(TryContainer {
+        name: "slow".into(),
+        written: slow.to_string(),
+        image: Ok(slow.clone()),
+    });
+    let mut actions = world.see(&app);
+    let refused = Failure::new(FailureClass::Unauthorized, "401");
+    while let Some(position) = actions
+        .iter()
+        .position(|action| matches!(action, Action::Try { .. }))
+    {
+        let Action::Try { image, attempt, .. } = actions.swap_remove(position) else {
+            unreachable!();
+        };
+        let end = ended(
+            image,
+            attempt,
+            Some(refused.clone()),
+            &usable("1"),
+            usable("1"),
+        );
+        actions.extend(world.handle(end));
+    }
+    let id_of = |name: &ImageName| {
+        let ids = actions.iter().find_map(|action| match action {
+            Action::TakeAway { image, id } if image == name => Some(*id),
+            _ => None,
+        });
+        ids.expect("it is handed over")
+    };
+    let (id, slow_id) = (id_of(&image()), id_of(&slow));
+    assert_eq!(taken(&mut world, id, Some("1")), []);
+    let mut other = tenant("other", "other", &world);
+    other.gate = GateState::Open;
+    other.released = Some(Release {
+        time: world.now().wall,
+        containers: [("app".to_owned(), handed_over_release())].into(),
+        unseen: None,
+    });
+    let actions = world.see(&wanting(&other, FailureClass::Unauthorized));
+    let given = Action::GiveBack { image: image(), id };
+    assert!(actions.contains(&given), "{actions:?}");
+    given_back(&mut world, id, usable("1"));
+    let actions = world.handle(Event::TakenAway {
+        image: slow,
+        id: slow_id,
+        taken: Ok(Some(digest("1"))),
+    });
+    let release = actions.iter().find_map(|action| match action {
+        Action::Release { release, .. } => Some(release),
+        _ => None,
+    });
+    let release = release.expect("it is released");
+    assert_eq!(release.containers["app"].outcome, Outcome::Fallback);
+    assert_eq!(release.containers["slow"].outcome, Outcome::HandedOver);
+}
+
+fn handed_over_release() -> ContainerRelease {
+    ContainerRelease {
+        image: "reg.example/app".into(),
+        outcome: Outcome::HandedOver,
+        failure: None,
+        digest: None,
+        confirmed: None,
+        note: None,
+        answered: None,
+    }
+}
