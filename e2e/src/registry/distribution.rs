@@ -47,6 +47,10 @@ impl Distribution {
         Self { address }
     }
 
+    pub(super) fn address(self) -> SocketAddr {
+        self.address
+    }
+
     pub(super) async fn ping(self) -> anyhow::Result<()> {
         self.ask(Method::GET, "/v2/", None, StatusCode::OK)
             .await

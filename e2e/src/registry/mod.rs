@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Images go in by the back port, pulls come by the proxy: a test can move a tag while the
-//! registry is "down".
+//! registry is "down". A registry can have several proxies: to its clients these are several hosts, which
+//! fail independently of each other.
 
 mod access;
 mod answer;
@@ -22,6 +23,7 @@ mod upstream;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -68,9 +70,11 @@ impl From<Image> for Content {
     }
 }
 
-/// A registry, with the faults and counts of its [`FaultProxy`]. Dropping it kills it.
+/// A registry, with the faults and counts of its first host's [`FaultProxy`]. Dropping it kills it.
 pub struct Registry {
-    proxy: FaultProxy,
+    first: Arc<FaultProxy>,
+    /// Held here so that none of their ports is given away again: a client remembers what a host has done.
+    others: Mutex<Vec<Arc<FaultProxy>>>,
     direct: Distribution,
     process: Process,
 }
@@ -79,7 +83,7 @@ impl Deref for Registry {
     type Target = FaultProxy;
 
     fn deref(&self) -> &FaultProxy {
-        &self.proxy
+        &self.first
     }
 }
 
@@ -94,20 +98,29 @@ impl Registry {
         let storage = dir.join("storage");
         let (process, address) = launch(program, dir, &storage, log).await?;
         Ok(Self {
-            proxy: FaultProxy::start(port, address)?,
+            first: Arc::new(FaultProxy::start(port, address)?),
+            others: Mutex::default(),
             direct: Distribution::new(address),
             process,
         })
     }
 
-    /// The first part of image names, `127.0.0.1:PORT`: the proxy.
-    pub fn host(&self) -> String {
-        self.proxy.address().to_string()
+    /// The host that it has from its start.
+    pub fn first_host(&self) -> Arc<FaultProxy> {
+        Arc::clone(&self.first)
     }
 
-    /// An image name of this registry.
-    pub fn image(&self, repository: &str, tag: &str) -> String {
-        format!("{}/{repository}:{tag}", self.host())
+    /// Another host of the same images, with faults, credentials and counts of its own. It listens as long as the
+    /// registry, and as long as somebody holds it.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn add_host(&self) -> anyhow::Result<Arc<FaultProxy>> {
+        let host = Arc::new(FaultProxy::start(0, self.direct.address())?);
+        // Nothing that happens under this lock leaves half a change.
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.push(Arc::clone(&host));
+        Ok(host)
     }
 
     /// Puts an image under a tag and returns its digest. What the registry has is not sent again.
@@ -150,7 +163,7 @@ impl Registry {
         self.direct.digest(repository, tag).await
     }
 
-    /// Ends the registry and closes the port.
+    /// Ends the registry and closes its ports, but for those of hosts that somebody holds.
     ///
     /// # Errors
     /// It cannot be signalled.

@@ -100,6 +100,16 @@ impl FaultProxy {
         self.address
     }
 
+    /// The first part of image names, `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The name that an image has here.
+    pub fn image(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.host())
+    }
+
     /// Lets the whole registry fail, in place of an earlier fault of the whole registry. Faults of
     /// single repositories stay, and go before this one unless this one is the port's.
     ///

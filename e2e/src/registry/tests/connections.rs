@@ -141,13 +141,43 @@ async fn latency_delays_each_answer_until_healed() {
 #[tokio::test]
 async fn a_dropped_registry_leaves_nothing_listening() {
     let fixture = Fixture::start().await;
-    let address = fixture.registry.address();
+    let other = fixture.registry.add_host().unwrap().address();
+    let addresses = [fixture.registry.address(), other];
     fixture.registry.stop().await.unwrap();
-    // The drop makes the proxy's task end with the next turn of the runtime.
+    // The drop makes the proxies' tasks end with the next turn of the runtime.
     soon(async {
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
+        for address in addresses {
+            while TcpStream::connect(address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn hosts_fail_independently() {
+    let fixture = Fixture::start().await;
+    let first = fixture.registry.first_host();
+    let other = fixture.registry.add_host().unwrap();
+    assert_ne!(first.host(), other.host());
+    first.fault(Fault::Closed).await.unwrap();
+    other.fault(Fault::Unavailable).await.unwrap();
+    TcpStream::connect(first.address()).await.unwrap_err();
+    let mut client = Client::connect(other.address()).await.unwrap();
+    assert_eq!(client.get(&manifest_path()).await.status, 503);
+
+    other.heal().await.unwrap();
+    let answer = client.get(&manifest_path()).await;
+    assert_eq!(answer.body, fixture.image.manifest.bytes);
+    assert_eq!(other.requests().count(RequestKind::GetManifest), 2);
+    assert_eq!(first.requests().total(), 0);
+}
+
+#[tokio::test]
+async fn no_other_host_gets_the_port_of_one_that_nobody_uses() {
+    let fixture = Fixture::start().await;
+    let address = fixture.registry.add_host().unwrap().address();
+    FaultProxy::start(address.port(), address).err().unwrap();
+    assert!(TcpStream::connect(address).await.is_ok());
 }
