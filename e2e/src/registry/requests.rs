@@ -115,11 +115,6 @@ impl Requests {
         self.sum(|_, counted| counted == kind)
     }
 
-    /// Of this kind, for one repository.
-    pub fn count_on(&self, repository: &str, kind: RequestKind) -> u64 {
-        self.sum(|name, counted| name == Some(repository) && counted == kind)
-    }
-
     /// Of all kinds, for all repositories.
     pub fn total(&self) -> u64 {
         self.sum(|_, _| true)
@@ -241,7 +236,6 @@ mod tests {
         requests.record(&asked("/v2/a/manifests/1"));
         requests.record(&asked("/v2/b/manifests/1"));
         assert_eq!(requests.count(RequestKind::GetManifest), 3);
-        assert_eq!(requests.count_on("a", RequestKind::GetManifest), 2);
         assert_eq!((requests.total(), requests.total_on("b")), (4, 1));
         assert_eq!(
             requests.since(&earlier).to_string(),

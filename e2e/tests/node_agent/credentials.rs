@@ -13,10 +13,10 @@ use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
 
 use crate::private::{
-    AFTER_BACK_OFF, SECRET, alice, became, becomes, end, nobody_else_starts, outcome_of, private,
-    with_secret,
+    AFTER_BACK_OFF, SECRET, alice, became, becomes, make_private, nobody_else_starts, outcome_of,
+    private, with_secret,
 };
-use crate::{Node, SOON, Tests, tests, tried};
+use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
     Tests {
@@ -42,7 +42,7 @@ async fn a_wrong_secret_starts_from_no_copy_of_another(node: &Node) -> anyhow::R
     let space = private(node, "wrong", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
     let mallory = User::new("mallory", "guessed");
-    let host = node.cluster.registry().host();
+    let host = space.registry.host();
     let other = Workloads::from(node.cluster.namespace("mallory").await?);
     other.pull_secret(SECRET, &host, &mallory).await?;
     let image = space.image();
@@ -53,12 +53,12 @@ async fn a_wrong_secret_starts_from_no_copy_of_another(node: &Node) -> anyhow::R
     let pod = other.pods().get("thief").await?;
     ensure!(!is_running(&pod), "another tenant's pod runs");
     other.delete().await?;
-    end(space).await
+    space.end().await
 }
 
 async fn the_second_secret_opens_it(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "second", Scheme::Basic).await?;
-    let host = node.cluster.registry().host();
+    let host = space.registry.host();
     let mallory = User::new("mallory", "guessed");
     space.work.pull_secret("wrong", &host, &mallory).await?;
     let image = space.image();
@@ -68,7 +68,7 @@ async fn the_second_secret_opens_it(node: &Node) -> anyhow::Result<()> {
         became(&space, name, outcome, "one").await?;
     }
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_secret_of_the_service_account_opens_it(node: &Node) -> anyhow::Result<()> {
@@ -84,28 +84,36 @@ async fn a_secret_of_the_service_account_opens_it(node: &Node) -> anyhow::Result
         space.work.create(&tried(name, &image)).await?;
         became(&space, name, outcome, "one").await?;
     }
-    end(space).await
+    space.end().await
 }
 
 async fn a_secret_that_is_rotated_in_an_outage_is_still_known(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "rotated", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let rotated = User::new("alice", "another-password");
-    let host = registry.host();
+    let host = space.registry.host();
     space.work.pull_secret(SECRET, &host, &rotated).await?;
     becomes(&space, "outage", "fallback", "one").await?;
     nobody_else_starts(&space).await?;
-    registry.heal_on(&space.repository);
-    registry.protect(&space.repository, Access::new(Scheme::Basic, &[rotated]));
+    space.registry.heal().await?;
+    space.protect(Access::new(Scheme::Basic, &[rotated]));
     becomes(&space, "healed", "unchanged", "one").await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
+}
+
+/// A private repository that the plugins are for: their configuration, which the kubelet reads at its start, names
+/// the first host alone.
+async fn for_plugin<'a>(node: &'a Node, name: &str, scheme: Scheme) -> anyhow::Result<Space<'a>> {
+    let namespace = node.cluster.namespace(name).await?;
+    let space = node.space_at(namespace, node.cluster.registry().first_host());
+    make_private(&space, scheme).await?;
+    Ok(space)
 }
 
 async fn a_plugin_opens_it_and_breaks(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "plugin", Scheme::Bearer).await?;
+    let space = for_plugin(node, "plugin", Scheme::Bearer).await?;
     let plugin = node.cluster.kubelet().credential_plugin();
     plugin.set(PluginAnswer::Gives(&alice()))?;
     let image = space.image();
@@ -130,12 +138,12 @@ async fn a_plugin_opens_it_and_breaks(node: &Node) -> anyhow::Result<()> {
         .wait_pod("rubbish", "it runs", AFTER_BACK_OFF, is_running);
     runs.await?;
     plugin.set(PluginAnswer::Crashes)?;
-    end(space).await
+    space.end().await
 }
 
 /// The kubelet waits a minute for it, then asks as anybody would.
 async fn a_plugin_that_hangs_costs_its_own_pods_a_minute(node: &Node) -> anyhow::Result<()> {
-    let space = private(node, "plugin", Scheme::Basic).await?;
+    let space = for_plugin(node, "plugin", Scheme::Basic).await?;
     let plugin = node.cluster.kubelet().credential_plugin();
     plugin.set(PluginAnswer::Gives(&alice()))?;
     let image = space.image();
@@ -158,14 +166,14 @@ async fn a_plugin_that_hangs_costs_its_own_pods_a_minute(node: &Node) -> anyhow:
     let runs = space.work.wait_pod("hangs", "it runs", limit, is_running);
     runs.await?;
     plugin.set(PluginAnswer::Crashes)?;
-    end(space).await
+    space.end().await
 }
 
 /// KEP-4412: the plugin is given a token of the pod's service account, and no pull secret is.
 async fn a_plugin_that_wants_the_service_account_opens_it_for_that_one(
     node: &Node,
 ) -> anyhow::Result<()> {
-    let space = private(node, "account-plugin", Scheme::Bearer).await?;
+    let space = for_plugin(node, "account-plugin", Scheme::Bearer).await?;
     allow_audience(node).await?;
     let plugin = node.cluster.kubelet().credential_plugin();
     plugin.set_for_account(READER, &alice())?;
@@ -182,12 +190,11 @@ async fn a_plugin_that_wants_the_service_account_opens_it_for_that_one(
         became(&space, name, outcome, "one").await?;
     }
     nobody_else_starts(&space).await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     space.work.create(&as_reader("outage")).await?;
     became(&space, "outage", "fallback", "one").await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 /// A kubelet may ask for a token for somebody else only where a role says so.

@@ -101,9 +101,7 @@ async fn without_a_registry_it_is_healed_from_the_layers_or_says_so(
     space.run("first", "fresh", "one").await?;
     space.work.delete_pod("first").await?;
     let (layer, snapshot) = topmost(&space, &digest).await?;
-    node.cluster
-        .registry()
-        .fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     lose(&space, &snapshot).await?;
     let release = space.run("second", "fallback", "one").await?;
     let said = release["note"].as_str().unwrap_or_default();

@@ -80,23 +80,15 @@ async fn create(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
 }
 
 async fn asked(space: &Space<'_>, kind: RequestKind, before: u64) -> anyhow::Result<()> {
-    let asked = space
-        .node
-        .cluster
-        .registry()
-        .wait_until(|requests| requests.count_on(&space.repository, kind) > before);
+    let registry = &space.registry;
+    let asked = registry.wait_until(|requests| requests.count(kind) > before);
     tokio::time::timeout(SOON, asked)
         .await
         .context("the registry was not asked")
 }
 
 fn count(space: &Space<'_>, kind: RequestKind) -> u64 {
-    space
-        .node
-        .cluster
-        .registry()
-        .requests()
-        .count_on(&space.repository, kind)
+    space.registry.requests().count(kind)
 }
 
 async fn end(space: Space<'_>) -> anyhow::Result<()> {
@@ -116,12 +108,12 @@ async fn killed_while_the_registry_is_asked(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "asked").await?;
     space.push("two").await?;
     let late = Fault::Latency(Duration::from_secs(3));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let before = count(&space, RequestKind::HeadManifest);
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
     kill_agent(node).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     was_released(&space, "app", "two").await?;
     end(space).await
 }
@@ -132,12 +124,12 @@ async fn killed_while_it_downloads(node: &Node) -> anyhow::Result<()> {
     let slow = Fault::SlowBlob {
         bytes_per_second: 1 << 20,
     };
-    node.cluster.registry().fault_on(&space.repository, slow)?;
+    space.registry.fault(slow).await?;
     let before = count(&space, RequestKind::GetBlob);
     create(&space, "app").await?;
     asked(&space, RequestKind::GetBlob, before).await?;
     kill_agent(node).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     was_released(&space, "app", "two").await?;
     end(space).await
 }
@@ -145,7 +137,7 @@ async fn killed_while_it_downloads(node: &Node) -> anyhow::Result<()> {
 async fn killed_while_it_writes_the_release(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "writing").await?;
     let late = Fault::Latency(Duration::from_secs(2));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let before = count(&space, RequestKind::HeadManifest);
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
@@ -154,7 +146,7 @@ async fn killed_while_it_writes_the_release(node: &Node) -> anyhow::Result<()> {
     let failures = node.install.metric(series).await?;
     node.cluster.control_plane().stop_apiserver().await?;
     // The pull ends while nobody takes the release: the agent is killed with it in hand.
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     let tried = || async {
         let now = node.install.metric(series).await?;
         Ok((now > failures).then_some(()))
@@ -224,7 +216,7 @@ async fn killed_at_any_moment(node: &Node) -> anyhow::Result<()> {
 async fn a_sigterm_ends_it_in_order(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "sigterm").await?;
     let late = Fault::Latency(Duration::from_secs(3));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let before = count(&space, RequestKind::HeadManifest);
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
@@ -244,7 +236,7 @@ async fn a_sigterm_ends_it_in_order(node: &Node) -> anyhow::Result<()> {
         "it ended with {:?}",
         exit_code(&pod, &id)
     );
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     was_released(&space, "app", "one").await?;
     end(space).await
 }
@@ -267,12 +259,12 @@ fn exit_code(pod: &Pod, id: &str) -> Option<i32> {
 async fn the_api_server_restarts(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "apiserver").await?;
     let late = Fault::Latency(Duration::from_secs(2));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let before = count(&space, RequestKind::HeadManifest);
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
     node.cluster.restart_apiserver().await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     was_released(&space, "app", "one").await?;
     // And the watch goes on.
     create(&space, "later").await?;
@@ -302,7 +294,7 @@ async fn the_api_server_falls_silent(node: &Node) -> anyhow::Result<()> {
 async fn the_kubelet_is_late_with_the_release(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "late").await?;
     let late = Fault::Latency(Duration::from_secs(3));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     create(&space, "app").await?;
     space
         .work
@@ -357,12 +349,12 @@ fn gate_runs(pod: &Pod) -> bool {
 async fn containerd_dies_while_it_pulls(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "containerd").await?;
     let late = Fault::Latency(Duration::from_secs(3));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let before = count(&space, RequestKind::HeadManifest);
     create(&space, "app").await?;
     asked(&space, RequestKind::HeadManifest, before).await?;
     node.cluster.containerd().kill().await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     node.cluster.containerd().revive().await?;
     was_released(&space, "app", "one").await?;
     create(&space, "later").await?;
@@ -376,12 +368,7 @@ async fn the_node_reboots_without_a_registry(node: &Node) -> anyhow::Result<()> 
     was_released(&space, "app", "one").await?;
     let before = space.work.pods().get("app").await?;
     make_stale(&space, &before).await?;
-    node.cluster.registry().fault(Fault::Closed).await?;
-    let rebooted = node.cluster.reboot().await;
-    let again = space.work.runs_again(&before, SOON).await;
-    node.cluster.registry().heal().await?;
-    rebooted?;
-    ensure!(again.is_some(), "{}", space.work.describe().await);
+    runs_after_a_reboot_without_a_registry(&space, &before).await?;
     let release = space.work.released("app", "app").await?;
     ensure!(release["outcome"] == "fallback", "{release}");
     ensure!(release["class"] == "network", "{release}");
@@ -391,6 +378,27 @@ async fn the_node_reboots_without_a_registry(node: &Node) -> anyhow::Result<()> 
         "{log}"
     );
     end(space).await
+}
+
+/// Reboots the node while neither the pod's registry nor TryLatest's own can be reached, and waits until the pod runs
+/// again that was as `before`.
+pub(crate) async fn runs_after_a_reboot_without_a_registry(
+    space: &Space<'_>,
+    before: &Pod,
+) -> anyhow::Result<()> {
+    let cluster = &space.node.cluster;
+    let registries = [&*space.registry, &**cluster.registry()];
+    for registry in registries {
+        registry.fault(Fault::Closed).await?;
+    }
+    let rebooted = cluster.reboot().await;
+    let again = space.work.runs_again(before, SOON).await;
+    for registry in registries {
+        registry.heal().await?;
+    }
+    rebooted?;
+    ensure!(again.is_some(), "{}", space.work.describe().await);
+    Ok(())
 }
 
 /// Makes a release look as if it had been given long before the reboot.

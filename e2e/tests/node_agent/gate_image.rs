@@ -12,7 +12,7 @@ use trylatest_e2e::cluster::wait;
 use trylatest_e2e::install::{DAEMON_SET, IMAGE, NAMESPACE};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
-use trylatest_e2e::workload::{GATE, PodSpec, Workloads, is_running};
+use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
@@ -32,7 +32,7 @@ pub(crate) fn tests() -> Tests {
     }
 }
 
-/// TryLatest's repository in its registry, of which the test's registry takes the place.
+/// TryLatest's repository in its registry, of which the first host of the cluster's takes the place.
 const REPOSITORY: &str = "trylatest/trylatest";
 
 /// The API server reads policies once a second.
@@ -43,12 +43,12 @@ const RETRIED: Duration = Duration::from_secs(60);
 
 /// A gated pod in a namespace of its own starts while TryLatest's registry is down and its own works.
 async fn a_gate_starts(node: &Node, name: &str) -> anyhow::Result<()> {
-    let registry = node.cluster.registry();
-    registry.fault_on(REPOSITORY, Fault::Unavailable)?;
     let space = node.space(name).await?;
     space.push("one").await?;
+    let registry = node.cluster.registry();
+    registry.fault(Fault::Unavailable).await?;
     let run = space.run("app", "fresh", "one").await;
-    registry.heal_on(REPOSITORY);
+    registry.heal().await?;
     run?;
     space.end().await
 }
@@ -126,7 +126,7 @@ async fn it_was_pulled_with_a_secret(node: &Node) -> anyhow::Result<()> {
 async fn somebody_pulled_it_under_a_mirrors_name(node: &Node) -> anyhow::Result<()> {
     push(node, "mirror/trylatest").await?;
     let space = node.space("mirror").await?;
-    let image = node.cluster.registry().image("mirror/trylatest", "0.1.0");
+    let image = space.registry.image("mirror/trylatest", "0.1.0");
     let plain = PodSpec::new("plain", &image, "IfNotPresent");
     space.work.create(&plain).await?;
     let pulled = |pod: &Pod| {
@@ -190,12 +190,7 @@ impl<'a> Moved<'a> {
             .cluster
             .namespace_with("moved", &[(label, "true")])
             .await?;
-        let repository = format!("{}/app", namespace.name());
-        let space = Space {
-            node,
-            work: Workloads::from(namespace),
-            repository,
-        };
+        let space = node.space_in(namespace)?;
         space.push("one").await?;
         let expression = format!(
             "object.spec.?initContainers.orValue([]).transformList(i, c, c.name == '{GATE}', \

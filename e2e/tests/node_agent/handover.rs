@@ -11,7 +11,7 @@ use trylatest_e2e::workload::is_running;
 use crate::deaths::kill_agent;
 use crate::gate_image::is_named;
 use crate::private::{
-    AFTER_BACK_OFF, became, becomes, end, nobody_else_starts, outcome_of, private, with_secret,
+    AFTER_BACK_OFF, became, becomes, nobody_else_starts, outcome_of, private, with_secret,
 };
 use crate::{Node, SOON, Space, Tests, tests};
 
@@ -42,8 +42,7 @@ async fn with_its_name_away<'a>(node: &'a Node, name: &str) -> anyhow::Result<Sp
 /// A pod whose image's name is away for some seconds, while the kubelet waits for the registry.
 async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     let late = Fault::Latency(Duration::from_secs(2));
-    let registry = space.node.cluster.registry();
-    registry.fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let image = space.image();
     space.work.create(&with_secret(name, &image)).await?;
     let handed_over = |pod: &Pod| outcome_of(pod).as_deref() == Some("handed-over");
@@ -86,35 +85,34 @@ async fn a_pod_that_is_deleted_while_the_name_is_away_leaves_it_there(
     let space = with_its_name_away(node, "deleted").await?;
     space.work.delete_pod("app").await?;
     is_there_again(&space).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     becomes(&space, "next", "unchanged", "one").await?;
-    end(space).await
+    space.end().await
 }
 
 async fn killed_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let space = with_its_name_away(node, "killedaway").await?;
     kill_agent(node).await?;
     is_there_again(&space).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     runs(&space, "app")
         .await
         .context("after the agent was killed")?;
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
-    end(space).await
+    space.end().await
 }
 
 async fn killed_while_a_name_is_away_and_the_registry_goes(node: &Node) -> anyhow::Result<()> {
     let space = with_its_name_away(node, "killedgone").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     kill_agent(node).await?;
     is_there_again(&space).await?;
     became(&space, "app", "fallback", "one").await?;
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 /// The steps from the try's end to the kubelet's pull take a second or two; this goes through them.
@@ -139,7 +137,7 @@ async fn killed_at_any_moment_of_a_handover(node: &Node) -> anyhow::Result<()> {
     }
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
-    end(space).await
+    space.end().await
 }
 
 async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
@@ -148,12 +146,12 @@ async fn stopped_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let there = is_there_again(&space).await;
     node.install.back().await?;
     there?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     runs(&space, "app")
         .await
         .context("after the agent was stopped")?;
     nothing_is_aside(node).await?;
-    end(space).await
+    space.end().await
 }
 
 /// As the README says, without waiting for anything first.
@@ -162,50 +160,48 @@ async fn uninstalled_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let removed = node.install.remove(&node.cluster).await;
     let there = is_there_again(&space).await;
     let left = nothing_is_aside(node).await;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     let ran = runs(&space, "app").await;
     node.install.set_up(&node.cluster).await?;
     removed?;
     there?;
     left?;
     ran.context("after TryLatest was removed")?;
-    end(space).await
+    space.end().await
 }
 
 async fn containerd_dies_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let space = with_its_name_away(node, "containerdaway").await?;
     node.cluster.containerd().kill().await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     node.cluster.containerd().revive().await?;
     is_there_again(&space).await?;
     runs(&space, "app").await?;
     nothing_is_aside(node).await?;
-    end(space).await
+    space.end().await
 }
 
 /// The agent cannot see what the kubelet does, and the registry fails.
 async fn the_api_server_goes_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let space = with_its_name_away(node, "apiaway").await?;
     node.cluster.control_plane().stop_apiserver().await?;
-    let registry = node.cluster.registry();
-    let failing = registry.fault_on(&space.repository, Fault::Unavailable);
+    let failing = space.registry.fault(Fault::Unavailable).await;
     let there = is_there_again(&space).await;
     node.cluster.control_plane().start_apiserver().await?;
     failing?;
     there?;
     became(&space, "app", "fallback", "one").await?;
     nothing_is_aside(node).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn the_node_reboots_while_a_name_is_away(node: &Node) -> anyhow::Result<()> {
     let space = with_its_name_away(node, "rebootaway").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     node.cluster.reboot().await?;
     is_there_again(&space).await?;
     runs(&space, "app").await?;
     nothing_is_aside(node).await?;
     node.install.wait_ready().await?;
-    end(space).await
+    space.end().await
 }

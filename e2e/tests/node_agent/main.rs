@@ -23,8 +23,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::future::BoxFuture;
 use serde_json::Value;
-use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Options, Tools};
+use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
 use trylatest_e2e::install::Install;
+use trylatest_e2e::registry::{Access, FaultProxy};
 use trylatest_e2e::suite::{Case, OnNode, Suite, With};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{PodSpec, Workloads};
@@ -50,8 +51,8 @@ impl OnNode for Node {
             ..Options::default()
         };
         let cluster = Cluster::start(&tools, options).await?;
-        // TryLatest's own registry is the test's as well, and knows nothing until a test pushes. 1.6
-        // reads no file without a table of hosts.
+        // The registry's first host is TryLatest's own registry as well, which knows nothing until a test
+        // pushes. 1.6 reads no file without a table of hosts.
         let own = format!("http://{}", cluster.registry().host());
         let own = format!("server = \"{own}\"\n[host.\"{own}\"]\n");
         cluster.containerd().write_hosts("ghcr.io", &own)?;
@@ -75,15 +76,27 @@ impl OnNode for Node {
 }
 
 impl Node {
-    /// A namespace and an image repository for one test, both named after it.
+    /// A namespace and an image repository for one test, both named after it, and a registry host: what one
+    /// test does to its registry, no other sees.
     async fn space(&self, name: &str) -> anyhow::Result<Space<'_>> {
-        let namespace = self.cluster.namespace(name).await?;
+        self.space_in(self.cluster.namespace(name).await?)
+    }
+
+    fn space_in(&self, namespace: Namespace) -> anyhow::Result<Space<'_>> {
+        let registry = self.cluster.registry().add_host()?;
+        self.cluster.containerd().add_registry(&registry.host())?;
+        Ok(self.space_at(namespace, registry))
+    }
+
+    /// The same at a registry host that others may use as well.
+    fn space_at(&self, namespace: Namespace, registry: Arc<FaultProxy>) -> Space<'_> {
         let repository = format!("{}/app", namespace.name());
-        Ok(Space {
+        Space {
             node: self,
             work: Workloads::from(namespace),
+            registry,
             repository,
-        })
+        }
     }
 }
 
@@ -91,6 +104,8 @@ impl Node {
 struct Space<'a> {
     node: &'a Node,
     work: Workloads,
+    /// The host of its image names.
+    registry: Arc<FaultProxy>,
     repository: String,
 }
 
@@ -122,10 +137,12 @@ impl Space<'_> {
     }
 
     fn image(&self) -> String {
-        self.node
-            .cluster
-            .registry()
-            .image(&self.repository, "latest")
+        self.registry.image(&self.repository, "latest")
+    }
+
+    /// Gives its images only to these users from now on; to everybody if there are none.
+    fn protect(&self, access: impl Into<Option<Access>>) {
+        self.registry.protect(&self.repository, access);
     }
 
     /// Runs a TryLatest pod and checks the answer that it got. Returns the release of its container.
@@ -173,7 +190,7 @@ impl Space<'_> {
     }
 
     async fn end(self) -> anyhow::Result<()> {
-        self.node.cluster.registry().heal_on(&self.repository);
+        self.registry.heal().await?;
         self.work.delete().await
     }
 }

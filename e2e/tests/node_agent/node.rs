@@ -41,9 +41,7 @@ const AGENT_BYTES_MAX: u64 = 20 << 20;
 async fn the_gate_is_small_while_it_waits(node: &Node) -> anyhow::Result<()> {
     let space = node.space("small").await?;
     // Nothing is on the node and nothing comes: the gate waits.
-    node.cluster
-        .registry()
-        .fault_on(&space.repository, Fault::NeverAnswers)?;
+    space.registry.fault(Fault::NeverAnswers).await?;
     let image = space.image();
     space.work.create(&tried("app", &image)).await?;
     let pod = space
@@ -100,7 +98,7 @@ async fn the_agent_counts_how_long_pods_wait(node: &Node) -> anyhow::Result<()> 
     let space = node.space("waits").await?;
     space.push("one").await?;
     let late = Fault::Latency(Duration::from_secs(2));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let series = "trylatest_release_seconds_sum";
     let before = node.install.metric(series).await?;
     space.run("app", "fresh", "one").await?;
@@ -113,9 +111,7 @@ async fn the_index_is_shown_while_the_agent_runs(node: &Node) -> anyhow::Result<
     let space = node.space("images").await?;
     let digest = space.push("one").await?;
     space.run("first", "fresh", "one").await?;
-    node.cluster
-        .registry()
-        .fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     space.run("second", "fallback", "one").await?;
     let images = images(node, "json").await?;
     let images: Vec<Value> = serde_json::from_str(&images)?;
@@ -178,7 +174,7 @@ async fn a_corrupt_index_is_rebuilt(node: &Node) -> anyhow::Result<()> {
 
 /// The agent among others: it is found by its cgroup.
 async fn nothing_listens_beyond_loopback(node: &Node) -> anyhow::Result<()> {
-    check_listeners(node.cluster.dir(), 8)?;
+    check_listeners(node.cluster.dir(), 7)?;
     let folder = node.cluster.dir();
     let agent = |process: &Running| process.args.starts_with("/trylatest agent");
     ensure!(

@@ -15,6 +15,8 @@ use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
 pub(crate) fn tests() -> Tests {
     Tests {
         beside: tests![
+            a_closed_registry_falls_back,
+            a_silent_registry_falls_back,
             server_errors_fall_back,
             a_removed_tag_falls_back,
             a_rate_limit_falls_back,
@@ -30,15 +32,13 @@ pub(crate) fn tests() -> Tests {
             what_no_registry_has_is_left_to_the_kubelet_at_once,
         ],
         alone: tests![
-            a_closed_registry_falls_back,
-            a_silent_registry_falls_back,
             the_node_says_so_and_takes_it_back,
             the_node_names_pods_that_outlive_the_outage,
         ],
     }
 }
 
-/// A pod with a copy that says `one`, on which a fault of its repository is tried.
+/// A pod with a copy that says `one`, on which a fault of its registry is tried.
 async fn falls_back(
     node: &Node,
     name: &str,
@@ -50,9 +50,9 @@ async fn falls_back(
     let digest = space.push("one").await?;
     space.run("before", "fresh", "one").await?;
     space.push("two").await?;
-    node.cluster.registry().fault_on(&space.repository, fault)?;
+    space.registry.fault(fault).await?;
     says_so(&space, "after", class, &digest, limit).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     space.run("healed", "fresh", "two").await?;
     space.end().await
 }
@@ -80,6 +80,14 @@ async fn says_so(
     let event = event.await?;
     ensure!(event.contains(class), "{event}");
     Ok(())
+}
+
+async fn a_closed_registry_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "closed", Fault::Closed, "network", SOON).await
+}
+
+async fn a_silent_registry_falls_back(node: &Node) -> anyhow::Result<()> {
+    falls_back(node, "silent", Fault::Blackhole, "timeout", STALLED).await
 }
 
 async fn server_errors_fall_back(node: &Node) -> anyhow::Result<()> {
@@ -161,7 +169,7 @@ async fn a_cut_blob_is_resumed(node: &Node) -> anyhow::Result<()> {
     let space = node.space("cut").await?;
     space.push_big("one", 2 << 20).await?;
     let cut = Fault::CutBlob.times(2);
-    node.cluster.registry().fault_on(&space.repository, cut)?;
+    space.registry.fault(cut).await?;
     space.run("app", "fresh", "one").await?;
     space.end().await
 }
@@ -169,18 +177,17 @@ async fn a_cut_blob_is_resumed(node: &Node) -> anyhow::Result<()> {
 async fn without_a_copy_it_is_tried_until_it_works(node: &Node) -> anyhow::Result<()> {
     let space = node.space("healing").await?;
     space.push("one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let image = space.image();
     space.work.create(&tried("app", &image)).await?;
     // Two tries at least have failed when the registry comes back.
-    let repository = space.repository.clone();
-    let tried_again = registry
-        .wait_until(|requests| requests.count_on(&repository, RequestKind::HeadManifest) >= 2);
+    let registry = &space.registry;
+    let tried_again =
+        registry.wait_until(|requests| requests.count(RequestKind::HeadManifest) >= 2);
     tokio::time::timeout(SOON, tried_again).await?;
     let pod = space.work.pods().get("app").await?;
     ensure!(!is_running(&pod), "it runs without an image");
-    registry.heal_on(&space.repository);
+    space.registry.heal().await?;
     space
         .work
         .wait_pod("app", "it runs", SOON, is_running)
@@ -209,37 +216,11 @@ async fn what_no_registry_has_is_left_to_the_kubelet_at_once(node: &Node) -> any
     space.end().await
 }
 
-async fn a_closed_registry_falls_back(node: &Node) -> anyhow::Result<()> {
-    whole_registry(node, "closed", Fault::Closed, "network", SOON).await
-}
-
-async fn a_silent_registry_falls_back(node: &Node) -> anyhow::Result<()> {
-    whole_registry(node, "silent", Fault::Blackhole, "timeout", STALLED).await
-}
-
-async fn whole_registry(
-    node: &Node,
-    name: &str,
-    fault: Fault,
-    class: &str,
-    limit: Duration,
-) -> anyhow::Result<()> {
-    let space = node.space(name).await?;
-    let digest = space.push("one").await?;
-    space.run("before", "fresh", "one").await?;
-    node.cluster.registry().fault(fault).await?;
-    let result = says_so(&space, "after", class, &digest, limit).await;
-    node.cluster.registry().heal().await?;
-    result?;
-    space.end().await
-}
-
 async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
     let space = node.space("condition").await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let series = "trylatest_tries_total{class=\"server-error\",result=\"failed\"}";
     let before = node.install.metric(series).await?;
     space.run("after", "fallback", "one").await?;
@@ -250,7 +231,7 @@ async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
     .await?;
     let after = node.install.metric(series).await?;
     ensure!(after > before, "{series} stays {before}");
-    registry.heal_on(&space.repository);
+    space.registry.heal().await?;
     space.run("healed", "unchanged", "one").await?;
     takes_it_back(node, &image).await?;
     space.end().await
@@ -261,10 +242,9 @@ async fn the_node_names_pods_that_outlive_the_outage(node: &Node) -> anyhow::Res
     let space = node.space("outlive").await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     space.run("stale", "fallback", "one").await?;
-    registry.heal_on(&space.repository);
+    space.registry.heal().await?;
     space.push("two").await?;
     space.run("healed", "fresh", "two").await?;
     let image = space.image();

@@ -54,7 +54,7 @@ async fn twenty_pods_cost_two_requests(node: &Node) -> anyhow::Result<()> {
     let space = node.space("burst").await?;
     space.push("one").await?;
     space.run("first", "fresh", "one").await?;
-    let before = node.cluster.registry().requests();
+    let before = space.registry.requests();
     let image = space.image();
     let names: Vec<String> = (0..20).map(|n| format!("pod-{n}")).collect();
     let runs = names.iter().map(|name| async {
@@ -62,8 +62,7 @@ async fn twenty_pods_cost_two_requests(node: &Node) -> anyhow::Result<()> {
         space.work.run(&spec, SOON * 2).await
     });
     try_join_all(runs).await?;
-    let asked = node.cluster.registry().requests().since(&before);
-    let asked = asked.total_on(&space.repository);
+    let asked = space.registry.requests().since(&before).total();
     ensure!((1..=2).contains(&asked), "{asked} requests for 20 pods");
     for name in &names {
         let release = space.work.released(name, "app").await?;
@@ -84,13 +83,12 @@ async fn serves_later_pods(node: &Node) -> anyhow::Result<()> {
     let space = node.space("young").await?;
     space.push("one").await?;
     space.run("first", "fresh", "one").await?;
-    let before = node.cluster.registry().requests();
+    let before = space.registry.requests();
     space.push("two").await?;
     for name in ["second", "third"] {
         space.run(name, "unchanged", "one").await?;
     }
-    let asked = node.cluster.registry().requests().since(&before);
-    let asked = asked.total_on(&space.repository);
+    let asked = space.registry.requests().since(&before).total();
     ensure!(asked == 0, "{asked} requests");
     space.end().await
 }
@@ -101,14 +99,11 @@ async fn a_digest_on_the_node_asks_no_registry(node: &Node) -> anyhow::Result<()
     let image = format!("{}@{digest}", space.image());
     let spec = PodSpec::new("first", &image, "TryLatest");
     space.run_spec(&spec, SOON, "fresh", "one").await?;
-    let before = node.cluster.registry().requests();
+    let before = space.registry.requests();
     let spec = PodSpec::new("second", &image, "TryLatest");
     space.run_spec(&spec, SOON, "unchanged", "one").await?;
-    let asked = node.cluster.registry().requests().since(&before);
-    ensure!(
-        asked.total_on(&space.repository) == 0,
-        "a digest cannot move: {asked}"
-    );
+    let asked = space.registry.requests().since(&before);
+    ensure!(asked.total() == 0, "a digest cannot move: {asked}");
     space.end().await
 }
 
@@ -117,7 +112,7 @@ async fn init_containers_and_sidecars_are_held_too(node: &Node) -> anyhow::Resul
     space.push("one").await?;
     let other = format!("{}-other", space.repository);
     space.push_to(&other, "other").await?;
-    let other_image = node.cluster.registry().image(&other, "latest");
+    let other_image = space.registry.image(&other, "latest");
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "app", "annotations": {"trylatest.dev/containers": "*"}},
         "spec": {
@@ -159,7 +154,7 @@ async fn a_slow_download_is_caught_up(node: &Node) -> anyhow::Result<()> {
     let slow = Fault::SlowBlob {
         bytes_per_second: 1 << 19,
     };
-    node.cluster.registry().fault_on(&space.repository, slow)?;
+    space.registry.fault(slow).await?;
     let image = space.image();
     let spec = tried("second", &image).annotated("trylatest.dev/timeout", "2s");
     let release = space.run_spec(&spec, SOON, "fallback", "one").await?;
@@ -167,7 +162,7 @@ async fn a_slow_download_is_caught_up(node: &Node) -> anyhow::Result<()> {
     // The download goes on although the pod did not wait for it.
     let caught_up = |text: &str| text.contains(&moved);
     wait_for_copy(&space, caught_up).await?;
-    node.cluster.registry().heal_on(&space.repository);
+    space.registry.heal().await?;
     space.run("third", "unchanged", "two").await?;
     space.end().await
 }
@@ -192,7 +187,7 @@ async fn progress_is_shown_with_bytes(node: &Node) -> anyhow::Result<()> {
     let slow = Fault::SlowBlob {
         bytes_per_second: 1 << 20,
     };
-    node.cluster.registry().fault_on(&space.repository, slow)?;
+    space.registry.fault(slow).await?;
     // A pod with nothing to start from waits as long as bytes flow, longer than it would try.
     let image = space.image();
     let spec = tried("app", &image).annotated("trylatest.dev/timeout", "1s");
@@ -207,13 +202,13 @@ async fn a_deleted_pod_leaves_the_others_alone(node: &Node) -> anyhow::Result<()
     let space = node.space("deleted").await?;
     space.push("one").await?;
     let late = Fault::Latency(Duration::from_secs(1));
-    node.cluster.registry().fault_on(&space.repository, late)?;
+    space.registry.fault(late).await?;
     let image = space.image();
     let asked = |requests: &trylatest_e2e::registry::Requests| {
-        requests.count_on(&space.repository, RequestKind::HeadManifest) > 0
+        requests.count(RequestKind::HeadManifest) > 0
     };
     space.work.create(&tried("gone", &image)).await?;
-    tokio::time::timeout(SOON, node.cluster.registry().wait_until(asked)).await?;
+    tokio::time::timeout(SOON, space.registry.wait_until(asked)).await?;
     space.work.create(&tried("stays", &image)).await?;
     space.work.delete_pod("gone").await?;
     space

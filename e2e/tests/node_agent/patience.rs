@@ -39,7 +39,7 @@ async fn a_proxy_that_is_silent_before_a_layer_delivers_to_the_next_pod(
     space.run("before", "fresh", "one").await?;
     let digest = space.push_big("two", 1 << 20).await?;
     let slow = Fault::Latency(FETCHES).only(RequestKind::GetBlob);
-    node.cluster.registry().fault_on(&space.repository, slow)?;
+    space.registry.fault(slow).await?;
     let release = space
         .run_within("impatient", STALLED, "fallback", "one")
         .await?;
@@ -61,10 +61,10 @@ async fn arrives(space: &Space<'_>, image: &str, digest: &str) -> anyhow::Result
     wait::until("the pull brings the new image", limit, there).await
 }
 
-/// A name whose images come from the test's registry, behind this mirror if there is one.
+/// A name whose images come from the space's registry, behind this mirror if there is one.
 fn mirrored(space: &Space<'_>, mirror: Option<&SilentPort>) -> anyhow::Result<String> {
     let name = format!("{}.test", space.work.name());
-    let host = space.node.cluster.registry().host();
+    let host = space.registry.host();
     let mirror = mirror.map(|dead| format!("[host.\"http://{}\"]\n", dead.address()));
     let mirror = mirror.unwrap_or_default();
     let hosts = format!("server = \"http://{host}\"\n{mirror}[host.\"http://{host}\"]\n");
@@ -103,7 +103,6 @@ async fn a_dead_mirror_only_takes_its_time(node: &Node) -> anyhow::Result<()> {
 
 /// Since 2.3, containerd downloads three layers at a time on a node.
 async fn downloads_that_hang_give_way_to_others(node: &Node) -> anyhow::Result<()> {
-    let registry = node.cluster.registry();
     let mut hanging = Vec::new();
     for n in 0..3 {
         let space = node.space(&format!("hangs-{n}")).await?;
@@ -113,7 +112,7 @@ async fn downloads_that_hang_give_way_to_others(node: &Node) -> anyhow::Result<(
         let stalls = Fault::StalledBlob {
             after_bytes: 1 << 20,
         };
-        registry.fault_on(&space.repository, stalls)?;
+        space.registry.fault(stalls).await?;
         space
             .run_within("impatient", STALLED, "fallback", "one")
             .await?;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use trylatest_e2e::registry::{Access, Fault, RequestKind, Scheme, User};
 use trylatest_e2e::workload::{PodSpec, Workloads, image_id, is_running, release};
 
+use crate::deaths::runs_after_a_reboot_without_a_registry;
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 /// How long a pod may take whose pull the kubelet tries again after its back-off of 10 s.
@@ -52,18 +53,16 @@ pub(crate) async fn private<'a>(
     scheme: Scheme,
 ) -> anyhow::Result<Space<'a>> {
     let space = node.space(name).await?;
-    space.push("one").await?;
-    let registry = node.cluster.registry();
-    registry.protect(&space.repository, Access::new(scheme, &[alice()]));
-    let host = registry.host();
-    space.work.pull_secret(SECRET, &host, &alice()).await?;
+    make_private(&space, scheme).await?;
     Ok(space)
 }
 
-pub(crate) async fn end(space: Space<'_>) -> anyhow::Result<()> {
-    let registry = space.node.cluster.registry();
-    registry.protect(&space.repository, None);
-    space.end().await
+/// Pushes an image that only pods with the secret may have.
+pub(crate) async fn make_private(space: &Space<'_>, scheme: Scheme) -> anyhow::Result<()> {
+    space.push("one").await?;
+    space.protect(Access::new(scheme, &[alice()]));
+    let host = space.registry.host();
+    space.work.pull_secret(SECRET, &host, &alice()).await
 }
 
 pub(crate) fn with_secret<'a>(name: &'a str, image: &'a str) -> PodSpec<'a> {
@@ -150,18 +149,17 @@ async fn simply_work(node: &Node, name: &str, scheme: Scheme) -> anyhow::Result<
     let event = "Normal TryLatestFresh: app: pulled";
     space.work.wait_event("moved", event, SOON).await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_private_image_starts_in_an_outage(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "privateout", Scheme::Bearer).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let release = becomes(&space, "after", "fallback", "one").await?;
     ensure!(release["class"] == "server-error", "{release}");
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 /// The token service ends, or the registry refuses what it has accepted: the kubelet finds out.
@@ -170,9 +168,8 @@ async fn a_registry_that_fails_after_its_first_word_costs_one_back_off(
 ) -> anyhow::Result<()> {
     let space = private(node, "token", Scheme::Bearer).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
     // Without credentials it still says 401, and with them the token service fails.
-    registry.protect(&space.repository, Access::new(Scheme::Bearer, &[]));
+    space.protect(Access::new(Scheme::Bearer, &[]));
     let release = becomes(&space, "after", "fallback", "one").await?;
     ensure!(release["digest"].is_string(), "{release}");
     // The kubelet was made to say so: otherwise it would look as if it hung.
@@ -186,7 +183,7 @@ async fn a_registry_that_fails_after_its_first_word_costs_one_back_off(
     ensure!(kubelet_failed(&space, "after").await?, "no failed pull");
     ensure!(!kubelet_failed(&space, "next").await?, "it paid again");
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 /// Whether the kubelet has tried to pull for a pod, and failed.
@@ -200,15 +197,14 @@ async fn kubelet_failed(space: &Space<'_>, pod: &str) -> anyhow::Result<bool> {
 async fn a_token_service_that_is_silent_falls_back(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "silenttoken", Scheme::Bearer).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
     let silent = Fault::NeverAnswers.only(RequestKind::Token);
-    registry.fault_on(&space.repository, silent)?;
+    space.registry.fault(silent).await?;
     becomes(&space, "after", "fallback", "one").await?;
     ensure!(
         !kubelet_failed(&space, "after").await?,
         "it was handed over"
     );
-    end(space).await
+    space.end().await
 }
 
 /// A blocked address range, a quota, an organisation that was suspended.
@@ -223,8 +219,7 @@ pub(crate) async fn starts_from_the_copy_had_without_credentials(
     let space = node.space(name).await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Forbidden)?;
+    space.registry.fault(Fault::Forbidden).await?;
     let release = space.run("after", "fallback", "one").await?;
     ensure!(release["class"] == "unauthorized", "{release}");
     space.end().await
@@ -233,7 +228,7 @@ pub(crate) async fn starts_from_the_copy_had_without_credentials(
 async fn twenty_pods_of_a_private_image_pull_it_once(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "twenty", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let before = node.cluster.registry().requests();
+    let before = space.registry.requests();
     let image = space.image();
     let names: Vec<String> = (0..20).map(|n| format!("app-{n}")).collect();
     let creates = names.iter().map(|name| async {
@@ -244,12 +239,12 @@ async fn twenty_pods_of_a_private_image_pull_it_once(node: &Node) -> anyhow::Res
     for name in &names {
         became(&space, name, "unchanged", "one").await?;
     }
-    let asked = node.cluster.registry().requests().since(&before);
-    let asked = asked.count_on(&space.repository, RequestKind::HeadManifest);
+    let asked = space.registry.requests().since(&before);
+    let asked = asked.count(RequestKind::HeadManifest);
     // Some for the agent's tries, which are refused, and at most three pulls of the kubelet.
     ensure!(asked <= 16, "{asked} requests for the manifest");
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_deployment_of_twenty_rolls_to_what_the_tag_points_to_now(
@@ -299,7 +294,7 @@ async fn a_deployment_of_twenty_rolls_to_what_the_tag_points_to_now(
     }
     ensure!(count == 20, "{count} pods");
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn private_pods_run_again_after_a_reboot_without_a_registry(
@@ -311,26 +306,20 @@ async fn private_pods_run_again_after_a_reboot_without_a_registry(
         space.work.run(&with_secret(name, &image), SOON).await?;
     }
     let before = space.work.pods().get("three").await?;
-    node.cluster.registry().fault(Fault::Closed).await?;
-    let rebooted = node.cluster.reboot().await;
-    let again = space.work.runs_again(&before, SOON).await;
-    node.cluster.registry().heal().await?;
-    rebooted?;
-    ensure!(again.is_some(), "{}", space.work.describe().await);
+    runs_after_a_reboot_without_a_registry(&space, &before).await?;
     node.install.wait_ready().await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_layer_that_stalls_hangs_one_pod_and_no_other(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "stalls", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
     space.push_big("two", 8 << 20).await?;
-    let registry = node.cluster.registry();
     let stalls = Fault::StalledBlob {
         after_bytes: 1 << 20,
     };
-    registry.fault_on(&space.repository, stalls)?;
+    space.registry.fault(stalls).await?;
     let image = space.image();
     space.work.create(&with_secret("hangs", &image)).await?;
     let gives_up = |pod: &Pod| outcome_of(pod).as_deref() == Some("fallback");
@@ -339,14 +328,13 @@ async fn a_layer_that_stalls_hangs_one_pod_and_no_other(node: &Node) -> anyhow::
         .wait_pod("hangs", "the name is given back", SOON, gives_up)
         .await?;
     becomes(&space, "next", "fallback", "one").await?;
-    registry.heal_on(&space.repository);
-    registry.hang_up().await?;
-    registry.heal().await?;
+    space.registry.hang_up().await?;
+    space.registry.heal().await?;
     let runs = space
         .work
         .wait_pod("hangs", "it runs", AFTER_BACK_OFF, is_running);
     runs.await?;
-    end(space).await
+    space.end().await
 }
 
 /// Anonymous requests get their 401, those with credentials no answer: the kubelet's pull hangs, and it pulls one
@@ -384,17 +372,16 @@ async fn a_registry_that_hangs_with_credentials_hangs_one_pod_and_no_other(
 
 async fn an_image_is_made_private_and_public_again(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "publicagain", Scheme::Basic).await?;
-    let registry = node.cluster.registry();
-    registry.protect(&space.repository, None);
+    space.protect(None);
     space.run("public", "fresh", "one").await?;
-    registry.protect(&space.repository, Access::new(Scheme::Basic, &[alice()]));
+    space.protect(Access::new(Scheme::Basic, &[alice()]));
     space.push("two").await?;
     becomes(&space, "private", "fresh", "two").await?;
-    registry.protect(&space.repository, None);
+    space.protect(None);
     space.run("public-again", "unchanged", "two").await?;
     space.push("three").await?;
     space.run("moved", "fresh", "three").await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_digest_that_nothing_has_proven_is_pulled_by_the_kubelet(
@@ -416,18 +403,17 @@ async fn a_digest_that_nothing_has_proven_is_pulled_by_the_kubelet(
         "{release}"
     );
     // From then on nobody has to be asked.
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     space.work.create(&with_secret("again", &pinned)).await?;
     became(&space, "again", "unchanged", "one").await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 async fn a_strict_pod_is_refused_in_an_outage(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "strict", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let image = space.image();
     let young = with_secret("young", &image).annotated("trylatest.dev/max-age", "1h");
     space.work.create(&young).await?;
@@ -439,5 +425,5 @@ async fn a_strict_pod_is_refused_in_an_outage(node: &Node) -> anyhow::Result<()>
         .work
         .wait_pod("strict", "it is refused", SOON, refused)
         .await?;
-    end(space).await
+    space.end().await
 }

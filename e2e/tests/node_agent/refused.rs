@@ -52,21 +52,20 @@ async fn another_tenants_copy_is_refused(node: &Node) -> anyhow::Result<()> {
     let image = space.image();
     let theirs = PodSpec::new("theirs", &image, "IfNotPresent");
     space.work.run(&theirs, SOON).await?;
-    let registry = node.cluster.registry();
     let challenge = Challenge::Bearer { token: 200 };
-    registry.fault_on(&space.repository, Fault::Unauthorized(challenge))?;
+    space.registry.fault(Fault::Unauthorized(challenge)).await?;
     let hurried = tried("hurry", &image).annotated("trylatest.dev/timeout", "1ms");
     refuses_pod(&space, &hurried).await?;
     refuses_pod(&space, &tried("ours", &image)).await?;
-    registry.fault_on(&space.repository, Fault::Forbidden)?;
+    space.registry.fault(Fault::Forbidden).await?;
     refuses_pod(&space, &tried("forbidden", &image)).await?;
     // In an outage neither, nor by another name of which the registry has said nothing.
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     refuses_pod(&space, &tried("outage", &image)).await?;
     let pinned = format!("{image}@{digest}");
     refuses_pod(&space, &tried("outage-by-digest", &pinned)).await?;
     // What may be pulled without credentials again is.
-    registry.heal_on(&space.repository);
+    space.registry.heal().await?;
     space.run("healed", "unchanged", "one").await?;
     space.end().await
 }
@@ -79,11 +78,9 @@ async fn what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(
     becomes(&space, "after", "unchanged", "one").await?;
     let image = space.image();
     refuses_pod(&space, &tried("without-secret", &image)).await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     becomes(&space, "outage", "fallback", "one").await?;
     refuses_pod(&space, &tried("outage-without-secret", &image)).await?;
-    registry.protect(&space.repository, None);
     space.end().await
 }
 
@@ -116,8 +113,8 @@ fn gate_exit_code(pod: &Pod) -> Option<i32> {
 async fn what_is_not_there_is_left_to_the_kubelet_at_once(node: &Node) -> anyhow::Result<()> {
     let space = node.space("private").await?;
     space.push("one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unauthorized(Challenge::Basic))?;
+    let unauthorized = Fault::Unauthorized(Challenge::Basic);
+    space.registry.fault(unauthorized).await?;
     let image = space.image();
     space.work.create(&tried("app", &image)).await?;
     let opened = |pod: &Pod| gate_exit_code(pod) == Some(0);
@@ -183,8 +180,7 @@ async fn a_refusal_that_the_gate_cannot_see_says_what_runs(node: &Node) -> anyho
     let space = node.space("unseen").await?;
     let digest = space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let series = "trylatest_gates_unseen_total{answer=\"refuse\"}";
     let before = node.install.metric(series).await?;
     gated_by_hand(&space, "app").await?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use trylatest_e2e::registry::{Fault, Scheme};
 use trylatest_e2e::workload::{Workloads, is_running};
 
-use crate::private::{AFTER_BACK_OFF, becomes, end, nobody_else_starts, outcome_of, private};
+use crate::private::{AFTER_BACK_OFF, becomes, nobody_else_starts, outcome_of, private};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
@@ -35,25 +35,23 @@ async fn starts_what_it_knows(node: &Node) -> anyhow::Result<()> {
     let public = node.space("alwayspublic").await?;
     public.push("one").await?;
     public.run("before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&public.repository, Fault::Unavailable)?;
+    public.registry.fault(Fault::Unavailable).await?;
     public.run("after", "fallback", "one").await?;
     public.end().await?;
     let space = private(node, "always", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
     becomes(&space, "again", "unchanged", "one").await?;
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     becomes(&space, "after", "fallback", "one").await?;
     nobody_else_starts(&space).await?;
-    end(space).await
+    space.end().await
 }
 
 /// As with `IfNotPresent`: whoever sets this lets any pod start from any copy.
 async fn a_kubelet_that_never_verifies_shares_every_copy(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "never", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
-    registry.fault_on(&space.repository, Fault::Unavailable)?;
+    space.registry.fault(Fault::Unavailable).await?;
     let image = space.image();
     let other = Workloads::from(node.cluster.namespace("neverother").await?);
     let verify = json!({"imagePullCredentialsVerificationPolicy": "NeverVerify"});
@@ -63,25 +61,22 @@ async fn a_kubelet_that_never_verifies_shares_every_copy(node: &Node) -> anyhow:
     node.cluster.kubelet().reconfigure(&usual).await?;
     ran?;
     other.delete().await?;
-    end(space).await
+    space.end().await
 }
 
 /// What the agent has pulled counts as preloaded.
 async fn a_kubelet_with_an_allow_list_decides_by_it(node: &Node) -> anyhow::Result<()> {
     let space = node.space("allowlist").await?;
     let listed = format!("{}/listed", space.work.name());
-    let registry = node.cluster.registry();
     for repository in [&space.repository, &listed] {
         space.push_to(repository, "one").await?;
     }
-    let images = [&space.repository, &listed].map(|name| registry.image(name, "latest"));
+    let images = [&space.repository, &listed].map(|name| space.registry.image(name, "latest"));
     for (name, image) in ["before-0", "before-1"].iter().zip(&images) {
         space.work.run(&tried(name, image), SOON).await?;
     }
-    for repository in [&space.repository, &listed] {
-        registry.fault_on(repository, Fault::Unavailable)?;
-    }
-    let host = registry.host();
+    space.registry.fault(Fault::Unavailable).await?;
+    let host = space.registry.host();
     let policy = json!({
         "imagePullCredentialsVerificationPolicy": "NeverVerifyAllowlistedImages",
         "preloadedImagesVerificationAllowlist": [
@@ -96,7 +91,6 @@ async fn a_kubelet_with_an_allow_list_decides_by_it(node: &Node) -> anyhow::Resu
         "preloadedImagesVerificationAllowlist": [],
     });
     node.cluster.kubelet().reconfigure(&usual).await?;
-    registry.heal_on(&listed);
     decided?;
     space.end().await
 }

@@ -306,8 +306,8 @@ async fn a_killed_container_is_started_again(node: &Node) -> anyhow::Result<()> 
 }
 
 async fn nothing_listens_beyond_loopback(node: &Node) -> anyhow::Result<()> {
-    // etcd twice, API server, kubelet, containerd's streams, registry and proxy.
-    check_listeners(node.cluster.dir(), 7)
+    // etcd twice, API server, kubelet, containerd's streams and registry.
+    check_listeners(node.cluster.dir(), 6)
 }
 
 async fn no_part_ended_by_itself(node: &Node) -> anyhow::Result<()> {

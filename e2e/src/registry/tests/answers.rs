@@ -99,13 +99,7 @@ async fn a_bearer_challenge_points_to_a_token_endpoint_that_answers_as_told() {
             answer.text()
         );
     }
-    assert_eq!(
-        fixture
-            .registry
-            .requests()
-            .count_on(REPOSITORY, RequestKind::Token),
-        4
-    );
+    assert_eq!(fixture.registry.requests().count(RequestKind::Token), 4);
 }
 
 #[tokio::test]
