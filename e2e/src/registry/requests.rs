@@ -115,6 +115,11 @@ impl Requests {
         self.sum(|_, counted| counted == kind)
     }
 
+    /// Of this kind, for one repository.
+    pub fn count_on(&self, repository: &str, kind: RequestKind) -> u64 {
+        self.sum(|name, counted| name == Some(repository) && counted == kind)
+    }
+
     /// Of all kinds, for all repositories.
     pub fn total(&self) -> u64 {
         self.sum(|_, _| true)

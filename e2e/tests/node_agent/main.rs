@@ -1,6 +1,7 @@
 //! TryLatest on a real kubelet, installed by its own manifests: what a pod gets in each situation,
 //! and that no pod waits for ever, whoever dies.
 
+mod circuit;
 mod credentials;
 mod damage;
 mod deaths;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use futures::future::BoxFuture;
 use serde_json::Value;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
@@ -35,6 +36,9 @@ const SOON: Duration = Duration::from_secs(45);
 
 /// How long what follows from a stall may take: the stall deadline, and the same.
 const STALLED: Duration = Duration::from_secs(5 + 45);
+
+/// So many pods at most fall back, one after the other, before the agent knows that a registry is back.
+const COMES_BACK: usize = 5;
 
 /// A cluster with TryLatest on it.
 struct Node {
@@ -180,6 +184,25 @@ impl Space<'_> {
         Ok(release)
     }
 
+    /// The registry is back: the first pods may still fall back before that is known.
+    async fn comes_back(&self, version: &str) -> anyhow::Result<()> {
+        for n in 0..COMES_BACK {
+            let name = format!("healed-{n}");
+            let image = self.image();
+            self.work.run(&tried(&name, &image), STALLED).await?;
+            let release = self.work.released(&name, "app").await?;
+            if release["outcome"] == "fallback" {
+                continue;
+            }
+            ensure!(
+                release["outcome"] == "fresh" || release["outcome"] == "unchanged",
+                "{name}: released as {release}"
+            );
+            return self.says(&name, "app", version).await;
+        }
+        bail!("{COMES_BACK} pods fell back after the registry was back")
+    }
+
     async fn says(&self, pod: &str, container: &str, version: &str) -> anyhow::Result<()> {
         let said = self.work.wait_log(pod, container, SOON).await?;
         ensure!(
@@ -220,6 +243,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
+        ("circuit", circuit::tests()),
         ("patience", patience::tests()),
         ("damage", damage::tests()),
         ("private", private::tests()),

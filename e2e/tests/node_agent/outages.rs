@@ -19,7 +19,6 @@ pub(crate) fn tests() -> Tests {
             a_silent_registry_falls_back,
             server_errors_fall_back,
             a_removed_tag_falls_back,
-            a_rate_limit_falls_back,
             a_reset_falls_back,
             no_answer_falls_back_after_the_stall_deadline,
             a_stalled_blob_falls_back_after_the_stall_deadline,
@@ -53,7 +52,7 @@ async fn falls_back(
     space.registry.fault(fault).await?;
     says_so(&space, "after", class, &digest, limit).await?;
     space.registry.heal().await?;
-    space.run("healed", "fresh", "two").await?;
+    space.comes_back("two").await?;
     space.end().await
 }
 
@@ -97,13 +96,6 @@ async fn server_errors_fall_back(node: &Node) -> anyhow::Result<()> {
 
 async fn a_removed_tag_falls_back(node: &Node) -> anyhow::Result<()> {
     falls_back(node, "e404", Fault::NotFound, "not-found", SOON).await
-}
-
-async fn a_rate_limit_falls_back(node: &Node) -> anyhow::Result<()> {
-    let fault = Fault::RateLimited {
-        retry_after: Duration::from_secs(1),
-    };
-    falls_back(node, "e429", fault, "rate-limited", SOON).await
 }
 
 async fn a_reset_falls_back(node: &Node) -> anyhow::Result<()> {

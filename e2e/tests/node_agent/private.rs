@@ -346,9 +346,8 @@ async fn a_registry_that_hangs_with_credentials_hangs_one_pod_and_no_other(
     let other = private(node, "hangsother", Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
     becomes(&other, "before", "fresh", "one").await?;
-    let registry = node.cluster.registry();
     let hangs = Fault::Latency(Duration::from_secs(300)).with_credentials();
-    registry.fault_on(&space.repository, hangs)?;
+    space.registry.fault(hangs).await?;
     let image = space.image();
     space.work.create(&with_secret("hangs", &image)).await?;
     let gives_up = |pod: &Pod| outcome_of(pod).as_deref() == Some("fallback");
@@ -359,15 +358,15 @@ async fn a_registry_that_hangs_with_credentials_hangs_one_pod_and_no_other(
     becomes(&space, "next", "fallback", "one").await?;
     let release = becomes(&other, "braked", "fallback", "one").await?;
     ensure!(release["class"] == "timeout", "{release}");
-    registry.heal_on(&space.repository);
+    space.registry.heal().await?;
     let runs = space
         .work
         .wait_pod("hangs", "it runs", AFTER_BACK_OFF, is_running);
     runs.await?;
     // The brake is off.
     becomes(&other, "after", "unchanged", "one").await?;
-    end(other).await?;
-    end(space).await
+    other.end().await?;
+    space.end().await
 }
 
 async fn an_image_is_made_private_and_public_again(node: &Node) -> anyhow::Result<()> {

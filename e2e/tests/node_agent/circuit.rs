@@ -1,0 +1,149 @@
+//! A registry that fails is not asked for each pod, and is found when it is back.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use tokio::time::timeout;
+use trylatest_e2e::registry::{Fault, RequestKind};
+
+use crate::deaths::kill_agent;
+use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
+
+/// Images of one registry.
+const IMAGES: usize = 5;
+
+/// The longest pause before the second probe without a pod.
+const PROBED: Duration = Duration::from_secs(45);
+
+/// The longest pause before the first one after 429.
+const PROBED_AFTER_429: Duration = Duration::from_secs(60);
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again,
+            after_429_the_registry_is_left_alone,
+            one_image_that_fails_leaves_the_others_alone,
+        ],
+        alone: tests![a_new_agent_remembers_the_outage],
+    }
+}
+
+fn repository(space: &Space<'_>, n: usize) -> String {
+    format!("{}-{n}", space.repository)
+}
+
+/// Runs a pod of one of these images.
+async fn run(space: &Space<'_>, pod: &str, n: usize, outcome: &str) -> anyhow::Result<Value> {
+    let image = space.registry.image(&repository(space, n), "latest");
+    space
+        .run_spec(&tried(pod, &image), STALLED, outcome, "one")
+        .await
+}
+
+/// Images that are on the node.
+async fn cached<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
+    let space = node.space(name).await?;
+    for n in 0..IMAGES {
+        space.push_to(&repository(&space, n), "one").await?;
+        run(&space, &format!("before-{n}"), n, "fresh").await?;
+    }
+    Ok(space)
+}
+
+fn was_asked(release: &Value) -> bool {
+    let message = release["message"].as_str().unwrap_or_default();
+    !message.contains("was not asked again")
+}
+
+async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = cached(node, "outage").await?;
+    space.registry.fault(Fault::NeverAnswers).await?;
+    let release = run(&space, "first", 0, "fallback").await?;
+    ensure!(was_asked(&release), "{release}");
+    for n in 0..IMAGES {
+        let release = run(&space, &format!("later-{n}"), n, "fallback").await?;
+        ensure!(release["class"] == "timeout", "{release}");
+        ensure!(!was_asked(&release), "{release}");
+    }
+    ensure!(node.install.metric("trylatest_open_circuits").await? > 0.0);
+    let before = space.registry.requests();
+    space.registry.heal().await?;
+    let kind = RequestKind::HeadManifest;
+    let asked = |n: usize| before.count_on(&repository(&space, n), kind);
+    let all = space.registry.wait_until(|requests| {
+        (0..IMAGES).all(|n| requests.count_on(&repository(&space, n), kind) > asked(n))
+    });
+    let all = timeout(PROBED, all).await;
+    all.context("what fell back is not tried again")?;
+    run(&space, "after", 0, "unchanged").await?;
+    space.end().await
+}
+
+async fn after_429_the_registry_is_left_alone(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "limited").await?;
+    let limited = Fault::RateLimited {
+        retry_after: Duration::from_secs(30),
+    };
+    space.registry.fault(limited).await?;
+    let before = space.registry.requests();
+    let release = run(&space, "first", 0, "fallback").await?;
+    ensure!(release["class"] == "rate-limited", "{release}");
+    let first = space.registry.requests().since(&before).total();
+    ensure!((1..=5).contains(&first), "{first} requests for one pod");
+    for n in 0..IMAGES {
+        let release = run(&space, &format!("later-{n}"), n, "fallback").await?;
+        ensure!(release["class"] == "rate-limited", "{release}");
+        ensure!(!was_asked(&release), "{release}");
+    }
+    let asked = space.registry.requests().since(&before);
+    ensure!(asked.total() == first, "{asked}");
+    space.registry.heal().await?;
+    let healed = space.registry.requests().total();
+    let probed = space
+        .registry
+        .wait_until(|requests| requests.total() > healed);
+    let probed = timeout(PROBED_AFTER_429, probed).await;
+    probed.context("it is not asked again")?;
+    run(&space, "after", 1, "unchanged").await?;
+    space.end().await
+}
+
+async fn one_image_that_fails_leaves_the_others_alone(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "oneimage").await?;
+    let faults = [
+        Fault::Unavailable,
+        Fault::NotFound,
+        Fault::CorruptManifest,
+        Fault::Reset,
+    ];
+    for (n, fault) in faults.into_iter().enumerate() {
+        space.registry.fault_on(&repository(&space, 0), fault)?;
+        let release = run(&space, &format!("fails-{n}"), 0, "fallback").await?;
+        ensure!(was_asked(&release), "{release}");
+        run(&space, &format!("healthy-{n}"), 1, "unchanged").await?;
+    }
+    space.end().await
+}
+
+async fn a_new_agent_remembers_the_outage(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "remembered").await?;
+    space.registry.fault(Fault::NeverAnswers).await?;
+    run(&space, "first", 0, "fallback").await?;
+    kill_agent(node).await?;
+    node.install.wait_ready().await?;
+    let release = run(&space, "later", 1, "fallback").await?;
+    ensure!(!was_asked(&release), "{release}");
+    space.registry.heal().await?;
+    let before = space.registry.requests();
+    let asked = space
+        .registry
+        .wait_until(|requests| requests.since(&before).total() > 0);
+    timeout(SOON, asked)
+        .await
+        .context("it is not asked again")?;
+    space.end().await
+}
