@@ -119,7 +119,7 @@ impl Planner {
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.report_changed |= self.pods.remove(&uid).is_some(),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
-            Event::Moved(moved) => self.moved(now, &moved),
+            Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
@@ -338,7 +338,7 @@ impl Planner {
     }
 
     /// A running try, or the kubelet's pull of a hand-over, has come this far.
-    fn moved(&mut self, now: Now, moved: &Moved) {
+    fn moved(&mut self, now: Now, moved: &Moved, plan: &mut Vec<Action>) {
         let Some(image) = self.images.get_mut(&moved.image) else {
             return;
         };
@@ -356,8 +356,7 @@ impl Planner {
             && attempt.stalled.is_some()
             && !attempt.has_answer()
         {
-            let (began, failure) = (attempt.started.up, attempt.flow.stood_still());
-            self.registry_failed(now, &moved.image, began, &failure);
+            self.is_silent(now, &moved.image, plan);
         } else if moved.flow.flows {
             self.registry_answered(now, &moved.image);
         }

@@ -79,7 +79,7 @@ async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
     });
     let all = timeout(PROBED, all).await;
     all.context("what fell back is not tried again")?;
-    run(&space, "after", 0, "unchanged").await?;
+    space.comes_back_with(&repository(&space, 0), "one").await?;
     space.end().await
 }
 
@@ -108,7 +108,7 @@ async fn after_429_the_registry_is_left_alone(node: &Node) -> anyhow::Result<()>
         .wait_until(|requests| requests.total() > healed);
     let probed = timeout(PROBED_AFTER_429, probed).await;
     probed.context("it is not asked again")?;
-    run(&space, "after", 1, "unchanged").await?;
+    space.comes_back_with(&repository(&space, 1), "one").await?;
     space.end().await
 }
 
@@ -117,7 +117,7 @@ async fn one_image_that_fails_leaves_the_others_alone(node: &Node) -> anyhow::Re
     let faults = [
         Fault::Unavailable,
         Fault::NotFound,
-        Fault::CorruptManifest,
+        Fault::InternalError,
         Fault::Reset,
     ];
     for (n, fault) in faults.into_iter().enumerate() {

@@ -186,9 +186,13 @@ impl Space<'_> {
 
     /// The registry is back: the first pods may still fall back before that is known.
     async fn comes_back(&self, version: &str) -> anyhow::Result<()> {
+        self.comes_back_with(&self.repository, version).await
+    }
+
+    async fn comes_back_with(&self, repository: &str, version: &str) -> anyhow::Result<()> {
         for n in 0..COMES_BACK {
             let name = format!("healed-{n}");
-            let image = self.image();
+            let image = self.registry.image(repository, "latest");
             self.work.run(&tried(&name, &image), STALLED).await?;
             let release = self.work.released(&name, "app").await?;
             if release["outcome"] == "fallback" {

@@ -64,6 +64,8 @@ pub(super) struct Attempt {
     pub(super) stalled: Option<Duration>,
     /// It is to end.
     pub(super) is_cut: bool,
+    /// That it stands still is remembered.
+    pub(super) is_told: bool,
 }
 
 impl Attempt {
@@ -208,6 +210,7 @@ impl Image {
             flow: Flow::default(),
             stalled: None,
             is_cut: false,
+            is_told: false,
         });
     }
 

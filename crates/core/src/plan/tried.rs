@@ -8,7 +8,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::{Try, TryResult};
 use crate::time::Now;
-use crate::verdict::Evidence;
+use crate::verdict::{CachedCopy, Evidence};
 
 impl Planner {
     /// A try has ended: it is remembered, and everybody who waits for it moves on.
@@ -63,7 +63,10 @@ impl Planner {
         // Where the agent decides who may have it, an agent that ends now must not take that with it.
         let is_kept = is_refused && !self.rules.kubelet_verifies;
         let is_kept = is_kept && !self.knowledge.facts(&name).needs_credentials;
-        if asked && may_be_private && !is_kept {
+        let was_told = attempt.is_told && failure.is_some_and(is_silence);
+        if was_told {
+            // It was remembered when nothing came.
+        } else if asked && may_be_private && !is_kept {
             // A hand-over may follow, and they are remembered as one.
             image.refused = Some((attempt, evidence.clone()));
             if is_refused {
@@ -93,6 +96,24 @@ impl Planner {
     ) {
         if attempt.asks() {
             self.add_try(evidence.to_try(name, attempt.started, now, None), plan);
+        }
+    }
+
+    /// A try stands still without a word from its registry. It is remembered now: it may go on for minutes, and an
+    /// agent that begins again meanwhile is to know.
+    pub(super) fn is_silent(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
+        let attempt = self.images.get_mut(name).and_then(|i| i.attempt.as_mut());
+        let Some(attempt) = attempt.filter(|attempt| attempt.asks()) else {
+            return;
+        };
+        let failure = attempt.flow.stood_still();
+        let (began, tells) = (attempt.started, !attempt.is_told);
+        attempt.is_told = true;
+        self.registry_failed(now, name, began.up, &failure);
+        if tells {
+            let nothing_known = CachedCopy::Unknown { why: String::new() };
+            let evidence = Evidence::of_look(failure, nothing_known);
+            self.add_try(evidence.to_try(name, began, now, None), plan);
         }
     }
 

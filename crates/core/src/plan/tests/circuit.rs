@@ -312,3 +312,23 @@ fn a_name_that_is_away_comes_back_when_the_registry_fails() {
         "{actions:?}"
     );
 }
+
+#[test]
+fn silence_is_remembered_when_nothing_comes_and_once() {
+    let mut world = with_records();
+    let (image, attempt, _) = tried(&comes(&mut world, "reg.example/first"));
+    world.wait(Duration::from_secs(5));
+    world.stalls(&image, attempt, Flow::default());
+    world.stalls(&image, attempt, Flow::default());
+    let result = |record: &Try| record.result.failure().map(|failure| failure.class);
+    let records: Vec<_> = world.records.iter().map(result).collect();
+    assert_eq!(records, [Some(FailureClass::Timeout)]);
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    world.wait(Duration::from_secs(60));
+    ends(
+        &mut world,
+        (image, attempt, Ask::Always),
+        Some(failing(FailureClass::Timeout)),
+    );
+    assert_eq!(world.records.len(), 1);
+}
