@@ -332,3 +332,82 @@ fn silence_is_remembered_when_nothing_comes_and_once() {
     );
     assert_eq!(world.records.len(), 1);
 }
+
+/// Requests are containerd's: one for a try of a tag that has not moved, up to five for one that is answered 429.
+fn asking(actions: &[Action]) -> usize {
+    let asks = |action: &&Action| {
+        matches!(
+            action,
+            Action::Try {
+                ask: Ask::Always,
+                ..
+            }
+        )
+    };
+    actions.iter().filter(asks).count()
+}
+
+/// Lets every try that these actions begin end at once, and those that follow from that.
+fn let_end(world: &mut World, mut actions: Vec<Action>, failure: Option<&Failure>) {
+    while let Some(action) = actions.pop() {
+        if let Action::Try {
+            image,
+            attempt,
+            ask,
+        } = action
+        {
+            actions.extend(ends(world, (image, attempt, ask), failure.cloned()));
+        }
+    }
+}
+
+#[test]
+fn a_burst_of_200_pods_of_20_images_costs_one_try_for_each_if_answers_may_be_10s_old() {
+    let mut world = with_records();
+    world.planner.rules.freshness = Duration::from_secs(10);
+    for n in 0..200 {
+        let actions = comes(&mut world, &format!("reg.example/app{}", n % 20));
+        let_end(&mut world, actions, None);
+        let actions = world.wait(Duration::from_millis(50));
+        let_end(&mut world, actions, None);
+    }
+    assert_eq!(asking(&world.actions), 20);
+}
+
+#[test]
+fn a_minute_of_429_costs_500_pods_of_one_image_two_tries() {
+    let mut world = with_records();
+    let limited = failing(FailureClass::RateLimited);
+    for _ in 0..500 {
+        let actions = comes(&mut world, "reg.example/app");
+        let_end(&mut world, actions, Some(&limited));
+        let actions = world.wait(Duration::from_millis(120));
+        let_end(&mut world, actions, Some(&limited));
+    }
+    let asked = asking(&world.actions);
+    assert!((1..=2).contains(&asked), "{asked}");
+}
+
+/// A day in which the registry is away, and in which pods come and go.
+#[test]
+fn a_day_of_outage_leaves_nothing_behind() {
+    let mut world = with_records();
+    let silence = failing(FailureClass::Timeout);
+    for n in 0..10_000 {
+        let actions = comes(&mut world, &format!("reg.example/app{}", n % 50));
+        let_end(&mut world, actions, Some(&silence));
+        let actions = world.wait(Duration::from_millis(8640));
+        let_end(&mut world, actions, Some(&silence));
+        world.handle(Event::Listed(Vec::new()));
+        world.actions.clear();
+        world.records.clear();
+    }
+    assert!(world.planner.pods.is_empty());
+    assert_eq!(world.planner.images.len(), 50);
+    let idle = |image: &Image| image.attempt.is_none() && image.handover.is_none();
+    assert!(world.planner.images.values().all(idle));
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    world.handle(Event::Pruned(BTreeSet::new()));
+    assert_eq!(world.planner.known_images(), 0);
+    assert_eq!(world.planner.open_circuits().count(), 0);
+}
