@@ -260,18 +260,20 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),
     ];
-    let mut cases = Vec::new();
+    // Those that want the node alone come last: each waits until all others have ended.
+    let (mut beside, mut alone) = (Vec::new(), Vec::new());
     for (module, tests) in modules {
         for (name, test) in tests.beside {
             let run = move |node: Arc<With<Node, OLDEST>>| async move { test(&node).await };
-            cases.push(Case::new(format!("{on}::{module}::{name}"), run));
+            beside.push(Case::new(format!("{on}::{module}::{name}"), run));
         }
         for (name, test) in tests.alone {
             let run = move |node: Arc<With<Node, OLDEST>>| async move { test(&node).await };
-            cases.push(Case::exclusive(format!("{on}::{module}::{name}"), run));
+            alone.push(Case::exclusive(format!("{on}::{module}::{name}"), run));
         }
     }
-    cases
+    beside.extend(alone);
+    beside
 }
 
 fn main() -> ExitCode {
