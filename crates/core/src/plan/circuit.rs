@@ -114,19 +114,19 @@ impl Open {
 }
 
 impl Circuits {
-    /// A try that began at `began` has failed with this, or has brought nothing so far. Whether the registry's
-    /// circuit is open.
+    /// A try has failed with this, or has brought nothing so far; it took so long, maybe longer than the agent runs.
     fn failed(
         &mut self,
         now: Now,
         name: &ImageName,
-        began: Duration,
+        took: Duration,
         failure: &Failure,
         node: &str,
     ) {
         let registry = name.registry();
         let circuit = self.0.entry(registry.to_owned()).or_default();
-        let is_silent = now.up >= began + TURN;
+        let is_silent = took >= TURN;
+        let began = now.up.saturating_sub(took);
         match failure.class {
             FailureClass::RateLimited => {}
             // Others were answered meanwhile: it is this image's.
@@ -221,15 +221,15 @@ impl Planner {
         open.map(|(registry, open)| (registry.as_str(), &open.failure))
     }
 
-    /// A try that began at `began` has failed with this, or stands still, without a word from the registry.
+    /// A try has failed with this, or stands still, without a word from the registry; it took so long.
     pub(super) fn registry_failed(
         &mut self,
         now: Now,
         name: &ImageName,
-        began: Duration,
+        took: Duration,
         failure: &Failure,
     ) {
-        self.circuits.failed(now, name, began, failure, &self.node);
+        self.circuits.failed(now, name, took, failure, &self.node);
     }
 
     /// The registry has answered: what fell back is tried again.
@@ -377,9 +377,8 @@ impl Planner {
             if age(now.wall, tried.ended()) > PLAUSIBLE {
                 continue;
             }
-            let began = now.up.saturating_sub(tried.duration);
             match tried.result.failure() {
-                Some(failure) => self.registry_failed(now, &tried.image, began, failure),
+                Some(failure) => self.registry_failed(now, &tried.image, tried.duration, failure),
                 None => self
                     .circuits
                     .0

@@ -81,7 +81,7 @@ impl Planner {
         if asked && outage.is_none() {
             self.registry_answered(now, &name);
         } else if asked && let Some(outage) = outage.filter(is_news) {
-            self.registry_failed(now, &name, began, outage);
+            self.registry_failed(now, &name, now.up.saturating_sub(began), outage);
         }
     }
 
@@ -109,7 +109,7 @@ impl Planner {
         let failure = attempt.flow.stood_still();
         let (began, tells) = (attempt.started, !attempt.is_told);
         attempt.is_told = true;
-        self.registry_failed(now, name, began.up, &failure);
+        self.registry_failed(now, name, now.up.saturating_sub(began.up), &failure);
         if tells {
             let nothing_known = CachedCopy::Unknown { why: String::new() };
             let evidence = Evidence::of_look(failure, nothing_known);

@@ -277,7 +277,11 @@ fn an_agent_that_begins_again_recalls_what_had_just_failed() {
         }];
         let mut world = World::new();
         world.planner = Planner::new("node", rules(), &[record]);
-        world.handle(Event::KubeletVerifies(true));
+        let now = Now {
+            wall: world.now().wall,
+            up: Duration::ZERO,
+        };
+        world.planner.handle(now, Event::KubeletVerifies(true));
         assert_eq!(world.planner.open_circuits().count(), open, "{ago}");
     }
 }
