@@ -84,6 +84,32 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// Whether it may say something of the registry, and not only of one image of it.
+    pub(crate) const fn is_outage(self) -> bool {
+        match self {
+            Self::Timeout | Self::Network | Self::ServerError | Self::RateLimited => true,
+            Self::NotFound
+            | Self::Unauthorized
+            | Self::Invalid
+            | Self::Blocked
+            | Self::Local
+            | Self::Unknown => false,
+        }
+    }
+
+    /// Whether it shows that the registry answers requests.
+    pub(crate) const fn is_answer(self) -> bool {
+        match self {
+            Self::NotFound | Self::Unauthorized | Self::Invalid | Self::Blocked => true,
+            Self::Timeout
+            | Self::Network
+            | Self::ServerError
+            | Self::RateLimited
+            | Self::Local
+            | Self::Unknown => false,
+        }
+    }
+
     /// Every class.
     pub const ALL: [Self; 10] = [
         Self::Network,

@@ -8,9 +8,10 @@
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
-//! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `spared` are
-//! those for whom that has just failed; `brake` is on while one hangs); `settle` says what became of releases. `pod` knows what is owed
+//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is
+//! not asked for each pod (`circuit`), and `probe` finds out when it is back. Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
+//! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls` shows how
+//! it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle` says what became of releases. `pod` knows what is owed
 //! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
@@ -22,6 +23,8 @@ mod handover;
 mod image;
 mod pace;
 mod pod;
+mod probe;
+mod pulls;
 mod repeat;
 mod report;
 mod round;
@@ -38,7 +41,7 @@ use std::time::Duration;
 use self::brake::Hang;
 use self::circuit::Circuits;
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Why, Written};
-use self::image::Image;
+use self::image::{Image, News};
 use self::pace::Pace;
 use self::pod::{NEWS, Pod};
 use self::round::Round;
@@ -72,8 +75,8 @@ pub struct Planner {
     circuits: Circuits,
     /// Those of earlier runs of the agent are not recalled yet.
     is_new: bool,
-    /// The kubelet's pull that hangs, if one does.
-    hang: Option<Hang>,
+    /// The kubelet's pulls that hang.
+    hangs: BTreeMap<ImageName, Hang>,
     /// When a pull that hangs was last cut off for others.
     gave_way: Option<Duration>,
     /// Since when no hand-over could be seen through, if none could.
@@ -100,7 +103,7 @@ impl Planner {
             spared: Spared::default(),
             circuits: Circuits::default(),
             is_new: true,
-            hang: None,
+            hangs: BTreeMap::new(),
             gave_way: None,
             unwell_since: Some(Duration::ZERO),
             is_stopping: false,
@@ -175,7 +178,7 @@ impl Planner {
             .chain(pods)
             .chain(self.handovers_due(now))
             .chain(self.cuts_due())
-            .chain(self.circuits_due(now))
+            .chain(self.probes_due(now))
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
             .min()
@@ -296,8 +299,9 @@ impl Planner {
             .retain(|name| images.contains_key(name) || is_kept(name));
         self.spared
             .retain(|name| images.contains_key(name) || is_kept(name));
+        let registries = images.keys().map(ImageName::registry).collect();
         self.circuits
-            .retain(|registry| images.keys().any(|name| name.registry() == registry));
+            .retain(|name| images.contains_key(name), &registries);
         self.report_changed = true;
     }
 
@@ -333,7 +337,7 @@ impl Planner {
             }
         }
         for name in newcomers {
-            self.start_over(&name, plan);
+            self.start_over(now, &name, plan);
         }
     }
 
@@ -348,17 +352,10 @@ impl Planner {
             handover.moved(now);
             return self.pull_moved(now);
         }
-        let stalled = |image: &Image| image.attempt.as_ref()?.stalled;
-        let before = stalled(image);
-        image.moved(now, moved.attempt, moved.flow, self.rules.stall);
-        if let Some(attempt) = &image.attempt
-            && before.is_none()
-            && attempt.stalled.is_some()
-            && !attempt.has_answer()
-        {
-            self.is_silent(now, &moved.image, plan);
-        } else if moved.flow.flows {
-            self.registry_answered(now, &moved.image);
+        match image.moved(now, moved.attempt, moved.flow, self.rules.stall) {
+            Some(News::Silence) => self.remember_silence(now, &moved.image, plan),
+            Some(News::Answer(began)) => self.registry_answered(now, &moved.image, began),
+            None => {}
         }
     }
 

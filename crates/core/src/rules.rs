@@ -65,6 +65,11 @@ impl Rules {
         }
     }
 
+    /// Whether it may not take every copy.
+    pub fn is_strict(&self) -> bool {
+        self.max_age.is_some() || self.fallback_on.is_some()
+    }
+
     /// Whether a cached copy may be used after a failure of this class.
     pub fn allow_fallback_on(&self, class: FailureClass) -> bool {
         match &self.fallback_on {

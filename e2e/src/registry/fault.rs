@@ -268,6 +268,12 @@ impl Rules {
         });
     }
 
+    pub(super) fn clear(&mut self) {
+        end(self.everywhere.take());
+        let others = self.by_repository.drain();
+        others.for_each(|(_, rule)| end(Some(rule)));
+    }
+
     /// The fault for a request, among those that `meets` accepts; counts it.
     pub(super) fn take(&mut self, asked: &Asked, meets: impl Fn(&Fault) -> bool) -> Option<Met> {
         let own = asked.repository.as_deref();

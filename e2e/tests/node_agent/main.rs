@@ -113,6 +113,12 @@ struct Space<'a> {
     repository: String,
 }
 
+impl Drop for Space<'_> {
+    fn drop(&mut self) {
+        self.registry.end_faults();
+    }
+}
+
 impl Space<'_> {
     /// Lets the tag point to an image that says `version`; its digest.
     async fn push(&self, version: &str) -> anyhow::Result<String> {

@@ -75,9 +75,9 @@ impl Planner {
 
     /// A pod has come, and may be luckier than those for whom this image's pull stands still: it is cut off for a
     /// new one, but not again for the next pod.
-    pub(super) fn start_over(&mut self, name: &ImageName, plan: &mut Vec<Action>) {
+    pub(super) fn start_over(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
         let is_needed = self.is_needed(name);
-        if self.circuits.is_open(name) && self.is_probed(name.registry()) {
+        if self.circuits.of(name).is_some() && !self.may_probe(now, name) {
             return;
         }
         let image = self.images.get_mut(name);

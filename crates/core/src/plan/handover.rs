@@ -23,12 +23,12 @@ use super::event::Action;
 use super::image::{Attempt, Image};
 use super::pod::Pod;
 use super::round::Round;
-use super::wait::{Cause, Spare};
+use super::wait::{Cause, Context, Spare};
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
-use crate::pod::{GatedPod, Start};
+use crate::pod::GatedPod;
 use crate::record::{LocalCopy, Try, TryResult};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
@@ -57,7 +57,7 @@ pub(super) struct Handover {
     /// The pod that leads, by its uid.
     leader: String,
     /// Whose credentials the kubelet has for it.
-    identity: Identity,
+    pub(super) identity: Identity,
     phase: Phase,
     /// The try that the registry has refused; remembered unless the kubelet pulls.
     refused: Option<(Attempt, Evidence)>,
@@ -68,9 +68,9 @@ pub(super) struct Handover {
     /// The same of this one.
     moved_itself: Duration,
     /// When a container that needs the image was first seen to be next.
-    next: Option<Duration>,
+    pub(super) next: Option<Duration>,
     /// Its pod was changed for the kubelet to look at it.
-    is_nudged: bool,
+    pub(super) is_nudged: bool,
 }
 
 /// What a name pointed to when it was taken away, if there was a copy.
@@ -137,7 +137,7 @@ impl Handover {
     }
 
     /// When the kubelet is to look at the pod.
-    fn nudge_at(&self, stall: Duration) -> Option<Duration> {
+    pub(super) fn nudge_at(&self, stall: Duration) -> Option<Duration> {
         self.away()?;
         let next = self.next.filter(|_| !self.is_nudged)?;
         Some(next + NUDGE.min(stall / 2))
@@ -149,7 +149,7 @@ impl Handover {
     }
 
     /// Its name is to be given back.
-    fn give_back(
+    pub(super) fn give_back(
         &mut self,
         name: &ImageName,
         kept: Option<Kept>,
@@ -175,6 +175,18 @@ impl Handover {
         self.moved = now.up;
     }
 
+    /// Whether it has ended, or is about to, without a pull of the kubelet.
+    fn was_left_alone(&self) -> bool {
+        matches!(
+            &self.phase,
+            Phase::Returning {
+                failure: Some(_),
+                was_tried: false,
+                ..
+            }
+        )
+    }
+
     /// When containerd has taken too long with the name.
     fn stuck_at(&self) -> Option<Duration> {
         self.away().is_none().then(|| self.since + STUCK)
@@ -184,7 +196,7 @@ impl Handover {
         self.moved_itself = now.up;
     }
 
-    fn is_overdue(&self, now: Now, stall: Duration) -> bool {
+    pub(super) fn is_overdue(&self, now: Now, stall: Duration) -> bool {
         self.due(stall).is_some_and(|due| due <= now.up)
     }
 }
@@ -243,14 +255,14 @@ impl Planner {
         if self.is_stopping {
             return;
         }
-        let braked = self.is_braked();
+        let braked = self.brake(now);
         let since = self.unwell_since.map(|since| since + WELL_WITHIN);
         let is_unwell = since.is_some_and(|until| until <= now.up);
         for (uid, pod) in &self.pods {
             let refused = pod.round.as_ref().is_some_and(Round::is_refused);
             for name in pod.waits_for_kubelet() {
                 let failure = self.spared_by(now, &name, &pod.seen.identity).cloned();
-                let fails = || self.circuits.failure(&name, now);
+                let fails = || Some(self.circuits.of(&name)?.not_asked(now));
                 let hung = || self.spared.hung(now, &name);
                 let hangs = braked.clone().or_else(hung).or_else(fails);
                 let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
@@ -327,68 +339,6 @@ impl Planner {
                 let failure = Failure::new(FailureClass::Local, why);
                 plan.push(handover.give_back(name, None, Some(failure), false, now));
             }
-        }
-    }
-
-    /// Looks whether the kubelet's pulls fail, or hang, or are not needed any more.
-    pub(super) fn watch_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
-        let mut hangs = Vec::new();
-        for (name, image) in &mut self.images {
-            let Some(handover) = &mut image.handover else {
-                continue;
-            };
-            let Phase::Away(kept) = &handover.phase else {
-                continue;
-            };
-            let kept = kept.clone();
-            let mut users = 0;
-            let mut failure = None;
-            let (mut next, mut others_fail) = (false, false);
-            for pod in self.pods.values() {
-                for start in pod.handed_over(name) {
-                    users += 1;
-                    match start {
-                        // That others fail says nothing about those for whom it was begun.
-                        Some(Start::Wanting(_)) if handover.is_for_another(&pod.seen.identity) => {
-                            others_fail = true;
-                        }
-                        Some(Start::Wanting(why)) => failure = Some(why.clone()),
-                        // Nor does it that they wait.
-                        Some(Start::Next) => next |= !handover.is_for_another(&pod.seen.identity),
-                        Some(Start::Started { .. }) | None => {}
-                    }
-                }
-            }
-            if next || self.unwell_since.is_some() {
-                handover.next.get_or_insert(now.up);
-            } else {
-                handover.next = None;
-            }
-            let nudge = handover.nudge_at(self.rules.stall);
-            if next && failure.is_none() && nudge.is_some_and(|at| at <= now.up) {
-                handover.is_nudged = true;
-                let pods = self.pods.values();
-                let own = pods.filter(|pod| !handover.is_for_another(&pod.seen.identity));
-                plan.extend(own.filter_map(|pod| pod.nudge(name, now)));
-            }
-            let is_overdue = handover.is_overdue(now, self.rules.stall);
-            if is_overdue && next && failure.is_none() {
-                let words =
-                    "the kubelet's pull has shown no progress; the pod's Events may say why";
-                failure = Some(Failure::new(FailureClass::Timeout, words));
-                hangs.push((name.clone(), handover.identity.clone()));
-            }
-            // The kubelet has not come to it, and the registry fails.
-            let fails = self.circuits.failure(name, now).filter(|_| !next);
-            let (is_over, was_tried) = (fails.is_some(), failure.is_some());
-            failure = failure.or(fails);
-            let is_needless = users == 0 || is_over || others_fail && !next;
-            if is_needless || failure.is_some() || is_overdue || self.is_stopping {
-                plan.push(handover.give_back(name, Some(kept), failure, was_tried, now));
-            }
-        }
-        for (name, identity) in hangs {
-            self.hangs(&name, &identity);
         }
     }
 
@@ -503,18 +453,10 @@ impl Planner {
         };
         self.handed_back(now, name);
         // A pull of the kubelet and the refusal before it are one try.
-        if matches!(end, End::Abandoned)
-            && let Some((attempt, evidence)) = &handover.refused
-        {
+        let is_left_alone = handover.was_left_alone() || matches!(end, End::Abandoned);
+        if is_left_alone && let Some((attempt, evidence)) = &handover.refused {
             self.remember(now, name, attempt, evidence, plan);
         }
-        let was_tried = matches!(
-            &handover.phase,
-            Phase::Returning {
-                was_tried: true,
-                ..
-            }
-        );
         let kept = match &handover.phase {
             Phase::Away(kept) => kept.digest.clone(),
             Phase::Returning { kept, .. } => kept.as_ref().and_then(|kept| kept.digest.clone()),
@@ -524,39 +466,16 @@ impl Planner {
             End::Pulled if kept.is_some() && kept.as_ref() == copy.digest() => TryResult::Unchanged,
             End::Pulled => TryResult::Fresh,
             End::Failed(failure) => TryResult::Failed(failure),
-            // Those that wait have their own turn, and a pod that was released with it starts from the copy.
-            End::Abandoned => {
-                let pods = self.pods.values_mut();
-                pods.for_each(|pod| pod.is_not_handed_over(name));
-                return self.step(now, name, |_, _| Cause::Time, plan);
-            }
+            End::Abandoned => return self.returned_unpulled(now, name, plan),
         };
-        match &result {
-            TryResult::Failed(failure) if was_tried => {
-                self.spared.add(now, name, &handover.identity, failure);
-                if failure.class == FailureClass::Timeout {
-                    self.spared.hangs(now, name);
-                }
-            }
-            // That was containerd's, or the registry's before it.
-            TryResult::Failed(_) => {}
-            TryResult::Fresh | TryResult::Unchanged => self.spared.pulled(name),
-        }
         let evidence = Evidence {
             result,
             copy,
             healed: None,
         };
-        let by = Some(handover.identity.clone());
-        let refused = handover
-            .refused
-            .as_ref()
-            .and_then(|(_, refused)| refused.result.failure());
-        let tried = Try {
-            refused: refused.is_some_and(|failure| failure.class == FailureClass::Unauthorized),
-            ..evidence.to_try(name, handover.began, now, by)
-        };
-        self.add_try(tried, plan);
+        if !handover.was_left_alone() {
+            self.kubelet_tried(now, name, &handover, &evidence, plan);
+        }
         let failed = evidence.result.failure().is_some();
         for pod in self.pods.values_mut() {
             // Another identity's pull may still end otherwise.
@@ -571,6 +490,60 @@ impl Planner {
             is_good: began >= since,
         };
         self.step(now, name, |_, round| cause(round.since), plan);
+    }
+
+    /// The kubelet's pull is remembered as a try, and whom its failure spares the next.
+    fn kubelet_tried(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        handover: &Handover,
+        evidence: &Evidence,
+        plan: &mut Vec<Action>,
+    ) {
+        match &evidence.result {
+            TryResult::Failed(failure) => {
+                self.spared.add(now, name, &handover.identity, failure);
+            }
+            TryResult::Fresh | TryResult::Unchanged => {
+                self.spared.pulled(name);
+                self.release_brake();
+            }
+        }
+        let refused = handover.refused.as_ref();
+        let refused = refused.and_then(|(_, refused)| refused.result.failure());
+        let by = Some(handover.identity.clone());
+        let tried = Try {
+            refused: refused.is_some_and(|failure| failure.class == FailureClass::Unauthorized),
+            ..evidence.to_try(name, handover.began, now, by)
+        };
+        self.add_try(tried, plan);
+    }
+
+    /// The name is there again, and nobody has asked the registry with credentials. Those that wait have their own
+    /// turn; a pod that was released with it starts from the copy.
+    fn returned_unpulled(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
+        let Some(image) = self.images.get(name) else {
+            return;
+        };
+        for pod in self.pods.values_mut() {
+            let gate_runs = pod.gate_runs();
+            let Some(round) = pod.round.as_mut().filter(|round| !round.is_sent) else {
+                continue;
+            };
+            let context = Context {
+                now,
+                name,
+                image,
+                knowledge: &self.knowledge,
+                rules: &round.rules,
+                gate_runs,
+            };
+            let containers = round.containers.iter_mut();
+            let left = containers.filter(|container| container.is_handed_over(name));
+            left.for_each(|container| container.is_there_again(&context));
+        }
+        self.step(now, name, |_, _| Cause::Time, plan);
     }
 
     /// The kubelet goes on to the next pull, and pods that wait out its back-off find the name.

@@ -65,7 +65,7 @@ pub(super) struct Attempt {
     /// It is to end.
     pub(super) is_cut: bool,
     /// That it stands still is remembered.
-    pub(super) is_told: bool,
+    pub(super) is_recorded: bool,
 }
 
 impl Attempt {
@@ -78,6 +78,15 @@ impl Attempt {
     pub(super) fn has_answer(&self) -> bool {
         self.flow.flows || self.flow.total_bytes.is_some()
     }
+}
+
+/// What a running try says of its registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum News {
+    /// Bytes have come, to a try that began then.
+    Answer(Duration),
+    /// Nothing has come for the stall deadline.
+    Silence,
 }
 
 /// Who waits for the next try to begin.
@@ -169,10 +178,15 @@ impl Image {
         attempt.is_some_and(|attempt| attempt.stalled.is_some() && !attempt.is_cut)
     }
 
-    /// Whether pods do not wait for the try that runs: nothing moves, or it only probes the registry.
+    /// Whether pods do not wait for the try that runs, because it only probes the registry.
     pub(super) fn is_passed_over(&self, now: Now, gate_runs: bool) -> bool {
         let attempt = self.attempt.as_ref();
-        self.is_stalled() || attempt.is_some_and(|attempt| attempt.is_passed_over(now, gate_runs))
+        attempt.is_some_and(|attempt| attempt.is_passed_over(now, gate_runs))
+    }
+
+    /// When it was last tried.
+    pub(super) fn last_start(&self) -> Option<Duration> {
+        self.last_start
     }
 
     /// Whether the try that runs, or is about to, may still end with the registry's first word.
@@ -183,15 +197,25 @@ impl Image {
         }
     }
 
-    /// A running try has come this far.
-    pub(super) fn moved(&mut self, now: Now, attempt: u64, flow: Flow, stall: Duration) {
-        let running = self.attempt.as_mut().filter(|a| a.id == attempt);
-        let Some(running) = running else {
-            return;
-        };
+    /// A running try has come this far: what that says of its registry, if it is news.
+    pub(super) fn moved(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        flow: Flow,
+        stall: Duration,
+    ) -> Option<News> {
+        let running = self.attempt.as_mut().filter(|a| a.id == attempt)?;
+        let before = running.stalled;
+        let came = flow.flows && flow.bytes != running.flow.bytes;
         running.flow = flow;
         let stalled = flow.still >= stall;
-        running.stalled = stalled.then(|| running.stalled.unwrap_or(now.up));
+        running.stalled = stalled.then(|| before.unwrap_or(now.up));
+        if came {
+            return Some(News::Answer(running.started.up));
+        }
+        let is_silent = before.is_none() && stalled && !running.has_answer();
+        is_silent.then_some(News::Silence)
     }
 
     /// A try begins.
@@ -200,8 +224,8 @@ impl Image {
         self.is_missing = false;
         if ask == Ask::Always {
             self.last_start = Some(now.up);
-            self.is_refreshed = false;
         }
+        self.is_refreshed &= ask == Ask::IfAbsent;
         self.attempt = Some(Attempt {
             id,
             started: now,
@@ -210,7 +234,7 @@ impl Image {
             flow: Flow::default(),
             stalled: None,
             is_cut: false,
-            is_told: false,
+            is_recorded: false,
         });
     }
 

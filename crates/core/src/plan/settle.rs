@@ -129,20 +129,6 @@ impl Pod {
         }
     }
 
-    /// The name of this image is there again before its release was sent, and nothing was pulled.
-    pub(super) fn is_not_handed_over(&mut self, name: &ImageName) {
-        let Some(round) = self.round.as_mut().filter(|round| !round.is_sent) else {
-            return;
-        };
-        for container in &mut round.containers {
-            if container.is_handed_over(name)
-                && let Some(given) = container.decided().cloned()
-            {
-                container.settle(given.starts_from_its_copy());
-            }
-        }
-    }
-
     /// What has become of its release, if that is more than it says.
     pub(super) fn settle_due(
         &mut self,

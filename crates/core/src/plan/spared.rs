@@ -69,7 +69,7 @@ impl Spared {
     /// One of this image has hung.
     pub(super) fn hangs(&mut self, now: Now, name: &ImageName) {
         let registry = name.registry();
-        let words = "the kubelet was not asked: its pull of another image of this registry hung a short while ago";
+        let words = "the kubelet was not asked to pull: a pull from this registry made no progress a short while ago";
         let failure = Failure::new(FailureClass::Timeout, words);
         let failed = Failed::after(self.hung.get(registry), now, registry, failure);
         insert(&mut self.hung, registry.to_owned(), failed);

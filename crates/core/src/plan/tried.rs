@@ -3,10 +3,11 @@
 use super::Planner;
 use super::event::{Action, Ask, TryEnded};
 use super::image::Attempt;
+use super::turns::TURN;
 use super::wait::Cause;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
-use crate::record::{Try, TryResult};
+use crate::record::{LocalCopy, Try, TryResult};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence};
 
@@ -35,7 +36,9 @@ impl Planner {
             return self.step(now, &name, |_, _| Cause::TryMissed, plan);
         }
         let failure = evidence.result.failure();
-        image.finish(failure.is_some());
+        if attempt.asks() || failure.is_none() {
+            image.finish(failure.is_some());
+        }
         if attempt.asks() && !failure.is_some_and(is_silence) {
             image.is_patient = false;
         }
@@ -63,7 +66,7 @@ impl Planner {
         // Where the agent decides who may have it, an agent that ends now must not take that with it.
         let is_kept = is_refused && !self.rules.kubelet_verifies;
         let is_kept = is_kept && !self.knowledge.facts(&name).needs_credentials;
-        let was_told = attempt.is_told && failure.is_some_and(is_silence);
+        let was_told = attempt.is_recorded && failure.is_some_and(is_silence);
         if was_told {
             // It was remembered when nothing came.
         } else if asked && may_be_private && !is_kept {
@@ -76,11 +79,13 @@ impl Planner {
             self.remember(now, &name, &attempt, &evidence, plan);
         }
         self.step(now, &name, |_, round| cause(round.since), plan);
-        let outage = failure.filter(|failure| is_outage(failure));
-        let is_news = |outage: &&Failure| !was_shared && (!had_answer || is_limit(outage));
-        if asked && outage.is_none() {
-            self.registry_answered(now, &name);
-        } else if asked && let Some(outage) = outage.filter(is_news) {
+        let is_news = |outage: &Failure| {
+            let is_limit = outage.class == FailureClass::RateLimited;
+            outage.class.is_outage() && !was_shared && (!had_answer || is_limit)
+        };
+        if asked && failure.is_none_or(|failure| failure.class.is_answer()) {
+            self.registry_answered(now, &name, began);
+        } else if asked && let Some(outage) = failure.filter(|failure| is_news(failure)) {
             self.registry_failed(now, &name, now.up.saturating_sub(began), outage);
         }
     }
@@ -101,18 +106,27 @@ impl Planner {
 
     /// A try stands still without a word from its registry. It is remembered now: it may go on for minutes, and an
     /// agent that begins again meanwhile is to know.
-    pub(super) fn is_silent(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
+    pub(super) fn remember_silence(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
         let attempt = self.images.get_mut(name).and_then(|i| i.attempt.as_mut());
         let Some(attempt) = attempt.filter(|attempt| attempt.asks()) else {
             return;
         };
         let failure = attempt.flow.stood_still();
-        let (began, tells) = (attempt.started, !attempt.is_told);
-        attempt.is_told = true;
-        self.registry_failed(now, name, now.up.saturating_sub(began.up), &failure);
-        if tells {
-            let nothing_known = CachedCopy::Unknown { why: String::new() };
-            let evidence = Evidence::of_look(failure, nothing_known);
+        let (began, was_recorded) = (attempt.started, attempt.is_recorded);
+        attempt.is_recorded = true;
+        // A stall is silence, however short the deadline is.
+        let took = now.up.saturating_sub(began.up).max(TURN);
+        self.registry_failed(now, name, took, &failure);
+        if !was_recorded {
+            // Nothing has come, so it is what it was.
+            let copy = match self.knowledge.facts(name).copy {
+                Some(LocalCopy { digest, size_bytes }) => CachedCopy::Usable {
+                    digest,
+                    size_bytes: size_bytes.unwrap_or_default(),
+                },
+                None => CachedCopy::Unknown { why: String::new() },
+            };
+            let evidence = Evidence::of_look(failure, copy);
             self.add_try(evidence.to_try(name, began, now, None), plan);
         }
     }
@@ -123,15 +137,6 @@ impl Planner {
         self.report_changed = true;
         plan.push(Action::Record(tried));
     }
-}
-
-/// Whether a failure says something of the registry, and not of one image of it.
-fn is_outage(failure: &Failure) -> bool {
-    is_silence(failure) || is_limit(failure) || failure.class == FailureClass::ServerError
-}
-
-fn is_limit(failure: &Failure) -> bool {
-    failure.class == FailureClass::RateLimited
 }
 
 /// Whether a failure is none of a registry's answers.

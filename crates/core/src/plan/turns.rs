@@ -52,7 +52,7 @@ impl Planner {
         for name in looks {
             self.start_try(now, name, Ask::IfAbsent, plan);
         }
-        waiting = self.pass_over(now, waiting, plan);
+        waiting = self.leave_to_probes(now, waiting, plan);
         if waiting.is_empty() {
             return;
         }
@@ -79,7 +79,7 @@ impl Planner {
     }
 
     /// Begins those that are not to ask the registry, because its circuit is open: they take no turn, either.
-    fn pass_over(
+    fn leave_to_probes(
         &mut self,
         now: Now,
         mut due: Vec<(Duration, ImageName)>,
@@ -89,7 +89,7 @@ impl Planner {
         let mut probed = BTreeSet::new();
         let mut waiting = Vec::new();
         for (since, name) in due {
-            match self.passed_over(now, &name, &mut probed) {
+            match self.why_not_asked(now, &name, &mut probed) {
                 Some(failure) => self.start_try(now, name, Ask::Never(failure), plan),
                 None => waiting.push((since, name)),
             }
@@ -104,7 +104,8 @@ impl Planner {
         ask: Ask,
         plan: &mut Vec<Action>,
     ) {
-        let probe = self.circuits.failure(&name, now);
+        let open = self.circuits.of(&name).filter(|_| ask == Ask::Always);
+        let probe = open.map(|open| open.not_yet_answered(now));
         let Some(image) = self.images.get_mut(&name) else {
             return;
         };

@@ -154,10 +154,13 @@ pub(super) struct Context<'a> {
 /// come: a pod with little time must not be faster than a 401. What it has refused already is
 /// refused without a wait.
 pub(super) fn may_yet_be_refused(name: &ImageName, image: &Image, knowledge: &Knowledge) -> bool {
-    let spoken = knowledge
-        .of_name(name)
-        .is_some_and(|known| known.facts.confirmed.is_some() || known.facts.needs_credentials);
-    image.awaits_first_word() && !spoken
+    image.awaits_first_word() && !has_spoken(name, knowledge)
+}
+
+/// Whether the registry has ever said who may have this image.
+pub(super) fn has_spoken(name: &ImageName, knowledge: &Knowledge) -> bool {
+    let known = knowledge.of_name(name);
+    known.is_some_and(|known| known.facts.confirmed.is_some() || known.facts.needs_credentials)
 }
 
 impl Context<'_> {
@@ -167,7 +170,8 @@ impl Context<'_> {
 
     /// Whether the try that runs is not waited for.
     fn is_passed_over(&self) -> bool {
-        self.image.is_passed_over(self.now, self.gate_runs)
+        self.image.is_stalled()
+            || self.image.is_passed_over(self.now, self.gate_runs) && !self.may_yet_be_refused()
     }
 
     /// Whether there is no copy to lose, and the pod's own credentials may get it what nobody gets without.
@@ -273,7 +277,9 @@ impl Waiting {
     /// Whether time alone, or how far a running try has come, may let it move on.
     pub(super) fn may_move_on(&self, now: Now, image: Option<&Image>, gate_runs: bool) -> bool {
         let is_over = self.timer().is_some_and(|end| end <= now.up);
-        let passed_over = || image.is_some_and(|image| image.is_passed_over(now, gate_runs));
+        let is_passed_over =
+            |image: &Image| image.is_stalled() || image.is_passed_over(now, gate_runs);
+        let passed_over = || image.is_some_and(is_passed_over);
         match self.wait {
             Wait::FirstWord { .. } => true,
             Wait::Try { .. } => is_over || passed_over(),
@@ -318,17 +324,16 @@ impl Waiting {
         let is_over = self.timer().is_some_and(|end| end <= context.now.up);
         let (next, need) = match (&self.wait, cause) {
             (Wait::Kubelet { .. }, _) => return self.step_with_kubelet(cause, context),
+            (Wait::Done(_), _) => return Request::Nothing,
             (
-                wait,
+                _,
                 Cause::Pulled {
                     evidence, is_good, ..
                 },
             ) => {
-                if matches!(wait, Wait::Done(_)) || !is_good || evidence.result.failure().is_some()
-                {
-                    return Request::Nothing;
-                }
-                let Some(done) = self.judged_pull(evidence, context) else {
+                let is_good = is_good && evidence.result.failure().is_none();
+                let done = self.judged_pull(evidence, context).filter(|_| is_good);
+                let Some(done) = done else {
                     return Request::Nothing;
                 };
                 (done, Request::Nothing)
@@ -337,6 +342,7 @@ impl Waiting {
             (&Wait::Try { until }, Cause::Time) if context.is_passed_over() => {
                 (Wait::Stalled { until }, Request::Look)
             }
+            (&Wait::Stalled { until }, Cause::TryMissed) => (Wait::Try { until }, Request::Nothing),
             (&Wait::Stalled { until }, Cause::Looked(copy)) => {
                 (self.stalled(copy, until, context), Request::Nothing)
             }

@@ -27,6 +27,9 @@ const BACKING_OFF: &str = "Back-off pulling image \"";
 /// Longest message that is read. The kubelet repeats containerd's, which has an error's body in it.
 const MESSAGE_MAX_BYTES: usize = 4096;
 
+/// Those of a container that the kubelet pulls for, or is about to (pkg/kubelet/kubelet_pods.go).
+const PREPARES: [&str; 2] = ["PodInitializing", "ContainerCreating"];
+
 /// Of each of these containers that it has come to, once the gate has opened.
 pub(super) fn all(
     pod: &Pod,
@@ -40,6 +43,15 @@ pub(super) fn all(
     };
     let inits: Vec<&Container> = spec.init_containers.iter().flatten().collect();
     let start = |name: &str| start(statuses.of_container(name)?, opened, classify);
+    // It may wait for something else, e.g. for a ConfigMap that is missing; then it has its image.
+    let may_be_pulled = |name: &str| {
+        let state = statuses
+            .of_container(name)
+            .and_then(|status| status.state.as_ref());
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+        reason.is_none_or(|reason| PREPARES.contains(&reason))
+    };
     // The kubelet comes to one after the other, and goes on behind one whose image it cannot get.
     let mut own = spec.containers.iter();
     let next = match inits.iter().find(|init| !statuses.is_done(init, opened)) {
@@ -49,7 +61,8 @@ pub(super) fn all(
     let next = next.map(|container| container.name.as_str());
     let starts = ours.iter().filter_map(|container| {
         let name = container.name.as_str();
-        let start = start(name).or((next == Some(name)).then_some(Start::Next))?;
+        let is_next = next == Some(name) && may_be_pulled(name);
+        let start = start(name).or(is_next.then_some(Start::Next))?;
         Some((name.to_owned(), start))
     });
     starts.collect()

@@ -225,6 +225,7 @@ fn what_hangs_for_nobody_gives_way_one_by_one_to_a_pull_that_waits() {
 #[test]
 fn silence_that_was_cut_off_for_a_newcomer_is_asked_again() {
     let mut world = World::new();
+    world.handle(Event::KubeletVerifies(true));
     let hangs = fallen_back(&mut world, "first", Flow::default());
     world.wait(Duration::from_secs(30));
     let second = held("second", &world);

@@ -115,7 +115,7 @@ fn a_pod_that_comes_later_probes_and_waits_for_that_until_its_gate_runs() {
     let said = the_release(&actions).containers["app"].failure.clone();
     assert_eq!(
         said.unwrap().to_string(),
-        "timeout: the registry was not asked again: its last failure, 2s ago, was: why"
+        "timeout: the registry, which failed 2s ago, has not answered yet"
     );
 }
 
@@ -414,4 +414,157 @@ fn a_day_of_outage_leaves_nothing_behind() {
     world.handle(Event::Pruned(BTreeSet::new()));
     assert_eq!(world.planner.known_images(), 0);
     assert_eq!(world.planner.open_circuits().count(), 0);
+}
+
+fn progress(world: &mut World, image: &ImageName, attempt: u64, bytes: u64) -> Vec<Action> {
+    world.handle(Event::Moved(Moved {
+        image: image.clone(),
+        attempt,
+        flow: Flow {
+            bytes,
+            total_bytes: Some(8192),
+            flows: true,
+            ..Flow::default()
+        },
+    }))
+}
+
+#[test]
+fn a_download_that_began_before_does_not_end_a_429_and_one_that_stands_still_is_no_answer() {
+    let mut world = with_records();
+    let (image, attempt, _) = tried(&comes(&mut world, "reg.example/big"));
+    progress(&mut world, &image, attempt, 10);
+    let second = tried(&comes(&mut world, "reg.example/second"));
+    ends(&mut world, second, Some(failing(FailureClass::RateLimited)));
+    progress(&mut world, &image, attempt, 20);
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    // Silence: what came before says nothing of now.
+    let mut world = with_records();
+    let (image, attempt, _) = tried(&comes(&mut world, "reg.example/big"));
+    progress(&mut world, &image, attempt, 10);
+    world.wait(Duration::from_millis(100));
+    let silent = tried(&comes(&mut world, "reg.example/silent"));
+    for _ in 0..5 {
+        world.wait(Duration::from_secs(1));
+        progress(&mut world, &image, attempt, 10);
+    }
+    ends(&mut world, silent, Some(failing(FailureClass::Timeout)));
+    assert_eq!(world.planner.open_circuits().count(), 1);
+}
+
+/// It may be another tenant's, and nobody else looks after that.
+#[test]
+fn where_the_kubelet_keeps_no_records_an_image_nobody_knows_waits_for_the_registrys_word() {
+    let mut world = World::new();
+    let limited = tried(&comes(&mut world, "reg.example/mine"));
+    ends(
+        &mut world,
+        limited,
+        Some(failing(FailureClass::RateLimited)),
+    );
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    let theirs = tried(&comes(&mut world, "reg.example/theirs"));
+    assert_eq!(theirs.2, Ask::Always);
+    let waited = world.wait(Duration::from_millis(1900));
+    assert_eq!(waited, [], "it is waited for");
+    let actions = ends(
+        &mut world,
+        theirs,
+        Some(failing(FailureClass::Unauthorized)),
+    );
+    assert_eq!(outcome(&actions), Outcome::Refused);
+}
+
+#[test]
+fn without_a_copy_the_next_try_follows_at_once() {
+    let mut world = silent();
+    let (image, attempt, ask) = tried(&comes(&mut world, "reg.example/absent"));
+    let Ask::Never(failure) = ask else {
+        panic!("{ask:?}");
+    };
+    world.wait(Duration::from_millis(900));
+    let absent = CachedCopy::Absent;
+    let actions = world.handle(ended(
+        image,
+        attempt,
+        Some(failure),
+        &absent,
+        absent.clone(),
+    ));
+    assert_eq!(tried(&actions).2, Ask::Always);
+}
+
+#[test]
+fn a_probe_that_is_answered_is_waited_for_like_any_try() {
+    let mut world = silent();
+    world.wait(Duration::from_secs(2));
+    let (image, attempt, ask) = tried(&comes(&mut world, "reg.example/second"));
+    assert_eq!(ask, Ask::Always);
+    world.wait(Duration::from_millis(50));
+    progress(&mut world, &image, attempt, 10);
+    let actions = world.wait(Duration::from_secs(4));
+    let looks = |action: &Action| matches!(action, Action::Inspect(name) if *name == image);
+    assert!(!actions.iter().any(looks), "{actions:?}");
+}
+
+#[test]
+fn a_burst_of_failures_counts_once() {
+    let mut world = with_records();
+    let tries: Vec<_> = (0..4)
+        .map(|n| tried(&comes(&mut world, &format!("reg.example/app{n}"))))
+        .collect();
+    for attempt in tries {
+        ends(
+            &mut world,
+            attempt,
+            Some(failing(FailureClass::RateLimited)),
+        );
+    }
+    world.actions.clear();
+    world.wait(Duration::from_secs(50));
+    assert_eq!(asking(&world.actions), 1);
+}
+
+#[test]
+fn the_first_image_that_failed_is_tried_again_too() {
+    let mut world = with_records();
+    for name in ["reg.example/first", "reg.example/second"] {
+        let attempt = tried(&comes(&mut world, name));
+        ends(
+            &mut world,
+            attempt,
+            Some(failing(FailureClass::ServerError)),
+        );
+    }
+    world.wait(Duration::from_secs(2));
+    let third = tried(&comes(&mut world, "reg.example/third"));
+    let actions = ends(&mut world, third, None);
+    assert_eq!(asking(&actions), 2, "{actions:?}");
+}
+
+/// The address is quoted as well, and anybody can choose it.
+#[test]
+fn a_registrys_pause_is_not_read_from_an_address() {
+    for address in [
+        "https://reg.example/v2/app/manifests/retry-after3600: 429 Too Many Requests",
+        "https://reg.example/v2/retry-after/manifests/1: 429 Too Many Requests",
+        "https://reg.example/v2/app/manifests/x-retry-after: 3600",
+    ] {
+        let mut world = with_records();
+        let attempt = tried(&comes(&mut world, "reg.example/first"));
+        let limited = Failure::new(FailureClass::RateLimited, address);
+        ends(&mut world, attempt, Some(limited));
+        world.actions.clear();
+        world.wait(Duration::from_secs(50));
+        assert_eq!(asking(&world.actions), 1, "{address}");
+    }
+}
+
+#[test]
+fn a_message_that_cannot_be_read_neither_opens_nor_closes() {
+    let mut world = silent();
+    world.wait(Duration::from_secs(2));
+    let attempt = tried(&comes(&mut world, "reg.example/second"));
+    ends(&mut world, attempt, Some(failing(FailureClass::Unknown)));
+    assert_eq!(world.planner.open_circuits().count(), 1);
 }

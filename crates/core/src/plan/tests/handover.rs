@@ -451,6 +451,51 @@ fn without_a_copy_a_pod_is_left_to_a_kubelet_that_hangs() {
     ));
 }
 
+/// It would be refused for somebody else's pull.
+#[test]
+fn a_pod_that_must_not_use_the_copy_is_left_to_a_kubelet_that_hangs() {
+    let mut world = well();
+    hanging(&mut world);
+    let [_, other] = OTHERS;
+    let mut strict = private("strict", &world);
+    strict.settings.max_age = Some(Duration::from_secs(1));
+    let name: ImageName = other.parse().unwrap();
+    strict.containers[0].written = other.into();
+    strict.containers[0].image = Ok(name.clone());
+    let attempt = the_try(&world.see(&strict));
+    let refused = Some(Failure::new(FailureClass::Unauthorized, "401"));
+    let copy = usable("1");
+    let actions = world.handle(ended(name, attempt, refused, &copy, copy.clone()));
+    the_handover(&actions);
+}
+
+#[test]
+fn the_brake_ends_when_the_kubelet_pulls_something_or_after_a_while() {
+    let [_, other] = OTHERS;
+    let mut world = well();
+    hanging(&mut world);
+    let actions = of_another_image(&mut world, "absent", other, &CachedCopy::Absent);
+    let id = the_handover(&actions);
+    let image: ImageName = other.parse().unwrap();
+    let taken = Ok(None);
+    let event = Event::TakenAway {
+        image: image.clone(),
+        id,
+        taken,
+    };
+    let actions = world.handle(event);
+    world.sent(&actions, Written::Done);
+    let copy = usable("1");
+    world.handle(Event::Returned { image, id, copy });
+    world.wait(Duration::from_secs(3));
+    the_handover(&of_another_image(&mut world, "next", other, &usable("1")));
+
+    let mut world = well();
+    hanging(&mut world);
+    world.wait(Duration::from_mins(10));
+    the_handover(&of_another_image(&mut world, "later", other, &usable("1")));
+}
+
 #[test]
 fn a_pod_that_is_gone_hangs_no_more() {
     let mut world = well();

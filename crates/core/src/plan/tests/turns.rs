@@ -210,12 +210,9 @@ fn the_silence_of_a_registry_is_waited_out_once() {
         .collect();
     let shared = said
         .iter()
-        .filter(|said| said.contains("the registry was not asked again"));
+        .filter(|said| said.contains("the registry was not asked, because it failed "));
     assert!(shared.count() >= 15, "{said:#?}");
-    assert!(
-        said.iter()
-            .all(|said| said.starts_with("timeout: ") && said.ends_with("nothing came for 5s"))
-    );
+    assert!(said.iter().all(|said| said.starts_with("timeout: ")));
 }
 
 #[test]

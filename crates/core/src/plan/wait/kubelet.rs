@@ -40,7 +40,12 @@ impl Waiting {
                     result: TryResult::Failed(failure.clone()),
                     ..*refused
                 };
-                self.settled(&evidence, context)
+                let settled = self.settled(&evidence, context);
+                // Nor if it must not use the copy.
+                if matches!(&settled, Wait::Done(given) if given.outcome == Outcome::Refused) {
+                    return Request::Nothing;
+                }
+                settled
             }
             Cause::Pulled { evidence, by, .. } if evidence.result.failure().is_some() => {
                 if *by != context.rules.identity {
@@ -71,6 +76,23 @@ impl Waiting {
             | Cause::Nothing => return Request::Nothing,
         };
         Request::Nothing
+    }
+
+    /// It was left to the kubelet, and the name is there again before its release was sent: it is judged without that.
+    pub(in crate::plan) fn is_there_again(&mut self, context: &Context<'_>) {
+        let Some(given) = self.decided() else {
+            return;
+        };
+        let copy = match given.digest.clone() {
+            Some(digest) => CachedCopy::Usable {
+                digest,
+                size_bytes: 0,
+            },
+            None => CachedCopy::Absent,
+        };
+        if let Some(failure) = given.failure.clone() {
+            self.wait = self.settled(&Evidence::of_look(failure, copy), context);
+        }
     }
 
     /// What a container waits for next whose image the kubelet is about to pull, or pulls, for another pod.

@@ -1,0 +1,239 @@
+//! Probes: tries that find out whether a registry whose circuit is open is back.
+//!
+//! A probe is an ordinary try. A pod that comes has its own image tried as one, unless one runs or has just failed. It
+//! waits for that no longer than for its own gate, which costs it nothing. Between pods, the planner probes with what
+//! fell back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Planner;
+use super::circuit::Open;
+use super::event::{Action, Ask, Why};
+use super::image::{Attempt, Image};
+use super::wait::has_spoken;
+use crate::image::ImageName;
+use crate::outcome::{Failure, FailureClass};
+use crate::record::Try;
+use crate::time::{Now, age};
+
+/// How long a pod waits for a probe once its gate runs.
+const PROBE_FOR: Duration = Duration::from_millis(100);
+
+/// The same before its gate runs.
+const PROBE_FOR_AT_MOST: Duration = Duration::from_secs(1);
+
+/// Until a probe without a pod has ended, or stands still, the next is not due.
+const PROBED: Duration = Duration::from_secs(60);
+
+/// A silent pull may yet come to an end, if it is only a mirror that is dead. It is not cut off for a probe before
+/// this time.
+const DEAD_MIRRORS: Duration = Duration::from_mins(2);
+
+/// After a start, a failure that was written down this long ago opens the circuit.
+const PLAUSIBLE: Duration = Duration::from_secs(60);
+
+impl Attempt {
+    /// Whether a pod does not wait for it any more, because it only probes a registry.
+    pub(super) fn is_passed_over(&self, now: Now, gate_runs: bool) -> bool {
+        let [most, least] = self.probe_until();
+        let until = if gate_runs { least } else { most };
+        self.probe.is_some() && !self.has_answer() && until <= now.up
+    }
+
+    /// Until when pods wait for a probe: before their gate runs, and then.
+    fn probe_until(&self) -> [Duration; 2] {
+        [PROBE_FOR_AT_MOST, PROBE_FOR].map(|wait| self.started.up + wait)
+    }
+}
+
+impl Planner {
+    /// The registries that are not asked for each pod now, and why.
+    pub fn open_circuits(&self) -> impl Iterator<Item = (&str, &Failure)> {
+        let open = self.circuits.open();
+        open.map(|(registry, open)| (registry.as_str(), &open.failure))
+    }
+
+    /// A try has failed with this, or stands still, without a word from the registry; it took so long.
+    pub(super) fn registry_failed(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        took: Duration,
+        failure: &Failure,
+    ) {
+        self.circuits.failed(now, name, took, failure, &self.node);
+    }
+
+    /// The registry has answered a try that began at `began`: what fell back is tried again, but for private images, of
+    /// which the agent would only hear again that they are.
+    pub(super) fn registry_answered(&mut self, now: Now, name: &ImageName, began: Duration) {
+        let fell_back = self.circuits.answered(now, name, began);
+        if self.circuits.of(name).is_none() {
+            let same = |(other, _): &(&ImageName, &mut Image)| other.registry() == name.registry();
+            let attempts = self.images.iter_mut().filter(same);
+            for attempt in attempts.filter_map(|(_, image)| image.attempt.as_mut()) {
+                attempt.probe = None;
+            }
+        }
+        for fell_back in fell_back {
+            let is_private = self.knowledge.facts(&fell_back).needs_credentials;
+            if fell_back != *name
+                && !is_private
+                && self.is_used(&fell_back)
+                && let Some(image) = self.images.get_mut(&fell_back)
+            {
+                image.refresh(now.up);
+            }
+        }
+    }
+
+    /// Why a try that is due is not to ask the registry: that is left to a probe. `probed` are the registries that have
+    /// one anyway.
+    pub(super) fn why_not_asked(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        probed: &mut BTreeSet<String>,
+    ) -> Option<Failure> {
+        let failure = self.circuits.of(name)?.not_asked(now);
+        let registry = name.registry();
+        let has_to_ask = self.has_to_ask(name);
+        let may_probe = !probed.contains(registry) && self.may_probe(now, name);
+        self.circuits
+            .of_mut(registry)?
+            .fell_back
+            .insert(name.clone());
+        if has_to_ask || may_probe {
+            probed.insert(registry.to_owned());
+            return None;
+        }
+        Some(failure)
+    }
+
+    /// Whether a pod's own image may serve as the probe of its registry. A probe that pods do not wait for any more may
+    /// be an image's own trouble.
+    pub(super) fn may_probe(&self, now: Now, name: &ImageName) -> bool {
+        let open = self.circuits.of(name);
+        let runs = self
+            .asking(name.registry())
+            .any(|attempt| attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up);
+        !runs && open.is_none_or(|open| open.takes_probes_of_pods(now))
+    }
+
+    /// Whether somebody who waits for this image may not take its copy, or there is none.
+    fn has_to_ask(&self, name: &ImageName) -> bool {
+        let spoken = has_spoken(name, &self.knowledge);
+        let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
+        let mut waiting = rounds.filter(|round| round.images().any(|waits| waits == name));
+        self.images.get(name).is_some_and(Image::is_missing)
+            || waiting.any(|round| round.rules.is_strict() || !spoken && !round.rules.without_proof)
+    }
+
+    /// Tries of this registry that ask it.
+    fn asking(&self, registry: &str) -> impl Iterator<Item = &Attempt> {
+        let images = self.images.iter();
+        let same = images.filter(move |(name, _)| name.registry() == registry);
+        let attempts = same.filter_map(|(_, image)| image.attempt.as_ref());
+        attempts.filter(|attempt| attempt.asks())
+    }
+
+    /// Begins the probes that are due without a pod.
+    pub(super) fn probe(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let is_due = |(_, open): &(&String, &Open)| open.probe_at <= now.up;
+        let due = self.circuits.open().filter(is_due);
+        let due: Vec<String> = due.map(|(registry, _)| registry.clone()).collect();
+        for registry in due {
+            // One that is cut off begins again.
+            let mut asking = self.asking(&registry);
+            if asking.any(|attempt| attempt.stalled.is_none() || attempt.is_cut) {
+                continue;
+            }
+            drop(asking);
+            let chosen = self.to_probe_with(&registry);
+            if let Some(open) = self.circuits.of_mut(&registry) {
+                open.probe_at = now.up + PROBED;
+            }
+            match chosen {
+                Some((name, true)) => self.start_try(now, name, Ask::Always, plan),
+                Some((name, false)) => self.cut_for_probe(now, name, plan),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a pod names this image.
+    fn is_used(&self, name: &ImageName) -> bool {
+        let mut pods = self.pods.values().filter(|pod| !pod.seen.terminated);
+        pods.any(|pod| pod.images().any(|used| used == name))
+    }
+
+    /// Of what fell back and pods use: the image that was not tried for longest and that nothing else is done with, and
+    /// public ones first; or one whose pull hangs, which has to end first.
+    fn to_probe_with(&self, registry: &str) -> Option<(ImageName, bool)> {
+        let (_, open) = self.circuits.open().find(|(other, _)| *other == registry)?;
+        let used = open.fell_back.iter().filter(|name| self.is_used(name));
+        let used: Vec<_> = used
+            .filter_map(|name| Some((name, self.images.get(name)?)))
+            .collect();
+        let idle = used
+            .iter()
+            .filter(|(name, image)| !image.is_busy() && !self.waits_for_kubelet(name));
+        let oldest = idle.min_by_key(|(name, image)| {
+            let is_private = self.knowledge.facts(name).needs_credentials;
+            (is_private, image.last_start())
+        });
+        if let Some((name, _)) = oldest {
+            return Some(((*name).clone(), true));
+        }
+        let hangs = |image: &Image| {
+            let attempt = image.attempt.as_ref().filter(|_| image.is_stalled());
+            attempt.is_some_and(|attempt| attempt.flow.still >= DEAD_MIRRORS)
+        };
+        let mut used = used.iter();
+        let (name, _) = used.find(|(name, image)| hangs(image) && !self.is_needed(name))?;
+        Some(((*name).clone(), false))
+    }
+
+    fn cut_for_probe(&mut self, now: Now, name: ImageName, plan: &mut Vec<Action>) {
+        if let Some(image) = self.images.get_mut(&name) {
+            image.refresh(now.up);
+        }
+        self.cut(name, Why::Newcomer, plan);
+    }
+
+    /// When a probe is due, or a pod does not wait for one any more.
+    pub(super) fn probes_due(&self, now: Now) -> impl Iterator<Item = Duration> {
+        let attempts = self
+            .images
+            .values()
+            .filter_map(|image| image.attempt.as_ref());
+        let probes = attempts.filter(|attempt| attempt.probe.is_some());
+        let waits = probes.flat_map(Attempt::probe_until);
+        let due = self.circuits.open().map(|(_, open)| open.probe_at);
+        due.chain(waits).filter(move |at| *at > now.up)
+    }
+
+    /// Opens the circuits of registries that had just failed when the agent last wrote something down.
+    pub(super) fn recall(&mut self, now: Now) {
+        let mut tries: Vec<Try> = self
+            .knowledge
+            .iter()
+            .filter_map(|(_, known)| known.last_try.clone())
+            .filter(|tried| tried.ended() <= now.wall && age(now.wall, tried.ended()) <= PLAUSIBLE)
+            .collect();
+        tries.sort_by_key(Try::ended);
+        for tried in tries {
+            let class = tried.result.failure().map(|failure| failure.class);
+            match tried.result.failure() {
+                Some(failure) if class.is_some_and(FailureClass::is_outage) => {
+                    if tried.pulled_for.is_none() {
+                        self.registry_failed(now, &tried.image, tried.duration, failure);
+                    }
+                }
+                Some(failure) if !failure.class.is_answer() => {}
+                _ => self.circuits.forget(tried.image.registry()),
+            }
+        }
+    }
+}

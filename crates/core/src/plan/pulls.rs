@@ -1,0 +1,100 @@
+//! How the kubelet's pulls fare, as the statuses of pods show it.
+
+use std::collections::BTreeMap;
+
+use super::Planner;
+use super::event::Action;
+use super::handover::Handover;
+use super::pod::Pod;
+use crate::image::ImageName;
+use crate::outcome::{Failure, FailureClass};
+use crate::pod::Start;
+use crate::time::Now;
+
+/// What the pods show of one hand-over.
+#[derive(Debug, Default)]
+struct Fare {
+    /// Containers that still need the name to be away.
+    users: usize,
+    /// Why the kubelet does not get the image for a pod of its identity.
+    failure: Option<Failure>,
+    /// The kubelet has come to a container of such a pod.
+    is_next: bool,
+    /// It does not get it for a pod of another identity, which says nothing about the others.
+    others_fail: bool,
+    /// A pod of it may not take every copy.
+    is_strict: bool,
+}
+
+impl Fare {
+    fn of(name: &ImageName, handover: &Handover, pods: &BTreeMap<String, Pod>) -> Self {
+        let mut fare = Self::default();
+        for pod in pods.values() {
+            let is_own = !handover.is_for_another(&pod.seen.identity);
+            for start in pod.handed_over(name) {
+                fare.users += 1;
+                fare.is_strict |= pod.seen.settings.is_strict();
+                match start {
+                    Some(Start::Wanting(why)) if is_own => fare.failure = Some(why.clone()),
+                    Some(Start::Wanting(_)) => fare.others_fail = true,
+                    // That others wait says nothing, either.
+                    Some(Start::Next) => fare.is_next |= is_own,
+                    Some(Start::Started { .. }) | None => {}
+                }
+            }
+        }
+        fare
+    }
+}
+
+impl Planner {
+    /// Looks whether the kubelet's pulls fail, or hang, or are not needed any more.
+    pub(super) fn watch_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut hang = Vec::new();
+        for (name, image) in &mut self.images {
+            let Some(handover) = &mut image.handover else {
+                continue;
+            };
+            let Some(kept) = handover.away().cloned() else {
+                continue;
+            };
+            let fare = Fare::of(name, handover, &self.pods);
+            if fare.is_next || self.unwell_since.is_some() {
+                handover.next.get_or_insert(now.up);
+            } else {
+                handover.next = None;
+            }
+            let mut failure = fare.failure;
+            let nudge = handover.nudge_at(self.rules.stall);
+            if fare.is_next && failure.is_none() && nudge.is_some_and(|at| at <= now.up) {
+                handover.is_nudged = true;
+                let pods = self.pods.values();
+                let own = pods.filter(|pod| !handover.is_for_another(&pod.seen.identity));
+                plan.extend(own.filter_map(|pod| pod.nudge(name, now)));
+            }
+            let is_overdue = handover.is_overdue(now, self.rules.stall);
+            if is_overdue && fare.is_next && failure.is_none() {
+                failure = Some(shows_nothing());
+                hang.push((name.clone(), handover.identity.clone()));
+            }
+            let was_tried = failure.is_some();
+            // The kubelet has not come to it, and the registry fails: there is a copy to start from.
+            let is_idle = !fare.is_next && !fare.is_strict && kept.digest.is_some();
+            if let Some(open) = self.circuits.of(name).filter(|_| is_idle) {
+                failure.get_or_insert_with(|| open.not_asked(now));
+            }
+            let is_needless = fare.users == 0 || fare.others_fail && !fare.is_next;
+            if is_needless || failure.is_some() || is_overdue || self.is_stopping {
+                plan.push(handover.give_back(name, Some(kept), failure, was_tried, now));
+            }
+        }
+        for (name, identity) in hang {
+            self.put_on_brake(now, &name, &identity);
+        }
+    }
+}
+
+fn shows_nothing() -> Failure {
+    let words = "the kubelet's pull has shown no progress; the pod's Events may say why";
+    Failure::new(FailureClass::Timeout, words)
+}
