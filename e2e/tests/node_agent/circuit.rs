@@ -54,7 +54,8 @@ async fn cached<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
 
 fn was_asked(release: &Value) -> bool {
     let message = release["message"].as_str().unwrap_or_default();
-    !message.contains("was not asked again")
+    let left_alone = ["the registry was not asked", "has not answered yet"];
+    !left_alone.iter().any(|words| message.contains(words))
 }
 
 async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(

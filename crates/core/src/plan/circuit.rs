@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::backoff::Backoff;
 use super::turns::TURN;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::text;
-use crate::time::Now;
+use crate::time::{Now, age};
 
 /// Between probes without a pod.
 const PROBE: Backoff = Backoff {
@@ -56,9 +56,10 @@ struct Circuit {
 /// A circuit that is open.
 #[derive(Debug)]
 pub(super) struct Open {
-    /// The last failure, and when it came.
+    /// The last failure, and when it came; an earlier run of the agent may have seen it.
     pub(super) failure: Failure,
     at: Duration,
+    written: Timestamp,
     failures: u32,
     /// When the next probe is due.
     pub(super) probe_at: Duration,
@@ -73,6 +74,7 @@ impl Open {
         Self {
             failure: failure.clone(),
             at: now.up,
+            written: now.wall,
             failures: 0,
             probe_at: now.up,
             pods_from: now.up,
@@ -95,7 +97,7 @@ impl Open {
     }
 
     fn failed_ago(&self, now: Now) -> String {
-        text::short_duration(now.up.saturating_sub(self.at))
+        text::short_duration(age(now.wall, self.written))
     }
 
     /// A try that began at `began` has failed. Those of one burst fail together, and count once.
@@ -105,6 +107,7 @@ impl Open {
         }
         self.failures = self.failures.saturating_add(1);
         self.at = now.up;
+        self.written = now.wall;
         self.probe_at = now.up + PROBE.pause(self.failures, who);
         self.pods_from = now.up + JUST_FAILED;
         if failure.class == FailureClass::RateLimited {

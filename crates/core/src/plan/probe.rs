@@ -228,7 +228,11 @@ impl Planner {
             match tried.result.failure() {
                 Some(failure) if class.is_some_and(FailureClass::is_outage) => {
                     if tried.pulled_for.is_none() {
-                        self.registry_failed(now, &tried.image, tried.duration, failure);
+                        let then = Now {
+                            wall: tried.ended(),
+                            ..now
+                        };
+                        self.registry_failed(then, &tried.image, tried.duration, failure);
                     }
                 }
                 Some(failure) if !failure.class.is_answer() => {}

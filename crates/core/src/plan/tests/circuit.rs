@@ -283,6 +283,14 @@ fn an_agent_that_begins_again_recalls_what_had_just_failed() {
         };
         world.planner.handle(now, Event::KubeletVerifies(true));
         assert_eq!(world.planner.open_circuits().count(), open, "{ago}");
+        if open > 0 {
+            let open = world.planner.circuits.of(&name("reg.example/app")).unwrap();
+            let said = open.not_asked(world.now()).message;
+            assert_eq!(
+                said,
+                "the registry was not asked, because it failed 30s ago"
+            );
+        }
     }
 }
 
