@@ -98,7 +98,7 @@ impl Metrics {
             handover: HandoverSeries::new(&registry)?,
             open_circuits: gauge(
                 "trylatest_open_circuits",
-                "Registries that are not asked for each pod now, because they have just failed.",
+                "Registries that have just failed, and are asked only by probes and by pods that may not use a copy.",
             )?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
