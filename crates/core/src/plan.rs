@@ -354,7 +354,7 @@ impl Planner {
         }
         match image.moved(now, moved.attempt, moved.flow, self.rules.stall) {
             Some(News::Silence) => self.remember_silence(now, &moved.image, plan),
-            Some(News::Answer(began)) => self.registry_answered(now, &moved.image, began),
+            Some(News::Answer(began)) => self.registry_answered(now, &moved.image, began, plan),
             None => {}
         }
     }

@@ -14,7 +14,7 @@ use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
 const IMAGES: usize = 5;
 
 /// The longest pause before the second probe without a pod.
-const PROBED: Duration = Duration::from_secs(45);
+const PROBED: Duration = Duration::from_secs(60);
 
 /// The longest pause before the first one after 429.
 const PROBED_AFTER_429: Duration = Duration::from_secs(60);

@@ -21,7 +21,7 @@ use crate::time::{Now, age};
 /// Between probes without a pod.
 const PROBE: Backoff = Backoff {
     first: Duration::from_secs(5),
-    longest: Duration::from_secs(60),
+    longest: Duration::from_secs(30),
 };
 
 /// The same after 429, where the registry has not said when to come back, also for the probes of pods: since 2.3,

@@ -158,6 +158,8 @@ pub enum Why {
     Newcomer,
     /// The kubelet is to pull the image.
     HandOver,
+    /// Its registry answers others again.
+    RegistryIsBack,
 }
 
 impl fmt::Display for Why {
@@ -167,6 +169,7 @@ impl fmt::Display for Why {
             Self::InTheWay => "another pull waits",
             Self::Newcomer => "a new try may be luckier",
             Self::HandOver => "the kubelet is to pull the image",
+            Self::RegistryIsBack => "the registry answers again",
         })
     }
 }

@@ -189,6 +189,11 @@ impl Image {
         self.last_start
     }
 
+    /// Whether the registry has said something to the try that runs.
+    pub(super) fn has_answer(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::has_answer)
+    }
+
     /// Whether the try that runs, or is about to, may still end with the registry's first word.
     pub(super) fn awaits_first_word(&self) -> bool {
         match &self.attempt {

@@ -11,6 +11,7 @@ use super::Planner;
 use super::circuit::Open;
 use super::event::{Action, Ask, Why};
 use super::image::{Attempt, Image};
+use super::turns::TURN;
 use super::wait::has_spoken;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
@@ -25,6 +26,9 @@ const PROBE_FOR_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Until a probe without a pod has ended, or stands still, the next is not due.
 const PROBED: Duration = Duration::from_secs(60);
+
+/// So many pulls of a registry may hang that began as probes of pods: others are left for probes without.
+const HANGING: usize = 2;
 
 /// A silent pull may yet come to an end, if it is only a mirror that is dead. It is not cut off for a probe before
 /// this time.
@@ -67,8 +71,16 @@ impl Planner {
 
     /// The registry has answered a try that began at `began`: what fell back is tried again, but for private images, of
     /// which the agent would only hear again that they are.
-    pub(super) fn registry_answered(&mut self, now: Now, name: &ImageName, began: Duration) {
+    pub(super) fn registry_answered(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        began: Duration,
+        plan: &mut Vec<Action>,
+    ) {
         let fell_back = self.circuits.answered(now, name, began);
+        // The way is clear, and no dead mirror in it: what hangs does so on a dead connection.
+        let is_quick = now.up < began + TURN;
         if self.circuits.of(name).is_none() {
             let same = |(other, _): &(&ImageName, &mut Image)| other.registry() == name.registry();
             let attempts = self.images.iter_mut().filter(same);
@@ -84,6 +96,10 @@ impl Planner {
                 && let Some(image) = self.images.get_mut(&fell_back)
             {
                 image.refresh(now.up);
+                let hangs = image.is_stalled() && !image.has_answer();
+                if hangs && is_quick && !self.is_needed(&fell_back) {
+                    self.cut(fell_back, Why::RegistryIsBack, plan);
+                }
             }
         }
     }
@@ -115,10 +131,14 @@ impl Planner {
     /// be an image's own trouble.
     pub(super) fn may_probe(&self, now: Now, name: &ImageName) -> bool {
         let open = self.circuits.of(name);
-        let runs = self
-            .asking(name.registry())
-            .any(|attempt| attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up);
-        !runs && open.is_none_or(|open| open.takes_probes_of_pods(now))
+        let own = self.images.get(name).and_then(|i| i.attempt.as_ref());
+        let is_other = |attempt: &&Attempt| own.is_none_or(|own| own.id != attempt.id);
+        let (mut runs, mut hanging) = (false, 0);
+        for attempt in self.asking(name.registry()).filter(is_other) {
+            runs |= attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up;
+            hanging += usize::from(attempt.stalled.is_some());
+        }
+        !runs && hanging < HANGING && open.is_none_or(|open| open.takes_probes_of_pods(now))
     }
 
     /// Whether somebody who waits for this image may not take its copy, or there is none.

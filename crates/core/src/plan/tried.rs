@@ -84,7 +84,7 @@ impl Planner {
             outage.class.is_outage() && !was_shared && (!had_answer || is_limit)
         };
         if asked && failure.is_none_or(|failure| failure.class.is_answer()) {
-            self.registry_answered(now, &name, began);
+            self.registry_answered(now, &name, began, plan);
         } else if asked && let Some(outage) = failure.filter(|failure| is_news(failure)) {
             self.registry_failed(now, &name, now.up.saturating_sub(began), outage);
         }

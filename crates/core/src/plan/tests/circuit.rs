@@ -256,7 +256,7 @@ fn probes_become_rare() {
             }
         }
     }
-    assert!((10..20).contains(&probes), "{probes}");
+    assert!((18..30).contains(&probes), "{probes}");
 }
 
 #[test]
@@ -575,4 +575,50 @@ fn a_message_that_cannot_be_read_neither_opens_nor_closes() {
     let attempt = tried(&comes(&mut world, "reg.example/second"));
     ends(&mut world, attempt, Some(failing(FailureClass::Unknown)));
     assert_eq!(world.planner.open_circuits().count(), 1);
+}
+
+#[test]
+fn pulls_that_hang_are_started_over_once_the_registry_answers_at_once() {
+    for (took, cuts) in [(1, 1), (30, 0)] {
+        let mut world = with_records();
+        let (image, attempt, _) = tried(&comes(&mut world, "reg.example/hangs"));
+        world.wait(Duration::from_secs(5));
+        world.stalls(&image, attempt, Flow::default());
+        world.handle(Event::Inspected(image.clone(), usable("1")));
+        world.wait(Duration::from_secs(2));
+        let probe = tried(&comes(&mut world, "reg.example/second"));
+        assert_eq!(probe.2, Ask::Always);
+        world.wait(Duration::from_secs(took));
+        world.actions.clear();
+        ends(&mut world, probe, None);
+        let cut = Action::Cut {
+            image,
+            attempt,
+            why: Why::RegistryIsBack,
+        };
+        let count = world
+            .actions
+            .iter()
+            .filter(|action| **action == cut)
+            .count();
+        assert_eq!(count, cuts, "{took}");
+    }
+}
+
+#[test]
+fn a_few_pulls_that_hang_leave_other_images_to_probe_with() {
+    let mut world = silent();
+    let mut probes = 0;
+    for n in 0..10 {
+        world.wait(Duration::from_secs(2));
+        let (image, attempt, ask) = tried(&comes(&mut world, &format!("reg.example/app{n}")));
+        if ask == Ask::Always {
+            probes += 1;
+            world.wait(Duration::from_secs(5));
+            world.stalls(&image, attempt, Flow::default());
+        } else {
+            ends(&mut world, (image, attempt, ask), None);
+        }
+    }
+    assert!((2..=4).contains(&probes), "{probes}");
 }
