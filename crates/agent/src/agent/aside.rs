@@ -29,6 +29,9 @@ const PROOFS: usize = 5;
 /// How long CRI may take to learn that a name is there again.
 const LEARNS: Duration = Duration::from_secs(2);
 
+/// How long containerd may take to remove an alias: it may have to start again first.
+const FORGETS: Duration = Duration::from_secs(60);
+
 /// Names that are given back at the same time.
 const AT_ONCE: usize = 8;
 
@@ -95,8 +98,7 @@ pub(super) async fn follow<R: ImageRuntime>(
     {
         warn!(%image, %error, "restoring an image's labels has failed");
     }
-    // One that is left keeps some content too long, until the next hand-over or the agent's next start.
-    let _ = runtime.forget(&alias).await;
+    forget(runtime, &alias).await;
     for _ in 0..PROOFS {
         let copy = prove(runtime, image).await;
         if !matches!(copy, CachedCopy::Unknown { .. }) {
@@ -152,6 +154,18 @@ async fn is_there_again<R: ImageRuntime>(
     }
 }
 
+/// Removes an alias that is not needed any more, until that has worked: the agent's next start would give the name
+/// back to what it keeps, even if somebody has removed the name since.
+async fn forget<R: ImageRuntime>(runtime: &R, alias: &str) {
+    let until = Instant::now() + FORGETS;
+    while let Err(error) = runtime.forget(alias).await {
+        if Instant::now() >= until {
+            return warn!(alias, %error, "an alias that is not needed any more cannot be removed");
+        }
+        sleep(PAUSE).await;
+    }
+}
+
 /// Gives the name back to the copy, until that has worked. The copy, and whether the name was there
 /// already.
 pub(super) async fn give_back<R: ImageRuntime>(
@@ -172,7 +186,7 @@ pub(super) async fn give_back<R: ImageRuntime>(
             }
         }
     };
-    let _ = runtime.forget(&alias).await;
+    forget(runtime, &alias).await;
     let until = Instant::now() + LEARNS;
     let mut found = prove(runtime, image).await;
     while given_back && found == CachedCopy::Absent && Instant::now() < until {

@@ -71,6 +71,8 @@ pub(super) struct Handover {
     pub(super) next: Option<Duration>,
     /// Its pod was changed for the kubelet to look at it.
     pub(super) is_nudged: bool,
+    /// Pods of another identity have failed without the copy.
+    pub(super) others_fail: bool,
 }
 
 /// What a name pointed to when it was taken away, if there was a copy.
@@ -117,6 +119,7 @@ impl Handover {
             moved_itself: now.up,
             next: None,
             is_nudged: false,
+            others_fail: false,
         }
     }
 
@@ -132,8 +135,12 @@ impl Handover {
     fn due(&self, stall: Duration) -> Option<Duration> {
         self.away()?;
         let most = self.moved_itself.max(self.since) + AWAY_MAX;
-        let stalls = self.next.map(|next| next.max(self.moved) + stall);
-        Some(stalls.map_or(most, |stalls| stalls.min(most)))
+        let since = match self.next {
+            Some(next) => Some(next.max(self.moved)),
+            // They do not wait longer for a pod whose turn has not come; nor is it theirs to say that it fails.
+            None => self.others_fail.then_some(self.since),
+        };
+        Some(since.map_or(most, |since| (since + stall).min(most)))
     }
 
     /// When the kubelet is to look at the pod.

@@ -64,6 +64,7 @@ impl Planner {
             } else {
                 handover.next = None;
             }
+            handover.others_fail |= fare.others_fail;
             let mut failure = fare.failure;
             let nudge = handover.nudge_at(self.rules.stall);
             if fare.is_next && failure.is_none() && nudge.is_some_and(|at| at <= now.up) {
@@ -83,8 +84,7 @@ impl Planner {
             if let Some(open) = self.circuits.of(name).filter(|_| is_idle) {
                 failure.get_or_insert_with(|| open.not_asked(now));
             }
-            let is_needless = fare.users == 0 || fare.others_fail && !fare.is_next;
-            if is_needless || failure.is_some() || is_overdue || self.is_stopping {
+            if fare.users == 0 || failure.is_some() || is_overdue || self.is_stopping {
                 plan.push(handover.give_back(name, Some(kept), failure, was_tried, now));
             }
         }

@@ -818,7 +818,8 @@ fn a_pod_whose_name_is_back_before_its_release_is_not_said_to_be_handed_over() {
         containers: [("app".to_owned(), handed_over_release())].into(),
         unseen: None,
     });
-    let actions = world.see(&wanting(&other, FailureClass::Unauthorized));
+    world.see(&wanting(&other, FailureClass::Unauthorized));
+    let actions = world.wait(Duration::from_secs(5));
     let given = Action::GiveBack { image: image(), id };
     assert!(actions.contains(&given), "{actions:?}");
     given_back(&mut world, id, usable("1"));
@@ -846,4 +847,25 @@ fn handed_over_release() -> ContainerRelease {
         note: None,
         answered: None,
     }
+}
+
+/// The other one writes it on its own pod, which has failed, in the moment in which the leader's gate still runs.
+#[test]
+fn another_tenants_forged_release_ends_no_hand_over() {
+    let mut world = well();
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &usable("1")));
+    let actions = taken(&mut world, id, Some("1"));
+    let release = the_release(&actions).clone();
+    world.sent(&actions, Written::Done);
+    let mut forged = wanting(
+        &tenant("forged", "other", &world),
+        FailureClass::Unauthorized,
+    );
+    forged.gate = GateState::Open;
+    forged.released = Some(release);
+    let actions = world.see(&forged);
+    let given_back = Action::GiveBack { image: image(), id };
+    assert!(!actions.contains(&given_back), "{actions:?}");
 }
