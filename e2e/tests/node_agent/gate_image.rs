@@ -332,7 +332,7 @@ pub(crate) async fn is_named(node: &Node, name: &str) -> anyhow::Result<()> {
 }
 
 /// What the name points to.
-async fn target_of(node: &Node, name: &str) -> anyhow::Result<String> {
+pub(crate) async fn target_of(node: &Node, name: &str) -> anyhow::Result<String> {
     let filter = format!("name=={name}");
     let listed = node
         .cluster

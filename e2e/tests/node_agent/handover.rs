@@ -32,7 +32,10 @@ pub(crate) fn tests() -> Tests {
 }
 
 /// A private image that is on the node, and the pod `app` that waits for the kubelet's pull of it.
-async fn with_its_name_away<'a>(node: &'a Node, name: &str) -> anyhow::Result<Space<'a>> {
+pub(crate) async fn with_its_name_away<'a>(
+    node: &'a Node,
+    name: &str,
+) -> anyhow::Result<Space<'a>> {
     let space = private(node, name, Scheme::Basic).await?;
     becomes(&space, "before", "fresh", "one").await?;
     away(&space, "app").await?;
@@ -53,12 +56,12 @@ async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn is_there_again(space: &Space<'_>) -> anyhow::Result<()> {
+pub(crate) async fn is_there_again(space: &Space<'_>) -> anyhow::Result<()> {
     is_named(space.node, &space.image()).await
 }
 
 /// The pod whose image's name was away runs, after the kubelet's back-off if need be.
-async fn runs(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn runs(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     let runs = space
         .work
         .wait_pod(name, "it runs", AFTER_BACK_OFF, is_running);
@@ -67,7 +70,7 @@ async fn runs(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
 }
 
 /// No name that was taken away is left away.
-async fn nothing_is_aside(node: &Node) -> anyhow::Result<()> {
+pub(crate) async fn nothing_is_aside(node: &Node) -> anyhow::Result<()> {
     let gone = || async {
         let names = node
             .cluster

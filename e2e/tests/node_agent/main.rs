@@ -14,6 +14,7 @@ mod outcomes;
 mod patience;
 mod private;
 mod refused;
+mod storm;
 mod verification;
 
 use std::path::PathBuf;
@@ -261,6 +262,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("handover", handover::tests()),
         ("verification", verification::tests()),
         ("refused", refused::tests()),
+        ("storm", storm::tests()),
         ("input", input::tests()),
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
