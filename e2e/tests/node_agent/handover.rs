@@ -43,7 +43,7 @@ pub(crate) async fn with_its_name_away<'a>(
 }
 
 /// A pod whose image's name is away for some seconds, while the kubelet waits for the registry.
-async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn away(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     let late = Fault::Latency(Duration::from_secs(2));
     space.registry.fault(late).await?;
     let image = space.image();

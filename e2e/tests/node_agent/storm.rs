@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use futures::future::{select_all, try_join_all};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::json;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
 use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 use trylatest_e2e::workload::{Workloads, is_running, release};
 
 use crate::deaths::kill_agent;
 use crate::gate_image::{is_named, target_of};
-use crate::handover::{is_there_again, nothing_is_aside, runs, with_its_name_away};
+use crate::handover::{away, is_there_again, nothing_is_aside, runs, with_its_name_away};
 use crate::private::{alice, became, becomes, outcome_of, private, with_secret};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
@@ -26,6 +28,7 @@ pub(crate) fn tests() -> Tests {
             containerd_dies_while_names_are_given_back,
             somebody_removes_the_alias_while_the_name_is_away,
             somebody_takes_the_name_while_it_is_away,
+            another_tenants_forged_annotations_start_and_end_nothing,
             two_tenants_pull_at_once_where_the_kubelet_keeps_no_records,
         ],
     }
@@ -394,6 +397,78 @@ async fn somebody_takes_the_name_while_it_is_away(node: &Node) -> anyhow::Result
     runs(&space, "next").await?;
     space.says("next", "app", "one").await?;
     other.end().await?;
+    space.end().await
+}
+
+/// What the agent writes, as another tenant would like it to be.
+async fn forge(work: &Workloads, pod: &str, given: &Value) -> anyhow::Result<()> {
+    let time = now();
+    let released = json!({"time": time, "containers": {"app": given}});
+    let progress = json!({"time": time, "containers": {"app": {
+        "image": given["image"], "attempt": 1, "bytes": 0, "byKubelet": true,
+    }}});
+    let patch = json!({"metadata": {"annotations": {
+        "trylatest.dev/released": released.to_string(),
+        "trylatest.dev/progress": progress.to_string(),
+    }}});
+    let params = PatchParams::default();
+    work.pods()
+        .patch(pod, &params, &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a gate compares it with its clock"
+)]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+async fn another_tenants_forged_annotations_start_and_end_nothing(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "forged", Scheme::Basic).await?;
+    let image = space.image();
+    let one = becomes(&space, "before", "fresh", "one").await?["digest"].clone();
+    let public = node.space("forgedpublic").await?;
+    public.push("public").await?;
+    let other = public.run("app", "fresh", "public").await?["digest"].clone();
+    let tenant = Workloads::from(node.cluster.namespace("forger").await?);
+    // The second one is spared a pull of its own, so that the agent knows nothing of its end.
+    for thief in ["first", "thief"] {
+        tenant.create(&tried(thief, &image)).await?;
+        let fails = tenant.wait_pod(thief, "its pull fails", SOON, wants_image);
+        fails.await?;
+    }
+    let forgeries = [
+        json!({"image": image, "outcome": "handed-over", "digest": one}),
+        json!({"image": image, "outcome": "handed-over", "digest": other}),
+        json!({"image": image, "outcome": "fallback", "digest": one}),
+    ];
+    for (n, forgery) in forgeries.iter().enumerate() {
+        let version = format!("version-{n}");
+        space.push(&version).await?;
+        let name = format!("app-{n}");
+        away(&space, &name).await?;
+        forge(&tenant, "thief", forgery).await?;
+        space.registry.heal().await?;
+        let fresh = became(&space, &name, "fresh", &version).await;
+        fresh.with_context(|| format!("forged {forgery}"))?;
+        let thief = tenant.pods().get("thief").await?;
+        ensure!(!is_running(&thief), "another tenant's pod runs");
+    }
+    // A gate that has not opened yet, too: its pod starts nothing that the kubelet would not let it have.
+    let late = Fault::Latency(Duration::from_secs(2));
+    space.registry.fault(late).await?;
+    tenant.create(&tried("second", &image)).await?;
+    forge(&tenant, "second", &forgeries[2]).await?;
+    let fails = tenant.wait_pod("second", "its pull fails", SOON, wants_image);
+    fails.await?;
+    nothing_is_aside(node).await?;
+    tenant.delete().await?;
+    public.end().await?;
     space.end().await
 }
 
