@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use self::brake::Hang;
-use self::circuit::Circuits;
+use self::circuit::{Circuits, Heard};
 pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded, Why, Written};
 use self::image::{Image, News};
 use self::pace::Pace;
@@ -354,7 +354,13 @@ impl Planner {
         }
         match image.moved(now, moved.attempt, moved.flow, self.rules.stall) {
             Some(News::Silence) => self.remember_silence(now, &moved.image, plan),
-            Some(News::Answer(began)) => self.registry_answered(now, &moved.image, began, plan),
+            Some(News::Answer(began)) => {
+                let heard = Heard {
+                    began,
+                    is_refusal: false,
+                };
+                self.registry_answered(now, &moved.image, heard, plan);
+            }
             None => {}
         }
     }

@@ -70,6 +70,12 @@ impl Rules {
         self.max_age.is_some() || self.fallback_on.is_some()
     }
 
+    /// Whether the registry has to be asked before a copy is used, whatever it has answered others: the pod may not take
+    /// every copy, or nobody but the registry knows whether it may, and that has not `spoken` yet.
+    pub(crate) fn has_to_ask(&self, spoken: bool) -> bool {
+        self.is_strict() || !spoken && !self.without_proof
+    }
+
     /// Whether a cached copy may be used after a failure of this class.
     pub fn allow_fallback_on(&self, class: FailureClass) -> bool {
         match &self.fallback_on {

@@ -30,7 +30,7 @@ impl Attempt {
     /// Why the pods that wait for it take their copy, if nothing moves, or if it only probes the registry.
     pub(super) fn why_passed_over(&self) -> Option<Failure> {
         let stalled = self.stalled.map(|_| self.flow.stood_still());
-        stalled.or_else(|| self.probe.clone())
+        stalled.or_else(|| self.probe.clone().filter(|_| !self.has_answer()))
     }
 
     /// When it has stood still for too long.

@@ -69,6 +69,15 @@ pub(super) struct Open {
     pub(super) fell_back: BTreeSet<ImageName>,
 }
 
+/// An answer of a registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    /// When the try began.
+    pub(super) began: Duration,
+    /// It was 401, 403 or 404, or what nothing can start from.
+    pub(super) is_refusal: bool,
+}
+
 impl Open {
     fn new(now: Now, failure: &Failure) -> Self {
         Self {
@@ -101,8 +110,12 @@ impl Open {
     }
 
     /// A try that began at `began` has failed. Those of one burst fail together, and count once.
+    /// Nor does another failure shorten the pause after a 429.
     fn failed(&mut self, now: Now, began: Duration, failure: &Failure, who: (&str, &str)) {
-        if self.failures > 0 && began <= self.at {
+        let is_limited = self.failure.class == FailureClass::RateLimited;
+        let is_in_pause = is_limited && !self.takes_probes_of_pods(now);
+        let is_milder = is_in_pause && failure.class != FailureClass::RateLimited;
+        if self.failures > 0 && (began <= self.at || is_milder) {
             return;
         }
         self.failures = self.failures.saturating_add(1);
@@ -123,11 +136,12 @@ impl Open {
         self.pods_from <= now.up
     }
 
-    /// Whether an answer to a try that began at `began` ends it. One that had begun before the registry refused others
-    /// may go on all the time.
-    fn ends_with(&self, began: Duration) -> bool {
+    /// Whether an answer ends it. A try that had begun before the registry refused others may go on all the time, and
+    /// a registry that rations may refuse what it need not look up.
+    pub(super) fn ends_with(&self, heard: Heard) -> bool {
         match self.failure.class {
-            FailureClass::RateLimited | FailureClass::ServerError => began > self.at,
+            FailureClass::RateLimited if heard.is_refusal => heard.began >= self.pods_from,
+            FailureClass::RateLimited | FailureClass::ServerError => heard.began > self.at,
             _ => true,
         }
     }
@@ -174,17 +188,17 @@ impl Circuits {
         open.fell_back.extend(failing.into_keys());
     }
 
-    /// A try that began at `began` was answered. What is to be tried again, if that closes the circuit.
+    /// A try was answered. What is to be tried again, if that closes the circuit.
     pub(super) fn answered(
         &mut self,
         now: Now,
         name: &ImageName,
-        began: Duration,
+        heard: Heard,
     ) -> BTreeSet<ImageName> {
         let circuit = self.0.entry(name.registry().to_owned()).or_default();
         circuit.answered = Some(now.up);
-        circuit.failing.clear();
-        let open = circuit.open.take_if(|open| open.ends_with(began));
+        circuit.failing.retain(|_, at| *at > heard.began);
+        let open = circuit.open.take_if(|open| open.ends_with(heard));
         open.map(|open| open.fell_back).unwrap_or_default()
     }
 

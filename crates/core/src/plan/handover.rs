@@ -460,7 +460,9 @@ impl Planner {
         };
         self.handed_back(now, name);
         // A pull of the kubelet and the refusal before it are one try.
-        let is_left_alone = handover.was_left_alone() || matches!(end, End::Abandoned);
+        let is_pulled = matches!(end, End::Pulled);
+        let is_abandoned = matches!(end, End::Abandoned);
+        let is_left_alone = !is_pulled && (handover.was_left_alone() || is_abandoned);
         if is_left_alone && let Some((attempt, evidence)) = &handover.refused {
             self.remember(now, name, attempt, evidence, plan);
         }
@@ -480,7 +482,7 @@ impl Planner {
             copy,
             healed: None,
         };
-        if !handover.was_left_alone() {
+        if !is_left_alone {
             self.kubelet_tried(now, name, &handover, &evidence, plan);
         }
         let failed = evidence.result.failure().is_some();
@@ -489,6 +491,11 @@ impl Planner {
             if !failed || !handover.is_for_another(&pod.seen.identity) {
                 pod.settle(name, &evidence, now);
             }
+        }
+        if let Some(failure) = evidence.result.failure().filter(|_| is_left_alone) {
+            // Who waits and must not use the copy has another turn.
+            let spare = Spare::Hangs(failure.clone());
+            return self.step(now, name, |_, _| Cause::Spared(&spare), plan);
         }
         let (by, began) = (&handover.identity, handover.began.up);
         let cause = |since| Cause::Pulled {

@@ -36,6 +36,8 @@ pub(super) struct Image {
     failures_in_a_row: u32,
     /// A try that stood still was cut for a newcomer, and nothing has come since.
     pub(super) is_patient: bool,
+    /// When a try that stood still was cut because its registry was back, if nothing has come since.
+    pub(super) started_over: Option<Duration>,
     queue: Option<Queue>,
     /// The try that has just ended had only to look, and found no copy.
     is_missing: bool,
@@ -187,6 +189,11 @@ impl Image {
     /// When it was last tried.
     pub(super) fn last_start(&self) -> Option<Duration> {
         self.last_start
+    }
+
+    /// Whether a try runs that asks the registry.
+    pub(super) fn is_asking(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::asks)
     }
 
     /// Whether the registry has said something to the try that runs.

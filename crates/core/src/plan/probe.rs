@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Planner;
-use super::circuit::Open;
+use super::circuit::{Heard, Open};
 use super::event::{Action, Ask, Why};
 use super::image::{Attempt, Image};
 use super::turns::TURN;
@@ -69,18 +69,18 @@ impl Planner {
         self.circuits.failed(now, name, took, failure, &self.node);
     }
 
-    /// The registry has answered a try that began at `began`: what fell back is tried again, but for private images, of
+    /// The registry has answered a try: what fell back is tried again, but for private images, of
     /// which the agent would only hear again that they are.
     pub(super) fn registry_answered(
         &mut self,
         now: Now,
         name: &ImageName,
-        began: Duration,
+        heard: Heard,
         plan: &mut Vec<Action>,
     ) {
-        let fell_back = self.circuits.answered(now, name, began);
-        // The way is clear, and no dead mirror in it: what hangs does so on a dead connection.
-        let is_quick = now.up < began + TURN;
+        let fell_back = self.circuits.answered(now, name, heard);
+        // The way is clear, and no dead mirror in it: what hangs does so on a dead connection, or needs its time.
+        let is_quick = now.up < heard.began + TURN;
         if self.circuits.of(name).is_none() {
             let same = |(other, _): &(&ImageName, &mut Image)| other.registry() == name.registry();
             let attempts = self.images.iter_mut().filter(same);
@@ -95,13 +95,27 @@ impl Planner {
                 && self.is_used(&fell_back)
                 && let Some(image) = self.images.get_mut(&fell_back)
             {
-                image.refresh(now.up);
                 let hangs = image.is_stalled() && !image.has_answer();
-                if hangs && is_quick && !self.is_needed(&fell_back) {
-                    self.cut(fell_back, Why::RegistryIsBack, plan);
+                if image.is_asking() && !hangs {
+                    continue;
+                }
+                image.refresh(now.up);
+                // Once: it may be an image that needs more time than others.
+                if hangs && is_quick && image.started_over.is_none() {
+                    self.start_over_at_once(now, fell_back, plan);
                 }
             }
         }
+    }
+
+    fn start_over_at_once(&mut self, now: Now, name: ImageName, plan: &mut Vec<Action>) {
+        if self.is_needed(&name) {
+            return;
+        }
+        if let Some(image) = self.images.get_mut(&name) {
+            image.started_over = Some(now.up);
+        }
+        self.cut(name, Why::RegistryIsBack, plan);
     }
 
     /// Why a try that is due is not to ask the registry: that is left to a probe. `probed` are the registries that have
@@ -136,7 +150,7 @@ impl Planner {
         let (mut runs, mut hanging) = (false, 0);
         for attempt in self.asking(name.registry()).filter(is_other) {
             runs |= attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up;
-            hanging += usize::from(attempt.stalled.is_some());
+            hanging += usize::from(attempt.stalled.is_some() && attempt.probe.is_some());
         }
         !runs && hanging < HANGING && open.is_none_or(|open| open.takes_probes_of_pods(now))
     }
@@ -147,7 +161,7 @@ impl Planner {
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         let mut waiting = rounds.filter(|round| round.images().any(|waits| waits == name));
         self.images.get(name).is_some_and(Image::is_missing)
-            || waiting.any(|round| round.rules.is_strict() || !spoken && !round.rules.without_proof)
+            || waiting.any(|round| round.rules.has_to_ask(spoken))
     }
 
     /// Tries of this registry that ask it.
@@ -164,22 +178,39 @@ impl Planner {
         let due = self.circuits.open().filter(is_due);
         let due: Vec<String> = due.map(|(registry, _)| registry.clone()).collect();
         for registry in due {
-            // One that is cut off begins again.
-            let mut asking = self.asking(&registry);
-            if asking.any(|attempt| attempt.stalled.is_none() || attempt.is_cut) {
+            if self.is_probed(&registry) {
                 continue;
             }
-            drop(asking);
             let chosen = self.to_probe_with(&registry);
+            if let Some((name, false)) = chosen {
+                // Its end is the turn of the next one.
+                self.cut(name, Why::Newcomer, plan);
+                continue;
+            }
             if let Some(open) = self.circuits.of_mut(&registry) {
                 open.probe_at = now.up + PROBED;
             }
-            match chosen {
-                Some((name, true)) => self.start_try(now, name, Ask::Always, plan),
-                Some((name, false)) => self.cut_for_probe(now, name, plan),
-                None => {}
+            if let Some((name, _)) = chosen {
+                self.start_try(now, name, Ask::Always, plan);
             }
         }
+    }
+
+    /// Whether a try runs that may end the circuit of this registry.
+    fn is_probed(&self, registry: &str) -> bool {
+        let mut circuits = self.circuits.open();
+        let open = circuits.find_map(|(other, open)| (other == registry).then_some(open));
+        let may_end_it = |attempt: &Attempt| {
+            let heard = Heard {
+                began: attempt.started.up,
+                is_refusal: false,
+            };
+            open.is_some_and(|open| open.ends_with(heard))
+        };
+        // One that is cut off begins again.
+        let runs = |attempt: &Attempt| attempt.stalled.is_none() || attempt.is_cut;
+        self.asking(registry)
+            .any(|attempt| runs(attempt) && may_end_it(attempt))
     }
 
     /// Whether a pod names this image.
@@ -215,13 +246,6 @@ impl Planner {
         Some(((*name).clone(), false))
     }
 
-    fn cut_for_probe(&mut self, now: Now, name: ImageName, plan: &mut Vec<Action>) {
-        if let Some(image) = self.images.get_mut(&name) {
-            image.refresh(now.up);
-        }
-        self.cut(name, Why::Newcomer, plan);
-    }
-
     /// When a probe is due, or a pod does not wait for one any more.
     pub(super) fn probes_due(&self, now: Now) -> impl Iterator<Item = Duration> {
         let attempts = self
@@ -248,6 +272,10 @@ impl Planner {
             match tried.result.failure() {
                 Some(failure) if class.is_some_and(FailureClass::is_outage) => {
                     if tried.pulled_for.is_none() {
+                        if failure.class == FailureClass::RateLimited || tried.duration >= TURN {
+                            // It opens the circuit by itself, and says what is true now.
+                            self.circuits.forget(tried.image.registry());
+                        }
                         let then = Now {
                             wall: tried.ended(),
                             ..now

@@ -33,7 +33,7 @@ impl Fare {
             let is_own = !handover.is_for_another(&pod.seen.identity);
             for start in pod.handed_over(name) {
                 fare.users += 1;
-                fare.is_strict |= pod.seen.settings.is_strict();
+                fare.is_strict |= is_own && pod.seen.settings.is_strict();
                 match start {
                     Some(Start::Wanting(why)) if is_own => fare.failure = Some(why.clone()),
                     Some(Start::Wanting(_)) => fare.others_fail = true,

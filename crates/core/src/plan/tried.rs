@@ -1,10 +1,12 @@
 //! The end of a try: what is remembered, and whom it affects.
 
 use super::Planner;
+use super::circuit::Heard;
 use super::event::{Action, Ask, TryEnded};
 use super::image::Attempt;
+use super::round::Round;
 use super::turns::TURN;
-use super::wait::Cause;
+use super::wait::{Cause, has_spoken};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::{LocalCopy, Try, TryResult};
@@ -41,18 +43,23 @@ impl Planner {
         }
         if attempt.asks() && !failure.is_some_and(is_silence) {
             image.is_patient = false;
+            image.started_over = None;
         }
         if failure.is_none() {
             self.spared.forget(&name);
         }
         let began = attempt.started.up;
+        let attempt_asked = !matches!(attempt.ask, Ask::Never(_));
         // A success, or a registry's answer, says something about a pod that was there when the try began: the
         // tag may have moved before. That the registry gave none is as true for a pod that came meanwhile, and
         // spares it the same wait, unless the try was cut for that pod.
-        let is_shared = !attempt.is_cut && failure.is_some_and(is_silence);
-        let cause = |since| Cause::TryEnded {
+        let is_shared = attempt.asks() && !attempt.is_cut && failure.is_some_and(is_silence);
+        // One that has asked nobody says nothing to a pod that came meanwhile and may not use every copy.
+        let spoken = has_spoken(&name, &self.knowledge);
+        let is_for = |round: &Round| attempt_asked || !round.rules.has_to_ask(spoken);
+        let cause = |round: &Round| Cause::TryEnded {
             evidence: &evidence,
-            is_good: is_shared || began >= since,
+            is_good: is_for(round) && (is_shared || began >= round.since),
         };
         if evidence.result == TryResult::Fresh {
             image.brought = evidence.copy.digest().cloned();
@@ -78,13 +85,21 @@ impl Planner {
         } else {
             self.remember(now, &name, &attempt, &evidence, plan);
         }
-        self.step(now, &name, |_, round| cause(round.since), plan);
+        self.step(now, &name, |_, round| cause(round), plan);
         let is_news = |outage: &Failure| {
             let is_limit = outage.class == FailureClass::RateLimited;
             outage.class.is_outage() && !was_shared && (!had_answer || is_limit)
         };
         if asked && failure.is_none_or(|failure| failure.class.is_answer()) {
-            self.registry_answered(now, &name, began, plan);
+            self.registry_answered(
+                now,
+                &name,
+                Heard {
+                    began,
+                    is_refusal: failure.is_some(),
+                },
+                plan,
+            );
         } else if asked && let Some(outage) = failure.filter(|failure| is_news(failure)) {
             self.registry_failed(now, &name, now.up.saturating_sub(began), outage);
         }

@@ -622,3 +622,75 @@ fn a_few_pulls_that_hang_leave_other_images_to_probe_with() {
     }
     assert!((2..=4).contains(&probes), "{probes}");
 }
+
+/// A pull-through proxy may need longer for one image than the stall deadline.
+#[test]
+fn a_pull_is_started_over_once_for_a_registry_that_answers_others() {
+    let mut world = with_records();
+    let (image, attempt, _) = tried(&comes(&mut world, "reg.example/slow"));
+    let mut attempts = vec![attempt];
+    for n in 0..3 {
+        world.wait(Duration::from_secs(5));
+        let attempt = *attempts.last().unwrap();
+        world.stalls(&image, attempt, Flow::default());
+        world.handle(Event::Inspected(image.clone(), usable("1")));
+        world.wait(Duration::from_secs(2));
+        let quick = tried(&comes(&mut world, &format!("reg.example/quick{n}")));
+        let actions = ends(&mut world, quick, None);
+        let cut =
+            |action: &Action| matches!(action, Action::Cut { attempt: cut, .. } if *cut == attempt);
+        if actions.iter().any(cut) {
+            let end = (image.clone(), attempt, Ask::Always);
+            let actions = ends(&mut world, end, Some(failing(FailureClass::Timeout)));
+            attempts.push(tried(&actions).1);
+        }
+    }
+    assert_eq!(attempts.len(), 2);
+}
+
+#[test]
+fn a_strict_pod_is_not_served_by_a_try_that_asked_nobody() {
+    let mut world = silent();
+    let never = tried(&comes(&mut world, "reg.example/second"));
+    assert!(matches!(never.2, Ask::Never(_)));
+    let mut strict = of(&name("reg.example/second"), &world);
+    strict.settings.max_age = Some(Duration::from_secs(1));
+    assert_eq!(world.see(&strict), []);
+    let actions = ends(&mut world, never, None);
+    let refused = |action: &Action| {
+        let Action::Release { release, .. } = action else {
+            return false;
+        };
+        release.containers["app"].outcome == Outcome::Refused
+    };
+    assert!(!actions.iter().any(refused), "{actions:?}");
+    let actions = [actions, world.wait(Duration::from_secs(1))].concat();
+    assert_eq!(asking(&actions), 1, "{actions:?}");
+}
+
+#[test]
+fn nothing_shortens_the_pause_that_a_registry_asks_for() {
+    let mut world = with_records();
+    let attempt = tried(&comes(&mut world, "reg.example/first"));
+    let limited = Failure::new(FailureClass::RateLimited, "retry-after: 10m");
+    ends(&mut world, attempt, Some(limited));
+    for (n, class) in [FailureClass::Timeout, FailureClass::NotFound]
+        .into_iter()
+        .enumerate()
+    {
+        world.wait(Duration::from_secs(5));
+        let mut strict = of(&name(&format!("reg.example/strict{n}")), &world);
+        strict.settings.max_age = Some(Duration::from_hours(1));
+        let attempt = tried(&world.see(&strict));
+        assert_eq!(attempt.2, Ask::Always);
+        world.wait(Duration::from_secs(5));
+        ends(&mut world, attempt, Some(failing(class)));
+        world.handle(Event::Gone(strict.id.uid));
+    }
+    world.actions.clear();
+    world.wait(Duration::from_mins(9));
+    assert_eq!(asking(&world.actions), 0);
+    world.wait(Duration::from_mins(1));
+    let later = tried(&comes(&mut world, "reg.example/later"));
+    assert_eq!(later.2, Ask::Always);
+}

@@ -849,6 +849,39 @@ fn handed_over_release() -> ContainerRelease {
     }
 }
 
+/// Where the kubelet keeps no records, only the agent can know who may have what it pulls.
+#[test]
+fn a_pull_that_is_faster_than_the_give_back_is_remembered() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let mut record = written_down(image(), Some(confirmation("1")), true);
+    record.facts.private_to = Some(vec![private("any", &world).identity]);
+    world.learn(&[record]);
+    let app = private("app", &world);
+    let (mut open, id) = handed_over(&mut world, &app);
+    // An init container of its own runs, and the registry falls silent.
+    open.starts.clear();
+    world.see(&open);
+    world.wait(Duration::from_secs(10));
+    let other: ImageName = "reg.example/other".parse().unwrap();
+    let pod = of(&other, &world);
+    let attempt = the_try(&world.see(&pod));
+    world.wait(Duration::from_secs(5));
+    let actions = world.stalls(&other, attempt, Flow::default());
+    assert!(actions.contains(&Action::GiveBack { image: image(), id }));
+    world.handle(Event::GivenBack {
+        image: image(),
+        id,
+        copy: usable("2"),
+        by_kubelet: true,
+    });
+    let pulled = world
+        .records
+        .iter()
+        .find(|record| record.pulled_for.is_some());
+    assert_eq!(pulled.unwrap().digest, Some(digest("2")));
+}
+
 /// The other one writes it on its own pod, which has failed, in the moment in which the leader's gate still runs.
 #[test]
 fn another_tenants_forged_release_ends_no_hand_over() {

@@ -1,7 +1,7 @@
 //! A container that waits for the kubelet's pull.
 
 use super::{Cause, Context, LOOK_AGAIN, Request, Spare, Wait, Waiting};
-use crate::outcome::Outcome;
+use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::TryResult;
 use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
 use crate::verdict::{CachedCopy, Evidence};
@@ -90,9 +90,12 @@ impl Waiting {
             },
             None => CachedCopy::Absent,
         };
-        if let Some(failure) = given.failure.clone() {
-            self.wait = self.settled(&Evidence::of_look(failure, copy), context);
-        }
+        let nobody_asked = || {
+            let words = "the kubelet was not asked to pull: the image's name is there again";
+            Failure::new(FailureClass::Local, words)
+        };
+        let failure = given.failure.clone().unwrap_or_else(nobody_asked);
+        self.wait = self.settled(&Evidence::of_look(failure, copy), context);
     }
 
     /// What a container waits for next whose image the kubelet is about to pull, or pulls, for another pod.
