@@ -26,8 +26,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often a copy is looked at that could not be proven.
 const PROOFS: usize = 5;
 
-/// How long CRI may take to learn that a name is there again.
-const LEARNS: Duration = Duration::from_secs(2);
+/// How long CRI may take to learn that a name is there again; a containerd that has just started reads all names first.
+const LEARNS: Duration = Duration::from_secs(5);
 
 /// How long containerd may take to remove an alias: it may have to start again first.
 const FORGETS: Duration = Duration::from_secs(60);

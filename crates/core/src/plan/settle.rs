@@ -14,7 +14,7 @@ use crate::pod::{Start, TryContainer};
 use crate::record::TryResult;
 use crate::release::{ContainerProgress, ContainerRelease, Progress, Release};
 use crate::time::Now;
-use crate::verdict::Evidence;
+use crate::verdict::{CachedCopy, Evidence};
 
 /// After a pull of the kubelet has failed, it looks for the copy again within this time: its back-off of
 /// 10 s and a little (`pkg/kubelet/kubelet.go`, `imageBackOffPeriod`).
@@ -99,12 +99,17 @@ impl Pod {
             (TryResult::Unchanged, Some(digest)) => {
                 given.pulled_by_kubelet(Outcome::Unchanged, digest, now.wall)
             }
-            (result, digest) => ContainerRelease {
-                failure: result.failure().cloned(),
-                digest: digest.cloned(),
-                ..given.clone()
+            (result, digest) => {
+                // If it could not be looked at, it is what was there before.
+                let unknown = matches!(evidence.copy, CachedCopy::Unknown { .. });
+                let before = given.digest.as_ref().filter(|_| unknown);
+                let given = ContainerRelease {
+                    failure: result.failure().cloned(),
+                    digest: digest.or(before).cloned(),
+                    ..given.clone()
+                };
+                given.starts_from_its_copy()
             }
-            .starts_from_its_copy(),
         };
         let released = self.released_with(name);
         let released = released.filter(|(_, given)| given.outcome == Outcome::HandedOver);

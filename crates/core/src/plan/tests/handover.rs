@@ -902,3 +902,19 @@ fn another_tenants_forged_release_ends_no_hand_over() {
     let given_back = Action::GiveBack { image: image(), id };
     assert!(!actions.contains(&given_back), "{actions:?}");
 }
+
+/// containerd has died just then.
+#[test]
+fn a_copy_that_cannot_be_looked_at_when_its_name_is_back_is_the_one_before() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    world.see(&wanting(&open, FailureClass::Unauthorized));
+    let unknown = CachedCopy::Unknown {
+        why: "no answer".into(),
+    };
+    let actions = given_back(&mut world, id, unknown);
+    let settled = the_settled(&actions);
+    assert_eq!(settled.outcome, Outcome::Fallback);
+    assert_eq!(settled.digest, Some(digest("1")));
+}
