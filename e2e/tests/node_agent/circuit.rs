@@ -17,7 +17,7 @@ const IMAGES: usize = 5;
 const PROBED: Duration = Duration::from_secs(60);
 
 /// The longest pause before the first one after 429.
-const PROBED_AFTER_429: Duration = Duration::from_secs(60);
+const PROBED_AFTER_429: Duration = Duration::from_secs(110);
 
 pub(crate) fn tests() -> Tests {
     Tests {
@@ -94,7 +94,8 @@ async fn after_429_the_registry_is_left_alone(node: &Node) -> anyhow::Result<()>
     let release = run(&space, "first", 0, "fallback").await?;
     ensure!(release["class"] == "rate-limited", "{release}");
     let first = space.registry.requests().since(&before).total();
-    ensure!((1..=5).contains(&first), "{first} requests for one pod");
+    // containerd repeats what is answered 429.
+    ensure!((1..=6).contains(&first), "{first} requests for one pod");
     for n in 0..IMAGES {
         let release = run(&space, &format!("later-{n}"), n, "fallback").await?;
         ensure!(release["class"] == "rate-limited", "{release}");

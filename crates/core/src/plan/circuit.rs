@@ -24,10 +24,10 @@ const PROBE: Backoff = Backoff {
     longest: Duration::from_secs(30),
 };
 
-/// The same after 429, where the registry has not said when to come back, also for the probes of pods: since 2.3,
-/// containerd repeats a request up to five times.
+/// The same after 429, where the registry has not said when to come back, also for the probes of pods: containerd
+/// repeats such a request up to five times.
 const AFTER_429: Backoff = Backoff {
-    first: Duration::from_secs(40),
+    first: Duration::from_secs(80),
     longest: Duration::from_mins(10),
 };
 

@@ -181,6 +181,7 @@ impl Planner {
             if self.is_probed(&registry) {
                 continue;
             }
+            self.know_what_fell_back(&registry);
             let chosen = self.to_probe_with(&registry);
             if let Some((name, false)) = chosen {
                 // Its end is the turn of the next one.
@@ -193,6 +194,19 @@ impl Planner {
             if let Some((name, _)) = chosen {
                 self.start_try(now, name, Ask::Always, plan);
             }
+        }
+    }
+
+    /// An agent that has just begun knows images by their pods, and has tried none.
+    fn know_what_fell_back(&mut self, registry: &str) {
+        let open = self.circuits.of_mut(registry);
+        let fell_back = open.map(|open| open.fell_back.clone()).unwrap_or_default();
+        for name in fell_back
+            .into_iter()
+            .filter(|name| self.is_used(name))
+            .collect::<Vec<_>>()
+        {
+            self.images.entry(name).or_default();
         }
     }
 
