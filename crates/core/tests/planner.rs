@@ -611,8 +611,11 @@ impl World {
                 ask,
             } => {
                 self.prove(&image, &answer.after);
-                let failure = answer.failure.map(|class| Failure::new(class, "why"));
-                let failure = failure.filter(|_| ask != Ask::IfAbsent);
+                let failure = match &ask {
+                    Ask::Always => answer.failure.map(|class| Failure::new(class, "why")),
+                    Ask::IfAbsent => None,
+                    Ask::Never(failure) => Some(failure.clone()),
+                };
                 if ask == Ask::Always {
                     let class = failure.as_ref().map(|failure| failure.class);
                     if class == Some(FailureClass::Unauthorized) {
