@@ -8,11 +8,12 @@
 //! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is
-//! not asked for each pod (`circuit`), and `probe` finds out when it is back. Where the registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and
-//! [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls` shows how
-//! it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle` says what became of releases. `pod` knows what is owed
-//! to a pod, `repeat` when to write a release again, `report` what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
+//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
+//! and `probe` finds out when it is back. Where the registry wants credentials: [`Action::TakeAway`], the kubelet
+//! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
+//! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
+//! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
+//! what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod brake;

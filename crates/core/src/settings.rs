@@ -22,11 +22,6 @@ pub struct Settings {
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 impl Settings {
-    /// Whether it may not take every copy.
-    pub(crate) fn is_strict(&self) -> bool {
-        self.max_age.is_some() || self.fallback_on.is_some()
-    }
-
     /// Reads the annotations. An invalid value keeps its default and yields one complaint: what is
     /// wrong, and what applies instead.
     pub fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {

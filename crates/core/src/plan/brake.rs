@@ -47,10 +47,9 @@ impl Planner {
     pub(super) fn brake(&mut self, now: Now) -> Option<Failure> {
         let (pods, spared) = (&self.pods, &mut self.spared);
         self.hangs.retain(|image, hang| {
-            let mut waiting = hang.pods.iter().filter_map(|uid| pods.get(uid));
-            let hangs = waiting.any(|pod| pod.is_next(image));
-            let mut waited = hang.pods.iter().filter_map(|uid| pods.get(uid));
-            if !hangs && waited.any(|pod| pod.has_timed_out(image)) {
+            let known = || hang.pods.iter().filter_map(|uid| pods.get(uid));
+            let hangs = known().any(|pod| pod.is_next(image));
+            if !hangs && known().any(|pod| pod.has_timed_out(image)) {
                 spared.hangs(now, image);
             }
             hangs && now.up < hang.since + HANGS_FOR_AT_MOST

@@ -209,7 +209,12 @@ impl Circuits {
 
     /// The circuit of this image's registry, if it is open.
     pub(super) fn of(&self, name: &ImageName) -> Option<&Open> {
-        self.0.get(name.registry())?.open.as_ref()
+        self.at(name.registry())
+    }
+
+    /// That of this registry.
+    pub(super) fn at(&self, registry: &str) -> Option<&Open> {
+        self.0.get(registry)?.open.as_ref()
     }
 
     pub(super) fn of_mut(&mut self, registry: &str) -> Option<&mut Open> {

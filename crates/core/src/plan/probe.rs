@@ -181,39 +181,40 @@ impl Planner {
             if self.is_probed(&registry) {
                 continue;
             }
-            self.know_what_fell_back(&registry);
-            let chosen = self.to_probe_with(&registry);
-            if let Some((name, false)) = chosen {
+            let candidates = self.candidates(&registry);
+            if let Some(name) = self.idle_among(&candidates) {
+                self.next_probe_at(&registry, now.up + PROBED);
+                self.start_try(now, name, Ask::Always, plan);
+            } else if let Some(name) = self.hanging_among(&candidates) {
                 // Its end is the turn of the next one.
                 self.cut(name, Why::Newcomer, plan);
-                continue;
-            }
-            if let Some(open) = self.circuits.of_mut(&registry) {
-                open.probe_at = now.up + PROBED;
-            }
-            if let Some((name, _)) = chosen {
-                self.start_try(now, name, Ask::Always, plan);
+            } else {
+                self.next_probe_at(&registry, now.up + PROBED);
             }
         }
     }
 
-    /// An agent that has just begun knows images by their pods, and has tried none.
-    fn know_what_fell_back(&mut self, registry: &str) {
-        let open = self.circuits.of_mut(registry);
-        let fell_back = open.map(|open| open.fell_back.clone()).unwrap_or_default();
-        for name in fell_back
-            .into_iter()
-            .filter(|name| self.is_used(name))
-            .collect::<Vec<_>>()
-        {
-            self.images.entry(name).or_default();
+    fn next_probe_at(&mut self, registry: &str, at: Duration) {
+        if let Some(open) = self.circuits.of_mut(registry) {
+            open.probe_at = at;
         }
+    }
+
+    /// What fell back and pods use. An agent that has just begun knows images by their pods, and has tried none.
+    fn candidates(&mut self, registry: &str) -> Vec<ImageName> {
+        let open = self.circuits.at(registry);
+        let fell_back = open.into_iter().flat_map(|open| &open.fell_back);
+        let used = fell_back.filter(|name| self.is_used(name));
+        let used: Vec<ImageName> = used.cloned().collect();
+        for name in &used {
+            self.images.entry(name.clone()).or_default();
+        }
+        used
     }
 
     /// Whether a try runs that may end the circuit of this registry.
     fn is_probed(&self, registry: &str) -> bool {
-        let mut circuits = self.circuits.open();
-        let open = circuits.find_map(|(other, open)| (other == registry).then_some(open));
+        let open = self.circuits.at(registry);
         let may_end_it = |attempt: &Attempt| {
             let heard = Heard {
                 began: attempt.started.up,
@@ -233,31 +234,28 @@ impl Planner {
         pods.any(|pod| pod.images().any(|used| used == name))
     }
 
-    /// Of what fell back and pods use: the image that was not tried for longest and that nothing else is done with, and
-    /// public ones first; or one whose pull hangs, which has to end first.
-    fn to_probe_with(&self, registry: &str) -> Option<(ImageName, bool)> {
-        let (_, open) = self.circuits.open().find(|(other, _)| *other == registry)?;
-        let used = open.fell_back.iter().filter(|name| self.is_used(name));
-        let used: Vec<_> = used
-            .filter_map(|name| Some((name, self.images.get(name)?)))
-            .collect();
-        let idle = used
-            .iter()
-            .filter(|(name, image)| !image.is_busy() && !self.waits_for_kubelet(name));
-        let oldest = idle.min_by_key(|(name, image)| {
+    /// The one that was not tried for longest and that nothing else is done with, public ones first.
+    fn idle_among(&self, candidates: &[ImageName]) -> Option<ImageName> {
+        let idle = candidates.iter().filter_map(|name| {
+            let image = self.images.get(name)?;
+            let is_idle = !image.is_busy() && !self.waits_for_kubelet(name);
             let is_private = self.knowledge.facts(name).needs_credentials;
-            (is_private, image.last_start())
+            is_idle.then(|| ((is_private, image.last_start()), name))
         });
-        if let Some((name, _)) = oldest {
-            return Some(((*name).clone(), true));
-        }
-        let hangs = |image: &Image| {
-            let attempt = image.attempt.as_ref().filter(|_| image.is_stalled());
+        let (_, oldest) = idle.min_by_key(|(order, _)| *order)?;
+        Some(oldest.clone())
+    }
+
+    /// One whose pull hangs, which has to end first.
+    fn hanging_among(&self, candidates: &[ImageName]) -> Option<ImageName> {
+        let hangs = |name: &ImageName| {
+            let image = self.images.get(name).filter(|image| image.is_stalled());
+            let attempt = image.and_then(|image| image.attempt.as_ref());
             attempt.is_some_and(|attempt| attempt.flow.still >= DEAD_MIRRORS)
         };
-        let mut used = used.iter();
-        let (name, _) = used.find(|(name, image)| hangs(image) && !self.is_needed(name))?;
-        Some(((*name).clone(), false))
+        let mut candidates = candidates.iter();
+        let name = candidates.find(|name| hangs(name) && !self.is_needed(name))?;
+        Some(name.clone())
     }
 
     /// When a probe is due, or a pod does not wait for one any more.
@@ -282,23 +280,24 @@ impl Planner {
             .collect();
         tries.sort_by_key(Try::ended);
         for tried in tries {
-            let class = tried.result.failure().map(|failure| failure.class);
+            let registry = tried.image.registry();
             match tried.result.failure() {
-                Some(failure) if class.is_some_and(FailureClass::is_outage) => {
-                    if tried.pulled_for.is_none() {
-                        if failure.class == FailureClass::RateLimited || tried.duration >= TURN {
-                            // It opens the circuit by itself, and says what is true now.
-                            self.circuits.forget(tried.image.registry());
-                        }
-                        let then = Now {
-                            wall: tried.ended(),
-                            ..now
-                        };
-                        self.registry_failed(then, &tried.image, tried.duration, failure);
+                Some(failure) if failure.class.is_outage() => {
+                    if tried.pulled_for.is_some() {
+                        continue;
                     }
+                    if failure.class == FailureClass::RateLimited || tried.duration >= TURN {
+                        // It opens the circuit by itself, and says what is true now.
+                        self.circuits.forget(registry);
+                    }
+                    let then = Now {
+                        wall: tried.ended(),
+                        ..now
+                    };
+                    self.registry_failed(then, &tried.image, tried.duration, failure);
                 }
                 Some(failure) if !failure.class.is_answer() => {}
-                _ => self.circuits.forget(tried.image.registry()),
+                _ => self.circuits.forget(registry),
             }
         }
     }

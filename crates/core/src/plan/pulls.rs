@@ -9,6 +9,7 @@ use super::pod::Pod;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::pod::Start;
+use crate::rules::{NodeRules, Rules};
 use crate::time::Now;
 
 /// What the pods show of one hand-over.
@@ -27,13 +28,18 @@ struct Fare {
 }
 
 impl Fare {
-    fn of(name: &ImageName, handover: &Handover, pods: &BTreeMap<String, Pod>) -> Self {
+    fn of(
+        name: &ImageName,
+        handover: &Handover,
+        pods: &BTreeMap<String, Pod>,
+        node: &NodeRules,
+    ) -> Self {
         let mut fare = Self::default();
         for pod in pods.values() {
             let is_own = !handover.is_for_another(&pod.seen.identity);
             for start in pod.handed_over(name) {
                 fare.users += 1;
-                fare.is_strict |= is_own && pod.seen.settings.is_strict();
+                fare.is_strict |= is_own && Rules::of(&pod.seen, node).is_strict();
                 match start {
                     Some(Start::Wanting(why)) if is_own => fare.failure = Some(why.clone()),
                     Some(Start::Wanting(_)) => fare.others_fail = true,
@@ -58,7 +64,7 @@ impl Planner {
             let Some(kept) = handover.away().cloned() else {
                 continue;
             };
-            let fare = Fare::of(name, handover, &self.pods);
+            let fare = Fare::of(name, handover, &self.pods, &self.rules);
             if fare.is_next || self.unwell_since.is_some() {
                 handover.next.get_or_insert(now.up);
             } else {

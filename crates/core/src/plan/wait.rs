@@ -86,6 +86,13 @@ enum Wait {
     Done(Box<ContainerRelease>),
 }
 
+impl Wait {
+    /// Whether the container must not use the copy.
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Done(given) if given.outcome == Outcome::Refused)
+    }
+}
+
 /// What has happened to the image that a container waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cause<'a> {
@@ -409,9 +416,7 @@ impl Waiting {
         };
         let evidence = Evidence::of_look(failure, copy.clone());
         let done = self.judged(&evidence, context);
-        let is_refused =
-            |wait: &Wait| matches!(wait, Wait::Done(given) if given.outcome == Outcome::Refused);
-        let done = done.filter(|done| !is_refused(done));
+        let done = done.filter(|done| !done.is_refused());
         done.unwrap_or(Wait::Stalled { until })
     }
 

@@ -51,6 +51,17 @@ fn ends(
     actions
 }
 
+/// A try that is not to ask the registry ends, and there is no copy.
+fn finds_no_copy(world: &mut World, never: (ImageName, u64, Ask)) -> Vec<Action> {
+    let (image, attempt, ask) = never;
+    let Ask::Never(failure) = ask else {
+        panic!("{ask:?}");
+    };
+    let absent = CachedCopy::Absent;
+    let end = ended(image, attempt, Some(failure), &absent, absent.clone());
+    world.handle(end)
+}
+
 fn failing(class: FailureClass) -> Failure {
     Failure::new(class, "why")
 }
@@ -221,18 +232,8 @@ fn after_429_nobody_asks_before_it_is_time() {
 #[test]
 fn without_a_copy_or_for_a_strict_pod_the_registry_is_asked_all_the_same() {
     let mut world = silent();
-    let (image, attempt, ask) = tried(&comes(&mut world, "reg.example/absent"));
-    let Ask::Never(failure) = ask else {
-        panic!("{ask:?}");
-    };
-    let absent = CachedCopy::Absent;
-    let actions = world.handle(ended(
-        image,
-        attempt,
-        Some(failure),
-        &absent,
-        absent.clone(),
-    ));
+    let never = tried(&comes(&mut world, "reg.example/absent"));
+    let actions = finds_no_copy(&mut world, never);
     assert_eq!(tried(&actions).2, Ask::Always);
     let mut strict = of(&name("reg.example/strict"), &world);
     strict.settings.max_age = Some(Duration::from_secs(1));
@@ -485,19 +486,9 @@ fn where_the_kubelet_keeps_no_records_an_image_nobody_knows_waits_for_the_regist
 #[test]
 fn without_a_copy_the_next_try_follows_at_once() {
     let mut world = silent();
-    let (image, attempt, ask) = tried(&comes(&mut world, "reg.example/absent"));
-    let Ask::Never(failure) = ask else {
-        panic!("{ask:?}");
-    };
+    let never = tried(&comes(&mut world, "reg.example/absent"));
     world.wait(Duration::from_millis(900));
-    let absent = CachedCopy::Absent;
-    let actions = world.handle(ended(
-        image,
-        attempt,
-        Some(failure),
-        &absent,
-        absent.clone(),
-    ));
+    let actions = finds_no_copy(&mut world, never);
     assert_eq!(tried(&actions).2, Ask::Always);
 }
 

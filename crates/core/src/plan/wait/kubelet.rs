@@ -6,6 +6,14 @@ use crate::record::TryResult;
 use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
 use crate::verdict::{CachedCopy, Evidence};
 
+/// What a try that was refused has shown, with another failure.
+fn failed(failure: &Failure, refused: &Evidence) -> Evidence {
+    Evidence {
+        result: TryResult::Failed(failure.clone()),
+        ..refused.clone()
+    }
+}
+
 impl Waiting {
     /// The registry has refused the image, and the kubelet may open it.
     pub(super) fn step_with_kubelet(&mut self, cause: Cause<'_>, context: &Context<'_>) -> Request {
@@ -24,11 +32,7 @@ impl Waiting {
                 Wait::Kubelet { until, refused }
             }
             Cause::Spared(Spare::Failed(Some(failure))) => {
-                let evidence = Evidence {
-                    result: TryResult::Failed(failure.clone()),
-                    ..*refused
-                };
-                self.spared(&evidence, context)
+                self.spared(&failed(failure, &refused), context)
             }
             Cause::Spared(Spare::Failed(None)) => self.settled(&refused, context),
             // Without a copy, there is nothing better to do.
@@ -36,13 +40,9 @@ impl Waiting {
                 return Request::Nothing;
             }
             Cause::Spared(Spare::Hangs(failure)) => {
-                let evidence = Evidence {
-                    result: TryResult::Failed(failure.clone()),
-                    ..*refused
-                };
-                let settled = self.settled(&evidence, context);
+                let settled = self.settled(&failed(failure, &refused), context);
                 // Nor if it must not use the copy.
-                if matches!(&settled, Wait::Done(given) if given.outcome == Outcome::Refused) {
+                if settled.is_refused() {
                     return Request::Nothing;
                 }
                 settled
