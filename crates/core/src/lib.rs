@@ -13,14 +13,17 @@
 //! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`record`] (what tries
 //! have shown), [`rules`] (what applies to a pod), [`verdict`] (which copy a container may use),
 //! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`gate_image`]
-//! (what the gate starts from) stands alone. [`keys`] owns every name on an object, [`outcome`] the
+//! (what the gate starts from), [`keep`] (which copies stay for the next outage) and [`disk`] (whether there is room)
+//! stand alone. [`keys`] owns every name on an object, [`outcome`] the
 //! outcomes and failure classes.
 
 pub mod digest;
+pub mod disk;
 pub mod gate;
 pub mod gate_image;
 pub mod identity;
 pub mod image;
+pub mod keep;
 pub mod keys;
 mod knowledge;
 pub mod node;

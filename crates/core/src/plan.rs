@@ -13,7 +13,7 @@
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
 //! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
-//! what to say about the node. Every event ends in `Planner::advance`, which alone begins what is due.
+//! what to say about the node, and `used` which copies are needed (`crate::keep`). Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod brake;
@@ -33,6 +33,7 @@ mod settle;
 mod spared;
 mod tried;
 mod turns;
+mod used;
 mod wait;
 
 use std::collections::btree_map::Entry;
@@ -49,6 +50,7 @@ use self::round::Round;
 use self::spared::Spared;
 use self::wait::{Cause, Context, Request, Waiting};
 use crate::image::ImageName;
+use crate::keep::UsedImage;
 use crate::knowledge::Knowledge;
 use crate::node::NodeImage;
 use crate::pod::{GatedPod, PodId};
@@ -83,8 +85,16 @@ pub struct Planner {
     /// Since when no hand-over could be seen through, if none could.
     unwell_since: Option<Duration>,
     is_stopping: bool,
-    /// The node's report is not what it was when it was last taken.
-    report_changed: bool,
+    changed: Changed,
+}
+
+/// What may not be as it was when it was last taken.
+#[derive(Debug)]
+struct Changed {
+    /// The node's report.
+    report: bool,
+    /// Which images are used.
+    uses: bool,
 }
 
 impl Planner {
@@ -108,7 +118,10 @@ impl Planner {
             gave_way: None,
             unwell_since: Some(Duration::ZERO),
             is_stopping: false,
-            report_changed: true,
+            changed: Changed {
+                report: true,
+                uses: true,
+            },
         }
     }
 
@@ -118,10 +131,11 @@ impl Planner {
         if std::mem::take(&mut self.is_new) {
             self.recall(now);
         }
+        self.changed.uses |= !matches!(event, Event::Moved(_) | Event::Tick);
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
-            Event::Gone(uid) => self.report_changed |= self.pods.remove(&uid).is_some(),
+            Event::Gone(uid) => self.changed.report |= self.pods.remove(&uid).is_some(),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
             Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
@@ -188,8 +202,14 @@ impl Planner {
     /// The images of this node, for its report, if anything has changed since they were last taken.
     pub fn take_report(&mut self, now: Now) -> Option<Vec<NodeImage>> {
         let pods = self.pods.values();
-        std::mem::take(&mut self.report_changed)
+        std::mem::take(&mut self.changed.report)
             .then(|| report::node_images(&self.knowledge, pods, &self.rules, now.wall))
+    }
+
+    /// The images that pods use or wait for, if that may have changed since it was last taken.
+    pub fn take_used(&mut self) -> Option<Vec<UsedImage>> {
+        let pods = self.pods.values();
+        std::mem::take(&mut self.changed.uses).then(|| used::images(&self.knowledge, pods))
     }
 
     /// Whether it is for the agent to say which pods may use a private image's copy.
@@ -222,7 +242,7 @@ impl Planner {
     fn list(&mut self, now: Now, pods: Vec<GatedPod>, plan: &mut Vec<Action>) {
         self.pods
             .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
-        self.report_changed = true;
+        self.changed.report = true;
         for pod in pods {
             self.see(now, pod, plan);
         }
@@ -233,7 +253,7 @@ impl Planner {
         let pod = match self.pods.entry(pod.id.uid.clone()) {
             Entry::Occupied(entry) => {
                 let known = entry.into_mut();
-                self.report_changed |= !known.is_reported_as(&pod);
+                self.changed.report |= !known.is_reported_as(&pod);
                 known.update(pod, now);
                 known
             }
@@ -245,7 +265,7 @@ impl Planner {
                     let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
                     plan.push(overruled);
                 }
-                self.report_changed = true;
+                self.changed.report = true;
                 entry.insert(Pod::new(pod, now))
             }
         };
@@ -270,7 +290,7 @@ impl Planner {
             (Written::Failed, false) => return pod.release_failed(now),
             (Written::Failed, true) => return pod.rewrite_failed(),
         }
-        self.report_changed = true;
+        self.changed.report = true;
     }
 
     /// What became of a pod's release was written, or was not.
@@ -283,7 +303,7 @@ impl Planner {
             Written::Gone => pod.seen.terminated = true,
             Written::Failed => pod.settle_failed(now),
         }
-        self.report_changed = true;
+        self.changed.report = true;
     }
 
     /// Forgets images that are not `left` and that no pod of this node names.
@@ -303,7 +323,7 @@ impl Planner {
         let registries = images.keys().map(ImageName::registry).collect();
         self.circuits
             .retain(|name| images.contains_key(name), &registries);
-        self.report_changed = true;
+        self.changed.report = true;
     }
 
     /// Does what has become due.

@@ -80,6 +80,8 @@ pub enum Start {
     Started {
         /// What it runs, if the kubelet says so.
         digest: Option<Digest>,
+        /// Since when it runs without a break; none while it does not.
+        since: Option<Timestamp>,
     },
 }
 

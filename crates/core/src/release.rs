@@ -135,6 +135,7 @@ impl ContainerRelease {
                 Outcome::HandedOver | Outcome::Unavailable,
                 Start::Started {
                     digest: Some(digest),
+                    ..
                 },
             ) if self.digest.as_ref() == Some(digest) => Some(Self {
                 outcome: Outcome::Fallback,
@@ -145,6 +146,7 @@ impl ContainerRelease {
                 Outcome::HandedOver | Outcome::Unavailable,
                 Start::Started {
                     digest: Some(digest),
+                    ..
                 },
             ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),
             _ => None,
@@ -155,7 +157,7 @@ impl ContainerRelease {
     #[must_use]
     pub fn overtaken(&self, start: &Start, brought: &Digest, now: Timestamp) -> Option<Self> {
         let runs_it =
-            matches!(start, Start::Started { digest } if digest.as_ref() == Some(brought));
+            matches!(start, Start::Started { digest, .. } if digest.as_ref() == Some(brought));
         let fell_back = self.outcome == Outcome::Fallback && self.digest.as_ref() != Some(brought);
         (runs_it && fell_back).then(|| Self {
             outcome: Outcome::Fresh,

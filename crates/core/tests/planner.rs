@@ -185,7 +185,8 @@ fn starts() -> impl Strategy<Value = Start> {
         prop::sample::select(FailureClass::ALL.to_vec())
             .prop_map(|class| Start::Wanting(Failure::new(class, "why"))),
         (1..3_u8).prop_map(|n| Start::Started {
-            digest: Some(digest(n))
+            digest: Some(digest(n)),
+            since: None,
         }),
     ]
 }

@@ -211,7 +211,7 @@ impl Pod {
     fn apply(&self, name: &str, given: &mut ContainerRelease, start: &Start, now: Now) {
         let was_left = self.settled.contains_key(name);
         let other = match start {
-            Start::Started { digest } => {
+            Start::Started { digest, .. } => {
                 digest.as_ref().filter(|d| given.digest.as_ref() != Some(d))
             }
             Start::Next | Start::Wanting(_) => None,
@@ -224,7 +224,7 @@ impl Pod {
             *given = given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall);
         } else if let Some(before) = self.accepted.get(name)
             && given.outcome == Outcome::Unavailable
-            && matches!(start, Start::Started { digest } if *digest == before.digest)
+            && matches!(start, Start::Started { digest, .. } if *digest == before.digest)
         {
             *given = before.clone();
         } else if let Some(settled) = given.settled(start, now.wall) {

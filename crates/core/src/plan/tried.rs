@@ -149,7 +149,7 @@ impl Planner {
     /// Remembers a try of the agent or a pull of the kubelet.
     pub(super) fn add_try(&mut self, tried: Try, plan: &mut Vec<Action>) {
         self.knowledge.add(&tried);
-        self.report_changed = true;
+        self.changed.report = true;
         plan.push(Action::Record(tried));
     }
 }

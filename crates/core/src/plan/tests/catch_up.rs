@@ -271,7 +271,9 @@ fn a_container_that_starts_after_the_pull_has_ended_runs_what_it_brought() {
     let mut open = held("app", &world);
     open.gate = GateState::Open;
     let digest = Some(digest("2"));
-    open.starts.insert("app".into(), Start::Started { digest });
+    let since = None;
+    let runs = Start::Started { digest, since };
+    open.starts.insert("app".into(), runs);
     let actions = world.see(&open);
     let [Action::Settle(_, release)] = actions.as_slice() else {
         panic!("{actions:?}");

@@ -589,6 +589,7 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     };
     let runs = Start::Started {
         digest: Some(digest("2")),
+        since: None,
     };
     started.starts.insert("app".into(), runs);
     let actions = world.see(&started);
@@ -680,6 +681,7 @@ fn a_pull_that_ends_well_after_all_is_told() {
         "app".into(),
         Start::Started {
             digest: Some(digest("2")),
+            since: None,
         },
     );
     let actions = world.see(&started);
@@ -764,9 +766,13 @@ fn nothing_is_learned_from_a_release_that_the_agent_has_not_written() {
     app.digest = None;
     forged.released = Some(release);
     let digest = Some(digest("1"));
-    forged
-        .starts
-        .insert("app".into(), Start::Started { digest });
+    forged.starts.insert(
+        "app".into(),
+        Start::Started {
+            digest,
+            since: None,
+        },
+    );
     let records = world.records.len();
     world.see(&forged);
     world.wait(Duration::from_secs(30));

@@ -1,0 +1,292 @@
+//! Which copies are kept, so that the last good one is still here in the next outage.
+//!
+//! An alias keeps a copy and pins it against the kubelet's image collector, which spares what is pinned. Here is
+//! decided which copies have one. A copy that pods use needs none, but is to have one when they are gone. Of those
+//! that no pod uses, the ones used last are kept, within limits; and while the disk is nearly full they are not pinned,
+//! because the kubelet evicts pods when it can collect no image.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::digest::Digest;
+use crate::disk::{Amount, Disk};
+use crate::image::ImageName;
+use crate::record::LocalCopy;
+use crate::time::age;
+
+/// A new copy has proven itself once a container has run from it for so long: then the one before is not kept any more.
+pub const PROVEN_AFTER: Duration = Duration::from_mins(10);
+
+/// How often it is written down that a copy is used.
+pub const WRITTEN_EVERY: Duration = Duration::from_hours(1);
+
+/// Most copies that no pod uses.
+const UNUSED_MAX: usize = 200;
+
+/// A copy that an alias keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptCopy {
+    /// The image, in full.
+    pub image: ImageName,
+    /// What its name pointed to.
+    pub digest: Digest,
+    /// Its size in bytes, as CRI reports it; 0 if it is not known.
+    pub size_bytes: u64,
+    /// Since when the image's name has pointed to it.
+    pub since: Timestamp,
+    /// When a pod of this node last used the copy, or could have; up to [`WRITTEN_EVERY`] later.
+    pub used: Timestamp,
+    /// Whether a container has run from it for [`PROVEN_AFTER`] without a break.
+    pub proven: bool,
+    /// Whether the registry has given it to everybody. Only then is a name that somebody has removed given back to it:
+    /// of a private image, the kubelet may have forgotten whose it is.
+    pub public: bool,
+    /// Whether the kubelet's collector is to spare it.
+    pub pinned: bool,
+}
+
+/// An image that pods of this node use, or wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedImage {
+    /// The image, in full.
+    pub image: ImageName,
+    /// What its name points to, if there is a copy.
+    pub current: Option<LocalCopy>,
+    /// Whether the registry has given that copy to everybody.
+    pub public: bool,
+    /// The copies that containers use, and since when one of them has run without a break.
+    pub runs: BTreeMap<Digest, Option<Timestamp>>,
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a copy is kept that no pod uses.
+    pub time: Duration,
+    /// How much all of those may take together. What they share counts for each.
+    pub size: Amount,
+    /// While less than this is free, copies give way to what the disk needs.
+    pub free: Amount,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shelf {
+    /// Aliases to write: new ones, and those of which something has changed.
+    pub write: Vec<KeptCopy>,
+    /// Aliases to remove.
+    pub forget: Vec<(KeptCopy, Because)>,
+}
+
+/// Why a copy is not kept any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// A newer one has proven itself, or two newer ones have come.
+    Replaced,
+    /// No pod has used it for too long.
+    Age,
+    /// Others that were used later take all that may be kept.
+    Size,
+}
+
+impl Because {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Replaced, Self::Age, Self::Size];
+
+    /// The word in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Replaced => "replaced",
+            Self::Age => "age",
+            Self::Size => "size",
+        }
+    }
+}
+
+/// A copy, and how it stands.
+struct Item {
+    copy: KeptCopy,
+    before: Option<KeptCopy>,
+    in_use: bool,
+    is_current: bool,
+    why_not: Option<Because>,
+}
+
+impl Item {
+    fn is_spare(&self) -> bool {
+        !self.in_use && self.why_not.is_none()
+    }
+}
+
+/// Decides what is kept from now on. `kept` is what is kept now, `disk` the file system that holds the images, if it
+/// is known. What is used is always kept; nothing else is if the limits depend on a file system that is not known.
+pub fn shelve(
+    kept: &[KeptCopy],
+    used: &[UsedImage],
+    limits: &Limits,
+    disk: Option<Disk>,
+    now: Timestamp,
+) -> Shelf {
+    let mut items = merged(kept, used, now);
+    replace(&mut items);
+    for item in items.iter_mut().filter(|item| item.is_spare()) {
+        if age(now, item.copy.used) > limits.time {
+            item.why_not = Some(Because::Age);
+        }
+    }
+    items.sort_by_key(|item| std::cmp::Reverse((item.copy.used, item.copy.since)));
+    fit(&mut items, limits.size.of(disk).unwrap_or(0));
+    pin(&mut items, limits.free, disk);
+    written(items, now)
+}
+
+/// What is kept and what is used, by image.
+fn merged(kept: &[KeptCopy], used: &[UsedImage], now: Timestamp) -> Vec<Item> {
+    let mut items: BTreeMap<(ImageName, Digest), Item> = BTreeMap::new();
+    for copy in kept {
+        let item = Item {
+            copy: copy.clone(),
+            before: Some(copy.clone()),
+            in_use: false,
+            is_current: false,
+            why_not: None,
+        };
+        items.insert((copy.image.clone(), copy.digest.clone()), item);
+    }
+    for image in used {
+        let nothing = None;
+        let current = image.current.as_ref();
+        let current_runs = current.map(|copy| (&copy.digest, &nothing));
+        for (digest, since) in current_runs.into_iter().chain(&image.runs) {
+            let key = (image.image.clone(), digest.clone());
+            let item = items.entry(key).or_insert_with(|| new(image, digest, now));
+            item.in_use = true;
+            item.copy.used = now;
+            item.copy.proven |= since.is_some_and(|since| age(now, since) >= PROVEN_AFTER);
+        }
+        if let Some(current) = current {
+            make_current(&mut items, image, current, now);
+        }
+    }
+    items.into_values().collect()
+}
+
+/// A copy that was not kept yet, which the name may have pointed to for any time.
+fn new(image: &UsedImage, digest: &Digest, now: Timestamp) -> Item {
+    Item {
+        copy: KeptCopy {
+            image: image.image.clone(),
+            digest: digest.clone(),
+            size_bytes: 0,
+            since: Timestamp::UNIX_EPOCH,
+            used: now,
+            proven: false,
+            public: false,
+            pinned: true,
+        },
+        before: None,
+        in_use: true,
+        is_current: false,
+        why_not: None,
+    }
+}
+
+fn make_current(
+    items: &mut BTreeMap<(ImageName, Digest), Item>,
+    image: &UsedImage,
+    current: &LocalCopy,
+    now: Timestamp,
+) {
+    let of_image = items
+        .values()
+        .filter(|item| item.copy.image == image.image && item.copy.digest != current.digest);
+    let newest = of_image.map(|item| item.copy.since).max();
+    let key = (image.image.clone(), current.digest.clone());
+    let Some(item) = items.get_mut(&key) else {
+        return;
+    };
+    item.is_current = true;
+    item.copy.public = image.public;
+    item.copy.size_bytes = current.size_bytes.unwrap_or(item.copy.size_bytes);
+    // It is new, or the tag has come back to it.
+    let is_newest = newest.is_none_or(|newest| newest < item.copy.since);
+    if item.before.is_none() || !is_newest {
+        item.copy.since = now;
+    }
+}
+
+/// Of each image, the newest copy stays, and until that has proven itself the one before.
+fn replace(items: &mut [Item]) {
+    let mut by_image: BTreeMap<ImageName, Vec<&mut Item>> = BTreeMap::new();
+    for item in items {
+        let image = item.copy.image.clone();
+        by_image.entry(image).or_default().push(item);
+    }
+    for copies in by_image.values_mut() {
+        copies.sort_by_key(|item| std::cmp::Reverse((item.is_current, item.copy.since)));
+        let proven = copies.first().is_some_and(|newest| newest.copy.proven);
+        let stay = if proven { 1 } else { 2 };
+        for item in copies.iter_mut().skip(stay).filter(|item| !item.in_use) {
+            item.why_not = Some(Because::Replaced);
+        }
+    }
+}
+
+/// Of the copies that no pod uses, those used last stay.
+fn fit(items: &mut [Item], size_bytes: u64) {
+    let mut total = 0_u64;
+    let spare = items.iter_mut().filter(|item| item.is_spare());
+    for (at, item) in spare.enumerate() {
+        total = total.saturating_add(item.copy.size_bytes);
+        if total > size_bytes || at >= UNUSED_MAX {
+            item.why_not = Some(Because::Size);
+        }
+    }
+}
+
+/// While too little is free, as much as is missing is left to the kubelet, what was used longest ago first.
+fn pin(items: &mut [Item], free: Amount, disk: Option<Disk>) {
+    let wanted = free.of(disk).unwrap_or(0);
+    let free = disk.map_or(u64::MAX, |disk| disk.free);
+    let mut missing = wanted.saturating_sub(free);
+    // Otherwise a disk that is just full enough would have them written again and again.
+    let is_tight = free < wanted.saturating_add(wanted / 4);
+    for item in items.iter_mut().rev() {
+        let was_pinned = item.before.as_ref().is_none_or(|before| before.pinned);
+        item.copy.pinned = item.in_use || missing == 0 && (was_pinned || !is_tight);
+        if item.is_spare() {
+            missing = missing.saturating_sub(item.copy.size_bytes);
+        }
+    }
+}
+
+fn written(items: Vec<Item>, now: Timestamp) -> Shelf {
+    let mut shelf = Shelf::default();
+    for Item {
+        mut copy,
+        before,
+        why_not,
+        ..
+    } in items
+    {
+        match (before, why_not) {
+            (Some(before), Some(why)) => shelf.forget.push((before, why)),
+            (None, Some(_)) => {}
+            (Some(before), None) => {
+                if age(now, before.used) < WRITTEN_EVERY {
+                    copy.used = before.used;
+                }
+                if copy != before {
+                    shelf.write.push(copy);
+                }
+            }
+            (None, None) => shelf.write.push(copy),
+        }
+    }
+    shelf
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+use jiff::SignedDuration;
+use proptest::collection::{hash_map, vec};
+use proptest::prelude::*;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+const LIMITS: Limits = Limits {
+    time: Duration::from_hours(14 * 24),
+    size: Amount::Percent(10),
+    free: Amount::Percent(20),
+};
+
+/// With room for 10 GiB of copies.
+const ROOMY: Disk = Disk {
+    total: 100 * GIB,
+    free: 60 * GIB,
+};
+
+fn at(minutes: i64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_mins(1_000_000 + minutes)
+}
+
+fn digest(name: &str) -> Digest {
+    format!("sha256:{name}").parse().unwrap()
+}
+
+/// A pod uses the copy that the name points to, and has run since then.
+fn used(image: &str, copy: &str, since: Option<Timestamp>) -> UsedImage {
+    UsedImage {
+        image: image.parse().unwrap(),
+        current: Some(LocalCopy {
+            digest: digest(copy),
+            size_bytes: Some(GIB),
+        }),
+        public: true,
+        runs: [(digest(copy), since)].into(),
+    }
+}
+
+/// What is kept, and how that changes.
+#[derive(Default)]
+struct Node {
+    kept: Vec<KeptCopy>,
+}
+
+impl Node {
+    fn step(&mut self, used: &[UsedImage], disk: Option<Disk>, now: Timestamp) -> Shelf {
+        self.step_within(used, &LIMITS, disk, now)
+    }
+
+    fn step_within(
+        &mut self,
+        used: &[UsedImage],
+        limits: &Limits,
+        disk: Option<Disk>,
+        now: Timestamp,
+    ) -> Shelf {
+        let shelf = shelve(&self.kept, used, limits, disk, now);
+        let gone = shelf.forget.iter().map(|(copy, _)| copy);
+        for gone in gone.chain(&shelf.write) {
+            let same = |copy: &KeptCopy| copy.image == gone.image && copy.digest == gone.digest;
+            self.kept.retain(|copy| !same(copy));
+        }
+        self.kept.extend(shelf.write.iter().cloned());
+        shelf
+    }
+
+    fn copies(&self) -> Vec<&str> {
+        let mut copies: Vec<_> = self.kept.iter().map(|copy| copy.digest.as_str()).collect();
+        copies.sort_unstable();
+        copies
+    }
+
+    fn pinned(&self) -> Vec<&str> {
+        let pinned = self.kept.iter().filter(|copy| copy.pinned);
+        let mut pinned: Vec<_> = pinned.map(|copy| copy.digest.as_str()).collect();
+        pinned.sort_unstable();
+        pinned
+    }
+}
+
+#[test]
+fn what_a_pod_uses_is_kept_after_it_for_a_while() {
+    let mut node = Node::default();
+    let pod = [used("app", "a", Some(at(0)))];
+    let shelf = node.step(&pod, Some(ROOMY), at(0));
+    assert_eq!(shelf.write.len(), 1);
+    assert!(shelf.write[0].pinned && shelf.write[0].public);
+    assert!(!shelf.write[0].proven);
+    assert_eq!(node.step(&pod, Some(ROOMY), at(1)), Shelf::default());
+    assert!(node.step(&pod, Some(ROOMY), at(10)).write[0].proven);
+    // That it is used is written once an hour.
+    let shelf = node.step(&pod, Some(ROOMY), at(60));
+    assert_eq!(shelf.write[0].used, at(60));
+    assert_eq!(node.step(&[], Some(ROOMY), at(61)), Shelf::default());
+    let days = |days: i64| at(60 + days * 24 * 60);
+    assert_eq!(node.step(&[], Some(ROOMY), days(14)), Shelf::default());
+    let shelf = node.step(&[], Some(ROOMY), days(15));
+    assert_eq!(shelf.forget[0].1, Because::Age);
+    assert!(node.kept.is_empty());
+}
+
+#[test]
+fn the_copy_before_stays_until_the_new_one_has_run_for_a_while() {
+    let mut node = Node::default();
+    node.step(&[used("app", "a", Some(at(0)))], Some(ROOMY), at(20));
+    let pod = [used("app", "b", Some(at(21)))];
+    node.step(&pod, Some(ROOMY), at(21));
+    node.step(&pod, Some(ROOMY), at(30));
+    assert_eq!(node.copies(), ["sha256:a", "sha256:b"]);
+    let shelf = node.step(&pod, Some(ROOMY), at(31));
+    assert_eq!(shelf.forget[0].1, Because::Replaced);
+    assert_eq!(node.copies(), ["sha256:b"]);
+}
+
+#[test]
+fn of_copies_that_crash_only_the_last_and_the_one_before_stay() {
+    let mut node = Node::default();
+    for (minute, copy) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        let minute = i64::try_from(minute).unwrap();
+        node.step(&[used("app", copy, None)], Some(ROOMY), at(minute));
+    }
+    assert_eq!(node.copies(), ["sha256:c", "sha256:d"]);
+}
+
+#[test]
+fn a_copy_that_a_pod_still_runs_stays() {
+    let mut node = Node::default();
+    let mut image = used("app", "a", Some(at(0)));
+    node.step(std::slice::from_ref(&image), Some(ROOMY), at(0));
+    image.current = Some(LocalCopy {
+        digest: digest("b"),
+        size_bytes: Some(GIB),
+    });
+    image.runs.insert(digest("b"), Some(at(1)));
+    node.step(std::slice::from_ref(&image), Some(ROOMY), at(20));
+    assert_eq!(node.copies(), ["sha256:a", "sha256:b"]);
+    image.runs.remove(&digest("a"));
+    node.step(&[image], Some(ROOMY), at(21));
+    assert_eq!(node.copies(), ["sha256:b"]);
+}
+
+#[test]
+fn a_tag_that_comes_back_makes_its_copy_the_newest() {
+    let mut node = Node::default();
+    for (minute, copy) in [(0, "a"), (1, "b"), (2, "a"), (3, "c")] {
+        node.step(&[used("app", copy, None)], Some(ROOMY), at(minute));
+    }
+    assert_eq!(node.copies(), ["sha256:a", "sha256:c"]);
+}
+
+#[test]
+fn what_was_used_longest_ago_goes_first() {
+    let mut node = Node::default();
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    for (minute, name) in names.into_iter().enumerate() {
+        let minute = i64::try_from(minute).unwrap();
+        let pods = [used(name, name, None), used("runs", "z", None)];
+        node.step(&pods, Some(ROOMY), at(minute));
+    }
+    let shelf = node.step(&[used("runs", "z", None)], Some(ROOMY), at(20));
+    assert_eq!(shelf.forget[0].1, Because::Size);
+    // 10 GiB, and what a pod uses.
+    assert_eq!(node.kept.len(), 11);
+    assert!(!node.copies().contains(&"sha256:b"));
+    assert!(node.copies().contains(&"sha256:c"));
+}
+
+#[test]
+fn a_full_disk_is_left_to_the_kubelet() {
+    let mut node = Node::default();
+    for (minute, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let minute = i64::try_from(minute).unwrap();
+        node.step(&[used(name, name, None)], Some(ROOMY), at(minute));
+    }
+    let with = |tenths| Disk {
+        free: tenths * GIB / 10,
+        ..ROOMY
+    };
+    // 1.5 GiB are missing: as much gives way, the oldest first, and not what a pod uses.
+    let pod = [used("a", "a", None)];
+    node.step(&pod, Some(with(185)), at(5));
+    assert_eq!(node.pinned(), ["sha256:a"]);
+    node.step(&pod, Some(with(195)), at(6));
+    assert_eq!(node.pinned(), ["sha256:a"], "not back and forth");
+    node.step(&pod, Some(with(245)), at(7));
+    assert_eq!(node.pinned(), ["sha256:a"]);
+    node.step(&pod, Some(with(255)), at(8));
+    assert_eq!(node.pinned(), ["sha256:a", "sha256:b", "sha256:c"]);
+    node.step(&[], Some(with(195)), at(9));
+    assert_eq!(node.pinned(), ["sha256:b", "sha256:c"].as_slice());
+}
+
+#[test]
+fn without_a_known_disk_only_what_is_used_is_kept() {
+    let mut node = Node::default();
+    node.step(&[used("app", "a", None)], None, at(0));
+    assert_eq!(node.copies(), ["sha256:a"]);
+    let bytes = Limits {
+        size: Amount::Bytes(GIB),
+        ..LIMITS
+    };
+    node.step_within(&[], &bytes, None, at(1));
+    assert_eq!(node.copies(), ["sha256:a"]);
+    node.step(&[], None, at(2));
+    assert!(node.kept.is_empty());
+}
+
+#[test]
+fn with_no_time_nothing_is_kept_that_is_not_used() {
+    let mut node = Node::default();
+    let off = Limits {
+        time: Duration::ZERO,
+        ..LIMITS
+    };
+    node.step_within(&[used("app", "a", None)], &off, Some(ROOMY), at(0));
+    node.step_within(&[], &off, Some(ROOMY), at(1));
+    assert!(node.kept.is_empty());
+}
+
+prop_compose! {
+    fn image()(
+        copy in proptest::option::of(0..4_u8),
+        runs in vec((0..4_u8, proptest::option::of(0..40_i64)), 0..3),
+        public: bool,
+    ) -> (Option<u8>, Vec<(u8, Option<i64>)>, bool) {
+        (copy, runs, public)
+    }
+}
+
+proptest! {
+    #[test]
+    fn limits_hold_and_nothing_in_use_goes(
+        steps in vec((hash_map(0..4_u8, image(), 0..4), 0..30_u64, 0..40_i64), 1..20),
+    ) {
+        let mut node = Node::default();
+        let mut minute = 0;
+        for (images, free, later) in steps {
+            minute += later;
+            let images: Vec<UsedImage> = images
+                .into_iter()
+                .map(|(name, (copy, runs, public))| UsedImage {
+                    image: format!("app{name}").parse().unwrap(),
+                    current: copy.map(|copy| LocalCopy {
+                        digest: digest(&copy.to_string()),
+                        size_bytes: Some(4 * GIB),
+                    }),
+                    public,
+                    runs: runs
+                        .into_iter()
+                        .map(|(copy, since)| (digest(&copy.to_string()), since.map(at)))
+                        .collect(),
+                })
+                .collect();
+            let disk = Some(Disk { free: free * GIB, ..ROOMY });
+            node.step(&images, disk, at(minute));
+            let is_used = |copy: &KeptCopy| images.iter().any(|image| {
+                let current = image.current.as_ref().map(|current| &current.digest);
+                image.image == copy.image
+                    && (current == Some(&copy.digest) || image.runs.contains_key(&copy.digest))
+            });
+            for image in &images {
+                for digest in image.current.iter().map(|copy| &copy.digest).chain(image.runs.keys()) {
+                    let kept = node.kept.iter().find(|copy| copy.image == image.image && copy.digest == *digest);
+                    prop_assert!(kept.is_some_and(|kept| kept.pinned), "{digest} is in use");
+                }
+            }
+            let unused: u64 = node.kept.iter().filter(|copy| !is_used(copy)).map(|copy| copy.size_bytes).sum();
+            prop_assert!(unused <= 10 * GIB);
+            // Nothing more to do.
+            prop_assert_eq!(node.step(&images, disk, at(minute)), Shelf::default());
+        }
+    }
+}
