@@ -5,6 +5,7 @@
 //! names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
 //! Because of the upper-case letters, no tool reads the name as one of Docker Hub's.
 
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 
 use crate::runtime::RuntimeError;
@@ -23,18 +24,36 @@ pub fn aside(image: &ImageName) -> String {
     format!("{ASIDE}{}", mangled(image))
 }
 
+/// The alias that keeps this copy of the image for the next outage.
+pub fn copy(image: &ImageName, digest: &Digest) -> String {
+    let digest = digest.as_str().replace(':', "+");
+    format!("{COPIES}{digest}/{}", mangled(image))
+}
+
+/// The copy that this alias keeps, if it is one of [`copy()`].
+pub(crate) fn copy_of(alias: &str) -> Option<(ImageName, Digest)> {
+    let (digest, name) = alias.strip_prefix(COPIES)?.split_once('/')?;
+    Some((demangled(name)?, digest.replace('+', ":").parse().ok()?))
+}
+
 fn mangled(image: &ImageName) -> String {
     image.as_str().replace(':', "+").replace('@', "=")
 }
 
+fn demangled(name: &str) -> Option<ImageName> {
+    name.replace('+', ":").replace('=', "@").parse().ok()
+}
+
 /// The image whose copy this alias keeps, if it is one of [`aside`].
 pub(crate) fn set_aside_as(alias: &str) -> Option<ImageName> {
-    let name = alias.strip_prefix(ASIDE)?;
-    name.replace('+', ":").replace('=', "@").parse().ok()
+    demangled(alias.strip_prefix(ASIDE)?)
 }
 
 /// Begins every alias of a copy whose name is away.
 pub(crate) const ASIDE: &str = "TryLatest/aside/";
+
+/// Begins every alias of a copy that is kept for the next outage.
+pub(crate) const COPIES: &str = "TryLatest/copy/";
 
 /// Refuses an alias that could be taken for an image's name.
 pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
@@ -65,6 +84,13 @@ mod tests {
             assert_eq!(check(&aside(&image)), Ok(()));
             assert_eq!(set_aside_as(&aside(&image)), Some(image.clone()));
             assert_eq!(set_aside_as(&of(&image)), None);
+            let digest: Digest = format!("sha256:{}", "2".repeat(64)).parse().unwrap();
+            assert_eq!(check(&copy(&image, &digest)), Ok(()));
+            assert_eq!(
+                copy_of(&copy(&image, &digest)),
+                Some((image.clone(), digest))
+            );
+            assert_eq!(copy_of(&aside(&image)), None);
         }
         for bad in [
             "",

@@ -4,6 +4,7 @@
 //! Cases share a harness: each uses repositories of its own.
 
 mod damage;
+mod kept;
 mod made;
 mod names;
 mod pulls;
@@ -153,6 +154,10 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             a_cleaner_removes_it_and_it_is_made_again,
             lost_content_is_written_again,
             a_name_of_something_else_stays;
+        kept:
+            a_copy_is_kept_and_says_what_is_known,
+            a_kept_copy_survives_its_names,
+            a_private_copy_gets_no_name_back;
         names:
             a_pull_leaves_labels,
             a_try_that_was_cut_off_loses_no_label,

@@ -11,6 +11,7 @@ use k8s_cri::v1::{
     VersionRequest,
 };
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
 
 use crate::calls::{CallObserver, Calls};
 use crate::classify;
@@ -24,7 +25,7 @@ use crate::runtime::{
     RuntimeError, RuntimeVersion,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{events, labels, made, mend, names, proof};
+use crate::{events, kept, labels, made, mend, names, proof};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -212,6 +213,22 @@ impl ImageRuntime for Containerd {
 
     async fn aside(&self) -> Result<Vec<(String, ImageName)>, RuntimeError> {
         names::aside(self).await
+    }
+
+    async fn keep_copy(&self, copy: &KeptCopy) -> Result<(), RuntimeError> {
+        kept::keep_copy(self, copy).await
+    }
+
+    async fn kept_copies(&self) -> Result<Vec<KeptCopy>, RuntimeError> {
+        kept::kept_copies(self).await
+    }
+
+    async fn restore_kept(&self, image: &ImageName) -> Result<bool, RuntimeError> {
+        kept::restore_kept(self, image).await
+    }
+
+    async fn is_pinned(&self, image: &ImageName) -> Result<Option<bool>, RuntimeError> {
+        kept::is_pinned(self, image).await
     }
 
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {

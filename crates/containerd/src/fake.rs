@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast};
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
 
 use crate::containerd::locked;
@@ -71,6 +72,7 @@ struct State {
     /// How many images were made here.
     made: u32,
     down: bool,
+    honours_pins: bool,
     events: broadcast::Sender<ImageEvent>,
 }
 
@@ -83,6 +85,8 @@ struct Content {
     labels: HashMap<String, String>,
     /// The layer of an image of one program.
     program: Option<String>,
+    /// What the alias of a kept copy says.
+    kept: Option<KeptCopy>,
 }
 
 /// What the disk loses of a copy.
@@ -128,6 +132,7 @@ impl FakeContainerd {
             pulls: HashMap::new(),
             made: 0,
             down: false,
+            honours_pins: true,
             events: broadcast::Sender::new(EVENTS),
         };
         Self {
@@ -246,6 +251,11 @@ impl FakeContainerd {
         state.names.get(alias).map(|copy| copy.digest.clone())
     }
 
+    /// As containerd before 1.6.36: pins have no effect.
+    pub fn ignore_pins(&self) {
+        locked(&self.state).honours_pins = false;
+    }
+
     /// Makes every call fail, or work again. Going down ends all streams of events.
     pub fn set_down(&self, down: bool) {
         let mut state = locked(&self.state);
@@ -280,6 +290,7 @@ fn content(digest: &str, size_bytes: u64) -> Content {
         lost: None,
         labels: HashMap::new(),
         program: None,
+        kept: None,
     }
 }
 

@@ -27,6 +27,7 @@ mod disk;
 mod events;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod kept;
 mod labels;
 mod made;
 mod manifest;

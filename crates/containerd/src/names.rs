@@ -38,6 +38,11 @@ pub(crate) fn managed_and_pinned() -> Labels {
     labels_of([MANAGED, PINNED])
 }
 
+/// Whether CRI would pin a name with these labels.
+pub(crate) fn is_pinned(labels: &Labels) -> bool {
+    labels.get(PINNED.0).is_some_and(|value| value == PINNED.1)
+}
+
 /// Create and update are two calls, and others write names, too: a few turns settle any race.
 const MAX_TURNS: usize = 4;
 
@@ -268,7 +273,7 @@ async fn create(
 }
 
 /// Changes the name; false if it is gone.
-async fn update(
+pub(crate) async fn update(
     node: &Containerd,
     operation: &'static str,
     name: &str,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::Failure;
 
 use crate::program::Program;
@@ -131,6 +132,39 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// # Errors
     /// containerd did not answer.
     fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send;
+
+    /// Writes the alias that keeps this copy, and what is to be known of it. One of the image's names, or the alias
+    /// itself, must point to the copy.
+    ///
+    /// # Errors
+    /// There is no such copy, or containerd did not answer.
+    fn keep_copy(&self, copy: &KeptCopy) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Every copy that [`ImageRuntime::keep_copy`] keeps. [`ImageRuntime::forget`] removes the alias
+    /// ([`crate::alias::copy()`]).
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send;
+
+    /// Restores the image's name from the newest of these copies that is everybody's, if the name is gone. True if it
+    /// had to. Nothing happens if there is none.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn restore_kept(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
+
+    /// Whether the kubelet's image collector spares this image, by CRI's word; none if it does not find it.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn is_pinned(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Option<bool>, RuntimeError>> + Send;
 
     /// Makes an image that contains only this program, and lets the alias point to it and pin it, unless
     /// it does so already and all of the image is there. True if something had to be made.
@@ -436,6 +470,28 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send {
         R::aside(self)
+    }
+
+    fn keep_copy(&self, copy: &KeptCopy) -> impl Future<Output = Result<(), RuntimeError>> + Send {
+        R::keep_copy(self, copy)
+    }
+
+    fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send {
+        R::kept_copies(self)
+    }
+
+    fn restore_kept(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<bool, RuntimeError>> + Send {
+        R::restore_kept(self, image)
+    }
+
+    fn is_pinned(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Option<bool>, RuntimeError>> + Send {
+        R::is_pinned(self, image)
     }
 
     fn make(

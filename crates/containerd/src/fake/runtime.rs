@@ -5,6 +5,7 @@ use std::sync::MutexGuard;
 
 use futures::{StreamExt, stream};
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
 
 use super::{Answer, Content, FakeContainerd, Lost, Pulls, State, content};
@@ -288,6 +289,64 @@ impl ImageRuntime for FakeContainerd {
         Ok(aliases
             .filter_map(|alias| Some((alias.clone(), alias::set_aside_as(alias)?)))
             .collect())
+    }
+
+    async fn keep_copy(&self, copy: &KeptCopy) -> Result<(), RuntimeError> {
+        let operation = "keeping a copy";
+        let alias = alias::copy(&copy.image, &copy.digest);
+        let digest = copy.digest.as_str();
+        let by_digest = format!("{}@{digest}", copy.image.repository());
+        let mut state = self.up(operation)?;
+        let names = [alias.as_str(), copy.image.as_str(), &by_digest];
+        let mut stored = names.into_iter().filter_map(|name| state.names.get(name));
+        let there = stored.find(|there| there.digest == digest);
+        let content = there.cloned().ok_or_else(|| RuntimeError::NotFound {
+            operation,
+            name: copy.image.to_string(),
+        })?;
+        let kept = Content {
+            kept: Some(copy.clone()),
+            labels: HashMap::new(),
+            ..content
+        };
+        state.set(&alias, kept);
+        Ok(())
+    }
+
+    async fn kept_copies(&self) -> Result<Vec<KeptCopy>, RuntimeError> {
+        let state = self.up("listing kept copies")?;
+        let aliases = state
+            .names
+            .iter()
+            .filter(|(name, _)| name.starts_with(alias::COPIES));
+        Ok(aliases
+            .filter_map(|(_, content)| content.kept.clone())
+            .collect())
+    }
+
+    async fn restore_kept(&self, image: &ImageName) -> Result<bool, RuntimeError> {
+        let mut copies = self.kept_copies().await?;
+        copies.retain(|copy| copy.image == *image && copy.public);
+        match copies.iter().max_by_key(|copy| copy.since) {
+            Some(newest) => {
+                let alias = alias::copy(image, &newest.digest);
+                self.restore(&alias, image).await
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn is_pinned(&self, image: &ImageName) -> Result<Option<bool>, RuntimeError> {
+        let state = self.up("asking CRI for an image")?;
+        let Some(named) = state.names.get(image.as_str()) else {
+            return Ok(None);
+        };
+        let pins = |there: &Content| there.kept.as_ref().is_some_and(|kept| kept.pinned);
+        let mut same = state
+            .names
+            .values()
+            .filter(|there| there.digest == named.digest);
+        Ok(Some(state.honours_pins && same.any(pins)))
     }
 
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {

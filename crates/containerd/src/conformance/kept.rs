@@ -1,0 +1,123 @@
+//! Copies that are kept for the next outage.
+
+use jiff::Timestamp;
+use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
+
+use super::{Harness, Verdict, ensure, is_usable, local, pull, said, until};
+use crate::alias;
+use crate::runtime::{ImageRuntime, Local, RuntimeError};
+
+pub(super) async fn a_copy_is_kept_and_says_what_is_known<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("kept-copy", "latest");
+    let digest = h.push(&image, 1).await;
+    let mut copy = copy(&image, &digest, 1)?;
+    let kept = h.runtime().keep_copy(&copy).await;
+    ensure(
+        matches!(kept, Err(RuntimeError::NotFound { .. })),
+        &format!("there is nothing to keep: {kept:?}"),
+    )?;
+    pull(h, &image).await?;
+    keep(h, &copy).await?;
+    is_kept(h, &image, &[&copy]).await?;
+    (copy.pinned, copy.proven, copy.public) = (false, true, false);
+    copy.used = Timestamp::from_second(2_000).map_err(said)?;
+    keep(h, &copy).await?;
+    is_kept(h, &image, &[&copy]).await?;
+    copy.pinned = true;
+    keep(h, &copy).await?;
+    is_kept(h, &image, &[&copy]).await?;
+    forget(h, &copy).await?;
+    is_kept(h, &image, &[]).await?;
+    is_usable(h, &image, &digest).await
+}
+
+pub(super) async fn a_kept_copy_survives_its_names<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("kept-names", "latest");
+    let one = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    let before = copy(&image, &one, 1)?;
+    keep(h, &before).await?;
+    let two = h.push(&image, 2).await;
+    pull(h, &image).await?;
+    let newest = copy(&image, &two, 2)?;
+    keep(h, &newest).await?;
+    is_kept(h, &image, &[&before, &newest]).await?;
+    let restored = || async { h.runtime().restore_kept(&image).await.map_err(said) };
+    ensure(!restored().await?, "the name is there")?;
+    remove_all_names(h, &image, &[&one, &two]).await?;
+    ensure(restored().await?, "the name was gone")?;
+    is_usable(h, &image, &two).await?;
+    forget(h, &newest).await?;
+    // The copy before it is written again from its alias alone.
+    keep(h, &before).await?;
+    remove_all_names(h, &image, &[&two]).await?;
+    ensure(restored().await?, "the name was gone again")?;
+    is_usable(h, &image, &one).await?;
+    forget(h, &before).await
+}
+
+pub(super) async fn a_private_copy_gets_no_name_back<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("kept-private", "latest");
+    let digest = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    let private = KeptCopy {
+        public: false,
+        ..copy(&image, &digest, 1)?
+    };
+    keep(h, &private).await?;
+    remove_all_names(h, &image, &[&digest]).await?;
+    let restored = h.runtime().restore_kept(&image).await.map_err(said)?;
+    ensure(!restored, "nobody knows whose it is")?;
+    ensure(local(h, &image).await? == Local::Absent, "it stays away")?;
+    forget(h, &private).await
+}
+
+fn copy(image: &ImageName, digest: &str, since: i64) -> Result<KeptCopy, String> {
+    let time = |second| Timestamp::from_second(second).map_err(said);
+    Ok(KeptCopy {
+        image: image.clone(),
+        digest: digest.parse().map_err(said)?,
+        size_bytes: 5 << 20,
+        since: time(since)?,
+        used: time(1_000)?,
+        proven: false,
+        public: true,
+        pinned: true,
+    })
+}
+
+async fn keep<H: Harness>(h: &H, copy: &KeptCopy) -> Verdict {
+    h.runtime().keep_copy(copy).await.map_err(said)
+}
+
+async fn forget<H: Harness>(h: &H, copy: &KeptCopy) -> Verdict {
+    let alias = alias::copy(&copy.image, &copy.digest);
+    h.runtime().forget(&alias).await.map_err(said)
+}
+
+/// Whether these copies of the image are kept, and no others.
+async fn is_kept<H: Harness>(h: &H, image: &ImageName, expected: &[&KeptCopy]) -> Verdict {
+    let mut kept = h.runtime().kept_copies().await.map_err(said)?;
+    kept.retain(|copy| copy.image == *image);
+    kept.sort_by_key(|copy| copy.since);
+    let same = kept.iter().eq(expected.iter().copied());
+    ensure(same, &format!("{kept:?} are kept, not {expected:?}"))?;
+    let listed = h.runtime().images().await.map_err(said)?;
+    let leaks = listed
+        .iter()
+        .any(|listed| listed.image.as_str().contains("copy/"));
+    ensure(!leaks, "the alias is not listed")
+}
+
+async fn remove_all_names<H: Harness>(h: &H, image: &ImageName, digests: &[&str]) -> Verdict {
+    h.remove(image).await;
+    for digest in digests {
+        let by_digest = format!("{}@{digest}", image.repository());
+        h.remove(&by_digest.parse().map_err(said)?).await;
+    }
+    until("the name is gone", || async {
+        Ok(local(h, image).await? == Local::Absent)
+    })
+    .await
+}
