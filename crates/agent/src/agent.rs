@@ -5,6 +5,7 @@
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
+//! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics |
 //! | [`http::serve_images`] | requests over a Unix socket | the index |
 //!
@@ -15,6 +16,7 @@
 mod api;
 mod aside;
 mod attempt;
+mod disk;
 mod gate_image;
 mod handover;
 mod health;
@@ -27,6 +29,7 @@ mod node;
 mod offers;
 mod pods;
 mod serve;
+mod shelf;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -49,6 +52,7 @@ use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
+use self::attempt::PullLimits;
 use self::health::Health;
 use self::history::History;
 pub(crate) use self::http::SOCKET;
@@ -57,6 +61,7 @@ use self::metrics::Channel;
 pub use self::metrics::Metrics;
 use self::node::NodeWriter;
 use self::pods::Pods;
+use self::shelf::Shelf;
 use crate::args::{AgentArgs, LogFormat};
 use crate::clock::Clock;
 
@@ -131,40 +136,34 @@ async fn start(
     stop: &CancellationToken,
 ) -> anyhow::Result<Tasks> {
     let rules = args.rules();
-    let AgentArgs {
-        node_name,
-        pod_name,
-        pod_namespace,
-        containerd_socket,
-        snapshotter,
-        state_dir,
-        address,
-        port,
-        stall,
-        try_for: _,
-        freshness: _,
-        allow_unverified_fallback: _,
-        kubelet_verifies,
-        log: _,
-        log_format: _,
-    } = args;
-    info!(version = VERSION, node = node_name, "TryLatest agent");
+    let pulls = PullLimits {
+        stall: args.stall,
+        floor: Some(args.disk.disk_floor),
+        disk: disk::of_images,
+    };
+    info!(version = VERSION, node = args.node_name, "TryLatest agent");
+    let state_dir = args.state_dir;
     fs::create_dir_all(&state_dir)
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
     let metrics = Arc::new(Metrics::new(VERSION)?);
-    let listener = http::listen(SocketAddr::new(address, port)).await?;
+    let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
     let client = connect()
         .await
         .context("making a client of the API server")?;
-    let runtime = Arc::new(containerd(containerd_socket, snapshotter, &metrics));
+    let runtime = Arc::new(containerd(
+        args.containerd_socket,
+        args.snapshotter,
+        &metrics,
+    ));
     let index = state_dir.join(INDEX);
-    let open = open_index_and_start_planner(&index, rules, &node_name, &runtime, &metrics);
+    let open = open_index_and_start_planner(&index, rules, &args.node_name, &runtime, &metrics);
     let (history, planner) = Box::pin(open).await;
     let api = Api {
-        writer: Writer::new(client.clone(), &node_name, API_DEADLINE),
+        writer: Writer::new(client.clone(), &args.node_name, API_DEADLINE),
         metrics: Arc::clone(&metrics),
     };
     let (report, reported) = watch::channel(None);
+    let (use_of, used) = watch::channel(None);
     let (gates, waiting) = offers::channel(GATES_MAX, metrics.overflows(Channel::Gates));
     let pods = Pods {
         runtime: Arc::clone(&runtime),
@@ -174,9 +173,10 @@ async fn start(
         health: Arc::clone(health),
         planner,
         clock: Clock::start(),
-        stall,
-        kubelet_verifies,
+        pulls,
+        kubelet_verifies: args.kubelet_verifies,
         report,
+        used: use_of,
         gates,
     };
     let keeper = Keeper {
@@ -184,18 +184,26 @@ async fn start(
         api: api.clone(),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
-        own_pod: (pod_namespace, pod_name),
+        own_pod: (args.pod_namespace, args.pod_name),
         gates: waiting,
     };
     let node = NodeWriter {
         api,
         report: reported,
     };
+    let shelf = Shelf {
+        runtime: Arc::clone(&runtime),
+        metrics: Arc::clone(&metrics),
+        limits: args.disk.keep_limits(),
+        disk: disk::of_images,
+        used,
+    };
     let mut tasks = JoinSet::new();
-    let changes = watch_pods(client, &node_name, kubelet_failure);
+    let changes = watch_pods(client, &args.node_name, kubelet_failure);
     own(&mut tasks, "pods", pods.run(changes, stop.clone()));
     own(&mut tasks, "gate image", keeper.run(stop.clone()));
     own(&mut tasks, "node report", node.run(stop.clone()));
+    own(&mut tasks, "kept copies", shelf.run(stop.clone()));
     let http = http::serve(listener, Arc::clone(health), metrics, stop.clone());
     own(&mut tasks, "http", http);
     let socket_stop = stop.clone();

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trylatest_core::disk::Amount;
+use trylatest_core::keep::Limits;
 use trylatest_core::rules::NodeRules;
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
@@ -40,7 +42,7 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Try images for this node's TryLatest pods and release the pods (the DaemonSet)
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Hold a pod until the agent releases it (the init container)
     Gate(GateArgs),
     /// Show what the agent remembers about this node's TryLatest images
@@ -111,6 +113,10 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_KUBELET_VERIFIES", value_enum, default_value_t)]
     pub kubelet_verifies: Verifies,
 
+    /// What may stay on the node's disk.
+    #[command(flatten)]
+    pub disk: DiskArgs,
+
     /// What to log, e.g. `info` or `trylatest=debug`
     #[arg(long, env = "TRYLATEST_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -129,6 +135,39 @@ impl AgentArgs {
             freshness: self.freshness,
             kubelet_verifies: false,
             allow_unverified_fallback: self.allow_unverified_fallback,
+        }
+    }
+}
+
+/// How much of the node's disk is used, and how much stays free.
+#[derive(Args, Clone, Debug)]
+pub struct DiskArgs {
+    /// How long the last good copy of an image is kept after its last pod has ended; 0 keeps none
+    #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
+    pub keep_for: Duration,
+
+    /// How much the copies may take that no pod uses, as bytes (20GiB) or as a percentage of the file system that
+    /// holds the images; what they share counts for each
+    #[arg(long, env = "TRYLATEST_KEEP_BYTES", default_value = "10%")]
+    pub keep_bytes: Amount,
+
+    /// While less than this is free on that file system, kept copies may be collected by the kubelet: as much as is
+    /// missing, what was used longest ago first. It should be more than the kubelet's eviction threshold (15%)
+    #[arg(long, env = "TRYLATEST_KEEP_FREE", default_value = "20%")]
+    pub keep_free: Amount,
+
+    /// Do not download an image of which there is a copy if less than this would be left free on that file system
+    #[arg(long, env = "TRYLATEST_DISK_FLOOR", default_value = "15%")]
+    pub disk_floor: Amount,
+}
+
+impl DiskArgs {
+    /// Which copies are kept for the next outage.
+    pub fn keep_limits(&self) -> Limits {
+        Limits {
+            time: self.keep_for,
+            size: self.keep_bytes,
+            free: self.keep_free,
         }
     }
 }
@@ -225,6 +264,20 @@ fn duration(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text);
     match parsed.map_err(|error| format!("{error}; write it like 5s or 1m30s"))? {
         long if long > DURATION_MAX => Err("the maximum is 24h".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Longest time for which copies can be kept.
+const DAYS_MAX: Duration = Duration::from_hours(366 * 24);
+
+fn days(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let parsed = humantime::parse_duration(text);
+    match parsed.map_err(|error| format!("{error}; write it like 14d or 12h"))? {
+        long if long > DAYS_MAX => Err("the maximum is 366d".to_owned()),
         duration => Ok(duration),
     }
 }

@@ -22,7 +22,7 @@ use crate::args::{Cli, Command};
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Gate(args) => return gate::run(&args),
-        Command::Agent(args) => agent::run(args),
+        Command::Agent(args) => agent::run(*args),
         Command::Images(args) => images::run(&args),
     };
     match done {

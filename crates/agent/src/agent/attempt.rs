@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
 use trylatest_core::digest::InvalidDigest;
+use trylatest_core::disk::{Amount, Disk, no_room_for};
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Ask, Flow, Moved, TryEnded};
@@ -21,8 +22,37 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The same while nothing moves.
 const LOOK_AT_STALLED_EVERY: Duration = Duration::from_secs(1);
 
-/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, or is `cut`, and
-/// says for how long nothing has moved; after `stall` it looks less often. A download that waits in containerd's
+/// The same while the disk is nearly full, until it is known how much is to come.
+const LOOK_AT_FULL_DISK_EVERY: Duration = Duration::from_millis(50);
+
+/// What bounds a pull.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PullLimits {
+    /// How long nothing may move before it has stalled.
+    pub(super) stall: Duration,
+    /// What it leaves free on the disk where there is a copy; without one, the kubelet would pull all the same.
+    pub(super) floor: Option<Amount>,
+    /// How full the disk is, if that can be known.
+    pub(super) disk: fn() -> Option<Disk>,
+}
+
+impl PullLimits {
+    /// Why the download must not go on, if it must not.
+    fn no_room_for(&self, flow: &Flow) -> Option<Failure> {
+        no_room_for(flow, (self.disk)()?, self.floor?)
+    }
+
+    /// How soon to look again before it is known how much is to come, if the disk is nearly full.
+    fn pause_on_full_disk(&self, flow: &Flow) -> Option<Duration> {
+        let disk = (self.disk)()?;
+        let floor = self.floor?.of(Some(disk))?;
+        let is_tight = disk.free < floor.saturating_add(floor / 4);
+        (is_tight && flow.total_bytes.is_none()).then_some(LOOK_AT_FULL_DISK_EVERY)
+    }
+}
+
+/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, is `cut`, or finds no room, and
+/// says for how long nothing has moved; after the stall deadline it looks less often. A download that waits in containerd's
 /// own queue does not stand still.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
@@ -40,7 +70,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     image: ImageName,
     attempt: u64,
     ask: Ask,
-    stall: Duration,
+    limits: PullLimits,
     moved: Offers<Moved>,
     cut: CancellationToken,
 ) -> TryEnded {
@@ -51,9 +81,16 @@ pub(super) async fn attempt<R: ImageRuntime>(
         // A try that was cut off may have left it like this.
         restore(runtime, &image, &alias, &mut before).await;
     }
+    if matches!(before, CachedCopy::Absent) {
+        before = found_again(runtime, &image).await;
+    }
     let mut kept = false;
+    let limits = PullLimits {
+        floor: limits.floor.filter(|_| before.digest().is_some()),
+        ..limits
+    };
     let once = async || {
-        let pull = pull(runtime, &image, attempt, stall, &moved, &cut);
+        let pull = pull(runtime, &image, attempt, &limits, &moved, &cut);
         let (pulled, _) = futures::join!(pull, runtime.local(&image));
         (pulled.err(), prove(runtime, &image).await)
     };
@@ -186,6 +223,16 @@ async fn restore<R: ImageRuntime>(
     }
 }
 
+/// The copy of an image whose name is gone, if one is kept that is everybody's: somebody has removed the name.
+async fn found_again<R: ImageRuntime>(runtime: &R, image: &ImageName) -> CachedCopy {
+    match runtime.restore_kept(image).await {
+        Ok(true) => warn!(%image, "the image's name was gone; it points to the kept copy again"),
+        Ok(false) => return CachedCopy::Absent,
+        Err(error) => warn!(%image, %error, "looking for a kept copy has failed"),
+    }
+    copy(runtime.listed(image).await)
+}
+
 /// Proves the copy that the node holds now.
 pub(super) async fn prove<R: ImageRuntime>(runtime: &R, image: &ImageName) -> CachedCopy {
     copy(runtime.local(image).await)
@@ -222,10 +269,11 @@ async fn pull<R: ImageRuntime>(
     runtime: &R,
     image: &ImageName,
     attempt: u64,
-    stall: Duration,
+    limits: &PullLimits,
     moved: &Offers<Moved>,
     cut: &CancellationToken,
 ) -> Result<(), Failure> {
+    let stall = limits.stall;
     let mut pull = std::pin::pin!(runtime.pull(image));
     let mut mark = Movement::default().mark;
     let mut flow = Flow::default();
@@ -237,7 +285,8 @@ async fn pull<R: ImageRuntime>(
         let look = if is_stalled {
             Instant::now() + LOOK_AT_STALLED_EVERY
         } else {
-            due.min(Instant::now() + pause_after(took, stall))
+            let pause = limits.pause_on_full_disk(&flow);
+            due.min(Instant::now() + pause.unwrap_or(pause_after(took, stall)))
         };
         // Both can be dropped: the pull is only borrowed.
         tokio::select! {
@@ -270,6 +319,9 @@ async fn pull<R: ImageRuntime>(
             };
         }
         flow.still = moved_at.elapsed();
+        if let Some(failure) = limits.no_room_for(&flow) {
+            return Err(failure);
+        }
         // A full channel only means that the planner has not read the last numbers yet.
         moved.offer(Moved {
             image: image.clone(),

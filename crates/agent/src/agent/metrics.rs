@@ -1,5 +1,7 @@
 //! All metrics. Labels are words from fixed lists, never names.
 
+mod kept;
+
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -16,6 +18,8 @@ use trylatest_core::pod::{OtherPolicy, Overruled};
 use trylatest_core::record::{Try, TryResult};
 use trylatest_core::release::Release;
 use trylatest_k8s::Operation;
+
+use self::kept::KeptSeries;
 
 /// Seconds. An unchanged tag takes some 20 ms, a big image minutes; what hangs is cut off after five.
 const TRY_BUCKETS: [f64; 13] = [
@@ -44,6 +48,7 @@ pub struct Metrics {
     index_open: IntGauge,
     gate_image: GateImageSeries,
     handover: HandoverSeries,
+    pub(super) kept: KeptSeries,
     open_circuits: IntGauge,
     watch_failures: IntCounter,
     unanswered: IntCounter,
@@ -96,6 +101,7 @@ impl Metrics {
             )?,
             gate_image: GateImageSeries::new(&registry)?,
             handover: HandoverSeries::new(&registry)?,
+            kept: KeptSeries::new(&registry)?,
             open_circuits: gauge(
                 "trylatest_open_circuits",
                 "Registries that have just failed, and are asked only by probes and by pods that may not use a copy.",
@@ -472,6 +478,7 @@ mod tests {
             "trylatest_overflows_total{channel=\"gates\"} 0",
             "trylatest_overflows_total{channel=\"moved\"} 0",
             "trylatest_gate_image_wanted_total{result=\"made\"} 0",
+            "trylatest_kept_copies_let_go_total{reason=\"age\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::UsedImage;
 use trylatest_core::node::{NodeImage, NodeReport};
 use trylatest_core::plan::{Action, Event, Moved, Planner, TryEnded, Written};
 use trylatest_core::pod::{GatedPod, PodId};
@@ -30,6 +31,7 @@ use trylatest_k8s::{PodChange, WatchError};
 
 use super::api::{Api, words};
 use super::aside;
+use super::attempt::PullLimits;
 use super::health::Health;
 use super::history::History;
 use super::keeper::Waiting;
@@ -64,9 +66,10 @@ pub(super) struct Pods<R> {
     pub(super) health: Arc<Health>,
     pub(super) planner: Planner,
     pub(super) clock: Clock,
-    pub(super) stall: Duration,
+    pub(super) pulls: PullLimits,
     pub(super) kubelet_verifies: Verifies,
     pub(super) report: watch::Sender<Option<NodeReport>>,
+    pub(super) used: watch::Sender<Option<Vec<UsedImage>>>,
     pub(super) gates: Offers<Waiting>,
 }
 
@@ -350,6 +353,7 @@ impl<R: ImageRuntime> Loop<R> {
             self.act(action).await;
         }
         self.tell_node();
+        self.tell_used();
     }
 
     async fn record(&mut self, tried: Try) {
@@ -382,6 +386,23 @@ impl<R: ImageRuntime> Loop<R> {
             let report = NodeReport::new(images, self.own.planner.agent_decides());
             self.own.report.send_replace(Some(report));
         }
+    }
+
+    /// Says which images pods use, once the pods are known.
+    fn tell_used(&mut self) {
+        if !self.own.health.is_watching() {
+            return;
+        }
+        let Some(now) = self.own.planner.take_used() else {
+            return;
+        };
+        self.own.used.send_if_modified(|used| {
+            let is_new = used.as_ref() != Some(&now);
+            if is_new {
+                *used = Some(now);
+            }
+            is_new
+        });
     }
 
     fn prune(&mut self) {

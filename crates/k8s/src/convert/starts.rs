@@ -81,8 +81,10 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
     let since_then = runs.into_iter().flatten().filter_map(started);
     since_then.max().filter(|at| *at >= opened)?;
     let digest = status.image_id.rsplit_once('@');
+    let runs = state.running.as_ref().and_then(|s| s.started_at.as_ref());
     Some(Start::Started {
         digest: digest.and_then(|(_, digest)| digest.parse::<Digest>().ok()),
+        since: runs.map(|since| since.0),
     })
 }
 

@@ -1,8 +1,10 @@
+use jiff::Timestamp;
 use prometheus::IntCounter;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::sleep;
 use trylatest_containerd::fake::{Answer, FakeContainerd, Lost};
 use trylatest_core::digest::Digest;
+use trylatest_core::keep::KeptCopy;
 use trylatest_core::record::TryResult;
 
 use super::*;
@@ -10,6 +12,12 @@ use crate::agent::offers;
 
 const STALL: Duration = Duration::from_secs(5);
 const MIB: u64 = 1 << 20;
+
+const LIMITS: PullLimits = PullLimits {
+    stall: STALL,
+    floor: Some(Amount::Percent(15)),
+    disk: || None,
+};
 
 fn digest(short: &str) -> Digest {
     format!("sha256:{short}").parse().unwrap()
@@ -33,7 +41,7 @@ fn moved_tag() -> FakeContainerd {
 
 async fn attempt_on(node: &FakeContainerd, image: ImageName, ask: Ask) -> TryEnded {
     let (moved, _looks) = channel(64);
-    attempt(node, image, 7, ask, STALL, moved, CancellationToken::new()).await
+    attempt(node, image, 7, ask, LIMITS, moved, CancellationToken::new()).await
 }
 
 /// The same, and what the planner hears of it until it is cut after this time.
@@ -41,7 +49,7 @@ async fn cut_after(node: &FakeContainerd, patience: Duration) -> (TryEnded, Vec<
     let (moved, mut looks) = channel(1024);
     let cut = CancellationToken::new();
     let start = Instant::now();
-    let tried = attempt(node, image(), 7, Ask::Always, STALL, moved, cut.clone());
+    let tried = attempt(node, image(), 7, Ask::Always, LIMITS, moved, cut.clone());
     let heard = async {
         let mut heard = Vec::new();
         while let Some(moved) = looks.recv().await {
@@ -127,7 +135,7 @@ async fn a_slow_download_that_moves_is_no_stall_and_tells_its_bytes() {
         image(),
         1,
         Ask::Always,
-        STALL,
+        LIMITS,
         sender,
         CancellationToken::new(),
     )
@@ -327,4 +335,86 @@ fn looks_that_take_long_are_rarer_and_in_time() {
         let after = pause_after(Duration::from_millis(took), STALL);
         assert_eq!(after, Duration::from_millis(pause), "{took}");
     }
+}
+
+/// A node whose images' file system has 16 of 100 GiB left.
+const NEARLY_FULL: PullLimits = PullLimits {
+    disk: || {
+        Some(Disk {
+            total: 100 << 30,
+            free: 16 << 30,
+        })
+    },
+    ..LIMITS
+};
+
+async fn attempt_on_full_disk(node: &FakeContainerd) -> TryEnded {
+    let (moved, _looks) = channel(64);
+    let cut = CancellationToken::new();
+    attempt(node, image(), 7, Ask::Always, NEARLY_FULL, moved, cut).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_that_does_not_fit_is_stopped_where_there_is_a_copy() {
+    let node = moved_tag();
+    node.push(&image(), "sha256:two", 2 << 30);
+    let download = Answer::download(20, 100 * MIB, Duration::from_millis(100));
+    node.answer(&image(), download.clone());
+    let ended = attempt_on_full_disk(&node).await;
+    let TryResult::Failed(failure) = ended.evidence.result else {
+        panic!("{ended:?}");
+    };
+    assert_eq!(failure.class, FailureClass::Local);
+    assert!(
+        failure
+            .to_string()
+            .contains("more are needed on this node's disk"),
+        "{failure}"
+    );
+    assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));
+    assert_eq!(node.running(&image()), 0, "the pull has ended");
+    // Without a copy the kubelet would pull as well.
+    let node = FakeContainerd::new();
+    node.push(&image(), "sha256:two", 2 << 30);
+    node.answer(&image(), download);
+    let ended = attempt_on_full_disk(&node).await;
+    assert_eq!(ended.evidence.result, TryResult::Fresh);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unchanged_tag_needs_no_room() {
+    let node = FakeContainerd::new();
+    node.hold(&image(), "sha256:one", 2 << 30);
+    node.push(&image(), "sha256:one", 2 << 30);
+    let ended = attempt_on_full_disk(&node).await;
+    assert_eq!(ended.evidence.result, TryResult::Unchanged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_was_removed_is_given_back_to_the_kept_copy() {
+    let node = moved_tag();
+    let copy = KeptCopy {
+        image: image(),
+        digest: digest("one"),
+        size_bytes: MIB,
+        since: Timestamp::UNIX_EPOCH,
+        used: Timestamp::UNIX_EPOCH,
+        proven: true,
+        public: true,
+        pinned: true,
+    };
+    node.keep_copy(&copy).await.unwrap();
+    node.remove(image().as_str());
+    node.answer(&image(), Answer::fail(FailureClass::Network));
+    let ended_now = ended(&node).await;
+    assert_eq!(ended_now.evidence.copy.digest(), Some(&digest("one")));
+    // Nobody knows who may have this one.
+    let private = KeptCopy {
+        public: false,
+        ..copy
+    };
+    node.keep_copy(&private).await.unwrap();
+    node.remove(image().as_str());
+    let ended_now = ended(&node).await;
+    assert_eq!(ended_now.evidence.copy, CachedCopy::Absent);
 }

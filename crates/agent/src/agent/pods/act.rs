@@ -25,11 +25,11 @@ impl<R: ImageRuntime> Loop<R> {
                 attempt: id,
                 ask,
             } => {
-                let (moved, stall) = (self.moved.clone(), self.own.stall);
+                let (moved, limits) = (self.moved.clone(), self.own.pulls);
                 let cut = CancellationToken::new();
                 self.cuts.insert(id, cut.clone());
                 self.begin(async move {
-                    let ended = attempt(&*runtime, image, id, ask, stall, moved, cut).await;
+                    let ended = attempt(&*runtime, image, id, ask, limits, moved, cut).await;
                     Came::Tried(ended)
                 });
             }

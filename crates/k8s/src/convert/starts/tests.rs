@@ -73,7 +73,8 @@ fn the_first_that_has_not_started_is_next() {
     let runs = json!({"own": [running("one", OPENED), waiting("two", "ContainerCreating")]});
     let starts = pod(&json!([]), &runs).starts;
     let digest = format!("sha256:{}", "ab".repeat(32)).parse().ok();
-    assert_eq!(starts.get("one"), Some(&Start::Started { digest }));
+    let since = OPENED.parse().ok();
+    assert_eq!(starts.get("one"), Some(&Start::Started { digest, since }));
     assert_eq!(starts.get("two"), Some(&Start::Next));
 }
 

@@ -1,0 +1,67 @@
+//! The series about kept copies.
+
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use trylatest_core::keep::{Because, KeptCopy};
+
+use super::register;
+
+pub(in crate::agent) struct KeptSeries {
+    copies: IntGauge,
+    unpinned: IntGauge,
+    bytes: IntGauge,
+    let_go: IntCounterVec,
+    pins_ignored: IntGauge,
+}
+
+impl KeptSeries {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
+        let let_go = Opts::new(
+            "trylatest_kept_copies_let_go_total",
+            "Copies that are not kept any more, by reason.",
+        );
+        let let_go = register(registry, IntCounterVec::new(let_go, &["reason"])?)?;
+        for because in Because::ALL {
+            let_go.with_label_values(&[because.as_str()]);
+        }
+        Ok(Self {
+            copies: gauge(
+                "trylatest_kept_copies",
+                "Copies of images that are kept for the next outage, those that pods use among them.",
+            )?,
+            unpinned: gauge(
+                "trylatest_kept_copies_unpinned",
+                "Of these, copies that the kubelet may collect because the disk is nearly full.",
+            )?,
+            bytes: gauge(
+                "trylatest_kept_bytes",
+                "Sizes of the kept copies together. What copies share counts for each.",
+            )?,
+            let_go,
+            pins_ignored: gauge(
+                "trylatest_pins_ignored",
+                "1 if containerd ignores pins, so that the kubelet's image collector may remove kept copies.",
+            )?,
+        })
+    }
+
+    pub(in crate::agent) fn set(&self, kept: &[KeptCopy]) {
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let unpinned = kept.iter().filter(|copy| !copy.pinned).count();
+        let bytes = kept
+            .iter()
+            .map(|copy| copy.size_bytes)
+            .fold(0, u64::saturating_add);
+        self.copies.set(number(kept.len()));
+        self.unpinned.set(number(unpinned));
+        self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(in crate::agent) fn was_let_go(&self, because: Because) {
+        self.let_go.with_label_values(&[because.as_str()]).inc();
+    }
+
+    pub(in crate::agent) fn set_pins_ignored(&self, ignored: bool) {
+        self.pins_ignored.set(ignored.into());
+    }
+}

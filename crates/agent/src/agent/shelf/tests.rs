@@ -1,0 +1,183 @@
+use std::collections::BTreeMap;
+
+use tokio::task::JoinSet;
+use trylatest_containerd::fake::FakeContainerd;
+use trylatest_core::disk::Amount;
+use trylatest_core::image::ImageName;
+use trylatest_core::record::LocalCopy;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn image() -> ImageName {
+    "reg.example/app:latest".parse().unwrap()
+}
+
+/// A pod uses what the name points to.
+fn used(digest: &str) -> Vec<UsedImage> {
+    vec![UsedImage {
+        image: image(),
+        current: Some(LocalCopy {
+            digest: digest.parse().unwrap(),
+            size_bytes: Some(MIB),
+        }),
+        public: true,
+        runs: BTreeMap::new(),
+    }]
+}
+
+struct World {
+    node: FakeContainerd,
+    used: watch::Sender<Option<Vec<UsedImage>>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    /// Ends with the world.
+    _tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl World {
+    /// A running task, on a node that holds `one`.
+    fn start(limits: Limits) -> Self {
+        let node = FakeContainerd::new();
+        node.hold(&image(), "sha256:one", MIB);
+        Self::on(node, limits)
+    }
+
+    fn on(node: FakeContainerd, limits: Limits) -> Self {
+        let (sender, used) = watch::channel(None);
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let shelf = Shelf {
+            runtime: Arc::new(node.clone()),
+            metrics: Arc::clone(&metrics),
+            limits,
+            disk: || {
+                Some(Disk {
+                    total: 100 * GIB,
+                    free: 50 * GIB,
+                })
+            },
+            used,
+        };
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(shelf.run(stop.clone()));
+        Self {
+            node,
+            used: sender,
+            metrics,
+            stop,
+            _tasks: tasks,
+        }
+    }
+
+    fn uses(&self, used: Vec<UsedImage>) {
+        self.used.send_replace(Some(used));
+    }
+
+    /// Time passes, which takes none.
+    async fn later(&self) {
+        sleep(2 * LOOK_EVERY).await;
+    }
+
+    async fn kept(&self) -> Vec<String> {
+        let mut kept = self.node.kept_copies().await.unwrap();
+        kept.sort_by_key(|copy| copy.since);
+        kept.into_iter()
+            .map(|copy| copy.digest.as_str().to_owned())
+            .collect()
+    }
+
+    fn series(&self, name: &str) -> String {
+        let text = self.metrics.text().unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap_or_else(|| panic!("{name}")).trim().to_owned()
+    }
+}
+
+const LIMITS: Limits = Limits {
+    time: Duration::from_hours(24),
+    size: Amount::Percent(10),
+    free: Amount::Percent(20),
+};
+
+#[tokio::test(start_paused = true)]
+async fn what_pods_use_is_kept_when_they_are_gone() {
+    let world = World::start(LIMITS);
+    world.later().await;
+    assert!(world.kept().await.is_empty(), "the pods are not known yet");
+    world.uses(used("sha256:one"));
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+    world.uses(Vec::new());
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+    assert_eq!(world.series("trylatest_kept_copies "), "1");
+    assert_eq!(world.series("trylatest_kept_bytes "), MIB.to_string());
+    assert_eq!(world.series("trylatest_pins_ignored "), "0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_earlier_agents_copies_stay_until_the_pods_are_known() {
+    let off = Limits {
+        time: Duration::ZERO,
+        ..LIMITS
+    };
+    let first = World::start(LIMITS);
+    first.uses(used("sha256:one"));
+    first.later().await;
+    first.stop.cancel();
+    let next = World::on(first.node.clone(), off);
+    next.later().await;
+    assert_eq!(next.kept().await, ["sha256:one"]);
+    next.uses(Vec::new());
+    next.later().await;
+    assert!(next.kept().await.is_empty(), "nothing is to be kept");
+    let let_go = "trylatest_kept_copies_let_go_total{reason=\"age\"} ";
+    assert_eq!(next.series(let_go), "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_has_removed_is_kept_again() {
+    let world = World::start(LIMITS);
+    world.uses(used("sha256:one"));
+    world.later().await;
+    let alias = alias::copy(&image(), &"sha256:one".parse().unwrap());
+    world.node.remove(&alias);
+    sleep(LIST_EVERY).await;
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_is_not_there_is_kept_once_it_comes() {
+    let world = World::start(LIMITS);
+    world.uses(used("sha256:two"));
+    world.later().await;
+    assert!(world.kept().await.is_empty());
+    world.node.hold(&image(), "sha256:two", MIB);
+    sleep(LIST_EVERY).await;
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn containerd_may_be_away() {
+    let world = World::start(LIMITS);
+    world.node.set_down(true);
+    world.uses(used("sha256:one"));
+    world.later().await;
+    world.node.set_down(false);
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pins_that_have_no_effect_are_reported() {
+    let world = World::start(LIMITS);
+    world.node.ignore_pins();
+    world.uses(used("sha256:one"));
+    world.later().await;
+    assert_eq!(world.series("trylatest_pins_ignored "), "1");
+}
