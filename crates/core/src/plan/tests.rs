@@ -9,6 +9,7 @@ mod repeat;
 mod report;
 mod time;
 mod turns;
+mod used;
 
 use jiff::Timestamp;
 
