@@ -24,6 +24,7 @@ mod history;
 mod http;
 mod keeper;
 mod kubelet;
+mod leave;
 mod metrics;
 mod node;
 mod offers;
@@ -57,6 +58,7 @@ use self::health::Health;
 use self::history::History;
 pub(crate) use self::http::SOCKET;
 use self::keeper::Keeper;
+use self::leave::Leaver;
 use self::metrics::Channel;
 pub use self::metrics::Metrics;
 use self::node::NodeWriter;
@@ -120,27 +122,25 @@ async fn serve(args: AgentArgs) -> anyhow::Result<()> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let mut tasks = tokio::select! {
-        tasks = Box::pin(start(args, &health, &stop)) => tasks?,
+    let (mut tasks, leaver) = tokio::select! {
+        started = Box::pin(start(args, &health, &stop)) => started?,
         // Nothing has begun: there is nothing to end in order.
         _ = signals.0.recv() => return Ok(()),
         _ = signals.1.recv() => return Ok(()),
     };
-    supervise(&mut tasks, &health, &stop, signals).await
+    supervise(&mut tasks, &health, &stop, signals).await?;
+    leaver.leave().await;
+    Ok(())
 }
 
-/// Starts every task.
+/// Starts every task. What there is to do after their end comes back as well.
 async fn start(
     args: AgentArgs,
     health: &Arc<Health>,
     stop: &CancellationToken,
-) -> anyhow::Result<Tasks> {
+) -> anyhow::Result<(Tasks, Leaver<Containerd>)> {
     let rules = args.rules();
-    let pulls = PullLimits {
-        stall: args.stall,
-        floor: Some(args.disk.disk_floor),
-        disk: disk::of_images,
-    };
+    let pulls = PullLimits::of_node(args.stall, args.disk.disk_floor);
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
     let state_dir = args.state_dir;
     fs::create_dir_all(&state_dir)
@@ -179,13 +179,19 @@ async fn start(
         used: use_of,
         gates,
     };
+    let own_pod = (args.pod_namespace, args.pod_name);
     let keeper = Keeper {
         runtime: Arc::clone(&runtime),
         api: api.clone(),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
-        own_pod: (args.pod_namespace, args.pod_name),
+        own_pod: own_pod.clone(),
         gates: waiting,
+    };
+    let leaver = Leaver {
+        runtime: Arc::clone(&runtime),
+        api: api.clone(),
+        own_pod,
     };
     let node = NodeWriter {
         api,
@@ -210,7 +216,7 @@ async fn start(
     own(&mut tasks, "index socket", async move {
         http::serve_images(&state_dir, history, socket_stop).await
     });
-    Ok(tasks)
+    Ok((tasks, leaver))
 }
 
 fn containerd(socket: PathBuf, snapshotter: Option<String>, metrics: &Metrics) -> Containerd {

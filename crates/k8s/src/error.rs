@@ -18,19 +18,22 @@ pub enum Operation {
     NodeCondition,
     /// Reading the agent's own pod.
     OwnPod,
+    /// Reading the DaemonSet of the agent's own pod.
+    OwnDaemonSet,
     /// Reading the version of the node's kubelet.
     Kubelet,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Release,
         Self::Progress,
         Self::Event,
         Self::NodeAnnotations,
         Self::NodeCondition,
         Self::OwnPod,
+        Self::OwnDaemonSet,
         Self::Kubelet,
     ];
 
@@ -43,6 +46,7 @@ impl Operation {
             Self::NodeAnnotations => "node-annotations",
             Self::NodeCondition => "node-condition",
             Self::OwnPod => "own-pod",
+            Self::OwnDaemonSet => "own-daemonset",
             Self::Kubelet => "kubelet",
         }
     }
@@ -89,6 +93,14 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether the API server has answered that the caller is unknown to it, or may not do this.
+    pub fn is_denied(&self) -> bool {
+        let Self::Call { source, .. } = self else {
+            return false;
+        };
+        matches!(&**source, kube::Error::Api(status) if matches!(status.code, 401 | 403))
+    }
+
     /// Whether the same call may work later.
     pub fn is_retryable(&self) -> bool {
         match self {

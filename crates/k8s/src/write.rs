@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -338,6 +339,53 @@ impl Writer {
         let containers = pod.spec.into_iter().flat_map(|spec| spec.containers);
         let mut named = containers.filter(|found| found.name == container);
         Ok(named.next().and_then(|found| found.image))
+    }
+
+    /// Whether the DaemonSet of this pod is gone or going, so that no other pod of it will follow. False if a pod has
+    /// none.
+    ///
+    /// # Errors
+    /// [`ApiError`]; one that [`ApiError::is_denied`] means that the rights have gone first.
+    pub async fn is_leaving(&self, namespace: &str, pod: &str) -> Result<bool, ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let object = format!("pod {namespace}/{pod}");
+        let pod = self.fetch(Operation::OwnPod, object, api.get(pod)).await?;
+        let owners = pod.metadata.owner_references.into_iter().flatten();
+        let mut sets = owners.filter(|owner| owner.kind == "DaemonSet");
+        let Some(owner) = sets.next() else {
+            return Ok(false);
+        };
+        let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), namespace);
+        let object = format!("daemonset {namespace}/{}", owner.name);
+        let found = self.fetch(
+            Operation::OwnDaemonSet,
+            object,
+            api.get_metadata(&owner.name),
+        );
+        match found.await {
+            Ok(set) => Ok(set.metadata.deletion_timestamp.is_some()
+                || set.metadata.uid.as_ref() != Some(&owner.uid)),
+            Err(ApiError::Gone { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the node's annotations and condition.
+    ///
+    /// # Errors
+    /// As [`Writer::annotate_node`].
+    pub async fn clear_node(&self) -> Result<(), ApiError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let object = || format!("node {}", self.node);
+        let condition = json!({"type": keys::NODE_CONDITION, "$patch": "delete"});
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        let params = params();
+        let call = async { api.patch_status(&self.node, &params, &patch).await };
+        self.call(Operation::NodeCondition, object(), call).await?;
+        let none = json!({keys::NODE_SUMMARY: null, keys::NODE_IMAGES: null});
+        let patch = Patch::Merge(json!({"metadata": {"annotations": none}}));
+        let call = async { api.patch_metadata(&self.node, &params, &patch).await };
+        self.call(Operation::NodeAnnotations, object(), call).await
     }
 
     async fn call<T>(

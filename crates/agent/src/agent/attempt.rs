@@ -14,6 +14,7 @@ use trylatest_core::plan::{Ask, Flow, Moved, TryEnded};
 use trylatest_core::text;
 use trylatest_core::verdict::{CachedCopy, Evidence};
 
+use super::disk;
 use super::offers::Offers;
 
 /// How often a running pull is looked at. Most are over before the first look.
@@ -37,6 +38,15 @@ pub(super) struct PullLimits {
 }
 
 impl PullLimits {
+    /// On this node.
+    pub(super) fn of_node(stall: Duration, floor: Amount) -> Self {
+        Self {
+            stall,
+            floor: Some(floor),
+            disk: disk::of_images,
+        }
+    }
+
     /// Why the download must not go on, if it must not.
     fn no_room_for(&self, flow: &Flow) -> Option<Failure> {
         no_room_for(flow, (self.disk)()?, self.floor?)
