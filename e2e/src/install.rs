@@ -95,6 +95,10 @@ impl Install {
     /// What kubectl says.
     pub async fn remove(&self, cluster: &Cluster) -> anyhow::Result<String> {
         let overlay = self.overlay.to_str().context("a path that is no text")?;
+        let agents = ["delete", "daemonset", DAEMON_SET, "--cascade=foreground"];
+        let namespace = format!("--namespace={NAMESPACE}");
+        let first = agents.into_iter().chain([namespace.as_str()]);
+        cluster.kubectl(&first.collect::<Vec<_>>()).await?;
         cluster.kubectl(&["delete", "-k", overlay]).await
     }
 

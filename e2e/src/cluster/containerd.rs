@@ -167,6 +167,15 @@ impl ContainerdNode {
         cri::remove_image(&self.socket, image).await
     }
 
+    /// Removes every image that no container uses and that is not pinned, as `crictl rmi --prune` does, and
+    /// the kubelet when the disk is full.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub async fn remove_unpinned_images(&self) -> anyhow::Result<()> {
+        cri::remove_unpinned_images(&self.socket).await
+    }
+
     /// Kills containerd, not its containers.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod deaths;
 mod gate_image;
 mod handover;
 mod input;
+mod kept;
 mod node;
 mod outages;
 mod outcomes;
@@ -267,6 +268,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("refused", refused::tests()),
         ("storm", storm::tests()),
         ("input", input::tests()),
+        ("kept", kept::tests()),
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),
