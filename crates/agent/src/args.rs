@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trylatest_core::disk::Amount;
+use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
 use trylatest_core::rules::NodeRules;
 
@@ -47,6 +48,8 @@ pub enum Command {
     Gate(GateArgs),
     /// Show what the agent remembers about this node's TryLatest images
     Images(ImagesArgs),
+    /// Point an image's name on this node back to the copy before
+    Rollback(RollbackArgs),
 }
 
 /// What `trylatest agent` takes.
@@ -68,7 +71,7 @@ pub struct AgentArgs {
     #[arg(
         long,
         env = "TRYLATEST_CONTAINERD_SOCKET",
-        default_value = "/run/containerd/containerd.sock"
+        default_value = CONTAINERD_SOCKET
     )]
     pub containerd_socket: PathBuf,
 
@@ -244,6 +247,23 @@ pub struct ImagesArgs {
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
+
+/// What `trylatest rollback` takes.
+#[derive(Args, Debug)]
+pub struct RollbackArgs {
+    /// The image, as pods name it
+    pub image: ImageName,
+
+    /// containerd's socket
+    #[arg(
+        long,
+        env = "TRYLATEST_CONTAINERD_SOCKET",
+        default_value = CONTAINERD_SOCKET
+    )]
+    pub containerd_socket: PathBuf,
+}
+
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// How `trylatest images` prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

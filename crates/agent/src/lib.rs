@@ -6,12 +6,14 @@
 //! - [`gate`]: the init container. No runtime, no network: it reads a file and waits.
 //! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
 //! - [`images`]: the index as a table or as JSON.
+//! - [`rollback`]: a name that points to the copy before.
 
 pub mod agent;
 pub mod args;
 mod clock;
 pub mod gate;
 pub mod images;
+pub mod rollback;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -24,6 +26,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gate(args) => return gate::run(&args),
         Command::Agent(args) => agent::run(*args),
         Command::Images(args) => images::run(&args),
+        Command::Rollback(args) => rollback::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,165 @@
+//! `trylatest rollback`: points an image's name on this node back to the copy before.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use trylatest_containerd::{
+    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Local, Over, alias,
+};
+use trylatest_core::digest::Digest;
+use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
+use trylatest_core::time::short_age;
+
+use crate::args::RollbackArgs;
+use crate::clock;
+
+/// For each call to containerd.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Points the name back, and says what it did.
+///
+/// # Errors
+/// No earlier copy is kept, the kubelet pulls the image just now, or containerd does not answer. The name is as it was.
+pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
+    let said = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let node = Containerd::new(ContainerdOptions {
+                socket: args.containerd_socket,
+                snapshotter: None,
+                call_timeout: DEADLINE,
+                observer: CallObserver::default(),
+            });
+            roll_back(&node, &args.image).await
+        })?;
+    crate::printed(format!("{said}\n").as_bytes())
+}
+
+async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<String> {
+    let away = node.aside().await?;
+    if away.iter().any(|(_, name)| name == image) {
+        bail!(
+            "the kubelet pulls {image} just now, with a pod's credentials; try again when it has ended"
+        );
+    }
+    let now = digest_of(node, image).await?;
+    let copies = node.kept_copies().await?;
+    let Some(before) = copy_before(copies, image, now.as_ref()) else {
+        bail!(
+            "no earlier copy of {image} is kept on this node: the copy before the newest stays only until a container \
+             has run from the newest for ten minutes"
+        );
+    };
+    let alias = alias::copy(image, &before.digest);
+    node.point(image, &alias, Over::Anything).await?;
+    if digest_of(node, image).await?.as_ref() != Some(&before.digest) {
+        if let Some(now) = now {
+            let undone = alias::copy(image, &now);
+            node.point(image, &undone, Over::Anything).await.context(
+                "the earlier copy cannot be used, and the name could not be pointed back",
+            )?;
+        }
+        bail!(
+            "the earlier copy of {image}, {}, cannot be used",
+            before.digest.as_str()
+        );
+    }
+    Ok(words(image, now.as_ref(), &before, clock::wall()))
+}
+
+/// What the name points to, if a container can start from it.
+async fn digest_of(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<Option<Digest>> {
+    match node.local(image).await? {
+        Local::Usable(found) => Ok(Some(found.digest.parse()?)),
+        Local::Absent | Local::Unusable { .. } => Ok(None),
+    }
+}
+
+fn copy_before(copies: Vec<KeptCopy>, image: &ImageName, now: Option<&Digest>) -> Option<KeptCopy> {
+    let others = copies
+        .into_iter()
+        .filter(|copy| copy.image == *image && Some(&copy.digest) != now);
+    others.max_by_key(|copy| copy.since)
+}
+
+fn words(image: &ImageName, now: Option<&Digest>, before: &KeptCopy, time: Timestamp) -> String {
+    let now = now.map_or("no usable copy", Digest::short);
+    format!(
+        "{image} on this node: {now} -> {}, last used {} ago\n\
+         Running pods keep what they run. The next TryLatest pod asks the registry and takes what the tag points to \
+         there: move the tag back as well.",
+        before.digest.short(),
+        short_age(time, before.used),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use trylatest_containerd::fake::FakeContainerd;
+
+    use super::*;
+
+    fn image() -> ImageName {
+        "reg.example/app:latest".parse().unwrap()
+    }
+
+    async fn hold(node: &FakeContainerd, digest: &str, second: i64) {
+        node.hold(&image(), digest, 1);
+        let copy = KeptCopy {
+            image: image(),
+            digest: digest.parse().unwrap(),
+            size_bytes: 1,
+            since: Timestamp::from_second(second).unwrap(),
+            used: Timestamp::from_second(second).unwrap(),
+            proven: false,
+            public: true,
+            pinned: true,
+        };
+        node.keep_copy(&copy).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_name_points_to_the_copy_before_and_back() {
+        let node = FakeContainerd::new();
+        hold(&node, "sha256:one", 1).await;
+        let error = roll_back(&node, &image()).await.unwrap_err();
+        assert!(error.to_string().contains("no earlier copy"), "{error}");
+        hold(&node, "sha256:two", 2).await;
+        let said = roll_back(&node, &image()).await.unwrap();
+        assert!(
+            said.contains("sha256:two -> sha256:one, last used"),
+            "{said}"
+        );
+        assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:one"));
+        roll_back(&node, &image()).await.unwrap();
+        assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:two"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_the_kubelet_needs_is_left_alone() {
+        let node = FakeContainerd::new();
+        hold(&node, "sha256:one", 1).await;
+        hold(&node, "sha256:two", 2).await;
+        let aside = alias::aside(&image());
+        node.set_aside(&image(), &aside).await.unwrap();
+        let error = roll_back(&node, &image()).await.unwrap_err();
+        assert!(error.to_string().contains("try again"), "{error}");
+        assert_eq!(node.kept(image().as_str()), None);
+    }
+
+    #[tokio::test]
+    async fn an_earlier_copy_that_cannot_be_used_leaves_the_name() {
+        let node = FakeContainerd::new();
+        hold(&node, "sha256:one", 1).await;
+        node.spoil(&image(), "its layers are gone");
+        hold(&node, "sha256:one", 1).await;
+        node.hollow(&image());
+        hold(&node, "sha256:two", 2).await;
+        let error = roll_back(&node, &image()).await.unwrap_err();
+        assert!(error.to_string().contains("cannot be used"), "{error}");
+        assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:two"));
+    }
+}
