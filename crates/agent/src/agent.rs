@@ -34,7 +34,6 @@ mod shelf;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +48,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions, kubelet_failure};
 use trylatest_core::plan::Planner;
-use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
@@ -139,10 +137,9 @@ async fn start(
     health: &Arc<Health>,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Tasks, Leaver<Containerd>)> {
-    let rules = args.rules();
     let pulls = PullLimits::of_node(args.stall, args.disk.disk_floor);
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
-    let state_dir = args.state_dir;
+    let state_dir = args.state_dir.clone();
     fs::create_dir_all(&state_dir)
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
     let metrics = Arc::new(Metrics::new(VERSION)?);
@@ -150,13 +147,8 @@ async fn start(
     let client = connect()
         .await
         .context("making a client of the API server")?;
-    let runtime = Arc::new(containerd(
-        args.containerd_socket,
-        args.snapshotter,
-        &metrics,
-    ));
-    let index = state_dir.join(INDEX);
-    let open = open_index_and_start_planner(&index, rules, &args.node_name, &runtime, &metrics);
+    let runtime = Arc::new(containerd(&args, &metrics));
+    let open = open_index_and_start_planner(&args, &runtime, &metrics);
     let (history, planner) = Box::pin(open).await;
     let api = Api {
         writer: Writer::new(client.clone(), &args.node_name, API_DEADLINE),
@@ -219,10 +211,10 @@ async fn start(
     Ok((tasks, leaver))
 }
 
-fn containerd(socket: PathBuf, snapshotter: Option<String>, metrics: &Metrics) -> Containerd {
+fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
     Containerd::new(ContainerdOptions {
-        socket,
-        snapshotter,
+        socket: args.containerd_socket.clone(),
+        snapshotter: args.snapshotter.clone(),
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime_calls(),
     })
@@ -230,13 +222,12 @@ fn containerd(socket: PathBuf, snapshotter: Option<String>, metrics: &Metrics) -
 
 /// Opens what earlier runs have written down, and starts the planner from it.
 async fn open_index_and_start_planner(
-    index: &Path,
-    rules: NodeRules,
-    node: &str,
+    args: &AgentArgs,
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
 ) -> (History, Planner) {
-    let (history, lost) = History::open(index, Arc::clone(metrics)).await;
+    let index = args.state_dir.join(INDEX);
+    let (history, lost) = History::open(&index, Arc::clone(metrics)).await;
     if lost {
         history.rebuild(runtime).await;
     }
@@ -244,7 +235,8 @@ async fn open_index_and_start_planner(
         warn!(error, "starting without what earlier runs have remembered");
         Vec::new()
     });
-    let planner = Planner::new(node, rules, &records);
+    let mut planner = Planner::new(&args.node_name, args.rules(), &records);
+    planner.refresh_every(args.refresh_every);
     (history, planner)
 }
 

@@ -103,6 +103,11 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "0s", value_parser = duration)]
     pub freshness: Duration,
 
+    /// Try the images that running pods use again so long after their last try, give or take a quarter; 0 never does.
+    /// The copy of an outage is then at most that old. Private images are left to the pods that start
+    #[arg(long, env = "TRYLATEST_REFRESH_EVERY", default_value = "0s", value_parser = days)]
+    pub refresh_every: Duration,
+
     /// Let pods use cached copies of images that the registry refuses without credentials, although
     /// nothing proves that these pods may have them
     #[arg(long, env = "TRYLATEST_ALLOW_UNVERIFIED_FALLBACK")]
@@ -404,6 +409,10 @@ mod tests {
             "--stall=0s",
             "--stall=25h",
             "--freshness=often",
+            "--refresh-every=sometimes",
+            "--keep-for=400d",
+            "--keep-bytes=many",
+            "--disk-floor=101%",
             "--try=soon",
             "--address=here",
             "--port=70000",

@@ -9,7 +9,7 @@
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
-//! and `probe` finds out when it is back. Where the registry wants credentials: [`Action::TakeAway`], the kubelet
+//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
 //! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
@@ -26,6 +26,7 @@ mod pace;
 mod pod;
 mod probe;
 mod pulls;
+mod refresh;
 mod repeat;
 mod report;
 mod round;
@@ -46,6 +47,7 @@ pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded
 use self::image::{Image, News};
 use self::pace::Pace;
 use self::pod::{NEWS, Pod};
+use self::refresh::Refresh;
 use self::round::Round;
 use self::spared::Spared;
 use self::wait::{Cause, Context, Request, Waiting};
@@ -86,6 +88,7 @@ pub struct Planner {
     unwell_since: Option<Duration>,
     is_stopping: bool,
     changed: Changed,
+    refresh: Refresh,
 }
 
 /// What may not be as it was when it was last taken.
@@ -122,6 +125,7 @@ impl Planner {
                 report: true,
                 uses: true,
             },
+            refresh: Refresh::default(),
         }
     }
 
@@ -196,6 +200,7 @@ impl Planner {
             .chain(self.probes_due(now))
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
+            .chain(self.next_refresh(now))
             .min()
     }
 
@@ -338,6 +343,7 @@ impl Planner {
         }
         self.learn_of_pulls(now, plan);
         self.cut_what_hangs(now, plan);
+        self.refresh_due(now);
         self.start_tries(now, plan);
         self.probe(now, plan);
     }

@@ -250,12 +250,14 @@ struct World {
     given: BTreeSet<(ImageName, Digest, Option<String>)>,
     /// Whether the kubelet keeps records of who may have what.
     verifies: bool,
+    /// Whether images are tried again without a pod.
+    refreshes: bool,
     born: usize,
 }
 
 impl World {
-    fn new(verifies: bool) -> Self {
-        let mut planner = Planner::new("node", rules(verifies), &[]);
+    fn new(verifies: bool, refreshes: bool) -> Self {
+        let mut planner = planner(verifies, refreshes, &[]);
         let now = Now {
             wall: Timestamp::UNIX_EPOCH,
             up: Duration::ZERO,
@@ -276,6 +278,7 @@ impl World {
             away: BTreeMap::new(),
             given: BTreeSet::new(),
             verifies,
+            refreshes,
             born: 0,
         }
     }
@@ -826,7 +829,7 @@ impl World {
             self.records.clear();
         }
         let records = remembered(&self.records, self.wall);
-        self.planner = Planner::new("node", rules(self.verifies), &records);
+        self.planner = planner(self.verifies, self.refreshes, &records);
         // The agent gives back what it finds away before it begins.
         self.away.clear();
         self.tell(Seen::Well(true))?;
@@ -895,6 +898,15 @@ fn is_released(pod: &GatedPod) -> bool {
     })
 }
 
+fn planner(verifies: bool, refreshes: bool, records: &[ImageRecord]) -> Planner {
+    let mut planner = Planner::new("node", rules(verifies), records);
+    planner.refresh_every(if refreshes { REFRESH } else { Duration::ZERO });
+    planner
+}
+
+/// Some of the times that pass are longer, some shorter.
+const REFRESH: Duration = Duration::from_secs(20);
+
 fn rules(kubelet_verifies: bool) -> NodeRules {
     NodeRules {
         try_for: TRY,
@@ -933,9 +945,10 @@ proptest! {
         events in vec(events(), 1..60),
         answers in vec(answers(), 1..8),
         verifies in any::<bool>(),
+        refreshes in any::<bool>(),
         kubelet_works in any::<bool>(),
     ) {
-        let mut world = World::new(verifies);
+        let mut world = World::new(verifies, refreshes);
         for event in events {
             world.happens(event)?;
         }
@@ -963,7 +976,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
         stalled: false,
     };
     let unknown = CachedCopy::Unknown { why: "x".into() };
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     for event in [
         Event::Arrives {
             pod: 0,
@@ -1008,7 +1021,7 @@ fn a_refusal_survives_the_agent() {
             sent: Written::Done,
         },
     };
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     for event in [
         Event::Arrives {
             pod: 0,

@@ -57,14 +57,14 @@ impl Node {
         disk: Option<Disk>,
         now: Timestamp,
     ) -> Shelf {
-        let shelf = shelve(&self.kept, used, limits, disk, now);
-        let gone = shelf.forget.iter().map(|(copy, _)| copy);
-        for gone in gone.chain(&shelf.write) {
+        let decided = shelve(&self.kept, used, limits, disk, now);
+        let gone = decided.forget.iter().map(|(copy, _)| copy);
+        for gone in gone.chain(&decided.write) {
             let same = |copy: &KeptCopy| copy.image == gone.image && copy.digest == gone.digest;
             self.kept.retain(|copy| !same(copy));
         }
-        self.kept.extend(shelf.write.iter().cloned());
-        shelf
+        self.kept.extend(decided.write.iter().cloned());
+        decided
     }
 
     fn copies(&self) -> Vec<&str> {

@@ -5,6 +5,7 @@ mod catch_up;
 mod circuit;
 mod handover;
 mod privacy;
+mod refresh;
 mod repeat;
 mod report;
 mod time;
