@@ -99,7 +99,9 @@ impl Install {
         let namespace = format!("--namespace={NAMESPACE}");
         let first = agents.into_iter().chain([namespace.as_str()]);
         cluster.kubectl(&first.collect::<Vec<_>>()).await?;
-        cluster.kubectl(&["delete", "-k", overlay]).await
+        cluster
+            .kubectl(&["delete", "-k", overlay, "--ignore-not-found"])
+            .await
     }
 
     /// Applies the manifests, again if need be.

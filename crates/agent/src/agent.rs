@@ -184,6 +184,7 @@ async fn start(
         runtime: Arc::clone(&runtime),
         api: api.clone(),
         own_pod,
+        history: history.clone(),
     };
     let node = NodeWriter {
         api,

@@ -48,7 +48,7 @@ pub enum Command {
     Gate(GateArgs),
     /// Show what the agent remembers about this node's TryLatest images
     Images(ImagesArgs),
-    /// Point an image's name on this node back to the copy before
+    /// Point an image's name on this node back to the previous copy
     Rollback(RollbackArgs),
 }
 
@@ -103,9 +103,9 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "0s", value_parser = duration)]
     pub freshness: Duration,
 
-    /// Try the images that running pods use again so long after their last try, give or take a quarter; 0 never does.
-    /// The copy of an outage is then at most that old. Private images are left to the pods that start
-    #[arg(long, env = "TRYLATEST_REFRESH_EVERY", default_value = "0s", value_parser = days)]
+    /// How long after its last try to check an image that running pods use again, give or take a quarter, at least 10m;
+    /// 0 for never. Private images are checked only when a pod starts
+    #[arg(long, env = "TRYLATEST_REFRESH_EVERY", default_value = "0s", value_parser = refresh)]
     pub refresh_every: Duration,
 
     /// Let pods use cached copies of images that the registry refuses without credentials, although
@@ -150,21 +150,23 @@ impl AgentArgs {
 /// How much of the node's disk is used, and how much stays free.
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
-    /// How long the last good copy of an image is kept after its last pod has ended; 0 keeps none
+    /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none
     #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
     pub keep_for: Duration,
 
-    /// How much the copies may take that no pod uses, as bytes (20GiB) or as a percentage of the file system that
-    /// holds the images; what they share counts for each
+    /// How much space copies that no pod uses may take, in bytes (20GiB) or as a percentage of the file system that holds
+    /// the images; what they share counts for each
     #[arg(long, env = "TRYLATEST_KEEP_BYTES", default_value = "10%")]
     pub keep_bytes: Amount,
 
-    /// While less than this is free on that file system, kept copies may be collected by the kubelet: as much as is
-    /// missing, what was used longest ago first. It should be more than the kubelet's eviction threshold (15%)
+    /// While less than this is free on the file system that holds the images, kept copies are not pinned, so that the
+    /// kubelet can collect them. It should be more than the kubelet's eviction threshold (15%) and than what its image
+    /// collector leaves free (20%)
     #[arg(long, env = "TRYLATEST_KEEP_FREE", default_value = "20%")]
     pub keep_free: Amount,
 
-    /// Do not download an image of which there is a copy if less than this would be left free on that file system
+    /// Do not download an image that has a copy on the node if less than this would be left free on the file system that
+    /// holds the images
     #[arg(long, env = "TRYLATEST_DISK_FLOOR", default_value = "15%")]
     pub disk_floor: Amount,
 }
@@ -176,6 +178,7 @@ impl DiskArgs {
             time: self.keep_for,
             size: self.keep_bytes,
             free: self.keep_free,
+            pins: true,
         }
     }
 }
@@ -307,6 +310,18 @@ fn days(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// More often than this, it would be the registry that notices.
+const REFRESH_MIN: Duration = Duration::from_mins(10);
+
+fn refresh(text: &str) -> Result<Duration, String> {
+    match days(text)? {
+        short if !short.is_zero() && short < REFRESH_MIN => {
+            Err("it must be at least 10m, or 0".to_owned())
+        }
+        every => Ok(every),
+    }
+}
+
 fn positive(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("it must be more than 0".to_owned()),
@@ -410,6 +425,7 @@ mod tests {
             "--stall=25h",
             "--freshness=often",
             "--refresh-every=sometimes",
+            "--refresh-every=1m",
             "--keep-for=400d",
             "--keep-bytes=many",
             "--disk-floor=101%",

@@ -1,11 +1,11 @@
-//! `trylatest rollback`: points an image's name on this node back to the copy before.
+//! `trylatest rollback`: points an image's name on this node back to the previous copy.
 
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use trylatest_containerd::{
-    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Local, Over, alias,
+    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Local, Over, Pin, alias,
 };
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Points the name back, and says what it did.
 ///
 /// # Errors
-/// No earlier copy is kept, the kubelet pulls the image just now, or containerd does not answer. The name is as it was.
+/// No previous copy that is everybody's is kept, the kubelet is pulling the image, or containerd does not answer. The name is as it was.
 pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
     let said = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,30 +42,41 @@ async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Resul
     let away = node.aside().await?;
     if away.iter().any(|(_, name)| name == image) {
         bail!(
-            "the kubelet pulls {image} just now, with a pod's credentials; try again when it has ended"
+            "the kubelet is pulling {image} with a pod's credentials; try again when that pull has ended"
         );
     }
     let now = digest_of(node, image).await?;
     let copies = node.kept_copies().await?;
     let Some(before) = copy_before(copies, image, now.as_ref()) else {
         bail!(
-            "no earlier copy of {image} is kept on this node: the copy before the newest stays only until a container \
-             has run from the newest for ten minutes"
+            "no previous copy of {image} is kept on this node: it stays only until a container has run from the newest \
+             for ten minutes"
         );
     };
+    if !before.public {
+        bail!(
+            "the previous copy of {image} is private, and the kubelet may have forgotten which pods may use it"
+        );
+    }
+    let undo = alias::of(image);
+    if now.is_some() {
+        node.keep(image, &undo, Pin::Unpinned).await?;
+    }
     let alias = alias::copy(image, &before.digest);
     node.point(image, &alias, Over::Anything).await?;
-    if digest_of(node, image).await?.as_ref() != Some(&before.digest) {
-        if let Some(now) = now {
-            let undone = alias::copy(image, &now);
-            node.point(image, &undone, Over::Anything).await.context(
-                "the earlier copy cannot be used, and the name could not be pointed back",
+    let is_there = digest_of(node, image).await?.as_ref() == Some(&before.digest);
+    if now.is_some() {
+        if !is_there {
+            let undone = node.restore(&undo, image).await;
+            undone.context(
+                "the previous copy cannot be used, and the name could not be pointed back",
             )?;
         }
-        bail!(
-            "the earlier copy of {image}, {}, cannot be used",
-            before.digest.as_str()
-        );
+        node.forget(&undo).await?;
+    }
+    if !is_there {
+        let digest = before.digest.as_str();
+        bail!("the previous copy of {image}, {digest}, cannot be used");
     }
     Ok(words(image, now.as_ref(), &before, clock::wall()))
 }
@@ -89,8 +100,8 @@ fn words(image: &ImageName, now: Option<&Digest>, before: &KeptCopy, time: Times
     let now = now.map_or("no usable copy", Digest::short);
     format!(
         "{image} on this node: {now} -> {}, last used {} ago\n\
-         Running pods keep what they run. The next TryLatest pod asks the registry and takes what the tag points to \
-         there: move the tag back as well.",
+         Running containers keep what they run until they restart. The next TryLatest pod takes what the tag points to in \
+         the registry: move it back there as well.",
         before.digest.short(),
         short_age(time, before.used),
     )
@@ -126,7 +137,7 @@ mod tests {
         let node = FakeContainerd::new();
         hold(&node, "sha256:one", 1).await;
         let error = roll_back(&node, &image()).await.unwrap_err();
-        assert!(error.to_string().contains("no earlier copy"), "{error}");
+        assert!(error.to_string().contains("no previous copy"), "{error}");
         hold(&node, "sha256:two", 2).await;
         let said = roll_back(&node, &image()).await.unwrap();
         assert!(
@@ -135,6 +146,19 @@ mod tests {
         );
         assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:one"));
         roll_back(&node, &image()).await.unwrap();
+        assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:two"));
+    }
+
+    #[tokio::test]
+    async fn a_private_copy_is_nobodys_to_roll_back_to() {
+        let node = FakeContainerd::new();
+        hold(&node, "sha256:one", 1).await;
+        let mut private = node.kept_copies().await.unwrap().remove(0);
+        private.public = false;
+        node.keep_copy(&private).await.unwrap();
+        hold(&node, "sha256:two", 2).await;
+        let error = roll_back(&node, &image()).await.unwrap_err();
+        assert!(error.to_string().contains("is private"), "{error}");
         assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:two"));
     }
 

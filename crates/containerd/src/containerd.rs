@@ -227,10 +227,6 @@ impl ImageRuntime for Containerd {
         kept::restore_kept(self, image).await
     }
 
-    async fn is_pinned(&self, image: &ImageName) -> Result<Option<bool>, RuntimeError> {
-        kept::is_pinned(self, image).await
-    }
-
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
         // Boxed: it is large, and runs only for a moment.
         Box::pin(made::make(self, program, alias)).await

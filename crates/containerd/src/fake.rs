@@ -72,7 +72,7 @@ struct State {
     /// How many images were made here.
     made: u32,
     down: bool,
-    honours_pins: bool,
+    version: &'static str,
     events: broadcast::Sender<ImageEvent>,
 }
 
@@ -132,7 +132,7 @@ impl FakeContainerd {
             pulls: HashMap::new(),
             made: 0,
             down: false,
-            honours_pins: true,
+            version: "v2.4.2",
             events: broadcast::Sender::new(EVENTS),
         };
         Self {
@@ -251,9 +251,9 @@ impl FakeContainerd {
         state.names.get(alias).map(|copy| copy.digest.clone())
     }
 
-    /// As containerd before 1.6.36: pins have no effect.
-    pub fn ignore_pins(&self) {
-        locked(&self.state).honours_pins = false;
+    /// Says that it is this version of containerd.
+    pub fn set_version(&self, version: &'static str) {
+        locked(&self.state).version = version;
     }
 
     /// Makes every call fail, or work again. Going down ends all streams of events.

@@ -82,22 +82,13 @@ pub(crate) async fn restore_kept(
     image: &ImageName,
 ) -> Result<bool, RuntimeError> {
     let mut copies = kept_copies(node).await?;
-    copies.retain(|copy| copy.image == *image && copy.public);
+    copies.retain(|copy| copy.image == *image);
     let newest = copies.into_iter().max_by_key(|copy| copy.since);
-    let Some(newest) = newest else {
+    let Some(newest) = newest.filter(|newest| newest.public) else {
         return Ok(false);
     };
     let alias = alias::copy(image, &newest.digest);
     names::restore(node, &alias, image).await
-}
-
-/// See [`crate::ImageRuntime::is_pinned`].
-pub(crate) async fn is_pinned(
-    node: &Containerd,
-    image: &ImageName,
-) -> Result<Option<bool>, RuntimeError> {
-    let found = node.in_cri(image.as_str()).await?;
-    Ok(found.map(|found| found.pinned))
 }
 
 fn labels_of(copy: &KeptCopy) -> Labels {

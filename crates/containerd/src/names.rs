@@ -20,7 +20,7 @@ use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
 /// Lets CRI list the image; CRI sets it on everything that it pulls.
 pub(crate) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 
-/// Keeps the kubelet's image collector away. Containerd 1.6 before 1.6.36 does not know it.
+/// Keeps the kubelet's image collector away; see [`crate::RuntimeVersion::honours_pins`].
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
 pub(crate) type Labels = HashMap<String, String>;
@@ -140,7 +140,8 @@ pub(crate) async fn set_aside(
 ) -> Result<Option<String>, RuntimeError> {
     let operation = "taking an image's name away";
     for _ in 0..MAX_TURNS {
-        match keep(node, image, alias, Pin::Pinned).await {
+        // Not pinned: a collection that has to spare a copy makes the kubelet forget whose it is.
+        match keep(node, image, alias, Pin::Unpinned).await {
             Ok(()) => {}
             Err(RuntimeError::NotFound { .. }) => {
                 forget(node, alias).await?;

@@ -147,8 +147,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send;
 
-    /// Restores the image's name from the newest of these copies that is everybody's, if the name is gone. True if it
-    /// had to. Nothing happens if there is none.
+    /// Restores the image's name from the newest of these copies, if that is everybody's and the name is gone. True if
+    /// it had to.
     ///
     /// # Errors
     /// containerd did not answer.
@@ -156,15 +156,6 @@ pub trait ImageRuntime: Send + Sync + 'static {
         &self,
         image: &ImageName,
     ) -> impl Future<Output = Result<bool, RuntimeError>> + Send;
-
-    /// Whether the kubelet's image collector spares this image, by CRI's word; none if it does not find it.
-    ///
-    /// # Errors
-    /// containerd did not answer.
-    fn is_pinned(
-        &self,
-        image: &ImageName,
-    ) -> impl Future<Output = Result<Option<bool>, RuntimeError>> + Send;
 
     /// Makes an image that contains only this program, and lets the alias point to it and pin it, unless
     /// it does so already and all of the image is there. True if something had to be made.
@@ -219,7 +210,7 @@ pub trait ImageRuntime: Send + Sync + 'static {
 /// Whether the kubelet's image collector may remove what an alias keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pin {
-    /// It may not. containerd 1.6 before 1.6.36 does not know this.
+    /// It may not; see [`RuntimeVersion::honours_pins`].
     Pinned,
     /// It may, as without the alias.
     Unpinned,
@@ -332,6 +323,30 @@ pub struct RuntimeVersion {
     pub name: String,
     /// As the runtime reports it, e.g. `v2.4.2` or `1.6.20~ds1`.
     pub version: String,
+}
+
+impl RuntimeVersion {
+    /// Whether the pin of any name counts for its image, and a pin that is taken away does not: so from containerd 1.6.25,
+    /// 1.7.10 and 2.0 on. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that of the name that CRI saw first,
+    /// and for ever (internal/store/image/image.go). Other runtimes, and versions that cannot be read, are taken for
+    /// new ones.
+    pub fn honours_pins(&self) -> bool {
+        let version = self.version.trim_start_matches('v');
+        let mut parts = version.splitn(3, '.').map(|part| {
+            let digits = part.find(|c: char| !c.is_ascii_digit());
+            part.get(..digits.unwrap_or(part.len()))?
+                .parse::<u32>()
+                .ok()
+        });
+        let (major, minor) = (parts.next().flatten(), parts.next().flatten());
+        let patch = parts.next().flatten().unwrap_or(0);
+        match (major, minor) {
+            (Some(1), Some(7)) => patch >= 10,
+            (Some(1), Some(6)) => patch >= 25,
+            (Some(1), Some(..6)) => false,
+            _ => true,
+        }
+    }
 }
 
 impl fmt::Display for RuntimeVersion {
@@ -487,13 +502,6 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         R::restore_kept(self, image)
     }
 
-    fn is_pinned(
-        &self,
-        image: &ImageName,
-    ) -> impl Future<Output = Result<Option<bool>, RuntimeError>> + Send {
-        R::is_pinned(self, image)
-    }
-
     fn make(
         &self,
         program: &Program,
@@ -524,5 +532,34 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send {
         R::version(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_count_from_some_versions_on() {
+        for (version, honours) in [
+            ("1.5.18", false),
+            ("1.6.20~ds1", false),
+            ("v1.6.24", false),
+            ("v1.6.25", true),
+            ("1.6.36~ds1", true),
+            ("v1.7.9-k3s1", false),
+            ("v1.7.10", true),
+            ("1.7.27-0ubuntu1~24.04.1", true),
+            ("v2.0.0", true),
+            ("v2.4.2", true),
+            ("unknown", true),
+            ("", true),
+        ] {
+            let version = RuntimeVersion {
+                name: "containerd".to_owned(),
+                version: version.to_owned(),
+            };
+            assert_eq!(version.honours_pins(), honours, "{version}");
+        }
     }
 }

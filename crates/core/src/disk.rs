@@ -7,8 +7,8 @@ use crate::outcome::{Failure, FailureClass};
 use crate::plan::Flow;
 use crate::text;
 
-/// How much larger an image is on the disk than over the wire: its layers stay as they came, and are unpacked
-/// beside that. gzip makes files of programs about half as large.
+/// How much larger layers are once they are unpacked, for which there is room beside what has come: gzip makes programs
+/// about half as large.
 const UNPACKED: u64 = 2;
 
 /// A file system, as it is now.
@@ -49,17 +49,21 @@ impl FromStr for Amount {
 
     fn from_str(text: &str) -> Result<Self, InvalidAmount> {
         const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
-        if let Some(percent) = text.strip_suffix('%') {
-            let percent = percent.parse().ok().filter(|percent| *percent <= 100);
-            return percent.map(Self::Percent).ok_or(InvalidAmount);
-        }
         let unit = |(unit, shift): &(&str, u32)| Some((text.strip_suffix(unit)?, *shift));
         let (number, shift) = UNITS.iter().find_map(unit).unwrap_or((text, 0));
+        let (number, is_percent) = match text.strip_suffix('%') {
+            Some(percent) => (percent, true),
+            None => (number, false),
+        };
         // Only digits: `parse` takes a sign, too.
         if !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(InvalidAmount);
         }
         let number: u64 = number.parse().map_err(|_| InvalidAmount)?;
+        if is_percent {
+            let percent = u8::try_from(number).ok().filter(|percent| *percent <= 100);
+            return percent.map(Self::Percent).ok_or(InvalidAmount);
+        }
         let bytes = number.checked_mul(1 << shift).ok_or(InvalidAmount)?;
         Ok(Self::Bytes(bytes))
     }
@@ -74,31 +78,28 @@ impl fmt::Display for Amount {
     }
 }
 
-/// Why a download must not go on, if it must not: with what is still to come, and with what is unpacked of it, less
-/// than `floor` would be left.
+/// Why a download must not go on, if it must not: with what is still to come, and once that is unpacked, less than `floor`
+/// would be left. `bytes_before` were here when it began.
 ///
-/// What will be unpacked is estimated. So this also looks at what is left now.
-pub fn no_room_for(flow: &Flow, disk: Disk, floor: Amount) -> Option<Failure> {
+/// What will be unpacked is estimated. Where all has come, it is not stopped any more.
+pub fn no_room_for(flow: &Flow, bytes_before: u64, disk: Disk, floor: Amount) -> Option<Failure> {
     let floor = floor.of(Some(disk))?;
     // Nothing grows before the manifest is there.
     let total = flow.total_bytes?;
     let to_come = total.saturating_sub(flow.bytes);
-    let to_come = if to_come == 0 {
-        0
-    } else {
-        to_come.saturating_add(total.saturating_mul(UNPACKED - 1))
-    };
-    let missing = floor.saturating_add(to_come).saturating_sub(disk.free);
-    if missing == 0 {
+    let unpacked = total.saturating_sub(bytes_before).saturating_mul(UNPACKED);
+    let needed = to_come.saturating_add(unpacked);
+    let missing = floor.saturating_add(needed).saturating_sub(disk.free);
+    if missing == 0 || to_come == 0 {
         return None;
     }
     let words = format!(
-        "{} more are needed on this node's disk: {} of {} are to come, about {} with what is unpacked, {} are free, and \
-         {} are to stay free (--disk-floor)",
+        "not enough room on this node's disk: {} more is needed (to download: {} of {}, about {} once unpacked; free: {}; to \
+         stay free: {}, --disk-floor)",
         text::bytes(missing),
-        text::bytes(total.saturating_sub(flow.bytes)),
-        text::bytes(total),
         text::bytes(to_come),
+        text::bytes(total),
+        text::bytes(unpacked),
         text::bytes(disk.free),
         text::bytes(floor),
     );
@@ -127,6 +128,8 @@ mod tests {
             "%",
             "101%",
             "-1%",
+            "+1%",
+            "1GiB%",
             "1.5GiB",
             "+1",
             "10GB",
@@ -157,16 +160,20 @@ mod tests {
             ..Flow::default()
         };
         let floor = Amount::Percent(15);
-        // 2 GiB are to come, and become 2 GiB more.
-        assert_eq!(no_room_for(&flow(0, 2), disk(19), floor), None);
-        let failure = no_room_for(&flow(0, 2), disk(18), floor).unwrap();
+        // 2 GiB are to come, and are unpacked to 4.
+        assert_eq!(no_room_for(&flow(0, 2), 0, disk(21), floor), None);
+        let failure = no_room_for(&flow(0, 2), 0, disk(20), floor).unwrap();
         assert_eq!(failure.class, FailureClass::Local);
-        assert!(failure.to_string().contains("1.0 GiB more are needed"));
-        // All has come, and there is still room.
-        assert_eq!(no_room_for(&flow(2, 2), disk(15), floor), None);
-        assert!(no_room_for(&flow(2, 2), disk(14), floor).is_some());
+        let words = failure.to_string();
+        assert!(words.contains("1.0 GiB more is needed"), "{words}");
+        assert!(no_room_for(&flow(1, 2), 0, disk(19), floor).is_some());
+        // Most of it was here already, and unpacked.
+        assert_eq!(no_room_for(&flow(7, 8), 7 * GIB, disk(18), floor), None);
+        // All has come.
+        assert_eq!(no_room_for(&flow(2, 2), 0, disk(1), floor), None);
         // Nothing is known of it yet.
-        assert_eq!(no_room_for(&Flow::default(), disk(0), floor), None);
-        assert_eq!(no_room_for(&flow(0, 2), disk(4), Amount::Bytes(0)), None);
+        assert_eq!(no_room_for(&Flow::default(), 0, disk(0), floor), None);
+        let none = Amount::Bytes(0);
+        assert_eq!(no_room_for(&flow(0, 2), 0, disk(6), none), None);
     }
 }

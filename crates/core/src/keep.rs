@@ -1,14 +1,17 @@
 //! Which copies are kept, so that the last good one is still here in the next outage.
 //!
 //! An alias keeps a copy and pins it against the kubelet's image collector, which spares what is pinned. Here is
-//! decided which copies have one. A copy that pods use needs none, but is to have one when they are gone. Of those
-//! that no pod uses, the ones used last are kept, within limits; and while the disk is nearly full they are not pinned,
-//! because the kubelet evicts pods when it can collect no image.
+//! decided which copies have one: those that pods use, and of those that no pod uses, the ones used last, within limits.
+//!
+//! Two things must not come of it. While the disk is nearly full, nothing is pinned: the kubelet evicts pods when it can
+//! collect no image. And private copies are never pinned: each collection makes the kubelet forget whose they are, if
+//! it has to spare them (`imagesInEvictionOrder` and `runPostGCHooks`, pkg/kubelet/images/image_gc_manager.go), and then
+//! any pod may use them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::digest::Digest;
 use crate::disk::{Amount, Disk};
@@ -20,7 +23,7 @@ use crate::time::age;
 pub const PROVEN_AFTER: Duration = Duration::from_mins(10);
 
 /// How often it is written down that a copy is used.
-pub const WRITTEN_EVERY: Duration = Duration::from_hours(1);
+pub const WRITTEN_EVERY: Duration = Duration::from_hours(12);
 
 /// Most copies that no pod uses.
 const UNUSED_MAX: usize = 200;
@@ -43,7 +46,7 @@ pub struct KeptCopy {
     /// Whether the registry has given it to everybody. Only then is a name that somebody has removed given back to it:
     /// of a private image, the kubelet may have forgotten whose it is.
     pub public: bool,
-    /// Whether the kubelet's collector is to spare it.
+    /// Whether the kubelet's collector is to spare it. Only if it is public.
     pub pinned: bool,
 }
 
@@ -63,12 +66,22 @@ pub struct UsedImage {
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a copy is kept that no pod uses.
+    /// How long a copy is kept that no pod uses; zero if none is kept at all.
     pub time: Duration,
     /// How much all of those may take together. What they share counts for each.
     pub size: Amount,
-    /// While less than this is free, copies give way to what the disk needs.
+    /// While less than this is free, nothing is pinned.
     pub free: Amount,
+    /// Whether pins have an effect.
+    pub pins: bool,
+}
+
+impl Limits {
+    /// Whether so little is free that nothing is pinned.
+    pub fn is_tight(&self, disk: Option<Disk>) -> bool {
+        let free = disk.map_or(u64::MAX, |disk| disk.free);
+        free < self.free.of(disk).unwrap_or(0)
+    }
 }
 
 /// What is to be done.
@@ -83,7 +96,7 @@ pub struct Shelf {
 /// Why a copy is not kept any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Because {
-    /// A newer one has proven itself, or two newer ones have come.
+    /// A newer one has proven itself, or is kept beside one that has.
     Replaced,
     /// No pod has used it for too long.
     Age,
@@ -131,14 +144,15 @@ pub fn shelve(
 ) -> Shelf {
     let mut items = merged(kept, used, now);
     replace(&mut items);
-    for item in items.iter_mut().filter(|item| item.is_spare()) {
-        if age(now, item.copy.used) > limits.time {
+    for item in &mut items {
+        let is_old = item.is_spare() && age(now, item.copy.used) > limits.time;
+        if is_old || limits.time.is_zero() {
             item.why_not = Some(Because::Age);
         }
     }
     items.sort_by_key(|item| std::cmp::Reverse((item.copy.used, item.copy.since)));
     fit(&mut items, limits.size.of(disk).unwrap_or(0));
-    pin(&mut items, limits.free, disk);
+    pin(&mut items, limits, disk);
     written(items, now)
 }
 
@@ -213,11 +227,14 @@ fn make_current(
     // It is new, or the tag has come back to it.
     let is_newest = newest.is_none_or(|newest| newest < item.copy.since);
     if item.before.is_none() || !is_newest {
-        item.copy.since = now;
+        // The clock may have been set back.
+        let after = newest.map_or(now, |newest| newest + SignedDuration::from_secs(1));
+        item.copy.since = now.max(after);
     }
 }
 
-/// Of each image, the newest copy stays, and until that has proven itself the one before.
+/// Of each image, the newest copy stays, and until that has proven itself the newest one that has, or else the one
+/// before.
 fn replace(items: &mut [Item]) {
     let mut by_image: BTreeMap<ImageName, Vec<&mut Item>> = BTreeMap::new();
     for item in items {
@@ -226,39 +243,46 @@ fn replace(items: &mut [Item]) {
     }
     for copies in by_image.values_mut() {
         copies.sort_by_key(|item| std::cmp::Reverse((item.is_current, item.copy.since)));
-        let proven = copies.first().is_some_and(|newest| newest.copy.proven);
-        let stay = if proven { 1 } else { 2 };
-        for item in copies.iter_mut().skip(stay).filter(|item| !item.in_use) {
+        let mut older = copies.iter_mut();
+        let is_proven = older.next().is_some_and(|newest| newest.copy.proven);
+        let mut older: Vec<_> = older.collect();
+        older.sort_by_key(|item| std::cmp::Reverse((item.copy.proven, item.copy.since)));
+        let stays = usize::from(!is_proven);
+        for item in older.into_iter().skip(stays).filter(|item| !item.in_use) {
             item.why_not = Some(Because::Replaced);
         }
     }
 }
 
-/// Of the copies that no pod uses, those used last stay.
+/// Of the copies that no pod uses, those used last stay, as far as they fit.
 fn fit(items: &mut [Item], size_bytes: u64) {
-    let mut total = 0_u64;
-    let spare = items.iter_mut().filter(|item| item.is_spare());
-    for (at, item) in spare.enumerate() {
-        total = total.saturating_add(item.copy.size_bytes);
-        if total > size_bytes || at >= UNUSED_MAX {
+    let (mut total, mut count) = (0_u64, 0);
+    for item in items.iter_mut().filter(|item| item.is_spare()) {
+        let with_it = total.saturating_add(item.copy.size_bytes);
+        if with_it > size_bytes || count >= UNUSED_MAX {
             item.why_not = Some(Because::Size);
+            continue;
         }
+        (total, count) = (with_it, count + 1);
     }
 }
 
-/// While too little is free, as much as is missing is left to the kubelet, what was used longest ago first.
-fn pin(items: &mut [Item], free: Amount, disk: Option<Disk>) {
-    let wanted = free.of(disk).unwrap_or(0);
+/// Pins what is everybody's, unless too little is free.
+fn pin(items: &mut [Item], limits: &Limits, disk: Option<Disk>) {
+    let wanted = limits.free.of(disk).unwrap_or(0);
     let free = disk.map_or(u64::MAX, |disk| disk.free);
-    let mut missing = wanted.saturating_sub(free);
     // Otherwise a disk that is just full enough would have them written again and again.
-    let is_tight = free < wanted.saturating_add(wanted / 4);
-    for item in items.iter_mut().rev() {
-        let was_pinned = item.before.as_ref().is_none_or(|before| before.pinned);
-        item.copy.pinned = item.in_use || missing == 0 && (was_pinned || !is_tight);
-        if item.is_spare() {
-            missing = missing.saturating_sub(item.copy.size_bytes);
-        }
+    let given_way = |item: &Item| {
+        let before = item.before.as_ref();
+        before.is_some_and(|before| before.public && !before.pinned)
+    };
+    let enough = if items.iter().any(given_way) {
+        wanted.saturating_add(wanted / 4)
+    } else {
+        wanted
+    };
+    for item in items {
+        item.copy.pinned = item.copy.public && limits.pins && free >= enough;
     }
 }
 
@@ -285,6 +309,8 @@ fn written(items: Vec<Item>, now: Timestamp) -> Shelf {
             (None, None) => shelf.write.push(copy),
         }
     }
+    // The kubelet may be about to evict pods.
+    shelf.write.sort_by_key(|copy| copy.pinned);
     shelf
 }
 

@@ -85,7 +85,7 @@ pub enum FailureClass {
 
 impl FailureClass {
     /// Whether it may say something of the registry, and not only of one image of it.
-    pub(crate) const fn is_outage(self) -> bool {
+    pub const fn is_outage(self) -> bool {
         match self {
             Self::Timeout | Self::Network | Self::ServerError | Self::RateLimited => true,
             Self::NotFound

@@ -93,14 +93,6 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether the API server has answered that the caller is unknown to it, or may not do this.
-    pub fn is_denied(&self) -> bool {
-        let Self::Call { source, .. } = self else {
-            return false;
-        };
-        matches!(&**source, kube::Error::Api(status) if matches!(status.code, 401 | 403))
-    }
-
     /// Whether the same call may work later.
     pub fn is_retryable(&self) -> bool {
         match self {

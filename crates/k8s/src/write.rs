@@ -345,7 +345,7 @@ impl Writer {
     /// none.
     ///
     /// # Errors
-    /// [`ApiError`]; one that [`ApiError::is_denied`] means that the rights have gone first.
+    /// [`ApiError`]; worth a retry.
     pub async fn is_leaving(&self, namespace: &str, pod: &str) -> Result<bool, ApiError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let object = format!("pod {namespace}/{pod}");
@@ -363,8 +363,8 @@ impl Writer {
             api.get_metadata(&owner.name),
         );
         match found.await {
-            Ok(set) => Ok(set.metadata.deletion_timestamp.is_some()
-                || set.metadata.uid.as_ref() != Some(&owner.uid)),
+            // Another one of that name has been made to replace it.
+            Ok(set) => Ok(set.metadata.deletion_timestamp.is_some()),
             Err(ApiError::Gone { .. }) => Ok(true),
             Err(error) => Err(error),
         }

@@ -48,8 +48,8 @@ impl PullLimits {
     }
 
     /// Why the download must not go on, if it must not.
-    fn no_room_for(&self, flow: &Flow) -> Option<Failure> {
-        no_room_for(flow, (self.disk)()?, self.floor?)
+    fn no_room_for(&self, flow: &Flow, bytes_before: u64) -> Option<Failure> {
+        no_room_for(flow, bytes_before, (self.disk)()?, self.floor?)
     }
 
     /// How soon to look again before it is known how much is to come, if the disk is nearly full.
@@ -91,15 +91,9 @@ pub(super) async fn attempt<R: ImageRuntime>(
         // A try that was cut off may have left it like this.
         restore(runtime, &image, &alias, &mut before).await;
     }
-    if matches!(before, CachedCopy::Absent) {
-        before = found_again(runtime, &image).await;
-    }
     let mut kept = false;
-    let limits = PullLimits {
-        floor: limits.floor.filter(|_| before.digest().is_some()),
-        ..limits
-    };
-    let once = async || {
+    let once = async |floor: Option<Amount>| {
+        let limits = PullLimits { floor, ..limits };
         let pull = pull(runtime, &image, attempt, &limits, &moved, &cut);
         let (pulled, _) = futures::join!(pull, runtime.local(&image));
         (pulled.err(), prove(runtime, &image).await)
@@ -117,7 +111,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
         Ask::Always => {
             kept = before.digest().is_some()
                 && runtime.keep(&image, &alias, Pin::Unpinned).await.is_ok();
-            once().await
+            once(limits.floor.filter(|_| before.digest().is_some())).await
         }
     };
     let tried = Tried {
@@ -125,7 +119,11 @@ pub(super) async fn attempt<R: ImageRuntime>(
         after,
         healed: None,
     };
-    let mut tried = mended(runtime, &image, tried, once).await;
+    // What has to be healed is pulled however full the disk is: there is no other copy.
+    let mut tried = mended(runtime, &image, tried, async || once(None).await).await;
+    if matches!(tried.after, CachedCopy::Absent) {
+        found_again(runtime, &image, &mut tried).await;
+    }
     if kept {
         if tried.after.digest().is_none() || tried.failure.is_some() {
             restore(runtime, &image, &alias, &mut tried.after).await;
@@ -233,14 +231,20 @@ async fn restore<R: ImageRuntime>(
     }
 }
 
-/// The copy of an image whose name is gone, if one is kept that is everybody's: somebody has removed the name.
-async fn found_again<R: ImageRuntime>(runtime: &R, image: &ImageName) -> CachedCopy {
+/// In an outage, gives a name that somebody has removed back to a kept copy that is everybody's.
+async fn found_again<R: ImageRuntime>(runtime: &R, image: &ImageName, tried: &mut Tried) {
+    let failure = tried.failure.as_ref();
+    if !failure.is_some_and(|failure| failure.class.is_outage()) {
+        return;
+    }
     match runtime.restore_kept(image).await {
-        Ok(true) => warn!(%image, "the image's name was gone; it points to the kept copy again"),
-        Ok(false) => return CachedCopy::Absent,
+        Ok(true) => {
+            tried.after = prove(runtime, image).await;
+            warn!(%image, "the image's name was gone; it points to the kept copy again");
+        }
+        Ok(false) => {}
         Err(error) => warn!(%image, %error, "looking for a kept copy has failed"),
     }
-    copy(runtime.listed(image).await)
 }
 
 /// Proves the copy that the node holds now.
@@ -289,6 +293,7 @@ async fn pull<R: ImageRuntime>(
     let mut flow = Flow::default();
     let mut moved_at = Instant::now();
     let mut took = Duration::ZERO;
+    let mut bytes_before = None;
     loop {
         let due = moved_at + stall;
         let is_stalled = Instant::now() >= due;
@@ -329,8 +334,11 @@ async fn pull<R: ImageRuntime>(
             };
         }
         flow.still = moved_at.elapsed();
-        if let Some(failure) = limits.no_room_for(&flow) {
-            return Err(failure);
+        if flow.total_bytes.is_some() {
+            let before = *bytes_before.get_or_insert(flow.bytes);
+            if let Some(failure) = limits.no_room_for(&flow, before) {
+                return Err(failure);
+            }
         }
         // A full channel only means that the planner has not read the last numbers yet.
         moved.offer(Moved {

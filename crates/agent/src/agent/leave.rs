@@ -1,17 +1,23 @@
-//! What the agent has put on its node goes with it, if it does not come back.
+//! What the agent leaves behind when it ends: nothing, if it does not come back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use trylatest_containerd::{ImageRuntime, alias};
+use trylatest_core::keep::KeptCopy;
 use trylatest_k8s::Operation;
 
 use super::api::{Api, words};
+use super::history::History;
 
-/// How long it may take. The kubelet kills the agent 15 s after SIGTERM, and its tasks may have taken 8 s of that.
-const DEADLINE: Duration = Duration::from_secs(6);
+/// How long it may take. The kubelet kills the agent 30 s after SIGTERM, and its tasks may have taken 8 s of that.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Writes to containerd at the same time.
+const AT_ONCE: usize = 8;
 
 /// What is needed to leave a node.
 pub(super) struct Leaver<R> {
@@ -19,49 +25,67 @@ pub(super) struct Leaver<R> {
     pub(super) api: Api,
     /// Namespace and name of the pod that the agent runs in.
     pub(super) own_pod: (String, String),
+    /// As long as this is open, no other agent begins.
+    pub(super) history: History,
 }
 
 impl<R: ImageRuntime> Leaver<R> {
-    /// After the last task has ended: if TryLatest is being uninstalled, removes the aliases of kept copies, and the
-    /// node's annotations and condition. The gate's image stays: pods that run still need it after a reboot.
+    /// After the last task has ended: nothing is pinned any more, because nobody would give way when the disk is full; the
+    /// next agent pins it again. If TryLatest is being uninstalled, the aliases of kept copies go, and the node's
+    /// annotations and condition. The gate's image stays: running pods still need it after a reboot.
     pub(super) async fn leave(self) {
-        if timeout(DEADLINE, self.leave_if_uninstalled())
-            .await
-            .is_err()
-        {
-            warn!("TryLatest could not be removed from this node in time");
+        let leave = async {
+            if self.is_uninstalled().await {
+                info!("TryLatest is being uninstalled: what it has put on this node is removed");
+                futures::join!(self.let_go(true), self.clear_node());
+            } else {
+                self.let_go(false).await;
+            }
+        };
+        if timeout(DEADLINE, leave).await.is_err() {
+            warn!("what the agent keeps could not be let go in time");
         }
+        drop(self.history);
     }
 
-    async fn leave_if_uninstalled(&self) {
+    /// Without an answer, the next agent is expected to come.
+    async fn is_uninstalled(&self) -> bool {
         let (namespace, pod) = &self.own_pod;
         let leaving = self.api.writer.is_leaving(namespace, pod).await;
         match self.api.count(Operation::OwnDaemonSet, leaving) {
-            Ok(false) => return,
-            Ok(true) => {}
-            // `kubectl delete -k` removes the rights before it removes the agents.
-            Err(error) if error.is_denied() => {}
+            Ok(leaving) => leaving,
             Err(error) => {
-                return warn!(error = %words(&error), "whether TryLatest is uninstalled cannot be found out");
+                warn!(error = %words(&error), "cannot find out whether TryLatest is being uninstalled");
+                false
             }
         }
-        info!(
-            "TryLatest is uninstalled: kept copies are let go, and the node's condition and annotations are removed"
-        );
-        futures::join!(self.forget_copies(), self.clear_node());
     }
 
-    async fn forget_copies(&self) {
+    /// Takes the pins of kept copies away, or the whole aliases.
+    async fn let_go(&self, forget: bool) {
         let copies = match self.runtime.kept_copies().await {
             Ok(copies) => copies,
             Err(error) => return warn!(%error, "kept copies cannot be let go"),
         };
-        for copy in copies {
-            let alias = alias::copy(&copy.image, &copy.digest);
-            if let Err(error) = self.runtime.forget(&alias).await {
-                warn!(image = %copy.image, %error, "a kept copy cannot be let go");
-            }
-        }
+        let copies = copies.into_iter().filter(|copy| forget || copy.pinned);
+        let let_go =
+            futures::stream::iter(copies).for_each_concurrent(AT_ONCE, |copy| async move {
+                let gone = if forget {
+                    self.runtime
+                        .forget(&alias::copy(&copy.image, &copy.digest))
+                        .await
+                } else {
+                    let unpinned = KeptCopy {
+                        pinned: false,
+                        ..copy.clone()
+                    };
+                    self.runtime.keep_copy(&unpinned).await
+                };
+                if let Err(error) = gone {
+                    warn!(image = %copy.image, %error, "a kept copy cannot be let go");
+                }
+            });
+        let_go.await;
     }
 
     async fn clear_node(&self) {

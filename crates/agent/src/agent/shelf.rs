@@ -16,7 +16,10 @@ use super::metrics::Metrics;
 use crate::clock;
 
 /// How often the disk is looked at. The kubelet looks every 10 s whether it has to evict pods.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is decided anew although neither pods nor the disk have changed: copies get old.
+const DECIDE_EVERY: Duration = Duration::from_mins(1);
 
 /// How often containerd is asked what is kept: somebody may have removed it.
 const LIST_EVERY: Duration = Duration::from_mins(10);
@@ -44,8 +47,8 @@ struct Kept {
     copies: Vec<KeptCopy>,
     /// Aliases of copies that are not there.
     absent: BTreeSet<String>,
-    /// Whether containerd was found to honour pins.
-    honours_pins: Option<bool>,
+    /// Whether containerd honours pins.
+    honours_pins: bool,
 }
 
 impl<R: ImageRuntime> Shelf<R> {
@@ -63,8 +66,8 @@ impl<R: ImageRuntime> Shelf<R> {
     fn say_what_is_known(&self) {
         if (self.disk)().is_none() {
             warn!(
-                "the file system that holds the images cannot be seen: percentages of it cannot be kept to, and copies \
-                 are kept only while pods use them; see --keep-bytes"
+                "cannot see how full the images' file system is, so percentages have no effect and copies are kept only \
+                 while pods use them; set --keep-bytes in bytes"
             );
         }
     }
@@ -78,27 +81,47 @@ impl<R: ImageRuntime> Shelf<R> {
             }
         }
         loop {
-            match self.runtime.kept_copies().await {
-                Ok(copies) => kept.copies = copies,
-                Err(error) => {
-                    warn!(%error, "what is kept cannot be read; trying again");
-                    sleep(PAUSE).await;
-                    continue;
-                }
+            if let Err(error) = self.list(&mut kept).await {
+                warn!(%error, "listing the kept copies has failed; trying again");
+                sleep(PAUSE).await;
+                continue;
             }
-            kept.absent.clear();
-            kept.honours_pins = None;
             self.keep_for_a_while(&mut kept).await;
         }
+    }
+
+    /// Reads what is kept. containerd may have been replaced since the last time.
+    async fn list(&self, kept: &mut Kept) -> Result<(), RuntimeError> {
+        let version = self.runtime.version().await?;
+        let honours_pins = version.honours_pins();
+        if !honours_pins && !self.metrics.kept.pins_are_ignored() {
+            warn!(
+                runtime = %version,
+                "this containerd ignores pins, so the kubelet's image collector may remove kept copies; 1.6.25, 1.7.10 and \
+                 later honour them"
+            );
+        }
+        self.metrics.kept.set_pins_ignored(!honours_pins);
+        *kept = Kept {
+            copies: self.runtime.kept_copies().await?,
+            absent: BTreeSet::new(),
+            honours_pins,
+        };
+        Ok(())
     }
 
     async fn keep_for_a_while(&mut self, kept: &mut Kept) {
         let until = Instant::now() + LIST_EVERY;
         while Instant::now() < until {
             let used = self.used.borrow_and_update().clone().unwrap_or_default();
-            self.look(kept, &used).await;
-            let next = until.min(Instant::now() + LOOK_EVERY);
-            // A watch and a timer lose nothing when they are not chosen.
+            if let Err(error) = self.decide(kept, &used).await {
+                warn!(%error, "what is kept could not be changed; trying again");
+                sleep(PAUSE).await;
+                // What containerd holds now is not known.
+                return;
+            }
+            let next = until.min(Instant::now() + DECIDE_EVERY);
+            // Cancel-safe: watches and timers lose nothing when they are not chosen.
             tokio::select! {
                 changed = self.used.changed() => {
                     if changed.is_err() {
@@ -108,79 +131,60 @@ impl<R: ImageRuntime> Shelf<R> {
                     kept.absent.clear();
                     sleep(BURST).await;
                 }
+                () = changes(self.disk, self.limits) => {}
                 () = sleep_until(next) => {}
             }
         }
     }
 
     /// Decides, and carries it out.
-    async fn look(&self, kept: &mut Kept, used: &[UsedImage]) {
-        let now = clock::wall();
-        let disk = (self.disk)();
-        self.check_pins(kept, used).await;
-        let Decided { write, forget } = shelve(&kept.copies, used, &self.limits, disk, now);
+    async fn decide(&self, kept: &mut Kept, used: &[UsedImage]) -> Result<(), RuntimeError> {
+        let (now, disk) = (clock::wall(), (self.disk)());
+        let limits = Limits {
+            pins: kept.honours_pins,
+            ..self.limits
+        };
+        let Decided { write, forget } = shelve(&kept.copies, used, &limits, disk, now);
+        for copy in write {
+            self.write(kept, copy).await?;
+        }
         for (copy, because) in forget {
             let alias = alias::copy(&copy.image, &copy.digest);
-            if let Err(error) = self.runtime.forget(&alias).await {
-                // The next look tries again.
-                warn!(image = %copy.image, %error, "a copy that is not kept any more still has its alias");
-                continue;
-            }
+            self.runtime.forget(&alias).await?;
             self.metrics.kept.was_let_go(because);
             info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");
             kept.put(&copy, None);
         }
-        for copy in write {
-            self.write(kept, copy).await;
-        }
         self.metrics.kept.set(&kept.copies);
+        Ok(())
     }
 
-    async fn write(&self, kept: &mut Kept, copy: KeptCopy) {
+    async fn write(&self, kept: &mut Kept, copy: KeptCopy) -> Result<(), RuntimeError> {
         let alias = alias::copy(&copy.image, &copy.digest);
         if kept.absent.contains(&alias) {
-            return;
+            return Ok(());
         }
         match self.runtime.keep_copy(&copy).await {
             Ok(()) => {
                 debug!(image = %copy.image, digest = %copy.digest.as_str(), pinned = copy.pinned, "a copy is kept");
                 kept.put(&copy.clone(), Some(copy));
             }
-            // Somebody has removed it, or the kubelet pulls it just now.
+            // Somebody has removed it, or the kubelet is pulling it.
             Err(RuntimeError::NotFound { .. }) => {
                 kept.absent.insert(alias);
                 kept.put(&copy, None);
             }
-            Err(error) => warn!(image = %copy.image, %error, "a copy cannot be kept now"),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
+}
 
-    /// Finds out, once in a while, whether containerd honours pins.
-    async fn check_pins(&self, kept: &mut Kept, used: &[UsedImage]) {
-        let current = |image: &UsedImage, copy: &KeptCopy| {
-            let current = image.current.as_ref();
-            image.image == copy.image && current.is_some_and(|now| now.digest == copy.digest)
-        };
-        let is_current = |copy: &&KeptCopy| used.iter().any(|image| current(image, copy));
-        let mut pinned = kept.copies.iter().filter(|copy| copy.pinned);
-        if kept.honours_pins.is_some() {
-            return;
-        }
-        let Some(copy) = pinned.find(is_current) else {
-            return;
-        };
-        let Ok(Some(honours)) = self.runtime.is_pinned(&copy.image).await else {
-            return;
-        };
-        if !honours {
-            warn!(
-                image = %copy.image,
-                "this containerd ignores pins: the kubelet's image collector may remove kept copies; 1.6.36, 1.7.3 and \
-                 later honour them"
-            );
-        }
-        self.metrics.kept.set_pins_ignored(!honours);
-        kept.honours_pins = Some(honours);
+/// Waits until the disk has become nearly full, or is not any more.
+async fn changes(disk: fn() -> Option<Disk>, limits: Limits) {
+    let before = limits.is_tight(disk());
+    while limits.is_tight(disk()) == before {
+        sleep(LOOK_EVERY).await;
     }
 }
 

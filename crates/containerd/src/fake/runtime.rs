@@ -326,27 +326,15 @@ impl ImageRuntime for FakeContainerd {
 
     async fn restore_kept(&self, image: &ImageName) -> Result<bool, RuntimeError> {
         let mut copies = self.kept_copies().await?;
-        copies.retain(|copy| copy.image == *image && copy.public);
-        match copies.iter().max_by_key(|copy| copy.since) {
+        copies.retain(|copy| copy.image == *image);
+        let newest = copies.iter().max_by_key(|copy| copy.since);
+        match newest.filter(|newest| newest.public) {
             Some(newest) => {
                 let alias = alias::copy(image, &newest.digest);
                 self.restore(&alias, image).await
             }
             None => Ok(false),
         }
-    }
-
-    async fn is_pinned(&self, image: &ImageName) -> Result<Option<bool>, RuntimeError> {
-        let state = self.up("asking CRI for an image")?;
-        let Some(named) = state.names.get(image.as_str()) else {
-            return Ok(None);
-        };
-        let pins = |there: &Content| there.kept.as_ref().is_some_and(|kept| kept.pinned);
-        let mut same = state
-            .names
-            .values()
-            .filter(|there| there.digest == named.digest);
-        Ok(Some(state.honours_pins && same.any(pins)))
     }
 
     async fn make(&self, program: &Program, alias: &str) -> Result<bool, RuntimeError> {
@@ -420,10 +408,10 @@ impl ImageRuntime for FakeContainerd {
     }
 
     async fn version(&self) -> Result<RuntimeVersion, RuntimeError> {
-        let _state = self.up("asking for the version")?;
+        let state = self.up("asking for the version")?;
         Ok(RuntimeVersion {
-            name: "fake".to_owned(),
-            version: "0".to_owned(),
+            name: "containerd".to_owned(),
+            version: state.version.to_owned(),
         })
     }
 }

@@ -368,7 +368,7 @@ async fn a_download_that_does_not_fit_is_stopped_where_there_is_a_copy() {
     assert!(
         failure
             .to_string()
-            .contains("more are needed on this node's disk"),
+            .contains("not enough room on this node's disk"),
         "{failure}"
     );
     assert_eq!(ended.evidence.copy.digest(), Some(&digest("one")));

@@ -27,15 +27,15 @@ impl KeptSeries {
         Ok(Self {
             copies: gauge(
                 "trylatest_kept_copies",
-                "Copies of images that are kept for the next outage, those that pods use among them.",
+                "Copies of images that are kept for the next outage, including those that pods use.",
             )?,
             unpinned: gauge(
                 "trylatest_kept_copies_unpinned",
-                "Of these, copies that the kubelet may collect because the disk is nearly full.",
+                "Of these, copies that the kubelet may collect, because they are private or the disk is nearly full.",
             )?,
             bytes: gauge(
                 "trylatest_kept_bytes",
-                "Sizes of the kept copies together. What copies share counts for each.",
+                "Total size of the kept copies. What copies share counts for each.",
             )?,
             let_go,
             pins_ignored: gauge(
@@ -59,6 +59,10 @@ impl KeptSeries {
 
     pub(in crate::agent) fn was_let_go(&self, because: Because) {
         self.let_go.with_label_values(&[because.as_str()]).inc();
+    }
+
+    pub(in crate::agent) fn pins_are_ignored(&self) -> bool {
+        self.pins_ignored.get() != 0
     }
 
     pub(in crate::agent) fn set_pins_ignored(&self, ignored: bool) {
