@@ -163,8 +163,8 @@ impl Pod {
                 *given = known.clone();
             }
             let start = self.seen.starts.get(&container.name);
-            if let Some(start) = start.filter(|start| self.tells(start, image, now)) {
-                let before = given.outcome;
+            let before = given.outcome;
+            if let Some(start) = start.filter(|start| self.tells(start, before, image, now)) {
                 if let Some(brought) = image.and_then(|image| image.brought.as_ref())
                     && let Some(fresh) = given.overtaken(start, brought, now.wall)
                 {
@@ -190,21 +190,23 @@ impl Pod {
         Some(Action::Settle(self.seen.id.clone(), settled))
     }
 
-    /// Whether a container's status says what becomes of it. While the name is away, or the kubelet waits out
-    /// its back-off after that, a failed pull does not.
-    fn tells(&self, start: &Start, image: Option<&Image>, now: Now) -> bool {
-        if !matches!(start, Start::Wanting(_)) {
-            return true;
+    /// Whether the status of a container that was released like this says what becomes of it. While the name is away,
+    /// or the kubelet waits out its back-off after that, a failed pull does not. Nor does a start before the end of the
+    /// hand-over is seen, which says whether the kubelet has pulled: the API server may be faster than containerd.
+    fn tells(&self, start: &Start, given: Outcome, image: Option<&Image>, now: Now) -> bool {
+        let handover = image.and_then(|image| image.handover.as_ref());
+        match start {
+            Start::Next => true,
+            Start::Started { .. } => given != Outcome::HandedOver || handover.is_none(),
+            Start::Wanting(_) => {
+                if let Some(handover) = handover {
+                    return handover.is_for_another(&self.seen.identity);
+                }
+                let handed_back = image.and_then(|image| image.handed_back);
+                let since = handed_back.max(self.found_released);
+                since.is_none_or(|at| now.up >= at + LOOKS_AGAIN)
+            }
         }
-        let Some(image) = image else {
-            let since = self.found_released;
-            return since.is_none_or(|at| now.up >= at + LOOKS_AGAIN);
-        };
-        if let Some(handover) = &image.handover {
-            return handover.is_for_another(&self.seen.identity);
-        }
-        let since = image.handed_back.max(self.found_released);
-        since.is_none_or(|at| now.up >= at + LOOKS_AGAIN)
     }
 
     /// Takes over what a container's status says.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pod::Start;
-use crate::release::{ContainerRelease, NOT_ASKED};
+use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
 
 /// The kubelet keeps records, and everything works.
 fn well() -> World {
@@ -121,6 +121,29 @@ fn what_the_kubelet_has_pulled_is_told_and_remembered() {
         assert_eq!(record.result.as_str(), expected.as_str());
         assert_eq!(record.pulled_for, Some(app.identity));
         assert_eq!(world.wait(Duration::from_secs(300)), []);
+    }
+}
+
+/// The API server was faster than containerd's event, or than the look at what was pulled.
+#[test]
+fn a_container_that_starts_before_the_end_of_its_hand_over_is_seen_waits_for_that() {
+    for (copy, expected) in [("1", Outcome::Unchanged), ("2", Outcome::Fresh)] {
+        let mut world = well();
+        let app = private("app", &world);
+        let (mut open, id) = handed_over(&mut world, &app);
+        let digest = Some(digest(copy));
+        open.starts.insert("app".into(), Start::Started { digest });
+        // Nobody needs the name to be away any more.
+        assert_eq!(the_give_back(&world.see(&open)), id);
+        let actions = world.handle(Event::GivenBack {
+            image: image(),
+            id,
+            copy: usable(copy),
+            by_kubelet: true,
+        });
+        let settled = the_settled(&actions);
+        assert_eq!(settled.outcome, expected);
+        assert_eq!(settled.note.as_deref(), Some(BY_KUBELET));
     }
 }
 
