@@ -212,13 +212,25 @@ impl ControlPlane {
         self.apiserver.kill().await
     }
 
-    /// Starts the API server again and waits until it is ready.
+    /// Starts the API server again, waits until it is ready, and lets the controllers and the scheduler begin again.
     ///
     /// # Errors
     /// If it is not ready in a minute.
     pub async fn start_apiserver(&self) -> anyhow::Result<()> {
         self.apiserver.start().await?;
-        self.wait_ready().await
+        self.wait_ready().await?;
+        self.begin_again().await
+    }
+
+    /// Starts the controllers and the scheduler again. They would notice by themselves that the API server is back,
+    /// but late after several outages: each of their watches doubles its pause with every failure within 2 minutes, from
+    /// 0.8 s to 30 s, and jitter can double that (`client-go/tools/cache/reflector.go`, `defaultBackoffMax`).
+    async fn begin_again(&self) -> anyhow::Result<()> {
+        for part in self.controllers.iter().chain(&self.scheduler) {
+            part.kill().await?;
+            part.start().await?;
+        }
+        Ok(())
     }
 
     async fn wait_ready(&self) -> anyhow::Result<()> {
@@ -237,13 +249,14 @@ impl ControlPlane {
         self.apiserver.signal(Signal::STOP).await
     }
 
-    /// Undoes [`ControlPlane::freeze_apiserver`].
+    /// Undoes [`ControlPlane::freeze_apiserver`], and lets the controllers and the scheduler begin again.
     ///
     /// # Errors
     /// As [`ControlPlane::start_apiserver`].
     pub async fn thaw_apiserver(&self) -> anyhow::Result<()> {
         self.apiserver.signal(Signal::CONT).await?;
-        self.wait_ready().await
+        self.wait_ready().await?;
+        self.begin_again().await
     }
 
     /// Fails if a part has ended by itself.

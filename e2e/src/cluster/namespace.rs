@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::wait;
 
-/// How long the controllers may take to furnish a namespace.
+/// How long the controllers may take to furnish a namespace: they begin again after each outage of the API server.
 const FURNISHED: Duration = Duration::from_secs(30);
 
 /// A namespace, mostly one that a test has for itself.
