@@ -18,17 +18,18 @@
 //! fn main() -> ExitCode {
 //!     let mut suite = Suite::new();
 //!     suite.run(vec![Case::new("a_pod_runs", a_pod_runs)]);
-//!     suite.exit_code()
+//!     suite.end()
 //! }
 //! ```
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -171,6 +172,7 @@ pub struct Suite {
     arguments: Arguments,
     runtime: Arc<Runtime>,
     failed: bool,
+    failures: Failures,
 }
 
 impl Suite {
@@ -189,6 +191,7 @@ impl Suite {
             arguments,
             runtime: Arc::new(Runtime::new().expect("a test binary can start threads")),
             failed: false,
+            failures: Failures::default(),
         }
     }
 
@@ -214,8 +217,11 @@ impl Suite {
         }
     }
 
-    /// What the process reports to its caller.
-    pub fn exit_code(&self) -> ExitCode {
+    /// Prints a line for each test that has failed. What the process reports to its caller.
+    pub fn end(&self) -> ExitCode {
+        for (name, why) in &*self.failures.all() {
+            eprintln!("FAILED {name}: {why}");
+        }
         if self.failed {
             ExitCode::from(101)
         } else {
@@ -230,14 +236,41 @@ impl Suite {
         skip: Option<Arc<str>>,
     ) -> Trial {
         let runtime = self.runtime.clone();
+        let failures = self.failures.clone();
+        let name = case.name.clone();
         Trial::ignorable_test(case.name.clone(), move || {
             if let Some(reason) = skip {
                 return Ok(Completion::ignored_with(reason));
             }
+            failures.begun(&name);
             let outcome = runtime.block_on(shared.run(case));
+            failures.ended(&name, &outcome);
             outcome.map_err(|error| Failed::from(told(&error)))?;
             Ok(Completion::Completed)
         })
+    }
+}
+
+/// Why each test has failed that has, in a line.
+#[derive(Clone, Default)]
+struct Failures(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Failures {
+    /// A test begins: unless it comes to an end, it has panicked.
+    fn begun(&self, name: &str) {
+        let panicked = "it panicked".to_owned();
+        self.all().insert(name.to_owned(), panicked);
+    }
+
+    fn ended(&self, name: &str, outcome: &anyhow::Result<()>) {
+        match outcome {
+            Ok(()) => self.all().remove(name),
+            Err(error) => self.all().insert(name.to_owned(), last_line(error)),
+        };
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -305,6 +338,14 @@ fn told(error: &anyhow::Error) -> String {
     causes.join("\n")
 }
 
+/// What an error comes down to: the last line of its last cause.
+fn last_line(error: &anyhow::Error) -> String {
+    let told = told(error);
+    let mut lines = told.lines().map(str::trim);
+    let last = lines.rfind(|line| !line.is_empty());
+    last.unwrap_or_default().to_owned()
+}
+
 /// Why the tests of a fixture cannot run on this machine, if they cannot.
 fn why_skipped<F: Fixture>() -> Option<String> {
     if F::NEEDS_ROOT && !rustix::process::geteuid().is_root() {
@@ -313,5 +354,25 @@ fn why_skipped<F: Fixture>() -> Option<String> {
     match Tools::locate_here() {
         Ok(tools) => F::missing(&tools),
         Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_test_is_told_by_the_last_line_of_its_last_cause() {
+        let failures = Failures::default();
+        for name in ["passes", "fails", "panics"] {
+            failures.begun(name);
+        }
+        failures.ended("passes", &Ok(()));
+        let error = anyhow::anyhow!("app is {{}}\nwaited 1s in vain\n");
+        failures.ended("fails", &Err(error.context("the logs")));
+        let told = failures.all().clone();
+        let expected = [("fails", "waited 1s in vain"), ("panics", "it panicked")];
+        let expected = expected.map(|(name, why)| (name.to_owned(), why.to_owned()));
+        assert_eq!(told, BTreeMap::from(expected));
     }
 }

@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 /// How often a condition is looked at that cannot be watched.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -44,7 +45,7 @@ where
 /// Watches one object until it is as wanted, and returns it. It need not exist yet.
 ///
 /// # Errors
-/// If it is not within `limit`; the message holds its last state.
+/// If it is not within `limit`; the message holds its last state, and ends with a line that says what was waited for.
 ///
 /// # Cancel safety
 /// Dropping it ends the watch.
@@ -75,12 +76,45 @@ where
     if let Ok(found) = tokio::time::timeout(limit, found).await {
         return found;
     }
-    if let Some(object) = &mut last {
-        // Who set which field is most of the text, and of no help here.
-        object.meta_mut().managed_fields = None;
+    let last = match &last {
+        Some(object) => seen(object).context("show the object")?,
+        None => "not there".to_owned(),
+    };
+    // Of a long output only the end may be kept.
+    bail!("{name} is {last}\nwaited {limit:?} in vain for {name} until {what}")
+}
+
+/// Of an object what says how it is, not what was asked for.
+fn seen<K: Resource + serde::Serialize>(object: &K) -> serde_json::Result<String> {
+    let meta = object.meta();
+    let all = serde_json::to_value(object)?;
+    serde_json::to_string_pretty(&json!({
+        "annotations": meta.annotations,
+        "labels": meta.labels,
+        "deletionTimestamp": meta.deletion_timestamp,
+        "status": all["status"],
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+
+    #[test]
+    fn an_object_shows_how_it_is_and_not_what_was_asked_for() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "app", "annotations": {"released": "yes"}},
+            "spec": {"containers": [{"name": "app"}]},
+            "status": {"phase": "Running"},
+        }))
+        .unwrap();
+        let seen = seen(&pod).unwrap();
+        assert!(
+            seen.contains("Running") && seen.contains("released"),
+            "{seen}"
+        );
+        assert!(!seen.contains("containers"), "{seen}");
     }
-    let last = last.as_ref().map(serde_json::to_string_pretty).transpose();
-    let last = last.context("show the object")?;
-    let last = last.as_deref().unwrap_or("not there");
-    bail!("waited {limit:?} in vain until {what}; {name} is {last}")
 }

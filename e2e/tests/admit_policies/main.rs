@@ -177,5 +177,5 @@ fn main() -> ExitCode {
         .flatten()
         .collect(),
     );
-    suite.exit_code()
+    suite.end()
 }

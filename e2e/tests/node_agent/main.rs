@@ -294,5 +294,5 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     suite.run(cases::<false>("containerd_2_4"));
     suite.run(cases::<true>("containerd_1_6"));
-    suite.exit_code()
+    suite.end()
 }

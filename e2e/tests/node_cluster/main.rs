@@ -319,5 +319,5 @@ fn main() -> ExitCode {
     suite.run(cases::<false>("containerd_2_4"));
     suite.run(cases::<true>("containerd_1_6"));
     suite.run(alone::cases());
-    suite.exit_code()
+    suite.end()
 }
