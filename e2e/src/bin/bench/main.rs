@@ -1,11 +1,12 @@
 //! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
+mod outage;
 mod private;
 mod report;
 mod restart;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,6 @@ use tokio::time::Instant;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
 use trylatest_e2e::install::{self, Install};
 use trylatest_e2e::process::{Process, Spec};
-use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
 use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
@@ -67,6 +67,8 @@ enum Part {
     Pods,
     /// Pods of private images
     Private,
+    /// 50 pods of 50 images, with a registry and without
+    Outage,
     /// 30 Deployments of 30 images
     Restart,
 }
@@ -173,6 +175,9 @@ impl Bench {
         if measures(Part::Private) {
             pods.extend(Box::pin(self.private_images()).await?);
         }
+        if measures(Part::Outage) {
+            pods.extend(Box::pin(self.many_in_outage()).await?);
+        }
         if measures(Part::Restart) {
             pods.extend(Box::pin(self.restart_images()).await?);
         }
@@ -188,6 +193,7 @@ impl Bench {
         pods.extend(self.case("burst-20", Self::burst).await?);
         let rss_after_burst_bytes = self.agent_rss().await?;
         pods.extend(self.never_answers().await?);
+        pods.extend(self.outage_later().await?);
         let image_bytes = fs::metadata(self.tools.image())?.len();
         Ok(own_part.map(|own_part_p50_ms| Agent {
             own_part_p50_ms,
@@ -223,17 +229,30 @@ impl Bench {
     where
         F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
     {
-        let mut measured = vec![Vec::new(); self.policies.len()];
+        self.case_of(&self.policies, case, round).await
+    }
+
+    /// The same of some policies.
+    async fn case_of<F>(
+        &self,
+        policies: &[&'static str],
+        case: &'static str,
+        round: F,
+    ) -> anyhow::Result<Vec<Row>>
+    where
+        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    {
+        let mut measured = vec![Vec::new(); policies.len()];
         for number in 0..=self.rounds {
             eprintln!("{case}: round {number} of {}", self.rounds);
-            for (policy, measured) in self.policies.iter().zip(&mut measured) {
+            for (policy, measured) in policies.iter().zip(&mut measured) {
                 let one = round(self, case, policy).await?;
                 if number > 0 {
                     measured.push(one);
                 }
             }
         }
-        let rows = self.policies.iter().zip(measured);
+        let rows = policies.iter().zip(measured);
         Ok(rows
             .map(|(policy, rounds)| row(case, policy, &rounds))
             .collect())
@@ -259,33 +278,7 @@ impl Bench {
         self.pods(&repository, policy, BURST, LIMIT).await
     }
 
-    /// The kubelet pulls one image after the other, even for pods that are gone: after each round, this
-    /// cuts off pulls that still hang.
-    async fn never_answers(&self) -> anyhow::Result<Vec<Row>> {
-        let case = "never-answers";
-        let mut rows = Vec::new();
-        let waits = |policy: &&&'static str| **policy != WITH_INIT;
-        for &policy in self.policies.iter().filter(waits) {
-            let repository = repository(case, policy);
-            self.push(&repository).await?;
-            self.pods(&repository, policy, 1, LIMIT).await?;
-            self.cluster
-                .registry()
-                .fault_on(&repository, Fault::NeverAnswers)?;
-            let mut rounds = Vec::new();
-            for number in 1..=self.rounds {
-                eprintln!("{case}, {policy}: round {number} of {}", self.rounds);
-                rounds.push(self.pods(&repository, policy, 1, NEVER).await?);
-                self.cluster.registry().hang_up().await?;
-                self.cluster.registry().heal().await?;
-            }
-            self.cluster.registry().heal_on(&repository);
-            rows.push(row(case, policy, &rounds));
-        }
-        Ok(rows)
-    }
-
-    /// Creates pods at once, waits until the last one runs, and removes them again.
+    /// Pods of one image; see [`Bench::pods_of`].
     async fn pods(
         &self,
         repository: &str,
@@ -293,16 +286,28 @@ impl Bench {
         count: usize,
         limit: Duration,
     ) -> anyhow::Result<Round> {
+        let repositories = vec![repository.to_owned(); count];
+        self.pods_of(&repositories, policy, limit).await
+    }
+
+    /// Creates pods at once, one for each of these, waits until the last one runs, and removes them again.
+    async fn pods_of(
+        &self,
+        repositories: &[String],
+        policy: &'static str,
+        limit: Duration,
+    ) -> anyhow::Result<Round> {
         let registry = self.cluster.registry();
-        let image = registry.image(repository, "latest");
         let before = registry.requests();
         let serial = self.serial.replace(self.serial.get() + 1);
         out_of_step(self.turn_of(policy)).await;
-        let names: Vec<_> = (0..count)
+        let names: Vec<_> = (0..repositories.len())
             .map(|n| format!("{}-{serial}-{n}", policy.to_lowercase()))
             .collect();
         let start = Instant::now();
-        let runs = names.iter().map(|name| async {
+        let pods = names.iter().zip(repositories);
+        let runs = pods.map(|(name, repository)| async move {
+            let image = registry.image(repository, "latest");
             let (policy, inits) = containers(policy);
             let mut spec = PodSpec::new(name, &image, policy);
             spec.inits = inits;
@@ -315,7 +320,9 @@ impl Bench {
         });
         let ran = try_join_all(runs).await;
         let took = start.elapsed();
-        let requests = registry.requests().since(&before).total_on(repository);
+        let requests = registry.requests().since(&before);
+        let distinct: BTreeSet<&String> = repositories.iter().collect();
+        let requests = distinct.iter().map(|name| requests.total_on(name)).sum();
         try_join_all(names.iter().map(|name| self.remove(name))).await?;
         let took = match ran {
             Ok(_) => Some(took),

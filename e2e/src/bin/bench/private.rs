@@ -1,8 +1,5 @@
 //! Pods of private images, which the kubelet pulls with their secret.
 
-use std::time::Duration;
-
-use futures::future::try_join_all;
 use serde_json::json;
 use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 
@@ -18,6 +15,10 @@ const CASES: [&str; 4] = [
     "private-outage",
     "private-burst-20",
 ];
+
+/// The same with images that everybody may have, to compare with.
+const PUBLIC_UNCHANGED: &str = "public-unchanged";
+const PUBLIC_OUTAGE: &str = "public-outage";
 
 /// As many images as pods.
 const EACH_ITS_OWN: &str = "private-20-images";
@@ -43,9 +44,11 @@ impl Bench {
             }
         }
         let [unchanged, moved, outage, burst] = CASES;
-        let mut rows = self.case(unchanged, Self::one_unchanged).await?;
+        let mut rows = self.case(PUBLIC_UNCHANGED, Self::one_unchanged).await?;
+        rows.extend(self.case(unchanged, Self::one_unchanged).await?);
         rows.extend(self.case(moved, Self::one_moved).await?);
-        rows.extend(self.case(outage, Self::private_outage).await?);
+        rows.extend(self.case(PUBLIC_OUTAGE, Self::one_refused).await?);
+        rows.extend(self.case(outage, Self::one_refused).await?);
         rows.extend(self.case(burst, Self::burst).await?);
         // The kubelet's own limit would be all that `Always` measures.
         let kubelet = self.cluster.kubelet();
@@ -56,7 +59,7 @@ impl Bench {
     }
 
     /// One pod, while the registry answers 503.
-    async fn private_outage(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+    async fn one_refused(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
         let repository = repository(case, policy);
         if self.push_once(&repository).await? {
             self.pods(&repository, policy, 1, LIMIT).await?;
@@ -77,15 +80,7 @@ impl Bench {
                 self.pods(repository, policy, 1, LIMIT).await?;
             }
         }
-        let rounds = repositories.iter();
-        let rounds = rounds.map(|repository| self.pods(repository, policy, 1, LIMIT));
-        let rounds = try_join_all(rounds).await?;
-        let took: Option<Vec<Duration>> = rounds.iter().map(|round| round.took).collect();
-        Ok(Round {
-            took: took.and_then(|took| took.into_iter().max()),
-            requests: rounds.iter().map(|round| round.requests).sum(),
-            ..Round::default()
-        })
+        self.pods_of(&repositories, policy, LIMIT).await
     }
 }
 
