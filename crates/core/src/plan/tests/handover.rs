@@ -132,7 +132,13 @@ fn a_container_that_starts_before_the_end_of_its_hand_over_is_seen_waits_for_tha
         let app = private("app", &world);
         let (mut open, id) = handed_over(&mut world, &app);
         let digest = Some(digest(copy));
-        open.starts.insert("app".into(), Start::Started { digest });
+        open.starts.insert(
+            "app".into(),
+            Start::Started {
+                digest,
+                since: None,
+            },
+        );
         // Nobody needs the name to be away any more.
         assert_eq!(the_give_back(&world.see(&open)), id);
         let actions = world.handle(Event::GivenBack {
