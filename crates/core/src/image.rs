@@ -1,6 +1,7 @@
 //! Image names, read the way the kubelet and containerd read them.
 
 mod parse;
+mod prefix;
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::parse::{Version, parse};
+pub use self::prefix::{ImagePrefix, InvalidImagePrefix};
 use crate::digest::Digest;
 
 /// An image name in full: `nginx` is `docker.io/library/nginx:latest`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
+use trylatest_core::config::Config;
 use trylatest_core::gate::{Gate, PATIENCE, Reading, Step, annotation};
 use trylatest_core::image::ImageName;
 use trylatest_core::keys;
@@ -53,6 +54,30 @@ fn documents() -> impl Strategy<Value = String> {
     })
 }
 
+/// A configuration file in which most lines are right.
+fn configurations() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        4 => prop::sample::select(vec![
+            "defaults", "registries", "ceilings", "try", "stall", "freshness", "max-age", "fallback-on",
+            "reg.example", "reg.example/team", "docker.io",
+        ]).prop_map(str::to_owned),
+        1 => "[a-z./:*&<-]{0,12}",
+    ];
+    let value = prop_oneof![
+        "[0-9]{1,3}(s|m|h|d)",
+        "\\[(network|timeout|blocked)(, [a-z-]{0,9}){0,2}\\]?",
+        "[\\[\\]{}*&!|>%@:# \\t0-9a-z\"'-]{0,16}",
+        Just(String::new()),
+    ];
+    let line = (0..4_usize, word, value)
+        .prop_map(|(depth, word, value)| format!("{}{word}: {value}\n", "  ".repeat(depth)));
+    prop_oneof![
+        8 => prop::collection::vec(line, 0..12).prop_map(|lines| lines.concat()),
+        1 => "\\PC{0,200}",
+        1 => any_text(),
+    ]
+}
+
 fn now() -> Now {
     Now {
         wall: "2026-01-01T12:00:01Z".parse().expect("a time"),
@@ -96,6 +121,25 @@ proptest! {
         ];
         prop_assert_eq!(complaints.len(), unread.into_iter().filter(|unread| *unread).count());
         prop_assert!(settings.timeout.is_none_or(|timeout| timeout > Duration::ZERO));
+    }
+
+    #[test]
+    fn a_configuration_is_good_or_says_where_it_is_not(text in configurations()) {
+        let lines = text.lines().count() as u64 + 1;
+        match Config::parse(&text) {
+            Ok(config) => {
+                let name: ImageName = "reg.example/team/app".parse().expect("a name");
+                let stall = config.find(Some(&name), |section| section.stall);
+                prop_assert!(stall.is_none_or(|stall| stall > Duration::ZERO));
+                prop_assert_eq!(config.changes(&config), Vec::<String>::new());
+            }
+            Err(invalid) => {
+                prop_assert!(!invalid.problems.is_empty());
+                for problem in &invalid.problems {
+                    prop_assert!(problem.line <= lines, "{} of {} lines", problem, lines);
+                }
+            }
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ const PATH_MAX: usize = 255;
 /// Longest tag.
 const TAG_MAX: usize = 128;
 
-const DEFAULT_REGISTRY: &str = "docker.io";
-const OLD_DEFAULT_REGISTRY: &str = "index.docker.io";
+pub(super) const DEFAULT_REGISTRY: &str = "docker.io";
+pub(super) const OLD_DEFAULT_REGISTRY: &str = "index.docker.io";
 const OFFICIAL: &str = "library";
 const DEFAULT_TAG: &str = "latest";
 
@@ -91,11 +91,7 @@ pub(super) fn parse(name: &str) -> Result<Parts<'_>, &'static str> {
 /// The first part is a registry if it looks like one, and a part of the path otherwise.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
-        Some((first, rest))
-            if first.contains(['.', ':'])
-                || first == "localhost"
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
+        Some((first, rest)) if is_taken_for_registry(first) => {
             let known = first == OLD_DEFAULT_REGISTRY;
             (if known { DEFAULT_REGISTRY } else { first }, rest)
         }
@@ -103,7 +99,14 @@ fn split_registry(name: &str) -> (&str, &str) {
     }
 }
 
-fn is_registry(registry: &str) -> bool {
+/// Whether the first part of a name looks like a registry.
+pub(super) fn is_taken_for_registry(first: &str) -> bool {
+    first.contains(['.', ':'])
+        || first == "localhost"
+        || first.bytes().any(|b| b.is_ascii_uppercase())
+}
+
+pub(super) fn is_registry(registry: &str) -> bool {
     // An IPv6 address stands in brackets, and only there a colon does not start the port.
     let (host, port) = match registry.strip_prefix('[').and_then(|r| r.split_once(']')) {
         Some((address, rest)) => {
@@ -134,7 +137,7 @@ fn is_registry(registry: &str) -> bool {
 }
 
 /// Lowercase words, separated by `.`, `_`, `__` or any number of `-`.
-fn is_path_component(component: &str) -> bool {
+pub(super) fn is_path_component(component: &str) -> bool {
     let word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {

@@ -1,0 +1,300 @@
+//! What a file may say, and what is said about one that is wrong.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn parse(text: &str) -> Config {
+    Config::parse(text).unwrap_or_else(|error| panic!("{error}\nin\n{text}"))
+}
+
+/// The problems of a file, one line each.
+fn problems(text: &str) -> Vec<String> {
+    let invalid = Config::parse(text).unwrap_err();
+    invalid.problems.iter().map(Problem::to_string).collect()
+}
+
+const WHOLE: &str = "\
+# What applies to every image.
+defaults:
+  try: 30s
+  stall: 5s
+  freshness: 0s
+  max-age: 720h
+  fallback-on: [network, timeout]
+registries:
+  registry.example.com:
+    stall: 20s
+  registry.example.com/team/: {try: 60s, freshness: 1m}
+ceilings:
+  try: 2m
+  max-age: 720h
+  fallback-on:
+    - network
+    - timeout
+    - server-error
+";
+
+#[test]
+fn a_whole_file_is_read() {
+    let config = parse(WHOLE);
+    let entries: Vec<String> = config
+        .entries()
+        .into_iter()
+        .map(|(place, value)| format!("{place} {value}"))
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            "ceilings.fallback-on network, timeout, server-error",
+            "ceilings.max-age 30days",
+            "ceilings.try 2m",
+            "defaults.fallback-on network, timeout",
+            "defaults.freshness 0s",
+            "defaults.max-age 30days",
+            "defaults.stall 5s",
+            "defaults.try 30s",
+            "registries[registry.example.com/team].freshness 1m",
+            "registries[registry.example.com/team].try 1m",
+            "registries[registry.example.com].stall 20s",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_says_nothing_is_valid() {
+    for text in [
+        "",
+        "\n\n",
+        "# nothing yet\n",
+        "---\n",
+        "{}",
+        "defaults:\nregistries:\nceilings:\n",
+        "registries: {registry.example.com: }",
+    ] {
+        assert_eq!(parse(text).entries(), BTreeMap::new(), "{text:?}");
+    }
+}
+
+#[test]
+fn the_longest_prefix_that_says_something_wins() {
+    let config = parse(
+        "
+defaults: {try: 1s, stall: 1s}
+registries:
+  reg.example: {try: 2s, stall: 2s}
+  reg.example/team: {try: 3s}
+  reg.example/team/app: {try: 4s}
+  reg.example:5000: {try: 5s}
+  docker.io/library: {try: 6s}
+",
+    );
+    for (image, try_for, stall) in [
+        ("reg.example/team/app:v1", 4, 2),
+        ("reg.example/team/app/part", 4, 2),
+        ("reg.example/team/apps", 3, 2),
+        ("reg.example/team", 3, 2),
+        ("reg.example/teams/app", 2, 2),
+        ("reg.example:5000/team/app", 5, 1),
+        ("other.example/team/app", 1, 1),
+        ("nginx", 6, 1),
+        ("my/nginx", 1, 1),
+    ] {
+        let name: ImageName = image.parse().unwrap();
+        let found = |rule: fn(&Section) -> Option<Duration>| config.find(Some(&name), rule);
+        assert_eq!(found(|s| s.try_for), Some(try_for * SECOND), "{image}");
+        assert_eq!(found(|s| s.stall), Some(stall * SECOND), "{image}");
+    }
+    assert_eq!(config.find(None, |s| s.try_for), Some(SECOND));
+}
+
+#[test]
+fn every_problem_is_named_with_its_place() {
+    let found = problems(
+        "\
+defaults:
+  tri: 30s
+  stall: 0s
+  timeout: 5s
+  max-age: 30
+registries:
+  https://registry.example.com: {}
+  registry.example.com:
+    retries: 3
+    try: soon
+    try: 5s
+  registry.example.com/: {}
+  other.example: [stall]
+ceilings:
+  stall: 5s
+  try: 48h
+  fallback-on: [netwrok, dns, 5]
+registry: {}
+",
+    );
+    assert_eq!(
+        found,
+        [
+            "line 2, column 3: defaults.tri: unknown key; did you mean \"try\"?",
+            "line 3, column 10: defaults.stall: it must be more than 0",
+            "line 4, column 3: defaults.timeout: unknown key; did you mean \"try\"?",
+            "line 5, column 12: defaults.max-age: invalid duration: \"30\"; write it like 5s or 1h30m",
+            "line 7, column 3: registries: \"https://registry.example.com\" is not a registry: write it without a \
+             scheme",
+            "line 9, column 5: registries[registry.example.com].retries: unknown key; there are try, stall, freshness, \
+             max-age, fallback-on",
+            "line 10, column 10: registries[registry.example.com].try: invalid duration \"soon\" (expected number at \
+             0); write it like 5s or 1h30m",
+            "line 11, column 5: registries[registry.example.com].try: it is in line 10 already",
+            "line 12, column 3: registries[registry.example.com/]: it is in line 8 already",
+            "line 13, column 18: registries[other.example]: a mapping belongs here, not a list",
+            "line 15, column 3: ceilings.stall: it belongs under defaults or registries: no pod can set it",
+            "line 16, column 8: ceilings.try: the maximum is 1day",
+            "line 17, column 17: ceilings.fallback-on: unknown failure class \"netwrok\"; did you mean \"network\"?",
+            "line 17, column 26: ceilings.fallback-on: unknown failure class \"dns\"; there are network, timeout, \
+             server-error, rate-limited, not-found, unauthorized, invalid, blocked, local, unknown",
+            "line 17, column 31: ceilings.fallback-on: a failure class belongs here, not \"5\"",
+            "line 18, column 1: registry: unknown key; did you mean \"registries\"?",
+        ]
+    );
+}
+
+#[test]
+fn a_rule_above_its_ceiling_is_a_contradiction() {
+    let found = problems(
+        "\
+ceilings: {try: 1m, max-age: 24h, fallback-on: [network]}
+defaults:
+  try: 61s
+  max-age: 25h
+  fallback-on: [network, timeout]
+registries:
+  reg.example: {try: 60s, max-age: 24h, fallback-on: [network]}
+  reg.example/slow: {try: 2m}
+",
+    );
+    assert_eq!(
+        found,
+        [
+            "line 3, column 8: defaults.try: it is more than 1m, the ceiling in line 1",
+            "line 4, column 12: defaults.max-age: it is more than 1day, the ceiling in line 1",
+            "line 5, column 16: defaults.fallback-on: timeout not in the list, the ceiling in line 1",
+            "line 8, column 27: registries[reg.example/slow].try: it is more than 1m, the ceiling in line 1",
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_yaml_is_named_where_it_breaks() {
+    let deep = format!("{}{}", "[".repeat(30), "]".repeat(30));
+    for (text, problem) in [
+        (
+            "defaults: {try: 5s\n",
+            "line 1, column 11: invalid YAML: unclosed bracket '{'",
+        ),
+        (
+            "defaults:\n\ttry: 5s\n",
+            "line 2, column 2: invalid YAML: tabs disallowed within this context (block indentation)",
+        ),
+        (
+            "a: b: c\n",
+            "line 1, column 5: invalid YAML: mapping values are not allowed in this context",
+        ),
+        (
+            "defaults: *nothing\n",
+            "line 1, column 11: invalid YAML: alias references unknown anchor",
+        ),
+        (
+            "a: 1\n---\nb: 2\n",
+            "line 3, column 1: a second document begins here",
+        ),
+        (
+            "? [a]\n: 5\n",
+            "line 1, column 3: a name belongs here, not a list",
+        ),
+        (
+            "~: 5\n",
+            "line 1, column 1: a name belongs here, not nothing",
+        ),
+        (
+            &deep,
+            "line 1, column 17: it is nested too deeply, or too large",
+        ),
+    ] {
+        assert_eq!(problems(text), [problem], "{text}");
+    }
+}
+
+#[test]
+fn a_rule_in_the_wrong_place_is_sent_to_the_right_one() {
+    assert_eq!(
+        problems("try: 5s\ndefault: {stall: 5s}\n"),
+        [
+            "line 1, column 1: try: it belongs under defaults or registries",
+            "line 2, column 1: default: unknown key; did you mean \"defaults\"?",
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_a_mapping_is_no_file() {
+    for text in ["try", "5", "[try]", "yes"] {
+        let found = problems(text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("a mapping belongs here"), "{found:?}");
+    }
+}
+
+#[test]
+fn what_is_the_same_for_several_registries_is_written_once() {
+    let config = parse(
+        "
+registries:
+  one.example: &slow {stall: 20s, try: 1m}
+  two.example: *slow
+  three.example:
+    <<: *slow
+    try: 2m
+",
+    );
+    let stall = |host: &str| config.registries.get(host).unwrap().stall;
+    for host in ["one.example", "two.example", "three.example"] {
+        assert_eq!(stall(host), Some(20 * SECOND), "{host}");
+    }
+    let three = config.registries.get("three.example").unwrap();
+    assert_eq!(three.try_for, Some(120 * SECOND));
+}
+
+#[test]
+fn a_huge_or_hostile_file_is_refused() {
+    assert!(Config::parse(&"#".repeat(TEXT_MAX_BYTES + 1)).is_err());
+    // Each line has ten of the line before.
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..10 {
+        let below = vec![format!("*a{}", n - 1); 10].join(", ");
+        bomb = format!("{bomb}a{n}: &a{n} [{below}]\n");
+    }
+    assert!(Config::parse(&bomb).is_err());
+    let many: Vec<String> = (0..200).map(|n| format!("key{n}: 1\n")).collect();
+    let invalid = Config::parse(&many.concat()).unwrap_err();
+    assert_eq!((invalid.problems.len(), invalid.more), (50, 150));
+    let summary = invalid.summary(300);
+    assert!(summary.starts_with("line 1, column 1: key0"), "{summary}");
+    assert!(summary.len() < 350, "{summary}");
+    assert!(summary.ends_with(" more"), "{summary}");
+}
+
+#[test]
+fn a_change_is_told_by_its_place() {
+    let before = parse("defaults: {try: 30s, stall: 5s}");
+    let after = parse("defaults: {try: 1m}\nregistries: {reg.example: {stall: 20s}}");
+    assert_eq!(
+        before.changes(&after),
+        [
+            "defaults.stall: 5s is removed",
+            "defaults.try: 30s becomes 1m",
+            "registries[reg.example].stall: 20s",
+        ]
+    );
+    assert_eq!(after.changes(&after), Vec::<String>::new());
+}
