@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
+//! | [`config`] | the administrator's configuration file | the rules; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics |
@@ -16,6 +17,7 @@
 mod api;
 mod aside;
 mod attempt;
+mod config;
 mod disk;
 mod gate_image;
 mod handover;
@@ -48,10 +50,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions, kubelet_failure};
 use trylatest_core::plan::Planner;
+use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
 use self::attempt::PullLimits;
+use self::config::ConfigFile;
 use self::health::Health;
 use self::history::History;
 pub(crate) use self::http::SOCKET;
@@ -137,18 +141,19 @@ async fn start(
     health: &Arc<Health>,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Tasks, Leaver<Containerd>)> {
-    let pulls = PullLimits::of_node(args.stall, args.disk.disk_floor);
+    let metrics = Arc::new(Metrics::new(VERSION)?);
+    let config = ConfigFile::open(args.config.clone(), Arc::clone(&metrics)).await;
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
     let state_dir = args.state_dir.clone();
     fs::create_dir_all(&state_dir)
         .with_context(|| format!("making the state folder {}", state_dir.display()))?;
-    let metrics = Arc::new(Metrics::new(VERSION)?);
     let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
     let client = connect()
         .await
         .context("making a client of the API server")?;
     let runtime = Arc::new(containerd(&args, &metrics));
-    let open = open_index_and_start_planner(&args, &runtime, &metrics);
+    let rules = args.rules(config.config().clone());
+    let open = open_index_and_start_planner(&args, rules, &runtime, &metrics);
     let (history, planner) = Box::pin(open).await;
     let api = Api {
         writer: Writer::new(client.clone(), &args.node_name, API_DEADLINE),
@@ -156,6 +161,7 @@ async fn start(
     };
     let (report, reported) = watch::channel(None);
     let (use_of, used) = watch::channel(None);
+    let (config, configured) = config.follow();
     let (gates, waiting) = offers::channel(GATES_MAX, metrics.overflows(Channel::Gates));
     let pods = Pods {
         runtime: Arc::clone(&runtime),
@@ -165,7 +171,8 @@ async fn start(
         health: Arc::clone(health),
         planner,
         clock: Clock::start(),
-        pulls,
+        config: configured,
+        pulls: PullLimits::of_node(args.stall, args.disk.disk_floor),
         kubelet_verifies: args.kubelet_verifies,
         report,
         used: use_of,
@@ -183,11 +190,11 @@ async fn start(
     let leaver = Leaver {
         runtime: Arc::clone(&runtime),
         api: api.clone(),
-        own_pod,
+        own_pod: own_pod.clone(),
         history: history.clone(),
     };
     let node = NodeWriter {
-        api,
+        api: api.clone(),
         report: reported,
     };
     let shelf = Shelf {
@@ -203,12 +210,12 @@ async fn start(
     own(&mut tasks, "gate image", keeper.run(stop.clone()));
     own(&mut tasks, "node report", node.run(stop.clone()));
     own(&mut tasks, "kept copies", shelf.run(stop.clone()));
+    let config = config.run(api, own_pod, stop.clone());
+    own(&mut tasks, "configuration", config);
     let http = http::serve(listener, Arc::clone(health), metrics, stop.clone());
     own(&mut tasks, "http", http);
-    let socket_stop = stop.clone();
-    own(&mut tasks, "index socket", async move {
-        http::serve_images(&state_dir, history, socket_stop).await
-    });
+    let socket = http::serve_images(state_dir, history, stop.clone());
+    own(&mut tasks, "index socket", socket);
     Ok((tasks, leaver))
 }
 
@@ -224,6 +231,7 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
 /// Opens what earlier runs have written down, and starts the planner from it.
 async fn open_index_and_start_planner(
     args: &AgentArgs,
+    rules: NodeRules,
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
 ) -> (History, Planner) {
@@ -236,7 +244,7 @@ async fn open_index_and_start_planner(
         warn!(error, "starting without what earlier runs have remembered");
         Vec::new()
     });
-    let mut planner = Planner::new(&args.node_name, args.rules(), &records);
+    let mut planner = Planner::new(&args.node_name, rules, &records);
     planner.refresh_every(args.refresh_every);
     (history, planner)
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trylatest_core::config::Config;
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
@@ -50,6 +51,8 @@ pub enum Command {
     Images(ImagesArgs),
     /// Point an image's name on this node back to the previous copy
     Rollback(RollbackArgs),
+    /// Check a configuration file before the agents get it
+    Config(ConfigArgs),
 }
 
 /// What `trylatest agent` takes.
@@ -90,6 +93,11 @@ pub struct AgentArgs {
     /// The port for probes and metrics
     #[arg(long, env = "TRYLATEST_PORT", default_value_t = 9776)]
     pub port: u16,
+
+    /// The administrator's rules, as YAML: docs/configuration.md. They come before the flags below. The agent reads the
+    /// file again when it changes, and refuses one that is not valid as a whole. If there is no file, the flags apply
+    #[arg(long, env = "TRYLATEST_CONFIG", default_value = CONFIG)]
+    pub config: PathBuf,
 
     /// How long a pull may stand still before a pod takes the cached copy; the pull goes on for the next pod
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
@@ -135,14 +143,15 @@ pub struct AgentArgs {
 }
 
 impl AgentArgs {
-    /// What applies to the node's pods, until the kubelet has been asked what it verifies.
-    pub fn rules(&self) -> NodeRules {
+    /// What applies to the node's pods with this configuration, until the kubelet has been asked what it verifies.
+    pub fn rules(&self, config: Config) -> NodeRules {
         NodeRules {
             try_for: self.try_for,
             stall: self.stall,
             freshness: self.freshness,
             kubelet_verifies: false,
             allow_unverified_fallback: self.allow_unverified_fallback,
+            config,
         }
     }
 }
@@ -283,7 +292,32 @@ pub enum Output {
     Json,
 }
 
+/// What `trylatest config` takes.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// The commands about a configuration file.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print what a file says and exit with 0; or print everything that is wrong with it, one line each, and exit with 1
+    Check(CheckArgs),
+}
+
+/// What `trylatest config check` takes.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The file, or - for stdin
+    pub file: PathBuf,
+}
+
 const STATE_DIR: &str = "/var/lib/trylatest";
+
+/// Where the DaemonSet mounts it.
+const CONFIG: &str = "/etc/trylatest/config.yaml";
 
 /// Longest duration that can be set: a longer one is a mistake.
 const DURATION_MAX: Duration = Duration::from_hours(24);

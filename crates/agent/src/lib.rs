@@ -7,10 +7,12 @@
 //! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
 //! - [`images`]: the index as a table or as JSON.
 //! - [`rollback`]: a name that points to the copy before.
+//! - [`config`]: what is wrong with a configuration file.
 
 pub mod agent;
 pub mod args;
 mod clock;
+pub mod config;
 pub mod gate;
 pub mod images;
 pub mod rollback;
@@ -27,6 +29,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Agent(args) => agent::run(*args),
         Command::Images(args) => images::run(&args),
         Command::Rollback(args) => rollback::run(args),
+        Command::Config(args) => config::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -39,6 +39,7 @@ mod wait;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::brake::Hang;
@@ -175,6 +176,10 @@ impl Planner {
                 self.unwell_since.get_or_insert(now.up);
             }
             Event::KubeletVerifies(verifies) => self.rules.kubelet_verifies = verifies,
+            Event::Configured(config) => {
+                self.rules.config = config;
+                self.changed.report = true;
+            }
             Event::Stopping => self.is_stopping = true,
             Event::Pruned(left) => self.forget_all_but(&left),
             Event::Tick => {}
@@ -219,7 +224,7 @@ impl Planner {
 
     /// Whether it is for the agent to say which pods may use a private image's copy.
     pub fn agent_decides(&self) -> bool {
-        !self.rules.by_default().without_proof
+        !self.rules.gives_without_proof()
     }
 
     /// Whether a decided release is not written yet.
@@ -356,7 +361,7 @@ impl Planner {
                 continue;
             }
             let id = pod.seen.id.clone();
-            let complaints = pod.complaints().into_iter();
+            let complaints = pod.complaints(&self.rules).into_iter();
             plan.extend(complaints.map(|words| Action::Complain(id.clone(), words)));
             for name in pod.begin(now, &self.rules).images() {
                 self.images.entry(name.clone()).or_default().queue(now.up);
@@ -379,7 +384,7 @@ impl Planner {
             handover.moved(now);
             return self.pull_moved(now);
         }
-        match image.moved(now, moved.attempt, moved.flow, self.rules.stall) {
+        match image.moved(now, moved.attempt, moved.flow) {
             Some(News::Silence) => self.remember_silence(now, &moved.image, plan),
             Some(News::Answer(began)) => {
                 let heard = Heard {
@@ -425,17 +430,18 @@ impl Planner {
                 continue;
             };
             let cause = cause(&pod.seen, round);
-            let context = Context {
-                now,
-                name,
-                image,
-                knowledge: &self.knowledge,
-                rules: &round.rules,
-                gate_runs,
-            };
             let waiting = round.containers.iter_mut();
-            let waiting = waiting.filter(|container| container.image() == Some(name));
-            needs.extend(waiting.map(|container| container.step(cause, &context)));
+            for container in waiting.filter(|container| container.image() == Some(name)) {
+                let context = Context {
+                    now,
+                    name,
+                    image,
+                    knowledge: &self.knowledge,
+                    rules: &Arc::clone(&container.rules),
+                    gate_runs,
+                };
+                needs.push(container.step(cause, &context));
+            }
         }
         for need in needs {
             self.serve(now, name, need, plan);

@@ -9,7 +9,7 @@ use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::{Facts, Try, TryResult};
-use crate::rules::{NodeRules, Rules};
+use crate::rules::{NodeRules, Rule, Rules, Source};
 use crate::text;
 use crate::time::{Now, age, near};
 
@@ -245,7 +245,7 @@ pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Deci
 /// Why this pod may not use the cached copy, if so; without a digest, a copy of which nothing is
 /// known.
 fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
-    let Terms { facts, rules, now } = terms;
+    let Terms { facts, rules, .. } = terms;
     let private = class == FailureClass::Unauthorized || facts.needs_credentials;
     let may_have = |digest| facts.may_have(digest, &rules.identity);
     if private && !rules.without_proof && !digest.is_some_and(may_have) {
@@ -253,15 +253,22 @@ fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Op
             "the registry wants credentials, and nothing proves that this pod has them".into(),
         );
     }
-    if !rules.allow_fallback_on(class) {
-        return Some(match rules.fallback_on {
-            Some(_) => format!("the pod's fallback-on does not list {class}"),
+    forbidden(class, digest, terms)
+}
+
+/// Why the rules do not let a pod use the cached copy after such a failure, whoever it is, if they do not.
+fn forbidden(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
+    let Terms { facts, rules, now } = terms;
+    if let Err(source) = rules.allow_fallback_on(class) {
+        return Some(match source {
+            Some(source) => format!("{} fallback-on does not list {class}", whose(source)),
             None => format!(
                 "after {class}, the cached copy is used only if the pod's trylatest.dev/fallback-on lists {class}"
             ),
         });
     }
-    let max_age = rules.max_age?;
+    let Rule { value, source } = rules.max_age.as_ref()?;
+    let (max_age, whose) = (*value, whose(*source));
     let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
     // A time that lies ahead was written by a clock that was set back since: it tells no age.
     let confirmed = confirmed.filter(|&then| then <= now || near(then, now, CLOCK_STEP));
@@ -269,22 +276,48 @@ fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Op
     match confirmed.map(|then| age(now, then)) {
         Some(age) if age <= max_age => None,
         Some(age) => Some(format!(
-            "its tag was last confirmed {} ago, and the pod's max-age is {limit}",
+            "its tag was last confirmed {} ago, and {whose} max-age is {limit}",
             text::short_duration(age)
         )),
         None => Some(format!(
-            "TryLatest does not know how old it is, and the pod's max-age is {limit}"
+            "TryLatest does not know how old it is, and {whose} max-age is {limit}"
         )),
     }
 }
 
-/// Whether a pod that sets nothing may use the cached copy after such a failure.
-pub(crate) fn may_use_by_default(class: FailureClass, facts: &Facts, node: &NodeRules) -> bool {
+fn whose(source: Source) -> &'static str {
+    match source {
+        Source::Pod => "the pod's",
+        Source::Administrator => "the administrator's",
+    }
+}
+
+/// Whether the registry has to be asked before the copy that is known is used, although it has just failed like this:
+/// the pod itself does not take every copy, or nobody but the registry knows whether it may, and that has not
+/// `spoken` yet, or an administrator's rule would refuse what is here.
+pub(crate) fn has_to_ask(class: FailureClass, terms: Terms<'_>, spoken: bool) -> bool {
+    let Terms { facts, rules, .. } = terms;
+    rules.is_strict()
+        || !spoken && !rules.without_proof
+        || is_forbidden(class, facts.copy.as_ref().map(|copy| &copy.digest), terms)
+}
+
+/// Whether the rules keep any pod from this copy after such a failure.
+pub(crate) fn is_forbidden(class: FailureClass, copy: Option<&Digest>, terms: Terms<'_>) -> bool {
+    forbidden(class, copy, terms).is_some()
+}
+
+/// Whether a pod that sets nothing may use the cached copy after this try, which has failed like this.
+pub(crate) fn may_use_by_default(
+    class: FailureClass,
+    tried: &Try,
+    facts: &Facts,
+    node: &NodeRules,
+) -> bool {
     let terms = Terms {
         facts,
-        rules: &node.by_default(),
-        // No age counts for it.
-        now: Timestamp::UNIX_EPOCH,
+        rules: &node.by_default(Some(&tried.image)),
+        now: tried.ended(),
     };
     let copy = facts.copy.as_ref().map(|copy| &copy.digest);
     refusal(class, copy, terms).is_none()

@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
 use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
@@ -49,6 +50,19 @@ const IMAGES: [&str; 6] = [
     "reg.example/b@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "other.example/c",
 ];
+
+/// What an administrator writes; no pod waits longer than without it.
+const CONFIGS: [&str; 5] = [
+    "",
+    "ceilings: {try: 2s, max-age: 10s, fallback-on: [network, timeout]}",
+    "registries: {reg.example: {try: 5s, stall: 3s, freshness: 20s}, reg.example/b: {max-age: 1m}}",
+    "defaults: {fallback-on: [network], max-age: 1h}",
+    "defaults: {freshness: 1m}\nceilings: {fallback-on: [blocked]}",
+];
+
+fn config(which: usize) -> Config {
+    Config::parse(CONFIGS[which]).expect("it is valid")
+}
 
 /// How a try or an inspection is answered.
 #[derive(Clone, Debug)]
@@ -138,6 +152,8 @@ enum Event {
     Clock {
         seconds: i64,
     },
+    /// The administrator writes one of these.
+    Configured(usize),
     /// The agent is killed and starts again, with or without its index.
     Restarts {
         index: bool,
@@ -221,6 +237,7 @@ fn events() -> impl Strategy<Value = Event> {
             |(which, bytes, flows, stalled)| Event::Moved { which, bytes, flows, stalled }),
         8 => prop_oneof![0..500_u64, 900..2_100_u64, 0..40_000_u64].prop_map(|millis| Event::Time { millis }),
         1 => prop_oneof![-200..200_i64, -100_000..100_000_i64].prop_map(|seconds| Event::Clock { seconds }),
+        1 => (0..CONFIGS.len()).prop_map(Event::Configured),
         1 => any::<bool>().prop_map(|index| Event::Restarts { index }),
     ]
 }
@@ -483,6 +500,7 @@ impl World {
                 self.show(pod)
             }
             Event::Well(is_well) => self.tell(Seen::Well(is_well)),
+            Event::Configured(which) => self.tell(Seen::Configured(config(which))),
             Event::Time { millis } => self.time(Duration::from_millis(millis)),
             Event::Clock { seconds } => {
                 self.wall += SignedDuration::from_secs(seconds);
@@ -613,6 +631,7 @@ impl World {
                 image,
                 attempt,
                 ask,
+                ..
             } => {
                 self.prove(&image, &answer.after);
                 let failure = match &ask {
@@ -914,6 +933,7 @@ fn rules(kubelet_verifies: bool) -> NodeRules {
         freshness: Duration::ZERO,
         kubelet_verifies,
         allow_unverified_fallback: false,
+        config: Config::default(),
     }
 }
 

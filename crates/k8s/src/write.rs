@@ -59,6 +59,20 @@ impl Notice {
         }
     }
 
+    /// What has become of the agent's configuration; about its own pod, and once for each content of the file.
+    pub fn config(pod: &PodId, note: String, refused: bool, fingerprint: u64) -> Self {
+        let word = if refused { "refused" } else { "valid" };
+        Self {
+            reason: "TryLatestConfig",
+            warning: refused,
+            note,
+            once: Some(format!(
+                "trylatest-config-{word}-{}-{fingerprint:016x}",
+                pod.uid
+            )),
+        }
+    }
+
     /// Another admission policy has changed pull policies of the pod.
     pub fn overruled(pod: &PodId, overruled: &[Overruled]) -> Self {
         Self {
@@ -386,6 +400,17 @@ impl Writer {
         let patch = Patch::Merge(json!({"metadata": {"annotations": none}}));
         let call = async { api.patch_metadata(&self.node, &params, &patch).await };
         self.call(Operation::NodeAnnotations, object(), call).await
+    }
+
+    /// A pod's uid.
+    ///
+    /// # Errors
+    /// [`ApiError`]; worth a retry.
+    pub async fn uid_of(&self, namespace: &str, pod: &str) -> Result<String, ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let object = format!("pod {namespace}/{pod}");
+        let pod = self.fetch(Operation::OwnPod, object, api.get(pod)).await?;
+        Ok(pod.metadata.uid.unwrap_or_default())
     }
 
     async fn call<T>(

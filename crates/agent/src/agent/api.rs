@@ -54,12 +54,14 @@ impl Api {
         }
     }
 
-    /// Writes an Event.
-    pub(super) async fn notify(&self, pod: &PodId, notice: &Notice) {
+    /// Writes an Event. True if it was written.
+    pub(super) async fn notify(&self, pod: &PodId, notice: &Notice) -> bool {
         let written = self.writer.notify(pod, notice, clock::wall()).await;
-        if let Err(error) = self.count(Operation::Event, written) {
-            warn!(namespace = pod.namespace, pod = pod.name, reason = notice.reason, error = %words(&error), "an Event could not be written");
+        let written = self.count(Operation::Event, written);
+        if let Err(error) = &written {
+            warn!(namespace = pod.namespace, pod = pod.name, reason = notice.reason, error = %words(error), "an Event could not be written");
         }
+        written.is_ok()
     }
 
     /// Counts a call by its result.

@@ -52,7 +52,7 @@ pub(super) async fn serve(
 /// Serves `/images` on the socket until `stop`. Pods come first: an agent that cannot make its socket
 /// (the disk is full, or became read-only) says so and runs without.
 pub(super) async fn serve_images(
-    state_dir: &Path,
+    state_dir: PathBuf,
     history: History,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {

@@ -180,7 +180,9 @@ impl<R: ImageRuntime> Keeper<R> {
         );
         let notice = Notice::gate_image(&pod, note(&image.name, images.own(), help));
         let api = self.api.clone();
-        let telling = async move { api.notify(&pod, &notice).await };
+        let telling = async move {
+            let _ = api.notify(&pod, &notice).await;
+        };
         said.telling.push(Box::pin(telling));
     }
 

@@ -4,6 +4,7 @@ mod kept;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -46,6 +47,7 @@ pub struct Metrics {
     runtime_calls: IntCounterVec,
     index_failures: IntCounter,
     index_open: IntGauge,
+    config: ConfigSeries,
     gate_image: GateImageSeries,
     handover: HandoverSeries,
     pub(super) kept: KeptSeries,
@@ -99,6 +101,7 @@ impl Metrics {
                 "trylatest_index_open",
                 "1 if the agent keeps a history, 0 if it runs without.",
             )?,
+            config: ConfigSeries::new(&registry)?,
             gate_image: GateImageSeries::new(&registry)?,
             handover: HandoverSeries::new(&registry)?,
             kept: KeptSeries::new(&registry)?,
@@ -244,6 +247,16 @@ impl Metrics {
         self.index_open.set(open.into());
     }
 
+    /// Whether the configuration file is valid, and since when it applies if it has been read anew; never, if a valid
+    /// one is not there.
+    pub(super) fn set_config(&self, valid: bool, loaded: Option<Timestamp>) {
+        self.config.valid.set(valid.into());
+        if valid {
+            let seconds = loaded.map_or(0, Timestamp::as_second);
+            self.config.loaded.set(seconds);
+        }
+    }
+
     pub(super) fn gate_image_was_restored(&self) {
         self.gate_image.restored.inc();
     }
@@ -286,6 +299,30 @@ fn make_every_end(ends: &IntCounterVec) {
     }
     for class in FailureClass::ALL {
         ends.with_label_values(&[failed, class.as_str()]);
+    }
+}
+
+/// The series about the configuration file.
+struct ConfigSeries {
+    valid: IntGauge,
+    loaded: IntGauge,
+}
+
+impl ConfigSeries {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let valid = IntGauge::new(
+            "trylatest_config_valid",
+            "0 if the configuration file is refused and the rules before it still apply, otherwise 1, also without a \
+             file.",
+        )?;
+        let loaded = IntGauge::new(
+            "trylatest_config_loaded_timestamp_seconds",
+            "When the configuration that applies was read, in seconds since 1970; 0 without one.",
+        )?;
+        Ok(Self {
+            valid: register(registry, valid)?,
+            loaded: register(registry, loaded)?,
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
+use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::UsedImage;
@@ -67,6 +68,8 @@ pub(super) struct Pods<R> {
     pub(super) planner: Planner,
     pub(super) clock: Clock,
     pub(super) pulls: PullLimits,
+    /// The administrator's configuration, whenever it changes.
+    pub(super) config: watch::Receiver<Config>,
     pub(super) kubelet_verifies: Verifies,
     pub(super) report: watch::Sender<Option<NodeReport>>,
     pub(super) used: watch::Sender<Option<Vec<UsedImage>>>,
@@ -182,6 +185,10 @@ impl<R: ImageRuntime> Pods<R> {
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
+                Ok(()) = running.own.config.changed() => {
+                    let config = running.own.config.borrow_and_update().clone();
+                    Some(Event::Configured(config))
+                }
                 () = sleep(wakeup.min(BEAT_EVERY)) => Some(Event::Tick),
             };
             if let Some(event) = event {

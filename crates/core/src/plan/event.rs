@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::config::Config;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
@@ -72,6 +73,8 @@ pub enum Event {
     /// Whether the kubelet remembers which credentials it has pulled an image with, and starts no other pod
     /// from it; until this is said, it does not.
     KubeletVerifies(bool),
+    /// The administrator's configuration is this from now on: for rounds and pulls that begin later.
+    Configured(Config),
     /// The agent ends: what was taken away is given back.
     Stopping,
     /// Only these images are on the node or remembered by the index.
@@ -94,6 +97,8 @@ pub enum Action {
         attempt: u64,
         /// Whether the registry is asked.
         ask: Ask,
+        /// How long nothing may move before it has stalled.
+        stall: Duration,
     },
     /// End this try's pull; [`Event::TryEnded`] follows.
     Cut {

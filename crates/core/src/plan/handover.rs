@@ -16,6 +16,7 @@
 //!
 //! While one of the kubelet's pulls hangs, no other pod that has a copy is left to it (`brake`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Planner;
@@ -73,6 +74,8 @@ pub(super) struct Handover {
     pub(super) is_nudged: bool,
     /// Pods of another identity have failed without the copy.
     pub(super) others_fail: bool,
+    /// How long nothing may move.
+    stall: Duration,
 }
 
 /// What a name pointed to when it was taken away, if there was a copy.
@@ -106,7 +109,13 @@ enum End {
 }
 
 impl Handover {
-    fn new(id: u64, leader: &Pod, refused: Option<(Attempt, Evidence)>, now: Now) -> Self {
+    fn new(
+        id: u64,
+        leader: &Pod,
+        refused: Option<(Attempt, Evidence)>,
+        stall: Duration,
+        now: Now,
+    ) -> Self {
         Self {
             id,
             began: now,
@@ -120,6 +129,7 @@ impl Handover {
             next: None,
             is_nudged: false,
             others_fail: false,
+            stall,
         }
     }
 
@@ -132,7 +142,7 @@ impl Handover {
     }
 
     /// When nothing has moved for too long.
-    fn due(&self, stall: Duration) -> Option<Duration> {
+    fn due(&self) -> Option<Duration> {
         self.away()?;
         let most = self.moved_itself.max(self.since) + AWAY_MAX;
         let since = match self.next {
@@ -140,14 +150,14 @@ impl Handover {
             // They do not wait longer for a pod whose turn has not come; nor is it theirs to say that it fails.
             None => self.others_fail.then_some(self.since),
         };
-        Some(since.map_or(most, |since| (since + stall).min(most)))
+        Some(since.map_or(most, |since| (since + self.stall).min(most)))
     }
 
     /// When the kubelet is to look at the pod.
-    pub(super) fn nudge_at(&self, stall: Duration) -> Option<Duration> {
+    pub(super) fn nudge_at(&self) -> Option<Duration> {
         self.away()?;
         let next = self.next.filter(|_| !self.is_nudged)?;
-        Some(next + NUDGE.min(stall / 2))
+        Some(next + NUDGE.min(self.stall / 2))
     }
 
     /// Whether a pod of this identity only shares what another one has begun.
@@ -203,8 +213,8 @@ impl Handover {
         self.moved_itself = now.up;
     }
 
-    pub(super) fn is_overdue(&self, now: Now, stall: Duration) -> bool {
-        self.due(stall).is_some_and(|due| due <= now.up)
+    pub(super) fn is_overdue(&self, now: Now) -> bool {
+        self.due().is_some_and(|due| due <= now.up)
     }
 }
 
@@ -245,9 +255,11 @@ impl Planner {
             }
             for name in names {
                 self.attempts += 1;
+                let stall = self.rules.stall_of(&name);
                 if let Some(image) = self.images.get_mut(&name) {
                     let refused = image.refused.take();
-                    image.handover = Some(Handover::new(self.attempts, pod, refused, now));
+                    let handover = Handover::new(self.attempts, pod, refused, stall, now);
+                    image.handover = Some(handover);
                 }
                 let id = self.attempts;
                 plan.push(Action::TakeAway { image: name, id });
@@ -375,7 +387,6 @@ impl Planner {
 
     /// When one of them has taken too long, or the next may begin.
     pub(super) fn handovers_due(&self, now: Now) -> impl Iterator<Item = Duration> {
-        let stall = self.rules.stall;
         let running = || self.images.values().filter_map(|i| i.handover.as_ref());
         let waits = self
             .pods
@@ -383,13 +394,13 @@ impl Planner {
             .any(|pod| !pod.waits_for_kubelet().is_empty());
         let stuck = running().filter_map(Handover::stuck_at);
         let stuck = stuck.filter(move |at| *at > now.up);
-        let nudges = running().filter_map(move |handover| handover.nudge_at(stall));
+        let nudges = running().filter_map(Handover::nudge_at);
         // Where nobody can be seen to be next, there is nobody to be nudged.
         let nudges = nudges.filter(move |at| *at > now.up);
         let well_by = self.unwell_since.map(|since| since + WELL_WITHIN);
         let well_by = well_by.filter(|at| waits && !self.is_stopping && *at > now.up);
         running()
-            .filter_map(move |handover| handover.due(stall))
+            .filter_map(Handover::due)
             .chain(nudges)
             .chain(stuck)
             .chain(self.paced_until)
@@ -545,17 +556,17 @@ impl Planner {
             let Some(round) = pod.round.as_mut().filter(|round| !round.is_sent) else {
                 continue;
             };
-            let context = Context {
-                now,
-                name,
-                image,
-                knowledge: &self.knowledge,
-                rules: &round.rules,
-                gate_runs,
-            };
             let containers = round.containers.iter_mut();
-            let left = containers.filter(|container| container.is_handed_over(name));
-            left.for_each(|container| container.is_there_again(&context));
+            for container in containers.filter(|container| container.is_handed_over(name)) {
+                container.is_there_again(&Context {
+                    now,
+                    name,
+                    image,
+                    knowledge: &self.knowledge,
+                    rules: &Arc::clone(&container.rules),
+                    gate_runs,
+                });
+            }
         }
         self.step(now, name, |_, _| Cause::Time, plan);
     }

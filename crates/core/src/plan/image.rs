@@ -61,6 +61,8 @@ pub(super) struct Attempt {
     pub(super) ask: Ask,
     /// Why the registry was not to be asked for each pod when it began, if it probes.
     pub(super) probe: Option<Failure>,
+    /// How long nothing may move before it has stalled.
+    stall: Duration,
     pub(super) flow: Flow,
     /// Since when it is known that nothing moves, if nothing does.
     pub(super) stalled: Option<Duration>,
@@ -210,18 +212,12 @@ impl Image {
     }
 
     /// A running try has come this far: what that says of its registry, if it is news.
-    pub(super) fn moved(
-        &mut self,
-        now: Now,
-        attempt: u64,
-        flow: Flow,
-        stall: Duration,
-    ) -> Option<News> {
+    pub(super) fn moved(&mut self, now: Now, attempt: u64, flow: Flow) -> Option<News> {
         let running = self.attempt.as_mut().filter(|a| a.id == attempt)?;
         let before = running.stalled;
         let came = flow.flows && flow.bytes != running.flow.bytes;
         running.flow = flow;
-        let stalled = flow.still >= stall;
+        let stalled = flow.still >= running.stall;
         running.stalled = stalled.then(|| before.unwrap_or(now.up));
         if came {
             return Some(News::Answer(running.started.up));
@@ -231,7 +227,14 @@ impl Image {
     }
 
     /// A try begins.
-    pub(super) fn start(&mut self, now: Now, id: u64, ask: Ask, probe: Option<Failure>) {
+    pub(super) fn start(
+        &mut self,
+        now: Now,
+        id: u64,
+        ask: Ask,
+        probe: Option<Failure>,
+        stall: Duration,
+    ) {
         self.queue = None;
         self.is_missing = false;
         if ask == Ask::Always {
@@ -243,6 +246,7 @@ impl Image {
             started: now,
             ask,
             probe,
+            stall,
             flow: Flow::default(),
             stalled: None,
             is_cut: false,

@@ -315,7 +315,7 @@ impl Pod {
     }
 
     /// The complaints to make, the first time they are asked for.
-    pub(super) fn complaints(&mut self) -> Vec<String> {
+    pub(super) fn complaints(&mut self, node: &NodeRules) -> Vec<String> {
         if std::mem::replace(&mut self.complained, true) || self.released.is_some() {
             return Vec::new();
         }
@@ -330,19 +330,23 @@ impl Pod {
             .complaints
             .iter()
             .cloned()
+            .chain(node.exceeded_by(&self.seen))
             .chain(bad_names)
             .collect()
     }
 
     /// Begins a round.
     pub(super) fn begin(&mut self, now: Now, node: &NodeRules) -> &Round {
-        let rules = Rules::of(&self.seen, node);
         let since = since(&self.seen, self.released.is_some(), now);
         self.settled.clear();
         self.accepted.clear();
         self.settled_from = None;
         self.found_released = None;
-        let round = Round::begin(&self.seen.containers, rules, since, now);
+        let containers = self.seen.containers.iter().map(|container| {
+            let image = container.image.as_ref().ok();
+            (container, Rules::of(&self.seen, image, node))
+        });
+        let round = Round::begin(containers, since, now);
         self.round.insert(round)
     }
 

@@ -17,6 +17,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::Try;
 use crate::time::{Now, age};
+use crate::verdict::{Terms, has_to_ask};
 
 /// How long a pod waits for a probe once its gate runs.
 const PROBE_FOR: Duration = Duration::from_millis(100);
@@ -128,7 +129,7 @@ impl Planner {
     ) -> Option<Failure> {
         let failure = self.circuits.of(name)?.not_asked(now);
         let registry = name.registry();
-        let has_to_ask = self.has_to_ask(name);
+        let has_to_ask = self.has_to_ask(now, name, failure.class);
         let may_probe = !probed.contains(registry) && self.may_probe(now, name);
         self.circuits
             .of_mut(registry)?
@@ -155,13 +156,18 @@ impl Planner {
         !runs && hanging < HANGING && open.is_none_or(|open| open.takes_probes_of_pods(now))
     }
 
-    /// Whether somebody who waits for this image may not take its copy, or there is none.
-    fn has_to_ask(&self, name: &ImageName) -> bool {
+    /// Whether somebody who waits for this image may not take its copy after such a failure, or there is none.
+    fn has_to_ask(&self, now: Now, name: &ImageName, class: FailureClass) -> bool {
+        let facts = self.knowledge.facts(name);
         let spoken = has_spoken(name, &self.knowledge);
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
-        let mut waiting = rounds.filter(|round| round.images().any(|waits| waits == name));
-        self.images.get(name).is_some_and(Image::is_missing)
-            || waiting.any(|round| round.rules.has_to_ask(spoken))
+        let mut waiting = rounds.filter_map(|round| round.rules_for(name));
+        let must = |rules| {
+            let now = now.wall;
+            let facts = &facts;
+            has_to_ask(class, Terms { facts, rules, now }, spoken)
+        };
+        self.images.get(name).is_some_and(Image::is_missing) || waiting.any(must)
     }
 
     /// Tries of this registry that ask it.

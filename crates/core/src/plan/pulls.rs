@@ -9,8 +9,9 @@ use super::pod::Pod;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::pod::Start;
-use crate::rules::{NodeRules, Rules};
+use crate::rules::Rules;
 use crate::time::Now;
+use crate::verdict::{Terms, is_forbidden};
 
 /// What the pods show of one hand-over.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ struct Fare {
     is_next: bool,
     /// It does not get it for a pod of another identity, which says nothing about the others.
     others_fail: bool,
-    /// A pod of it may not take every copy.
+    /// A pod of it may not take the copy if the registry fails.
     is_strict: bool,
 }
 
@@ -32,14 +33,14 @@ impl Fare {
         name: &ImageName,
         handover: &Handover,
         pods: &BTreeMap<String, Pod>,
-        node: &NodeRules,
+        may_not: impl Fn(&Pod) -> bool,
     ) -> Self {
         let mut fare = Self::default();
         for pod in pods.values() {
             let is_own = !handover.is_for_another(&pod.seen.identity);
             for start in pod.handed_over(name) {
                 fare.users += 1;
-                fare.is_strict |= is_own && Rules::of(&pod.seen, node).is_strict();
+                fare.is_strict |= is_own && may_not(pod);
                 match start {
                     Some(Start::Wanting(why)) if is_own => fare.failure = Some(why.clone()),
                     Some(Start::Wanting(_)) => fare.others_fail = true,
@@ -64,7 +65,17 @@ impl Planner {
             let Some(kept) = handover.away().cloned() else {
                 continue;
             };
-            let fare = Fare::of(name, handover, &self.pods, &self.rules);
+            // The rules of today: the rounds of these pods are over.
+            let open = self.circuits.of(name).map(|open| open.not_asked(now));
+            let facts = self.knowledge.facts(name);
+            let may_not = |pod: &Pod| {
+                let rules = &Rules::of(&pod.seen, Some(name), &self.rules);
+                let (facts, now) = (&facts, now.wall);
+                let terms = Terms { facts, rules, now };
+                let forbids = |why: &Failure| is_forbidden(why.class, kept.digest.as_ref(), terms);
+                rules.is_strict() || open.as_ref().is_some_and(forbids)
+            };
+            let fare = Fare::of(name, handover, &self.pods, may_not);
             if fare.is_next || self.unwell_since.is_some() {
                 handover.next.get_or_insert(now.up);
             } else {
@@ -72,14 +83,14 @@ impl Planner {
             }
             handover.others_fail |= fare.others_fail;
             let mut failure = fare.failure;
-            let nudge = handover.nudge_at(self.rules.stall);
+            let nudge = handover.nudge_at();
             if fare.is_next && failure.is_none() && nudge.is_some_and(|at| at <= now.up) {
                 handover.is_nudged = true;
                 let pods = self.pods.values();
                 let own = pods.filter(|pod| !handover.is_for_another(&pod.seen.identity));
                 plan.extend(own.filter_map(|pod| pod.nudge(name, now)));
             }
-            let is_overdue = handover.is_overdue(now, self.rules.stall);
+            let is_overdue = handover.is_overdue(now);
             if is_overdue && fare.is_next && failure.is_none() {
                 failure = Some(shows_nothing());
                 hang.push((name.clone(), handover.identity.clone()));
@@ -87,8 +98,8 @@ impl Planner {
             let was_tried = failure.is_some();
             // The kubelet has not come to it, and the registry fails: there is a copy to start from.
             let is_idle = !fare.is_next && !fare.is_strict && kept.digest.is_some();
-            if let Some(open) = self.circuits.of(name).filter(|_| is_idle) {
-                failure.get_or_insert_with(|| open.not_asked(now));
+            if let Some(not_asked) = open.filter(|_| is_idle) {
+                failure.get_or_insert(not_asked);
             }
             if fare.users == 0 || failure.is_some() || is_overdue || self.is_stopping {
                 plan.push(handover.give_back(name, Some(kept), failure, was_tried, now));

@@ -100,7 +100,7 @@ fn of_try(tried: &Try, facts: &Facts, rules: &NodeRules) -> (Outcome, Option<Fai
         TryResult::Failed(failure) => {
             let outcome = if tried.copy_unknown || facts.copy.is_none() {
                 Outcome::Unavailable
-            } else if may_use_by_default(failure.class, facts, rules) {
+            } else if may_use_by_default(failure.class, tried, facts, rules) {
                 Outcome::Fallback
             } else {
                 Outcome::Refused

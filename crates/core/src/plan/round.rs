@@ -37,8 +37,6 @@ pub(super) struct Round {
     pub(super) began: Duration,
     /// A check that began no earlier than this is good for the pod.
     pub(super) since: Duration,
-    /// What applies to the pod.
-    pub(super) rules: Rules,
     pub(super) containers: Vec<Waiting>,
     /// When the next sign of life is due.
     progress_at: Duration,
@@ -52,19 +50,18 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// A round that begins now.
-    pub(super) fn begin(
-        containers: &[TryContainer],
-        rules: Rules,
+    /// A round that begins now, with what applies to each container.
+    pub(super) fn begin<'a>(
+        containers: impl Iterator<Item = (&'a TryContainer, Rules)>,
         since: Duration,
         now: Now,
     ) -> Self {
-        let until = now.up + rules.try_for;
         Self {
             began: now.up,
             since,
-            containers: containers.iter().map(|c| Waiting::new(c, until)).collect(),
-            rules,
+            containers: containers
+                .map(|(container, rules)| Waiting::new(container, rules, now))
+                .collect(),
             progress_at: now.up + FIRST_PROGRESS,
             shown: None,
             send_at: Some(now.up),
@@ -76,6 +73,13 @@ impl Round {
     /// The images that its containers wait for.
     pub(super) fn images(&self) -> impl Iterator<Item = &ImageName> {
         self.containers.iter().filter_map(Waiting::image)
+    }
+
+    /// What applies to its containers with this image that still wait for it: to all of them the same.
+    pub(super) fn rules_for(&self, name: &ImageName) -> Option<&Rules> {
+        let mut waiting = self.containers.iter();
+        let waiting = waiting.find(|container| container.image() == Some(name))?;
+        Some(&waiting.rules)
     }
 
     /// Whether nothing is left to wait for but the kubelet's pulls.

@@ -3,6 +3,7 @@
 
 mod catch_up;
 mod circuit;
+mod config;
 mod handover;
 mod privacy;
 mod refresh;
@@ -15,6 +16,7 @@ mod used;
 use jiff::Timestamp;
 
 use super::*;
+use crate::config::Config;
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::outcome::{Failure, FailureClass, Outcome};
@@ -40,6 +42,7 @@ fn rules() -> NodeRules {
         freshness: Duration::ZERO,
         kubelet_verifies: false,
         allow_unverified_fallback: false,
+        config: Config::default(),
     }
 }
 

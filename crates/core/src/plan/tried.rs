@@ -1,5 +1,9 @@
 //! The end of a try: what is remembered, and whom it affects.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
+
 use super::Planner;
 use super::circuit::Heard;
 use super::event::{Action, Ask, TryEnded};
@@ -8,10 +12,11 @@ use super::round::Round;
 use super::turns::TURN;
 use super::wait::{Cause, has_spoken};
 use crate::image::ImageName;
+use crate::knowledge::Knowledge;
 use crate::outcome::{Failure, FailureClass};
-use crate::record::{LocalCopy, Try, TryResult};
+use crate::record::{Facts, LocalCopy, Try, TryResult};
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Evidence};
+use crate::verdict::{CachedCopy, Evidence, Terms, has_to_ask};
 
 impl Planner {
     /// A try has ended: it is remembered, and everybody who waits for it moves on.
@@ -49,14 +54,16 @@ impl Planner {
             self.spared.forget(&name);
         }
         let began = attempt.started.up;
-        let attempt_asked = !matches!(attempt.ask, Ask::Never(_));
         // A success, or a registry's answer, says something about a pod that was there when the try began: the
         // tag may have moved before. That the registry gave none is as true for a pod that came meanwhile, and
         // spares it the same wait, unless the try was cut for that pod.
         let is_shared = attempt.asks() && !attempt.is_cut && failure.is_some_and(is_silence);
-        // One that has asked nobody says nothing to a pod that came meanwhile and may not use every copy.
-        let spoken = has_spoken(&name, &self.knowledge);
-        let is_for = |round: &Round| attempt_asked || !round.rules.has_to_ask(spoken);
+        let unasked = Unasked::of(now, &attempt.ask, &name, &self.knowledge);
+        let is_for = |round: &Round| {
+            unasked
+                .as_ref()
+                .is_none_or(|unasked| unasked.serves(round, &name))
+        };
         let cause = |round: &Round| Cause::TryEnded {
             evidence: &evidence,
             is_good: is_for(round) && (is_shared || began >= round.since),
@@ -90,18 +97,32 @@ impl Planner {
             let is_limit = outage.class == FailureClass::RateLimited;
             outage.class.is_outage() && !was_shared && (!had_answer || is_limit)
         };
-        if asked && failure.is_none_or(|failure| failure.class.is_answer()) {
-            self.registry_answered(
-                now,
-                &name,
-                Heard {
-                    began,
-                    is_refusal: failure.is_some(),
-                },
-                plan,
-            );
-        } else if asked && let Some(outage) = failure.filter(|failure| is_news(failure)) {
-            self.registry_failed(now, &name, now.up.saturating_sub(began), outage);
+        if asked {
+            let is_news = failure.is_some_and(is_news);
+            self.registry_tried(now, &name, began, failure, is_news, plan);
+        }
+    }
+
+    /// What a try that asked says of its registry, if an outage would be news.
+    fn registry_tried(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        began: Duration,
+        failure: Option<&Failure>,
+        is_news: bool,
+        plan: &mut Vec<Action>,
+    ) {
+        match failure {
+            Some(outage) if !outage.class.is_answer() => {
+                if is_news {
+                    self.registry_failed(now, name, now.up.saturating_sub(began), outage);
+                }
+            }
+            _ => {
+                let is_refusal = failure.is_some();
+                self.registry_answered(now, name, Heard { began, is_refusal }, plan);
+            }
         }
     }
 
@@ -151,6 +172,35 @@ impl Planner {
         self.knowledge.add(&tried);
         self.changed.report = true;
         plan.push(Action::Record(tried));
+    }
+}
+
+/// A try that has asked nobody.
+struct Unasked {
+    class: FailureClass,
+    facts: Facts,
+    spoken: bool,
+    now: Timestamp,
+}
+
+impl Unasked {
+    fn of(now: Now, ask: &Ask, name: &ImageName, knowledge: &Knowledge) -> Option<Self> {
+        let Ask::Never(failure) = ask else {
+            return None;
+        };
+        Some(Self {
+            class: failure.class,
+            facts: knowledge.facts(name),
+            spoken: has_spoken(name, knowledge),
+            now: now.wall,
+        })
+    }
+
+    /// Whether it says something to this pod: not to one that may not use every copy.
+    fn serves(&self, round: &Round, name: &ImageName) -> bool {
+        let (facts, now) = (&self.facts, self.now);
+        let must = |rules| has_to_ask(self.class, Terms { facts, rules, now }, self.spoken);
+        !round.rules_for(name).is_some_and(must)
     }
 }
 

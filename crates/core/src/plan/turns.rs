@@ -110,11 +110,13 @@ impl Planner {
             return;
         };
         self.attempts += 1;
-        image.start(now, self.attempts, ask.clone(), probe);
+        let stall = self.rules.stall_of(&name);
+        image.start(now, self.attempts, ask.clone(), probe, stall);
         plan.push(Action::Try {
             image: name,
             attempt: self.attempts,
             ask,
+            stall,
         });
     }
 
@@ -154,7 +156,7 @@ impl Planner {
         let age = confirmed.map(|confirmed| now.wall.duration_since(confirmed.time));
         // A time that lies ahead was written by a clock that was set back since.
         let age = age.and_then(|age| Duration::try_from(age).ok());
-        age.is_some_and(|age| age < self.rules.freshness)
+        age.is_some_and(|age| age < self.rules.freshness_of(name))
     }
 
     /// Whether a container waits for a try of this image to begin, or it is tried without one.

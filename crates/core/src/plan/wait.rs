@@ -3,6 +3,7 @@
 
 mod kubelet;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -34,6 +35,8 @@ pub(super) struct Waiting {
     pub(super) written: String,
     /// None if the kubelet is left to report the name.
     image: Option<ImageName>,
+    /// What applies to it until the round ends.
+    pub(super) rules: Arc<Rules>,
     wait: Wait,
     /// Tries that left nothing to start from.
     failed_tries: u32,
@@ -209,8 +212,9 @@ impl Context<'_> {
 }
 
 impl Waiting {
-    /// A container that waits for a try until the pod's time is up.
-    pub(super) fn new(container: &TryContainer, until: Duration) -> Self {
+    /// A container that waits for a try until the time is up that its rules give it.
+    pub(super) fn new(container: &TryContainer, rules: Rules, now: Now) -> Self {
+        let until = now.up + rules.try_for;
         let TryContainer {
             name,
             written,
@@ -233,6 +237,7 @@ impl Waiting {
             name: name.clone(),
             written: written.clone(),
             image: image.as_ref().ok().cloned(),
+            rules: Arc::new(rules),
             wait,
             failed_tries: 0,
             failure: None,

@@ -1,6 +1,7 @@
 //! Which copy a pod may use, by what the try has shown and what applies to the pod.
 
 use super::*;
+use crate::config::Config;
 use crate::record::Confirmation;
 
 const NOW: &str = "2026-01-01T12:00:00Z";
@@ -43,8 +44,15 @@ fn rules() -> Rules {
         freshness: Duration::ZERO,
         kubelet_verifies: false,
         allow_unverified_fallback: false,
+        config: Config::default(),
     };
-    node.by_default()
+    node.by_default(None)
+}
+
+/// The pod's own rule.
+fn own<T>(value: T) -> Rule<T> {
+    let source = Source::Pod;
+    Rule { value, source }
 }
 
 fn private() -> Facts {
@@ -193,7 +201,7 @@ fn what_a_verifier_blocked_falls_back_where_the_pod_says_so() {
     let mut case = Case {
         failure: Some(FailureClass::Blocked),
         rules: Rules {
-            fallback_on: Some([FailureClass::Network, FailureClass::Blocked].into()),
+            fallback_on: Some(own([FailureClass::Network, FailureClass::Blocked].into())),
             ..rules()
         },
         ..Case::default()
@@ -210,7 +218,7 @@ fn fallback_on_refuses_what_it_does_not_list() {
     let mut case = Case {
         failure: Some(FailureClass::NotFound),
         rules: Rules {
-            fallback_on: Some([FailureClass::Network].into()),
+            fallback_on: Some(own([FailureClass::Network].into())),
             ..rules()
         },
         ..Case::default()
@@ -242,7 +250,7 @@ fn max_age_refuses_an_older_copy_and_one_of_unknown_age() {
                 ..Facts::default()
             },
             rules: Rules {
-                max_age: Some(Duration::from_secs(3600)),
+                max_age: Some(own(Duration::from_secs(3600))),
                 ..rules()
             },
             ..Case::default()
@@ -257,7 +265,7 @@ fn a_copy_that_is_not_known_to_be_absent_is_refused_as_a_proven_one_would_be() {
     let unknown = || CachedCopy::Unknown { why: "x".into() };
     let unusable = || CachedCopy::Unusable { why: "x".into() };
     let strict = || Rules {
-        max_age: Some(Duration::from_secs(3600)),
+        max_age: Some(own(Duration::from_secs(3600))),
         ..rules()
     };
     for (after, facts, rules, expected) in [

@@ -12,7 +12,7 @@ use trylatest_core::pod::PodId;
 use trylatest_k8s::Notice;
 
 use super::super::aside;
-use super::super::attempt::{attempt, prove};
+use super::super::attempt::{PullLimits, attempt, prove};
 use super::{Away, Came, Loop};
 
 impl<R: ImageRuntime> Loop<R> {
@@ -24,8 +24,13 @@ impl<R: ImageRuntime> Loop<R> {
                 image,
                 attempt: id,
                 ask,
+                stall,
             } => {
-                let (moved, limits) = (self.moved.clone(), self.own.pulls);
+                let moved = self.moved.clone();
+                let limits = PullLimits {
+                    stall,
+                    ..self.own.pulls
+                };
                 let cut = CancellationToken::new();
                 self.cuts.insert(id, cut.clone());
                 self.begin(async move {

@@ -27,6 +27,7 @@ fn tried(actions: &[Action]) -> (ImageName, u64, Ask) {
             image,
             attempt,
             ask,
+            ..
         } => Some((image.clone(), *attempt, ask.clone())),
         _ => None,
     });
@@ -367,6 +368,7 @@ fn let_end(world: &mut World, mut actions: Vec<Action>, failure: Option<&Failure
             image,
             attempt,
             ask,
+            ..
         } = action
         {
             actions.extend(ends(world, (image, attempt, ask), failure.cloned()));

@@ -74,6 +74,7 @@ impl Node {
                     image,
                     attempt,
                     ask,
+                    ..
                 } => {
                     let took = match (&ask, image.registry()) {
                         (Ask::Never(_), _) => Duration::ZERO,
