@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use trylatest_core::config::{Config, InvalidConfig, TEXT_MAX_BYTES};
@@ -26,6 +26,9 @@ use crate::clock;
 
 /// How often the file is read. The kubelet takes up to a minute and more to bring a changed ConfigMap.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a read may take.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// Between two tries to write an Event: the first, and the longest.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
@@ -100,6 +103,8 @@ pub(super) struct ConfigFile {
     is_refused: bool,
     metrics: Arc<Metrics>,
     news: Option<News>,
+    /// A read under way.
+    reading: Option<JoinHandle<Found>>,
 }
 
 impl ConfigFile {
@@ -113,6 +118,7 @@ impl ConfigFile {
             is_refused: false,
             metrics,
             news: None,
+            reading: None,
         };
         match file.read().await {
             Found::Nothing => {
@@ -139,10 +145,15 @@ impl ConfigFile {
         (task, receiver)
     }
 
-    async fn read(&self) -> Found {
+    /// Looks at the file. A disk that hangs must not keep the agent from its pods: one read is under way at most.
+    async fn read(&mut self) -> Found {
         let path = self.path.clone();
-        // A file on a disk that hangs must not keep the agent from its pods.
-        let read = spawn_blocking(move || Found::read(&path)).await;
+        let begin = || spawn_blocking(move || Found::read(&path));
+        let reading = self.reading.get_or_insert_with(begin);
+        let Ok(read) = timeout(READ_WITHIN, reading).await else {
+            return Found::Error(format!("no answer within {READ_WITHIN:?}"));
+        };
+        self.reading = None;
         read.unwrap_or_else(|error| Found::Error(error.to_string()))
     }
 

@@ -73,6 +73,11 @@ impl Reader {
     }
 
     fn config(&mut self, root: &Node) -> Config {
+        if is_object(root) {
+            let words = "this is a Kubernetes object; a configuration is what stands in its data";
+            self.wrong(root.at, "", words);
+            return Config::default();
+        }
         let parts = self.mapping(root, "", &PARTS);
         // What the others are measured against.
         if let Some(node) = parts.get("ceilings") {
@@ -316,6 +321,15 @@ impl Reader {
         let classes = classes.collect();
         (self.problems.len() == before).then_some(classes)
     }
+}
+
+/// Whether it is a manifest, such as that of the `ConfigMap` itself.
+fn is_object(root: &Node) -> bool {
+    let Value::Map(entries) = &root.value else {
+        return false;
+    };
+    let is_version = |key: &Node| matches!(&key.value, Value::Text(text) if text == "apiVersion");
+    entries.iter().any(|(key, _)| is_version(key))
 }
 
 /// What may be meant, or what there is.

@@ -226,6 +226,17 @@ fn what_is_no_yaml_is_named_where_it_breaks() {
 }
 
 #[test]
+fn a_manifest_is_no_configuration() {
+    let manifest = "apiVersion: v1\nkind: ConfigMap\ndata: {config.yaml: ''}\n";
+    assert_eq!(
+        problems(manifest),
+        [
+            "line 1, column 1: this is a Kubernetes object; a configuration is what stands in its data"
+        ]
+    );
+}
+
+#[test]
 fn a_rule_in_the_wrong_place_is_sent_to_the_right_one() {
     assert_eq!(
         problems("try: 5s\ndefault: {stall: 5s}\n"),

@@ -180,3 +180,30 @@ async fn the_condition_is_a_patch_of_its_own_type_alone() {
         2
     );
 }
+
+/// An agent that starts again with the same bad file does not write it twice.
+#[tokio::test]
+async fn a_refused_configuration_is_a_warning_about_the_agents_pod_once_for_each_content() {
+    let (writer, seen) = writer();
+    let now = "2026-01-01T12:00:00Z".parse().unwrap();
+    for (refused, content) in [(true, 1), (true, 2), (false, 1)] {
+        let notice = Notice::config(&pod(), "line 1".into(), refused, content);
+        writer.notify(&pod(), &notice, now).await.unwrap();
+    }
+    let calls = seen.0.lock().unwrap();
+    let shown = calls.iter().map(|(_, _, body)| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&body["metadata"]["name"]), text(&body["type"]))
+    });
+    let of = |name: &str, kind: &str| (name.to_owned(), kind.to_owned());
+    assert_eq!(
+        shown.collect::<Vec<_>>(),
+        [
+            of("trylatest-config-refused-u-0000000000000001", "Warning"),
+            of("trylatest-config-refused-u-0000000000000002", "Warning"),
+            of("trylatest-config-valid-u-0000000000000001", "Normal"),
+        ]
+    );
+    assert_eq!(calls[0].2["reason"], "TryLatestConfig");
+    assert_eq!(calls[0].2["regarding"]["name"], "a");
+}

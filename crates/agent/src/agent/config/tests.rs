@@ -51,6 +51,11 @@ fn shows(metrics: &Metrics, line: &str) -> bool {
     metrics.text().unwrap().lines().any(|shown| shown == line)
 }
 
+async fn look(file: &mut ConfigFile) -> bool {
+    let found = file.read().await;
+    file.take(found)
+}
+
 fn parsed(text: &str) -> Config {
     Config::parse(text).unwrap()
 }
@@ -102,7 +107,7 @@ async fn a_bad_file_leaves_the_one_before_it_and_says_why() {
     let mut file = ConfigFile::open(volume.path(), Arc::clone(&metrics)).await;
     assert_eq!(*file.config(), parsed(GOOD));
     volume.write(BAD);
-    assert!(!file.take(file.read().await));
+    assert!(!look(&mut file).await);
     assert_eq!(*file.config(), parsed(GOOD));
     assert!(shows(&metrics, "trylatest_config_valid 0"));
     // What applies was loaded some time ago, and still is.
@@ -119,16 +124,16 @@ async fn a_bad_file_leaves_the_one_before_it_and_says_why() {
     );
     assert!(news.note.starts_with(&start), "{}", news.note);
     // It is read again and again, and said once.
-    assert!(!file.take(file.read().await));
+    assert!(!look(&mut file).await);
     assert_eq!(file.news, None);
     // The one before, again: nothing changes but that all is well.
     volume.write(GOOD);
-    assert!(!file.take(file.read().await));
+    assert!(!look(&mut file).await);
     assert!(shows(&metrics, "trylatest_config_valid 1"));
     assert!(!file.news.take().unwrap().refused);
     // A ConfigMap that is deleted is meant to be.
     volume.empty();
-    assert!(file.take(file.read().await));
+    assert!(look(&mut file).await);
     assert_eq!(*file.config(), Config::default());
     assert!(shows(
         &metrics,
