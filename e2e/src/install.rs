@@ -340,6 +340,8 @@ fn write_overlay(
                 ("registry.example/mirror/trylatest", IMAGE_NAME, 1),
                 // What most users have: the gate's own flags, which it reads with less memory.
                 (GATE_PATCH, "", 1),
+                // The tests have rules of their own.
+                (CONFIG_MAP, "", 1),
                 (patch, &format!("{patch}  - path: state.yaml\n"), 1),
             ],
         ),
@@ -381,6 +383,17 @@ const GATE_PATCH: &str = "  - path: gate.yaml
     target:
       kind: MutatingAdmissionPolicy
       name: trylatest-pods
+";
+
+/// The example's rules for registries.
+const CONFIG_MAP: &str = "configMapGenerator:
+  - name: trylatest-config
+    namespace: trylatest-system
+    files: [config.yaml]
+    options:
+      disableNameSuffixHash: true
+      labels:
+        app.kubernetes.io/name: trylatest
 ";
 
 /// What is replaced by what, and how often it is there.

@@ -102,4 +102,17 @@ mod tests {
              f.yaml:3:10: defaults.stall: invalid duration: \"5\"; write it like 5s or 1h30m\n"
         );
     }
+
+    #[test]
+    fn what_the_docs_and_the_example_show_is_valid() {
+        let docs = include_str!("../../../docs/configuration.md");
+        let shown = docs.split("```yaml\n").skip(1);
+        let shown: Vec<&str> = shown.filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(shown.len(), 2);
+        let example = include_str!("../../../manifests/overlays/example-node/config.yaml");
+        for text in shown.into_iter().chain([example]) {
+            let config = Config::parse(text).unwrap_or_else(|error| panic!("{error}\nin\n{text}"));
+            assert_ne!(config, Config::default());
+        }
+    }
 }

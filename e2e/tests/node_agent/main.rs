@@ -2,6 +2,7 @@
 //! and that no pod waits for ever, whoever dies.
 
 mod circuit;
+mod config;
 mod credentials;
 mod damage;
 mod deaths;
@@ -252,7 +253,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server and the planner.
-const NEWEST_ONLY: [&str; 4] = ["credentials", "verification", "input", "storm"];
+const NEWEST_ONLY: [&str; 5] = ["credentials", "verification", "input", "storm", "config"];
 
 fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
@@ -260,6 +261,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("outages", outages::tests()),
         ("circuit", circuit::tests()),
         ("patience", patience::tests()),
+        ("config", config::tests()),
         ("damage", damage::tests()),
         ("private", private::tests()),
         ("credentials", credentials::tests()),
