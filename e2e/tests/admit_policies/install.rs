@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use trylatest_core::config::Config;
 use trylatest_core::keys;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
@@ -131,10 +132,14 @@ async fn an_overlay_changes(api: Arc<Api>) -> anyhow::Result<()> {
     let wanted = json!({"name": "TRYLATEST_ADDRESS", "value": "127.0.0.1"});
     ensure!(address == Some(&wanted), "{address:?}");
     let volumes = agent["volumes"].as_array().context("volumes")?;
-    ensure!(volumes.len() == 2, "{volumes:?}");
+    ensure!(volumes.len() == 3, "{volumes:?}");
     let paths = volumes.iter().map(|volume| &volume["hostPath"]["path"]);
     let paths: BTreeSet<_> = paths.filter_map(Value::as_str).collect();
     ensure!(paths == BTreeSet::from(["/run/k3s/containerd", "/var/lib/trylatest"]));
+    // The agents follow it under this very name.
+    let map = find(&objects, "ConfigMap", "trylatest-config")?;
+    let config = map["data"]["config.yaml"].as_str().context("no file")?;
+    Config::parse(config)?;
     // And the API server takes all of it.
     let folder = api.manifests.join("overlays/example-node");
     let folder = folder.display().to_string();
@@ -174,11 +179,15 @@ async fn the_agents_pod_is_confined(api: Arc<Api>) -> anyhow::Result<()> {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|volume| &volume["hostPath"]["path"])
+        .filter_map(|volume| volume["hostPath"]["path"].as_str())
         .collect();
     ensure!(
         paths == ["/run/containerd", "/var/lib/trylatest"],
         "{paths:?}"
     );
+    let mut volumes = agent["volumes"].as_array().into_iter().flatten();
+    let config = volumes.find(|volume| volume["name"] == "config");
+    let wanted = json!({"name": "trylatest-config", "optional": true});
+    ensure!(config.is_some_and(|config| config["configMap"] == wanted));
     Ok(())
 }

@@ -111,7 +111,7 @@ async fn a_config_map_is_followed_and_a_bad_one_changes_nothing(node: &Node) -> 
     space.comes_back("one").await?;
 
     configure(node, Some("ceilings:\n  tri: 8s\n")).await?;
-    shows(node, "trylatest_config_valid", |valid| valid == 0.0).await?;
+    shows(node, "trylatest_config_valid", |valid| valid < 1.0).await?;
     let refused = event(node, "Warning").await?;
     ensure!(
         refused.contains("line 2, column 3: ceilings.tri: unknown key; did you mean \"try\"?"),
@@ -120,8 +120,8 @@ async fn a_config_map_is_followed_and_a_bad_one_changes_nothing(node: &Node) -> 
     waits_as_configured(&space, "still", &image).await?;
 
     configure(node, None).await?;
-    shows(node, "trylatest_config_valid", |valid| valid > 0.5).await?;
-    shows(node, loaded, |seconds| seconds == 0.0).await?;
+    shows(node, "trylatest_config_valid", |valid| valid > 0.0).await?;
+    shows(node, loaded, |seconds| seconds < 1.0).await?;
     event(node, "Normal").await?;
     space.end().await
 }
