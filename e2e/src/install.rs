@@ -372,11 +372,18 @@ fn write_overlay(
         "metadata": {"name": DAEMON_SET, "namespace": NAMESPACE},
         "spec": {"template": {"spec": {
             "volumes": [{"name": "state", "hostPath": {"path": state}}],
+            // However full this machine's disk is.
+            "containers": [{"name": "agent", "env": [
+                {"name": DISK_FLOOR, "value": "0"}, {"name": "TRYLATEST_KEEP_FREE", "value": "0"},
+            ]}],
         }}},
     });
     fs::write(folder.join("state.yaml"), format!("{state:#}\n"))?;
     Ok(folder)
 }
+
+/// What stays free on the disk; nothing has to, unless a test says otherwise.
+pub const DISK_FLOOR: &str = "TRYLATEST_DISK_FLOOR";
 
 /// The example's patch of the gate's flags.
 const GATE_PATCH: &str = "  - path: gate.yaml

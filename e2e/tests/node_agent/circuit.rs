@@ -116,12 +116,7 @@ async fn after_429_the_registry_is_left_alone(node: &Node) -> anyhow::Result<()>
 
 async fn one_image_that_fails_leaves_the_others_alone(node: &Node) -> anyhow::Result<()> {
     let space = cached(node, "oneimage").await?;
-    let faults = [
-        Fault::Unavailable,
-        Fault::NotFound,
-        Fault::InternalError,
-        Fault::Reset,
-    ];
+    let faults = [Fault::Unavailable, Fault::NotFound, Fault::InternalError];
     for (n, fault) in faults.into_iter().enumerate() {
         space.registry.fault_on(&repository(&space, 0), fault)?;
         let release = run(&space, &format!("fails-{n}"), 0, "fallback").await?;

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::Api;
 use trylatest_core::keys;
 use trylatest_e2e::cluster::{ContainerdVersion, wait};
+use trylatest_e2e::install::DISK_FLOOR;
 use trylatest_e2e::registry::{Fault, Scheme};
 
 use crate::private::{becomes, nobody_else_starts, outcome_of, private, with_secret};
@@ -130,10 +131,9 @@ async fn a_full_disk_leaves_the_copy(node: &Node) -> anyhow::Result<()> {
     };
     space.registry.fault(slow).await?;
     // All of the disk is to stay free.
-    let floor = "TRYLATEST_DISK_FLOOR";
-    node.install.set_variable(floor, Some("100%")).await?;
+    node.install.set_variable(DISK_FLOOR, Some("100%")).await?;
     let full = space.run("full", "fallback", "one").await;
-    node.install.set_variable(floor, None).await?;
+    node.install.set_variable(DISK_FLOOR, Some("0")).await?;
     let release = full?;
     ensure!(release["class"] == "local", "{release}");
     let why = release["message"].as_str().unwrap_or_default();
