@@ -72,15 +72,17 @@ pub struct Limits {
     pub size: Amount,
     /// While less than this is free, nothing is pinned.
     pub free: Amount,
-    /// Whether pins have an effect.
+    /// Whether anything is pinned: pins have an effect, and the disk is not [tight](Self::is_tight).
     pub pins: bool,
 }
 
 impl Limits {
-    /// Whether so little is free that nothing is pinned.
-    pub fn is_tight(&self, disk: Option<Disk>) -> bool {
-        let free = disk.map_or(u64::MAX, |disk| disk.free);
-        free < self.free.of(disk).unwrap_or(0)
+    /// Whether so little is free that nothing is to be pinned. If that `was` so, a quarter more has to be free until it is
+    /// not: otherwise a disk that is just full enough would have all pins written again and again.
+    pub fn is_tight(&self, disk: Option<Disk>, was: bool) -> bool {
+        let wanted = self.free.of(disk).unwrap_or(0);
+        let more = if was { wanted / 4 } else { 0 };
+        disk.is_some_and(|disk| disk.free < wanted.saturating_add(more))
     }
 }
 
@@ -152,7 +154,9 @@ pub fn shelve(
     }
     items.sort_by_key(|item| std::cmp::Reverse((item.copy.used, item.copy.since)));
     fit(&mut items, limits.size.of(disk).unwrap_or(0));
-    pin(&mut items, limits, disk);
+    for item in &mut items {
+        item.copy.pinned = item.copy.public && limits.pins;
+    }
     written(items, now)
 }
 
@@ -264,25 +268,6 @@ fn fit(items: &mut [Item], size_bytes: u64) {
             continue;
         }
         (total, count) = (with_it, count + 1);
-    }
-}
-
-/// Pins what is everybody's, unless too little is free.
-fn pin(items: &mut [Item], limits: &Limits, disk: Option<Disk>) {
-    let wanted = limits.free.of(disk).unwrap_or(0);
-    let free = disk.map_or(u64::MAX, |disk| disk.free);
-    // Otherwise a disk that is just full enough would have them written again and again.
-    let given_way = |item: &Item| {
-        let before = item.before.as_ref();
-        before.is_some_and(|before| before.public && !before.pinned)
-    };
-    let enough = if items.iter().any(given_way) {
-        wanted.saturating_add(wanted / 4)
-    } else {
-        wanted
-    };
-    for item in items {
-        item.copy.pinned = item.copy.public && limits.pins && free >= enough;
     }
 }
 

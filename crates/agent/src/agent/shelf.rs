@@ -49,6 +49,8 @@ struct Kept {
     absent: BTreeSet<String>,
     /// Whether containerd honours pins.
     honours_pins: bool,
+    /// Whether the disk is nearly full.
+    is_tight: bool,
 }
 
 impl<R: ImageRuntime> Shelf<R> {
@@ -106,6 +108,7 @@ impl<R: ImageRuntime> Shelf<R> {
             copies: self.runtime.kept_copies().await?,
             absent: BTreeSet::new(),
             honours_pins,
+            is_tight: kept.is_tight,
         };
         Ok(())
     }
@@ -131,7 +134,7 @@ impl<R: ImageRuntime> Shelf<R> {
                     kept.absent.clear();
                     sleep(BURST).await;
                 }
-                () = changes(self.disk, self.limits) => {}
+                () = changes(self.disk, self.limits, kept.is_tight) => {}
                 () = sleep_until(next) => {}
             }
         }
@@ -140,8 +143,9 @@ impl<R: ImageRuntime> Shelf<R> {
     /// Decides, and carries it out.
     async fn decide(&self, kept: &mut Kept, used: &[UsedImage]) -> Result<(), RuntimeError> {
         let (now, disk) = (clock::wall(), (self.disk)());
+        kept.is_tight = self.limits.is_tight(disk, kept.is_tight);
         let limits = Limits {
-            pins: kept.honours_pins,
+            pins: kept.honours_pins && !kept.is_tight,
             ..self.limits
         };
         let Decided { write, forget } = shelve(&kept.copies, used, &limits, disk, now);
@@ -181,9 +185,8 @@ impl<R: ImageRuntime> Shelf<R> {
 }
 
 /// Waits until the disk has become nearly full, or is not any more.
-async fn changes(disk: fn() -> Option<Disk>, limits: Limits) {
-    let before = limits.is_tight(disk());
-    while limits.is_tight(disk()) == before {
+async fn changes(disk: fn() -> Option<Disk>, limits: Limits, is_tight: bool) {
+    while limits.is_tight(disk(), is_tight) == is_tight {
         sleep(LOOK_EVERY).await;
     }
 }

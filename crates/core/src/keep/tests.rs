@@ -44,6 +44,7 @@ fn used(image: &str, copy: &str, since: Option<Timestamp>) -> UsedImage {
 #[derive(Default)]
 struct Node {
     kept: Vec<KeptCopy>,
+    is_tight: bool,
 }
 
 impl Node {
@@ -58,7 +59,12 @@ impl Node {
         disk: Option<Disk>,
         now: Timestamp,
     ) -> Shelf {
-        let decided = shelve(&self.kept, used, limits, disk, now);
+        self.is_tight = limits.is_tight(disk, self.is_tight);
+        let limits = Limits {
+            pins: !self.is_tight,
+            ..*limits
+        };
+        let decided = shelve(&self.kept, used, &limits, disk, now);
         let gone = decided.forget.iter().map(|(copy, _)| copy);
         for gone in gone.chain(&decided.write) {
             let same = |copy: &KeptCopy| copy.image == gone.image && copy.digest == gone.digest;
