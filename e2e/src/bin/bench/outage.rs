@@ -29,8 +29,7 @@ impl Bench {
                 eprintln!("{case}, {policy}: round {number} of {}", self.rounds);
                 self.fall_silent(&repository)?;
                 rounds.push(self.pods(&repository, policy, 1, NEVER).await?);
-                self.come_back(std::slice::from_ref(&repository), policy)
-                    .await?;
+                self.come_back(std::slice::from_ref(&repository)).await?;
             }
             rows.push(row(case, policy, &rounds));
         }
@@ -42,9 +41,11 @@ impl Bench {
         let case = "outage-later";
         let policies = self.that_start();
         let rows = self.case_of(&policies, case, Self::one_in_outage).await?;
-        for policy in policies {
-            self.come_back(&[repository(case, policy)], policy).await?;
-        }
+        let all: Vec<String> = policies
+            .iter()
+            .map(|policy| repository(case, policy))
+            .collect();
+        self.come_back(&all).await?;
         Ok(rows)
     }
 
@@ -74,9 +75,8 @@ impl Bench {
             }
         }
         rows.extend(self.case_of(&policies, OUTAGE, each).await?);
-        for policy in policies {
-            self.come_back(&many(policy), policy).await?;
-        }
+        let all: Vec<String> = policies.iter().flat_map(|policy| many(policy)).collect();
+        self.come_back(&all).await?;
         Ok(rows)
     }
 
@@ -95,8 +95,8 @@ impl Bench {
         registry.fault_on(repository, Fault::NeverAnswers)
     }
 
-    /// Ends the outage, and waits until the agent knows.
-    async fn come_back(&self, repositories: &[String], policy: &'static str) -> anyhow::Result<()> {
+    /// Ends the outage, and makes pods until the agent knows.
+    async fn come_back(&self, repositories: &[String]) -> anyhow::Result<()> {
         let registry = self.cluster.registry();
         registry.hang_up().await?;
         for repository in repositories {
@@ -105,10 +105,10 @@ impl Bench {
         registry.heal().await?;
         let circuits = "trylatest_open_circuits";
         for repository in repositories.iter().cycle() {
-            self.pods(repository, policy, 1, LIMIT).await?;
             if self.install.metric(circuits).await? == 0.0 {
                 break;
             }
+            self.pods(repository, "TryLatest", 1, LIMIT).await?;
         }
         Ok(())
     }
