@@ -54,7 +54,6 @@ use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
-use self::attempt::PullLimits;
 use self::config::ConfigFile;
 use self::health::Health;
 use self::history::History;
@@ -172,7 +171,7 @@ async fn start(
         planner,
         clock: Clock::start(),
         config: configured,
-        pulls: PullLimits::of_node(args.stall, args.disk.disk_floor),
+        disk_floor: args.disk.disk_floor,
         kubelet_verifies: args.kubelet_verifies,
         report,
         used: use_of,

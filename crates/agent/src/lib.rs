@@ -6,7 +6,7 @@
 //! - [`gate`]: the init container. No runtime, no network: it reads a file and waits.
 //! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
 //! - [`images`]: the index as a table or as JSON.
-//! - [`rollback`]: a name that points to the copy before.
+//! - [`rollback`]: an image's name points to the previous copy again.
 //! - [`config`]: what is wrong with a configuration file.
 
 pub mod agent;

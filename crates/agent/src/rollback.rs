@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Points the name back, and says what it did.
 ///
 /// # Errors
-/// No previous copy that is everybody's is kept, the kubelet is pulling the image, or containerd does not answer. The name is as it was.
+/// No previous copy that is everybody's is kept, the kubelet is pulling the image, or containerd does not answer.
 pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
     let said = tokio::runtime::Builder::new_current_thread()
         .enable_all()

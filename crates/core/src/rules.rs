@@ -56,6 +56,13 @@ pub struct Rule<T> {
     pub source: Source,
 }
 
+impl Source {
+    fn says<T>(self, value: T) -> Rule<T> {
+        let source = self;
+        Rule { value, source }
+    }
+}
+
 /// What applies to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -80,24 +87,16 @@ impl Rules {
     pub fn of(pod: &GatedPod, image: Option<&ImageName>, node: &NodeRules) -> Self {
         let settings = &pod.settings;
         let ceilings = &node.config.ceilings;
-        let own = |value| Rule {
-            value,
-            source: Source::Pod,
-        };
         let defaults = node.by_default(image);
         // A pod with a short deadline needs that time for its work.
         let short = pod.active_deadline.map(|whole| whole / DEADLINES_SHARE);
         let default = short.map_or(defaults.try_for, |short| defaults.try_for.min(short));
-        let fallback_on = settings.fallback_on.clone().map(|value| Rule {
-            value,
-            source: Source::Pod,
-        });
+        let fallback_on = settings.fallback_on.clone();
+        let fallback_on = fallback_on.map(|classes| Source::Pod.says(classes));
+        let max_age = settings.max_age.map(|age| Source::Pod.says(age));
         Self {
             try_for: at_most(settings.timeout.unwrap_or(default), ceilings.try_for),
-            max_age: capped(
-                settings.max_age.map(own).or(defaults.max_age),
-                ceilings.max_age,
-            ),
+            max_age: capped(max_age.or(defaults.max_age), ceilings.max_age),
             fallback_on: fallback_on.or(defaults.fallback_on),
             identity: pod.identity.clone(),
             ..defaults
@@ -140,10 +139,7 @@ fn at_most(value: Duration, ceiling: Option<Duration>) -> Duration {
 fn capped(rule: Option<Rule<Duration>>, ceiling: Option<Duration>) -> Option<Rule<Duration>> {
     match (rule, ceiling) {
         (Some(rule), Some(ceiling)) if rule.value <= ceiling => Some(rule),
-        (_, Some(value)) => Some(Rule {
-            value,
-            source: Source::Administrator,
-        }),
+        (_, Some(ceiling)) => Some(Source::Administrator.says(ceiling)),
         (rule, None) => rule,
     }
 }
@@ -152,19 +148,12 @@ impl NodeRules {
     /// What applies to a container with this image of a pod that sets nothing.
     pub fn by_default(&self, image: Option<&ImageName>) -> Rules {
         let Config { ceilings, .. } = &self.config;
-        let configured = Source::Administrator;
         let max_age = self.config.find(image, |section| section.max_age);
-        let max_age = max_age.map(|value| Rule {
-            value,
-            source: configured,
-        });
+        let max_age = max_age.map(|age| Source::Administrator.says(age));
         let fallback_on = self
             .config
             .find(image, |section| section.fallback_on.clone());
-        let fallback_on = fallback_on.map(|value| Rule {
-            value,
-            source: configured,
-        });
+        let fallback_on = fallback_on.map(|classes| Source::Administrator.says(classes));
         let try_for = self.config.find(image, |section| section.try_for);
         Rules {
             try_for: at_most(try_for.unwrap_or(self.try_for), ceilings.try_for),

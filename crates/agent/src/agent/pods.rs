@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
+use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::UsedImage;
 use trylatest_core::node::{NodeImage, NodeReport};
@@ -32,7 +33,6 @@ use trylatest_k8s::{PodChange, WatchError};
 
 use super::api::{Api, words};
 use super::aside;
-use super::attempt::PullLimits;
 use super::health::Health;
 use super::history::History;
 use super::keeper::Waiting;
@@ -67,7 +67,8 @@ pub(super) struct Pods<R> {
     pub(super) health: Arc<Health>,
     pub(super) planner: Planner,
     pub(super) clock: Clock,
-    pub(super) pulls: PullLimits,
+    /// What stays free on the disk.
+    pub(super) disk_floor: Amount,
     /// The administrator's configuration, whenever it changes.
     pub(super) config: watch::Receiver<Config>,
     pub(super) kubelet_verifies: Verifies,

@@ -27,10 +27,7 @@ impl<R: ImageRuntime> Loop<R> {
                 stall,
             } => {
                 let moved = self.moved.clone();
-                let limits = PullLimits {
-                    stall,
-                    ..self.own.pulls
-                };
+                let limits = PullLimits::of_node(stall, self.own.disk_floor);
                 let cut = CancellationToken::new();
                 self.cuts.insert(id, cut.clone());
                 self.begin(async move {
