@@ -68,7 +68,8 @@ async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
     for n in 0..IMAGES {
         let release = run(&space, &format!("later-{n}"), n, "fallback").await?;
         ensure!(release["class"] == "timeout", "{release}");
-        ensure!(!was_asked(&release), "{release}");
+        // The first pod's own pull still hangs: a pod of the same image may be told for how long.
+        ensure!(n == 0 || !was_asked(&release), "{release}");
     }
     ensure!(node.install.metric("trylatest_open_circuits").await? > 0.0);
     let before = space.registry.requests();
