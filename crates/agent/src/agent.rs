@@ -20,6 +20,7 @@ mod attempt;
 mod config;
 mod disk;
 mod gate_image;
+mod gates;
 mod handover;
 mod health;
 mod history;

@@ -22,10 +22,10 @@ use crate::progress::Progress;
 use crate::proof::Depth;
 use crate::runtime::{
     ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed, PullError,
-    RuntimeError, RuntimeVersion,
+    RunningPods, RuntimeError, RuntimeVersion,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{events, kept, labels, made, mend, names, proof};
+use crate::{containers, events, kept, labels, made, mend, names, proof};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -246,7 +246,11 @@ impl ImageRuntime for Containerd {
     }
 
     async fn image_events(&self) -> Result<ImageEvents, RuntimeError> {
-        events::subscribe(&self.calls).await
+        events::of_images(&self.calls).await
+    }
+
+    async fn pods_running(&self, container: &str) -> Result<RunningPods, RuntimeError> {
+        containers::running(&self.calls, container).await
     }
 
     async fn version(&self) -> Result<RuntimeVersion, RuntimeError> {

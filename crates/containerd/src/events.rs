@@ -1,4 +1,4 @@
-//! Changes of image names, from containerd's events.
+//! containerd's events; changes of image names among them.
 
 use std::time::Duration;
 
@@ -21,20 +21,29 @@ const HELLO_TOPIC: &str = "/trylatest/hello";
 const HELLO_EVERY: Duration = Duration::from_millis(20);
 
 /// See [`crate::ImageRuntime::image_events`].
+pub(crate) async fn of_images(calls: &Calls) -> Result<ImageEvents, RuntimeError> {
+    let operation = "subscribing to image events";
+    let topics = ["namespace==k8s.io,topic~=\"^/images/\"".to_owned()];
+    let envelopes = subscribe(calls, operation, topics).await?;
+    Ok(follow(operation, envelopes))
+}
+
+/// Follows the events that one of these filters lets through.
 ///
 /// containerd answers a subscription only with its first event, so a subscription that works looks like
 /// one that has not arrived. Hence the hello: once it comes back, no later event is missed.
-pub(crate) async fn subscribe(calls: &Calls) -> Result<ImageEvents, RuntimeError> {
-    let operation = "subscribing to image events";
+pub(crate) async fn subscribe(
+    calls: &Calls,
+    operation: &'static str,
+    filters: impl IntoIterator<Item = String>,
+) -> Result<Streaming<Envelope>, RuntimeError> {
     let mut events = calls.events();
+    let hello = format!("topic==\"{HELLO_TOPIC}\"");
     let request = SubscribeRequest {
-        filters: vec![
-            "namespace==k8s.io,topic~=\"^/images/\"".to_owned(),
-            format!("topic==\"{HELLO_TOPIC}\""),
-        ],
+        filters: filters.into_iter().chain([hello]).collect(),
     };
     let subscribe = async { events.subscribe(request).await };
-    let envelopes = calls
+    let answer = calls
         .within(operation, async {
             tokio::select! {
                 // Cancel-safe: only one subscription is made, and hellos are empty.
@@ -42,9 +51,8 @@ pub(crate) async fn subscribe(calls: &Calls) -> Result<ImageEvents, RuntimeError
                 failed = say_hello(calls) => Err(failed),
             }
         })
-        .await?
-        .into_inner();
-    Ok(follow(operation, envelopes))
+        .await?;
+    Ok(answer.into_inner())
 }
 
 /// Publishes hellos until dropped; returns why it cannot.

@@ -7,11 +7,11 @@
 
 mod runtime;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, watch};
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
@@ -74,6 +74,8 @@ struct State {
     down: bool,
     version: &'static str,
     events: broadcast::Sender<ImageEvent>,
+    /// The pods of which a container runs.
+    pods_running: watch::Sender<BTreeSet<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -134,11 +136,17 @@ impl FakeContainerd {
             down: false,
             version: "v2.4.2",
             events: broadcast::Sender::new(EVENTS),
+            pods_running: watch::Sender::default(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
             served: Arc::new(Semaphore::new(downloads)),
         }
+    }
+
+    /// A container runs in these pods, by uid, whatever its name.
+    pub fn run_in(&self, pods: BTreeSet<String>) {
+        locked(&self.state).pods_running.send_replace(pods);
     }
 
     /// The registry's tag points to this from now on.
@@ -262,6 +270,7 @@ impl FakeContainerd {
         state.down = down;
         if down {
             state.events = broadcast::Sender::new(EVENTS);
+            state.pods_running = watch::Sender::default();
         }
     }
 

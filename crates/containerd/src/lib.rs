@@ -4,8 +4,8 @@
 //! kubelet's own; the native API serves what CRI cannot: proof of a usable copy, progress of a
 //! running pull, names that keep an image, events. Both share one connection over the Unix socket.
 //!
-//! This crate must not speak to a registry, decide anything (that is `trylatest-core`) or know of
-//! pods. It owns no tasks: what it does ends when the caller drops the future or stream.
+//! This crate must not speak to a registry, decide anything (that is `trylatest-core`) or know more of
+//! a pod than its uid. It owns no tasks: what it does ends when the caller drops the future or stream.
 //!
 //! ```text
 //!   ImageName ──► ImageRuntime ──► CRI ImageService   pull, status, list
@@ -22,6 +22,7 @@ mod classify;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod containerd;
+mod containers;
 mod content;
 mod disk;
 mod events;
@@ -45,5 +46,5 @@ pub use containerd::{Containerd, ContainerdOptions};
 pub use program::{Program, ProgramError};
 pub use runtime::{
     ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
-    Pin, Pointed, PullError, RuntimeError, RuntimeVersion,
+    Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion,
 };

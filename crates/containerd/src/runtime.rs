@@ -1,5 +1,6 @@
 //! What the agent needs of a container runtime: the seam between the agent and containerd.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -200,6 +201,17 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send;
 
+    /// The pods in which a container of this name runs, by uid: now, and again whenever that changes.
+    ///
+    /// Like that of [`Self::image_events`], the stream's last item is an error.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn pods_running(
+        &self,
+        container: &str,
+    ) -> impl Future<Output = Result<RunningPods, RuntimeError>> + Send;
+
     /// The runtime's name and version.
     ///
     /// # Errors
@@ -238,6 +250,9 @@ pub enum Pointed {
 
 /// Changes of image names. Its last item is an error.
 pub type ImageEvents = BoxStream<'static, Result<ImageEvent, RuntimeError>>;
+
+/// The uids of pods in which a container runs, whenever they change. Its last item is an error.
+pub type RunningPods = BoxStream<'static, Result<BTreeSet<String>, RuntimeError>>;
 
 /// What the node holds under an image's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -528,6 +543,13 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send {
         R::image_events(self)
+    }
+
+    fn pods_running(
+        &self,
+        container: &str,
+    ) -> impl Future<Output = Result<RunningPods, RuntimeError>> + Send {
+        R::pods_running(self, container)
     }
 
     fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send {

@@ -69,6 +69,8 @@ pub struct Planner {
     node: String,
     /// By uid.
     pods: BTreeMap<String, Pod>,
+    /// The pods whose gates the container runtime runs.
+    running_gates: BTreeSet<String>,
     /// What is tried, or was.
     images: BTreeMap<ImageName, Image>,
     knowledge: Knowledge,
@@ -110,6 +112,7 @@ impl Planner {
             rules,
             node: node.to_owned(),
             pods: BTreeMap::new(),
+            running_gates: BTreeSet::new(),
             images: BTreeMap::new(),
             knowledge,
             attempts: 0,
@@ -136,11 +139,12 @@ impl Planner {
         if std::mem::take(&mut self.is_new) {
             self.recall(now);
         }
-        self.changed.uses |= !matches!(event, Event::Moved(_) | Event::Tick);
+        self.changed.uses |= !matches!(event, Event::Moved(_) | Event::GatesRun(_) | Event::Tick);
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.changed.report |= self.pods.remove(&uid).is_some(),
+            Event::GatesRun(pods) => self.gates_run(now, pods),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
             Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
@@ -276,13 +280,23 @@ impl Planner {
                     plan.push(overruled);
                 }
                 self.changed.report = true;
-                entry.insert(Pod::new(pod, now))
+                let runs = self.running_gates.contains(entry.key());
+                let pod = entry.insert(Pod::new(pod, now));
+                pod.gate_is_running(runs, now);
+                pod
             }
         };
         plan.extend(pod.gave_up(now));
         if !pod.wants_release(now) || !pod.is_in_its_round() {
             pod.round = None;
         }
+    }
+
+    fn gates_run(&mut self, now: Now, pods: BTreeSet<String>) {
+        for (uid, pod) in &mut self.pods {
+            pod.gate_is_running(pods.contains(uid), now);
+        }
+        self.running_gates = pods;
     }
 
     /// A pod's release was written, or was not: `again` if it had it before.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use proptest::collection::vec;
+use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
@@ -117,6 +117,8 @@ enum Event {
         image: usize,
     },
     GateStarts(usize),
+    /// The container runtime says, rightly or not, that these pods' gates run.
+    GatesRun(BTreeSet<usize>),
     GateGivesUp(usize),
     /// The kubelet will miss that the pod's release is written.
     GateIsBlind(usize),
@@ -223,6 +225,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => pod.clone().prop_map(Event::Deleted),
         1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
         2 => pod.clone().prop_map(Event::GateStarts),
+        2 => btree_set(pod.clone(), 0..PODS).prop_map(Event::GatesRun),
         1 => pod.clone().prop_map(Event::GateGivesUp),
         1 => pod.clone().prop_map(Event::GateIsBlind),
         3 => (any::<usize>(), 1..3_u8).prop_map(|(which, digest)| Event::Pulled { which, digest }),
@@ -440,14 +443,8 @@ impl World {
             Event::Deleted(pod) => self.deleted(pod),
             Event::Changed { pod, image } => self.changed(pod, image),
             Event::GateStarts(pod) => self.gate_starts(pod),
-            Event::GateGivesUp(pod) => {
-                let at = self.wall;
-                if let Some(pod) = self.pods.get_mut(&pod) {
-                    pod.gate = GateState::GaveUp { since: at, at };
-                    self.decided.remove(&pod.id.uid);
-                }
-                self.show(pod)
-            }
+            Event::GatesRun(pods) => self.gates_run(&pods),
+            Event::GateGivesUp(pod) => self.gate_gives_up(pod),
             Event::GateIsBlind(slot) => {
                 let pod = self.pods.get(&slot);
                 if pod.is_some_and(|pod| pod.released.is_none()) {
@@ -588,6 +585,21 @@ impl World {
             self.decided.remove(&pod.id.uid);
         }
         self.gate_reads(pod);
+        self.show(pod)
+    }
+
+    fn gates_run(&mut self, pods: &BTreeSet<usize>) -> Result<(), TestCaseError> {
+        let pods = pods.iter().filter_map(|pod| self.pods.get(pod));
+        let run = pods.map(|pod| pod.id.uid.clone()).collect();
+        self.tell(Seen::GatesRun(run))
+    }
+
+    fn gate_gives_up(&mut self, pod: usize) -> Result<(), TestCaseError> {
+        let at = self.wall;
+        if let Some(pod) = self.pods.get_mut(&pod) {
+            pod.gate = GateState::GaveUp { since: at, at };
+            self.decided.remove(&pod.id.uid);
+        }
         self.show(pod)
     }
 
@@ -860,6 +872,7 @@ impl World {
 
     /// From here on everything is answered soon, for better or worse; no gate may wait at the end.
     fn calms_down(&mut self, answers: &[Answer], kubelet_works: bool) -> Result<(), TestCaseError> {
+        self.tell(Seen::GatesRun(BTreeSet::new()))?;
         let mut answers = answers.iter().cycle();
         let patience = self.pods.values().map(|pod| pod.settings.timeout);
         let patience = patience.map(|own| own.unwrap_or(TRY)).max();

@@ -33,6 +33,7 @@ use trylatest_k8s::{PodChange, WatchError};
 
 use super::api::{Api, words};
 use super::aside;
+use super::gates;
 use super::health::Health;
 use super::history::History;
 use super::keeper::Waiting;
@@ -172,6 +173,7 @@ impl<R: ImageRuntime> Pods<R> {
         };
         let _ = timeout(TIDY, tidy).await;
         running.handle(Event::KubeletVerifies(asked)).await;
+        let mut gates = std::pin::pin!(gates::running(Arc::clone(&running.own.runtime)));
         let mut prune_at = Instant::now() + PRUNE_EVERY;
         let mut pruned = running.own.planner.known_images();
         loop {
@@ -185,6 +187,7 @@ impl<R: ImageRuntime> Pods<R> {
                     Some(change) => running.changed(change),
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
+                Some(pods) = gates.next() => Some(Event::GatesRun(pods)),
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
                 Ok(()) = running.own.config.changed() => {
                     let config = running.own.config.borrow_and_update().clone();

@@ -14,7 +14,7 @@ use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
     ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin,
-    Pointed, PullError, RuntimeError, RuntimeVersion,
+    Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion,
 };
 
 impl FakeContainerd {
@@ -401,6 +401,22 @@ impl ImageRuntime for FakeContainerd {
             let mut events = events?;
             match events.recv().await {
                 Ok(event) => Some((Ok(event), Some(events))),
+                Err(_) => Some((Err(RuntimeError::EventsEnded), None)),
+            }
+        });
+        Ok(follow.boxed())
+    }
+
+    async fn pods_running(&self, _container: &str) -> Result<RunningPods, RuntimeError> {
+        let mut pods = self.up("listing containers")?.pods_running.subscribe();
+        pods.mark_changed();
+        let follow = stream::unfold(Some(pods), |pods| async {
+            let mut pods = pods?;
+            match pods.changed().await {
+                Ok(()) => {
+                    let now = pods.borrow_and_update().clone();
+                    Some((Ok(now), Some(pods)))
+                }
                 Err(_) => Some((Err(RuntimeError::EventsEnded), None)),
             }
         });

@@ -25,6 +25,9 @@ pub enum Event {
     Seen(Box<GatedPod>),
     /// The pod with this uid is gone.
     Gone(String),
+    /// The pods, by uid, whose gates the container runtime runs now: the kubelet shows that up to a second later, and
+    /// knows it alone if this is empty.
+    GatesRun(BTreeSet<String>),
     /// A try has ended: the answer to [`Action::Try`].
     TryEnded(TryEnded),
     /// A running try, or the kubelet's pull of a hand-over, has come this far.

@@ -27,6 +27,8 @@ pub(super) type ReleasedWith<'a> = (Timestamp, &'a ContainerRelease);
 #[derive(Debug)]
 pub(super) struct Pod {
     pub(super) seen: GatedPod,
+    /// Since when the container runtime runs its gate.
+    gate_runs_since: Option<Timestamp>,
     pub(super) round: Option<Round>,
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     pub(super) released: Option<Release>,
@@ -62,6 +64,7 @@ impl Pod {
             released: pod.released.take(),
             decided: None,
             seen: pod,
+            gate_runs_since: None,
             round: None,
             complained: false,
             reported_open: None,
@@ -96,10 +99,32 @@ impl Pod {
             }
             self.released = theirs;
         }
-        if self.seen.gate != pod.gate {
+        let before = self.gate();
+        self.seen = pod;
+        self.gate_is_now(before, now);
+    }
+
+    /// The container runtime runs its gate, or does not.
+    pub(super) fn gate_is_running(&mut self, runs: bool, now: Now) {
+        let before = self.gate();
+        let since = self.gate_runs_since.unwrap_or(now.wall);
+        self.gate_runs_since = runs.then_some(since);
+        self.gate_is_now(before, now);
+    }
+
+    fn gate_is_now(&mut self, before: GateState, now: Now) {
+        if self.gate() != before {
             self.repeats.gate_changed(now.up);
         }
-        self.seen = pod;
+    }
+
+    /// How far its gate has come. The kubelet looks at its containers once a second and shows a start only then; the
+    /// container runtime has said so before.
+    fn gate(&self) -> GateState {
+        match (self.seen.gate, self.gate_runs_since) {
+            (GateState::Pending, Some(since)) => GateState::Running { since },
+            (shown, _) => shown,
+        }
     }
 
     /// The release of its round was written.
@@ -166,7 +191,7 @@ impl Pod {
 
     /// Whether its gate runs, and waits.
     pub(super) fn gate_runs(&self) -> bool {
-        matches!(self.seen.gate, GateState::Running { .. })
+        matches!(self.gate(), GateState::Running { .. })
     }
 
     /// When its release is to be written again, because the gate runs and does not act on it.
@@ -265,7 +290,7 @@ impl Pod {
     /// One that went stale before the gate ran is not given again before it runs: its sandbox may
     /// not come for hours, or the kubelet waits out a refusal.
     pub(super) fn wants_release(&self, now: Now) -> bool {
-        match (&self.released, self.seen.gate) {
+        match (&self.released, self.gate()) {
             _ if self.seen.terminated => false,
             (_, GateState::Open | GateState::GaveUp { .. }) => false,
             (None, GateState::Pending | GateState::Running { .. }) => true,
@@ -337,7 +362,7 @@ impl Pod {
 
     /// Begins a round.
     pub(super) fn begin(&mut self, now: Now, node: &NodeRules) -> &Round {
-        let since = since(&self.seen, self.released.is_some(), now);
+        let since = self.since(now);
         self.settled.clear();
         self.accepted.clear();
         self.settled_from = None;
@@ -362,19 +387,21 @@ impl Pod {
             && *containers == self.seen.containers
             && (released.is_none() || *released == self.released)
     }
-}
 
-/// The earliest moment that surely lies after the pod began to need a release.
-///
-/// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
-/// already had a release needs a new one since its gate runs again, not since it was created.
-fn since(pod: &GatedPod, again: bool, now: Now) -> Duration {
-    let began = match (again, pod.gate) {
-        (false, _) => pod.created,
-        (true, GateState::Running { since }) => since,
-        (true, GateState::Pending | GateState::Open | GateState::GaveUp { .. }) => return now.up,
-    };
-    let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
-    now.up
-        .saturating_sub(ago.try_into().unwrap_or(Duration::ZERO))
+    /// The earliest moment that surely lies after the pod began to need a release.
+    ///
+    /// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
+    /// already had a release needs a new one since its gate runs again, not since it was created.
+    fn since(&self, now: Now) -> Duration {
+        let began = match (self.released.is_some(), self.gate()) {
+            (false, _) => self.seen.created,
+            (true, GateState::Running { since }) => since,
+            (true, GateState::Pending | GateState::Open | GateState::GaveUp { .. }) => {
+                return now.up;
+            }
+        };
+        let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
+        now.up
+            .saturating_sub(ago.try_into().unwrap_or(Duration::ZERO))
+    }
 }

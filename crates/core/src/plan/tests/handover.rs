@@ -642,6 +642,38 @@ fn a_name_stays_until_the_gate_runs() {
 }
 
 #[test]
+fn the_runtime_says_first_that_a_gate_runs() {
+    for is_known in [true, false] {
+        let mut world = well();
+        let mut app = private("app", &world);
+        app.gate = GateState::Pending;
+        let runs = Event::GatesRun([app.id.uid.clone()].into());
+        if !is_known {
+            world.handle(runs.clone());
+        }
+        let seen = world.see(&app);
+        let ended = refused(&mut world, &seen, &usable("1"));
+        if is_known {
+            assert_eq!(ended, []);
+            the_handover(&world.handle(runs));
+        } else {
+            the_handover(&ended);
+        }
+    }
+}
+
+#[test]
+fn a_gate_that_the_runtime_has_seen_end_takes_no_name_away() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    app.gate = GateState::Pending;
+    world.handle(Event::GatesRun([app.id.uid.clone()].into()));
+    let seen = world.see(&app);
+    world.handle(Event::GatesRun([].into()));
+    assert_eq!(refused(&mut world, &seen, &usable("1")), []);
+}
+
+#[test]
 fn a_pod_that_cannot_open_takes_no_name_away() {
     let mut world = well();
     let mut app = private("app", &world);
