@@ -62,8 +62,8 @@ async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Resul
     if now.is_some() {
         node.keep(image, &undo, Pin::Unpinned).await?;
     }
-    let alias = alias::copy(image, &before.digest);
-    node.point(image, &alias, Over::Anything).await?;
+    node.point(image, &alias::copy(&before), Over::Anything)
+        .await?;
     let is_there = digest_of(node, image).await?.as_ref() == Some(&before.digest);
     if now.is_some() {
         if !is_there {

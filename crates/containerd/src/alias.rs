@@ -7,6 +7,7 @@
 
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
+use trylatest_core::keep::KeptCopy;
 
 use crate::runtime::RuntimeError;
 
@@ -24,8 +25,9 @@ pub fn aside(image: &ImageName) -> String {
     format!("{ASIDE}{}", mangled(image))
 }
 
-/// The alias that keeps this copy of the image for the next outage.
-pub fn copy(image: &ImageName, digest: &Digest) -> String {
+/// The alias that keeps this copy for the next outage.
+pub fn copy(copy: &KeptCopy) -> String {
+    let (image, digest) = copy.id();
     let digest = digest.as_str().replace(':', "+");
     format!("{COPIES}{digest}/{}", mangled(image))
 }
@@ -68,7 +70,22 @@ pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+
+    fn kept(image: &ImageName, digest: Digest) -> KeptCopy {
+        KeptCopy {
+            image: image.clone(),
+            digest,
+            size_bytes: 1,
+            since: Timestamp::UNIX_EPOCH,
+            used: Timestamp::UNIX_EPOCH,
+            proven: false,
+            public: false,
+            pinned: false,
+        }
+    }
 
     #[test]
     fn an_alias_is_no_image_name() {
@@ -85,11 +102,9 @@ mod tests {
             assert_eq!(set_aside_as(&aside(&image)), Some(image.clone()));
             assert_eq!(set_aside_as(&of(&image)), None);
             let digest: Digest = format!("sha256:{}", "2".repeat(64)).parse().unwrap();
-            assert_eq!(check(&copy(&image, &digest)), Ok(()));
-            assert_eq!(
-                copy_of(&copy(&image, &digest)),
-                Some((image.clone(), digest))
-            );
+            let alias = copy(&kept(&image, digest.clone()));
+            assert_eq!(check(&alias), Ok(()));
+            assert_eq!(copy_of(&alias), Some((image.clone(), digest)));
             assert_eq!(copy_of(&aside(&image)), None);
         }
         for bad in [

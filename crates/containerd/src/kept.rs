@@ -26,7 +26,7 @@ const TRUE: &str = "true";
 /// See [`crate::ImageRuntime::keep_copy`].
 pub(crate) async fn keep_copy(node: &Containerd, copy: &KeptCopy) -> Result<(), RuntimeError> {
     let operation = "keeping a copy";
-    let alias = alias::copy(&copy.image, &copy.digest);
+    let alias = alias::copy(copy);
     let there = node.stored(&alias).await?;
     let target = match there.as_ref().and_then(|there| there.target.clone()) {
         Some(target) => target,
@@ -87,7 +87,7 @@ pub(crate) async fn restore_kept(
     let Some(newest) = newest.filter(|newest| newest.public) else {
         return Ok(false);
     };
-    let alias = alias::copy(image, &newest.digest);
+    let alias = alias::copy(&newest);
     names::restore(node, &alias, image).await
 }
 
@@ -131,7 +131,7 @@ mod tests {
 
     fn stored(copy: &KeptCopy) -> Image {
         Image {
-            name: alias::copy(&copy.image, &copy.digest),
+            name: alias::copy(copy),
             labels: labels_of(copy),
             ..Image::default()
         }

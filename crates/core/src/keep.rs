@@ -50,6 +50,13 @@ pub struct KeptCopy {
     pub pinned: bool,
 }
 
+impl KeptCopy {
+    /// Which copy it is. What else is known of it changes, this does not.
+    pub fn id(&self) -> (&ImageName, &Digest) {
+        (&self.image, &self.digest)
+    }
+}
+
 /// An image that pods of this node use, or wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsedImage {
@@ -171,7 +178,8 @@ fn merged(kept: &[KeptCopy], used: &[UsedImage], now: Timestamp) -> Vec<Item> {
             is_current: false,
             why_not: None,
         };
-        items.insert((copy.image.clone(), copy.digest.clone()), item);
+        let (image, digest) = copy.id();
+        items.insert((image.clone(), digest.clone()), item);
     }
     for image in used {
         let nothing = None;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use tokio::time::timeout;
 use tracing::{info, warn};
-use trylatest_containerd::{ImageRuntime, alias};
+use trylatest_containerd::{ImageRuntime, RuntimeError, alias};
 use trylatest_core::keep::KeptCopy;
 use trylatest_k8s::Operation;
 
@@ -37,9 +37,9 @@ impl<R: ImageRuntime> Leaver<R> {
         let leave = async {
             if self.is_uninstalled().await {
                 info!("TryLatest is being uninstalled: what it has put on this node is removed");
-                futures::join!(self.let_go(true), self.clear_node());
+                futures::join!(self.forget_copies(), self.clear_node());
             } else {
-                self.let_go(false).await;
+                self.unpin_copies().await;
             }
         };
         if timeout(DEADLINE, leave).await.is_err() {
@@ -61,31 +61,40 @@ impl<R: ImageRuntime> Leaver<R> {
         }
     }
 
-    /// Takes the pins of kept copies away, or the whole aliases.
-    async fn let_go(&self, forget: bool) {
+    /// Removes the aliases of kept copies.
+    async fn forget_copies(&self) {
+        self.for_each_copy(async |copy| self.runtime.forget(&alias::copy(&copy)).await)
+            .await;
+    }
+
+    /// Takes the pins of kept copies away.
+    async fn unpin_copies(&self) {
+        self.for_each_copy(async |copy| {
+            if !copy.pinned {
+                return Ok(());
+            }
+            let unpinned = KeptCopy {
+                pinned: false,
+                ..copy
+            };
+            self.runtime.keep_copy(&unpinned).await
+        })
+        .await;
+    }
+
+    /// Lets each kept copy go in the same way, some at the same time.
+    async fn for_each_copy(&self, let_go: impl AsyncFn(KeptCopy) -> Result<(), RuntimeError>) {
         let copies = match self.runtime.kept_copies().await {
             Ok(copies) => copies,
             Err(error) => return warn!(%error, "kept copies cannot be let go"),
         };
-        let copies = copies.into_iter().filter(|copy| forget || copy.pinned);
-        let let_go =
-            futures::stream::iter(copies).for_each_concurrent(AT_ONCE, |copy| async move {
-                let gone = if forget {
-                    self.runtime
-                        .forget(&alias::copy(&copy.image, &copy.digest))
-                        .await
-                } else {
-                    let unpinned = KeptCopy {
-                        pinned: false,
-                        ..copy.clone()
-                    };
-                    self.runtime.keep_copy(&unpinned).await
-                };
-                if let Err(error) = gone {
-                    warn!(image = %copy.image, %error, "a kept copy cannot be let go");
-                }
-            });
-        let_go.await;
+        let all = futures::stream::iter(copies).for_each_concurrent(AT_ONCE, |copy| async {
+            let image = copy.image.clone();
+            if let Err(error) = let_go(copy).await {
+                warn!(%image, %error, "a kept copy cannot be let go");
+            }
+        });
+        all.await;
     }
 
     async fn clear_node(&self) {

@@ -153,7 +153,7 @@ impl<R: ImageRuntime> Shelf<R> {
             self.write(kept, copy).await?;
         }
         for (copy, because) in forget {
-            let alias = alias::copy(&copy.image, &copy.digest);
+            let alias = alias::copy(&copy);
             self.runtime.forget(&alias).await?;
             self.metrics.kept.was_let_go(because);
             info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");
@@ -164,7 +164,7 @@ impl<R: ImageRuntime> Shelf<R> {
     }
 
     async fn write(&self, kept: &mut Kept, copy: KeptCopy) -> Result<(), RuntimeError> {
-        let alias = alias::copy(&copy.image, &copy.digest);
+        let alias = alias::copy(&copy);
         if kept.absent.contains(&alias) {
             return Ok(());
         }
@@ -194,8 +194,7 @@ async fn changes(disk: fn() -> Option<Disk>, limits: Limits, is_tight: bool) {
 impl Kept {
     /// Puts a copy in the place of one that was known, or takes it away.
     fn put(&mut self, old: &KeptCopy, new: Option<KeptCopy>) {
-        let is_it = |copy: &KeptCopy| copy.image == old.image && copy.digest == old.digest;
-        self.copies.retain(|copy| !is_it(copy));
+        self.copies.retain(|copy| copy.id() != old.id());
         self.copies.extend(new);
     }
 }

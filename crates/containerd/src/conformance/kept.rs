@@ -92,7 +92,7 @@ async fn keep<H: Harness>(h: &H, copy: &KeptCopy) -> Verdict {
 }
 
 async fn forget<H: Harness>(h: &H, copy: &KeptCopy) -> Verdict {
-    let alias = alias::copy(&copy.image, &copy.digest);
+    let alias = alias::copy(copy);
     h.runtime().forget(&alias).await.map_err(said)
 }
 

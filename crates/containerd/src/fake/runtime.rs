@@ -293,7 +293,7 @@ impl ImageRuntime for FakeContainerd {
 
     async fn keep_copy(&self, copy: &KeptCopy) -> Result<(), RuntimeError> {
         let operation = "keeping a copy";
-        let alias = alias::copy(&copy.image, &copy.digest);
+        let alias = alias::copy(copy);
         let digest = copy.digest.as_str();
         let by_digest = format!("{}@{digest}", copy.image.repository());
         let mut state = self.up(operation)?;
@@ -330,7 +330,7 @@ impl ImageRuntime for FakeContainerd {
         let newest = copies.iter().max_by_key(|copy| copy.since);
         match newest.filter(|newest| newest.public) {
             Some(newest) => {
-                let alias = alias::copy(image, &newest.digest);
+                let alias = alias::copy(newest);
                 self.restore(&alias, image).await
             }
             None => Ok(false),

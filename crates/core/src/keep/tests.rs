@@ -67,7 +67,7 @@ impl Node {
         let decided = shelve(&self.kept, used, &limits, disk, now);
         let gone = decided.forget.iter().map(|(copy, _)| copy);
         for gone in gone.chain(&decided.write) {
-            let same = |copy: &KeptCopy| copy.image == gone.image && copy.digest == gone.digest;
+            let same = |copy: &KeptCopy| copy.id() == gone.id();
             self.kept.retain(|copy| !same(copy));
         }
         self.kept.extend(decided.write.iter().cloned());
@@ -314,7 +314,7 @@ proptest! {
             });
             for image in &images {
                 for digest in image.current.iter().map(|copy| &copy.digest).chain(image.runs.keys()) {
-                    let kept = node.kept.iter().find(|copy| copy.image == image.image && copy.digest == *digest);
+                    let kept = node.kept.iter().find(|copy| copy.id() == (&image.image, digest));
                     prop_assert!(kept.is_some(), "{digest} is in use");
                 }
             }

@@ -144,8 +144,9 @@ async fn what_somebody_has_removed_is_kept_again() {
     let world = World::start(LIMITS);
     world.uses(used("sha256:one"));
     world.later().await;
-    let alias = alias::copy(&image(), &"sha256:one".parse().unwrap());
-    world.node.remove(&alias);
+    for copy in world.node.kept_copies().await.unwrap() {
+        world.node.remove(&alias::copy(&copy));
+    }
     sleep(LIST_EVERY).await;
     world.later().await;
     assert_eq!(world.kept().await, ["sha256:one"]);
