@@ -72,6 +72,8 @@ struct State {
     /// How many images were made here.
     made: u32,
     down: bool,
+    /// Names that cannot be written, and how often that was tried.
+    refused: HashMap<String, usize>,
     version: &'static str,
     events: broadcast::Sender<ImageEvent>,
     /// The pods of which a container runs.
@@ -134,6 +136,7 @@ impl FakeContainerd {
             pulls: HashMap::new(),
             made: 0,
             down: false,
+            refused: HashMap::new(),
             version: "v2.4.2",
             events: broadcast::Sender::new(EVENTS),
             pods_running: watch::Sender::default(),
@@ -251,6 +254,17 @@ impl FakeContainerd {
         let names = locked(&self.state).names.clone();
         let same = names.iter().filter(|(_, copy)| copy.digest == digest);
         same.for_each(|(name, _)| self.remove(name));
+    }
+
+    /// Refuses to keep a copy by this alias from now on, whatever is kept.
+    pub fn refuse(&self, alias: &str) {
+        locked(&self.state).refused.insert(alias.to_owned(), 0);
+    }
+
+    /// How often it has refused to.
+    pub fn refusals(&self, alias: &str) -> usize {
+        let state = locked(&self.state);
+        state.refused.get(alias).copied().unwrap_or_default()
     }
 
     /// Where an alias points, as a digest.

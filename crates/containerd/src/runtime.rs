@@ -438,6 +438,16 @@ pub enum RuntimeError {
     EventsEnded,
 }
 
+impl RuntimeError {
+    /// Whether this was refused, for what it is: another call may go well.
+    pub fn is_an_answer(&self) -> bool {
+        match self {
+            Self::Answered { .. } | Self::NotFound { .. } | Self::BadAlias { .. } => true,
+            Self::Timeout { .. } | Self::Unreachable { .. } | Self::EventsEnded => false,
+        }
+    }
+}
+
 impl<R: ImageRuntime> ImageRuntime for Arc<R> {
     fn pull(&self, image: &ImageName) -> impl Future<Output = Result<(), PullError>> + Send {
         R::pull(self, image)

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::{ImageRuntime, RuntimeError, alias};
 use trylatest_core::disk::Disk;
-use trylatest_core::keep::{KeptCopy, Limits, Shelf as Decided, UsedImage, shelve};
+use trylatest_core::keep::{Because, KeptCopy, Limits, Shelf as Decided, UsedImage, shelve};
 
 use super::metrics::Metrics;
 use crate::clock;
@@ -47,6 +47,8 @@ struct Kept {
     copies: Vec<KeptCopy>,
     /// Aliases of copies that are not there.
     absent: BTreeSet<String>,
+    /// Aliases that containerd has refused to change the last time.
+    refused: BTreeSet<String>,
     /// Whether containerd honours pins.
     honours_pins: bool,
     /// Whether the disk is nearly full.
@@ -107,6 +109,7 @@ impl<R: ImageRuntime> Shelf<R> {
         *kept = Kept {
             copies: self.runtime.kept_copies().await?,
             absent: BTreeSet::new(),
+            refused: std::mem::take(&mut kept.refused),
             honours_pins,
             is_tight: kept.is_tight,
         };
@@ -140,7 +143,7 @@ impl<R: ImageRuntime> Shelf<R> {
         }
     }
 
-    /// Decides, and carries it out.
+    /// Decides, and carries it out. What containerd refuses of one copy is passed over until it is decided again.
     async fn decide(&self, kept: &mut Kept, used: &[UsedImage]) -> Result<(), RuntimeError> {
         let (now, disk) = (clock::wall(), (self.disk)());
         kept.is_tight = self.limits.is_tight(disk, kept.is_tight);
@@ -149,17 +152,30 @@ impl<R: ImageRuntime> Shelf<R> {
             ..self.limits
         };
         let Decided { write, forget } = shelve(&kept.copies, used, &limits, disk, now);
+        let mut refused = BTreeSet::new();
         for copy in write {
-            self.write(kept, copy).await?;
+            let written = self.write(kept, copy.clone()).await;
+            pass_over(written, &copy, kept, &mut refused)?;
         }
         for (copy, because) in forget {
-            let alias = alias::copy(&copy);
-            self.runtime.forget(&alias).await?;
-            self.metrics.kept.was_let_go(because);
-            info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");
-            kept.put(&copy, None);
+            let forgotten = self.forget(kept, &copy, because).await;
+            pass_over(forgotten, &copy, kept, &mut refused)?;
         }
+        kept.refused = refused;
         self.metrics.kept.set(&kept.copies);
+        Ok(())
+    }
+
+    async fn forget(
+        &self,
+        kept: &mut Kept,
+        copy: &KeptCopy,
+        because: Because,
+    ) -> Result<(), RuntimeError> {
+        self.runtime.forget(&alias::copy(copy)).await?;
+        self.metrics.kept.was_let_go(because);
+        info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");
+        kept.put(copy, None);
         Ok(())
     }
 
@@ -182,6 +198,25 @@ impl<R: ImageRuntime> Shelf<R> {
         }
         Ok(())
     }
+}
+
+/// What containerd answers may be about this copy alone, and for good: the others are not to suffer for it. Says so once.
+fn pass_over(
+    result: Result<(), RuntimeError>,
+    copy: &KeptCopy,
+    kept: &Kept,
+    refused: &mut BTreeSet<String>,
+) -> Result<(), RuntimeError> {
+    let Err(error) = result else { return Ok(()) };
+    if !error.is_an_answer() {
+        return Err(error);
+    }
+    let alias = alias::copy(copy);
+    if !kept.refused.contains(&alias) {
+        warn!(image = %copy.image, digest = %copy.digest.as_str(), %error, "containerd refuses to change what is kept of an image; it is passed over");
+    }
+    refused.insert(alias);
+    Ok(())
 }
 
 /// Waits until the disk has become nearly full, or is not any more.

@@ -297,6 +297,14 @@ impl ImageRuntime for FakeContainerd {
         let digest = copy.digest.as_str();
         let by_digest = format!("{}@{digest}", copy.image.repository());
         let mut state = self.up(operation)?;
+        if let Some(refusals) = state.refused.get_mut(&alias) {
+            *refusals += 1;
+            return Err(RuntimeError::Answered {
+                operation,
+                code: tonic::Code::InvalidArgument,
+                message: "scripted".to_owned(),
+            });
+        }
         let names = [alias.as_str(), copy.image.as_str(), &by_digest];
         let mut stored = names.into_iter().filter_map(|name| state.names.get(name));
         let there = stored.find(|there| there.digest == digest);

@@ -176,6 +176,36 @@ async fn containerd_may_be_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_containerd_refuses_keeps_no_other_away() {
+    let node = FakeContainerd::new();
+    let first: ImageName = "reg.example/a:latest".parse().unwrap();
+    node.hold(&first, "sha256:zero", MIB);
+    node.hold(&image(), "sha256:one", MIB);
+    let mut both = used("sha256:zero");
+    both[0].image = first.clone();
+    both.extend(used("sha256:one"));
+    let world = World::on(node, LIMITS);
+    world.uses(both);
+    world.later().await;
+    assert_eq!(world.kept().await.len(), 2);
+    let copies = world.node.kept_copies().await.unwrap();
+    let of_first = copies.iter().find(|copy| copy.image == first).unwrap();
+    let alias = alias::copy(of_first);
+    world.node.remove(&alias);
+    world.node.refuse(&alias);
+    for copy in copies.iter().filter(|copy| copy.image != first) {
+        world.node.remove(&alias::copy(copy));
+    }
+    sleep(LIST_EVERY).await;
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+    let refusals = world.node.refusals(&alias);
+    assert!(refusals > 0, "it was tried");
+    world.later().await;
+    assert_eq!(world.node.refusals(&alias), refusals + 1, "not at once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn pins_that_have_no_effect_are_reported() {
     let world = World::start(LIMITS);
     world.node.set_version("1.6.20~ds1");
