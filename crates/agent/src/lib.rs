@@ -16,6 +16,7 @@ pub mod config;
 pub mod gate;
 pub mod images;
 pub mod rollback;
+mod undo;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

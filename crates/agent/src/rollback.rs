@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use jiff::Timestamp;
 use trylatest_containerd::{
-    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Local, Over, Pin, alias,
+    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Over, alias,
 };
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -14,6 +14,7 @@ use trylatest_core::time::short_age;
 
 use crate::args::RollbackArgs;
 use crate::clock;
+use crate::undo::Undo;
 
 /// For each call to containerd.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -39,15 +40,26 @@ pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
 }
 
 async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<String> {
-    let away = node.aside().await?;
-    if away.iter().any(|(_, name)| name == image) {
-        bail!(
-            "the kubelet is pulling {image} with a pod's credentials; try again when that pull has ended"
-        );
+    let change = Undo::begin(node, image).await?;
+    let now = change.before().cloned();
+    let pointed = point_back(node, image, now.as_ref()).await;
+    let found = change.end().await?;
+    let before = pointed?;
+    if found.as_ref() != Some(&before.digest) {
+        let digest = before.digest.as_str();
+        bail!("the previous copy of {image}, {digest}, cannot be used");
     }
-    let now = digest_of(node, image).await?;
+    Ok(words(image, now.as_ref(), &before, clock::wall()))
+}
+
+/// Points the name to the copy before this one.
+async fn point_back(
+    node: &impl ImageRuntime,
+    image: &ImageName,
+    now: Option<&Digest>,
+) -> anyhow::Result<KeptCopy> {
     let copies = node.kept_copies().await?;
-    let Some(before) = copy_before(copies, image, now.as_ref()) else {
+    let Some(before) = copy_before(copies, image, now) else {
         bail!(
             "no previous copy of {image} is kept on this node: it stays only until a container has run from the newest \
              for ten minutes"
@@ -58,35 +70,9 @@ async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Resul
             "the previous copy of {image} is private, and the kubelet may have forgotten which pods may use it"
         );
     }
-    let undo = alias::of(image);
-    if now.is_some() {
-        node.keep(image, &undo, Pin::Unpinned).await?;
-    }
     node.point(image, &alias::copy(&before), Over::Anything)
         .await?;
-    let is_there = digest_of(node, image).await?.as_ref() == Some(&before.digest);
-    if now.is_some() {
-        if !is_there {
-            let undone = node.restore(&undo, image).await;
-            undone.context(
-                "the previous copy cannot be used, and the name could not be pointed back",
-            )?;
-        }
-        node.forget(&undo).await?;
-    }
-    if !is_there {
-        let digest = before.digest.as_str();
-        bail!("the previous copy of {image}, {digest}, cannot be used");
-    }
-    Ok(words(image, now.as_ref(), &before, clock::wall()))
-}
-
-/// What the name points to, if a container can start from it.
-async fn digest_of(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<Option<Digest>> {
-    match node.local(image).await? {
-        Local::Usable(found) => Ok(Some(found.digest.parse()?)),
-        Local::Absent | Local::Unusable { .. } => Ok(None),
-    }
+    Ok(before)
 }
 
 fn copy_before(copies: Vec<KeptCopy>, image: &ImageName, now: Option<&Digest>) -> Option<KeptCopy> {
@@ -109,6 +95,7 @@ fn words(image: &ImageName, now: Option<&Digest>, before: &KeptCopy, time: Times
 
 #[cfg(test)]
 mod tests {
+    use trylatest_containerd::Pin;
     use trylatest_containerd::fake::FakeContainerd;
 
     use super::*;
@@ -172,6 +159,18 @@ mod tests {
         let error = roll_back(&node, &image()).await.unwrap_err();
         assert!(error.to_string().contains("try again"), "{error}");
         assert_eq!(node.kept(image().as_str()), None);
+    }
+
+    #[tokio::test]
+    async fn a_try_of_the_agent_keeps_its_own_alias() {
+        let node = FakeContainerd::new();
+        hold(&node, "sha256:one", 1).await;
+        hold(&node, "sha256:two", 2).await;
+        let of_try = alias::of(&image());
+        node.keep(&image(), &of_try, Pin::Unpinned).await.unwrap();
+        roll_back(&node, &image()).await.unwrap();
+        assert_eq!(node.kept(&of_try).as_deref(), Some("sha256:two"));
+        assert_eq!(node.kept(&alias::undo(&image())), None, "nothing is left");
     }
 
     #[tokio::test]

@@ -25,6 +25,36 @@ pub fn aside(image: &ImageName) -> String {
     format!("{ASIDE}{}", mangled(image))
 }
 
+/// The alias that keeps what the image's name points to while a command changes that. Not that of a try: the agent may
+/// try the same image at the same time, and removes its own.
+pub fn undo(image: &ImageName) -> String {
+    format!("{UNDO}{}", mangled(image))
+}
+
+/// What an alias is the only record of, should whoever made it be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journal {
+    /// The image's name is away: [`aside`].
+    Aside,
+    /// A command changes what the image's name points to: [`undo`].
+    Undo,
+}
+
+impl Journal {
+    /// Begins every alias of this kind.
+    pub(crate) const fn prefix(self) -> &'static str {
+        match self {
+            Self::Aside => ASIDE,
+            Self::Undo => UNDO,
+        }
+    }
+
+    /// The image whose copy this alias keeps, if it is of this kind.
+    pub(crate) fn image_of(self, alias: &str) -> Option<ImageName> {
+        demangled(alias.strip_prefix(self.prefix())?)
+    }
+}
+
 /// The alias that keeps this copy for the next outage.
 pub fn copy(copy: &KeptCopy) -> String {
     let (image, digest) = copy.id();
@@ -46,13 +76,9 @@ fn demangled(name: &str) -> Option<ImageName> {
     name.replace('+', ":").replace('=', "@").parse().ok()
 }
 
-/// The image whose copy this alias keeps, if it is one of [`aside`].
-pub(crate) fn set_aside_as(alias: &str) -> Option<ImageName> {
-    demangled(alias.strip_prefix(ASIDE)?)
-}
+const ASIDE: &str = "TryLatest/aside/";
 
-/// Begins every alias of a copy whose name is away.
-pub(crate) const ASIDE: &str = "TryLatest/aside/";
+const UNDO: &str = "TryLatest/undo/";
 
 /// Begins every alias of a copy that is kept for the next outage.
 pub(crate) const COPIES: &str = "TryLatest/copy/";
@@ -98,9 +124,15 @@ mod tests {
             "r.example/app@sha256:1111111111111111111111111111111111111111111111111111111111111111",
         ] {
             let image: ImageName = name.parse().unwrap();
-            assert_eq!(check(&aside(&image)), Ok(()));
-            assert_eq!(set_aside_as(&aside(&image)), Some(image.clone()));
-            assert_eq!(set_aside_as(&of(&image)), None);
+            for (alias, journal, other) in [
+                (aside(&image), Journal::Aside, Journal::Undo),
+                (undo(&image), Journal::Undo, Journal::Aside),
+            ] {
+                assert_eq!(check(&alias), Ok(()));
+                assert_eq!(journal.image_of(&alias), Some(image.clone()));
+                assert_eq!(other.image_of(&alias), None);
+                assert_eq!(journal.image_of(&of(&image)), None);
+            }
             let digest: Digest = format!("sha256:{}", "2".repeat(64)).parse().unwrap();
             let alias = copy(&kept(&image, digest.clone()));
             assert_eq!(check(&alias), Ok(()));

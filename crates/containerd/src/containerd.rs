@@ -13,6 +13,7 @@ use k8s_cri::v1::{
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 
+use crate::alias::Journal;
 use crate::calls::{CallObserver, Calls};
 use crate::classify;
 use crate::disk::Looks;
@@ -211,8 +212,8 @@ impl ImageRuntime for Containerd {
         Box::pin(names::set_aside(self, image, alias)).await
     }
 
-    async fn aside(&self) -> Result<Vec<(String, ImageName)>, RuntimeError> {
-        names::aside(self).await
+    async fn journal(&self, of: Journal) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+        names::journal(self, of).await
     }
 
     async fn keep_copy(&self, copy: &KeptCopy) -> Result<(), RuntimeError> {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use trylatest_core::image::ImageName;
 
-use crate::alias;
+use crate::alias::{self, Journal};
 use crate::containerd::Containerd;
 use crate::labels;
 use crate::runtime::{ImageRuntime, Local, Pin, RuntimeError};
@@ -184,18 +184,24 @@ async fn is_gone_in_cri(node: &Containerd, image: &ImageName) -> Result<(), Runt
     node.calls.together(operation, Box::pin(gone)).await
 }
 
-/// See [`crate::ImageRuntime::aside`].
-pub(crate) async fn aside(node: &Containerd) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+/// See [`crate::ImageRuntime::journal`].
+pub(crate) async fn journal(
+    node: &Containerd,
+    of: Journal,
+) -> Result<Vec<(String, ImageName)>, RuntimeError> {
     let request = ListImagesRequest {
-        filters: vec![format!("name~=\"^{}\"", alias::ASIDE)],
+        filters: vec![format!("name~=\"^{}\"", of.prefix())],
     };
     let mut images = node.calls.images();
     let call = images.list(request);
-    let listed = node.calls.call("listing names that are away", call).await?;
+    let listed = node
+        .calls
+        .call("listing what is to be undone", call)
+        .await?;
     let names = listed.images.into_iter().map(|image| image.name);
     Ok(names
         .filter_map(|alias| {
-            let image = alias::set_aside_as(&alias)?;
+            let image = of.image_of(&alias)?;
             Some((alias, image))
         })
         .collect())

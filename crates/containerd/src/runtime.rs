@@ -11,6 +11,7 @@ use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::Failure;
 
+use crate::alias::Journal;
 use crate::program::Program;
 
 /// What the agent needs of a container runtime.
@@ -120,19 +121,21 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// The alias could be taken for an image, or containerd did not answer; the name may be away.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the name may be away, and [`ImageRuntime::aside`] then lists it.
+    /// If the future is dropped, the name may be away, and [`ImageRuntime::journal`] then lists it.
     fn set_aside(
         &self,
         image: &ImageName,
         alias: &str,
     ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send;
 
-    /// Every copy that is kept by an alias of [`crate::alias::aside`], with the name that it was taken
-    /// from.
+    /// Every alias of this kind, and the image whose copy it keeps.
     ///
     /// # Errors
     /// containerd did not answer.
-    fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send;
+    fn journal(
+        &self,
+        of: Journal,
+    ) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send;
 
     /// Writes the alias that keeps this copy, and what is to be known of it. One of the image's names, or the alias
     /// itself, must point to the copy.
@@ -508,8 +511,11 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         R::set_aside(self, image, alias)
     }
 
-    fn aside(&self) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send {
-        R::aside(self)
+    fn journal(
+        &self,
+        of: Journal,
+    ) -> impl Future<Output = Result<Vec<(String, ImageName)>, RuntimeError>> + Send {
+        R::journal(self, of)
     }
 
     fn keep_copy(&self, copy: &KeptCopy) -> impl Future<Output = Result<(), RuntimeError>> + Send {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
+use trylatest_containerd::alias::Journal;
 use trylatest_containerd::{ImageEvents, ImageRuntime, Movement, Pin, RuntimeError, alias};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -16,6 +17,7 @@ use trylatest_core::verdict::CachedCopy;
 
 use super::attempt::{copy, prove};
 use super::offers::Offers;
+use crate::undo;
 
 /// How often the kubelet's pull is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -197,10 +199,11 @@ pub(super) async fn give_back<R: ImageRuntime>(
     (found, was_there)
 }
 
-/// Gives back every name that an earlier run of the agent has left away.
+/// Gives back every name that an earlier run of the agent has left away, and then undoes what killed commands have left
+/// half done.
 pub(super) async fn give_back_all<R: ImageRuntime>(runtime: &R) {
     let aside = loop {
-        match runtime.aside().await {
+        match runtime.journal(Journal::Aside).await {
             Ok(aside) => break aside,
             Err(_) => sleep(PAUSE).await,
         }
@@ -211,6 +214,7 @@ pub(super) async fn give_back_all<R: ImageRuntime>(runtime: &R) {
         info!(%image, was_there, "an earlier agent had taken this image's name away; it is there again");
     });
     back.await;
+    undo::all(runtime).await;
 }
 
 #[cfg(test)]

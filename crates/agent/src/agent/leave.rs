@@ -12,6 +12,7 @@ use trylatest_k8s::Operation;
 
 use super::api::{Api, words};
 use super::history::History;
+use crate::undo;
 
 /// How long it may take. The kubelet kills the agent 30 s after SIGTERM, and its tasks may have taken 8 s of that.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -37,7 +38,7 @@ impl<R: ImageRuntime> Leaver<R> {
         let leave = async {
             if self.is_uninstalled().await {
                 info!("TryLatest is being uninstalled: what it has put on this node is removed");
-                futures::join!(self.forget_copies(), self.clear_node());
+                futures::join!(self.forget_aliases(), self.clear_node());
             } else {
                 self.unpin_copies().await;
             }
@@ -61,8 +62,9 @@ impl<R: ImageRuntime> Leaver<R> {
         }
     }
 
-    /// Removes the aliases of kept copies.
-    async fn forget_copies(&self) {
+    /// Removes the aliases of kept copies, and those that killed commands have left.
+    async fn forget_aliases(&self) {
+        undo::all(&*self.runtime).await;
         self.for_each_copy(async |copy| self.runtime.forget(&alias::copy(&copy)).await)
             .await;
     }

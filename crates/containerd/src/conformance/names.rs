@@ -5,7 +5,7 @@ use trylatest_core::image::ImageName;
 use trylatest_core::outcome::FailureClass;
 
 use super::{Fault, Harness, PATIENCE, Verdict, ensure, is_usable, local, pull, said, until};
-use crate::alias;
+use crate::alias::{self, Journal};
 use crate::runtime::{ImageChange, ImageRuntime, Local, Pin, RuntimeError};
 
 /// Set by k3s on the images that it brings along, and by anybody else.
@@ -178,7 +178,7 @@ async fn set_aside<H: Harness>(h: &H, image: &ImageName, digest: &str) -> Verdic
 }
 
 async fn aside<H: Harness>(h: &H, image: &ImageName) -> Result<bool, String> {
-    let all = h.runtime().aside().await.map_err(said)?;
+    let all = h.runtime().journal(Journal::Aside).await.map_err(said)?;
     Ok(all.iter().any(|(_, other)| other == image))
 }
 

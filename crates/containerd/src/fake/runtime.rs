@@ -9,7 +9,7 @@ use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
 
 use super::{Answer, Content, FakeContainerd, Lost, Pulls, State, content};
-use crate::alias;
+use crate::alias::{self, Journal};
 use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
@@ -283,11 +283,11 @@ impl ImageRuntime for FakeContainerd {
         Ok(Some(digest))
     }
 
-    async fn aside(&self) -> Result<Vec<(String, ImageName)>, RuntimeError> {
-        let state = self.up("listing names that are away")?;
+    async fn journal(&self, of: Journal) -> Result<Vec<(String, ImageName)>, RuntimeError> {
+        let state = self.up("listing what is to be undone")?;
         let aliases = state.names.keys();
         Ok(aliases
-            .filter_map(|alias| Some((alias.clone(), alias::set_aside_as(alias)?)))
+            .filter_map(|alias| Some((alias.clone(), of.image_of(alias)?)))
             .collect())
     }
 

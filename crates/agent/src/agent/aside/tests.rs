@@ -94,5 +94,5 @@ async fn an_agent_that_begins_gives_back_what_it_finds_aside() {
     give_back_all(&node).await;
     assert_eq!(prove(&node, &app()).await.digest(), Some(&digest("one")));
     assert_eq!(prove(&node, &other).await.digest(), Some(&digest("newer")));
-    assert_eq!(node.aside().await, Ok(Vec::new()));
+    assert_eq!(node.journal(Journal::Aside).await, Ok(Vec::new()));
 }
