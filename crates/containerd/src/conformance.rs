@@ -57,6 +57,10 @@ pub enum Loss {
     SharedLayer,
     /// What is in that file.
     SharedLayersBytes,
+    /// What is in the files of its topmost unpacked layer.
+    Files,
+    /// The same, while a container has something on top of it.
+    FilesInUse,
 }
 
 /// A runtime under test, with its registry.
@@ -81,6 +85,9 @@ pub trait Harness: Send + Sync {
 
     /// Takes something of the image on the node from the disk, behind containerd's back.
     fn lose(&self, image: &ImageName, loss: Loss) -> impl Future<Output = ()> + Send;
+
+    /// Whether the files of the image's topmost unpacked layer are as the image has them; it must be unpacked.
+    fn is_intact(&self, image: &ImageName) -> impl Future<Output = bool> + Send;
 
     /// Sets a label on a name of the image store.
     fn label(&self, name: &str, key: &str, value: &str) -> impl Future<Output = ()> + Send;
@@ -146,7 +153,10 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
             what_was_cut_off_keeps_nothing,
             a_lost_layer_in_use_is_kept,
             a_lost_shared_layer_is_mended,
-            a_shared_layer_without_bytes_is_mended;
+            a_shared_layer_without_bytes_is_mended,
+            damaged_files_are_unpacked_again,
+            damaged_files_in_use_are_left_alone,
+            a_spoiled_layer_is_noticed_and_fetched_again;
         made:
             a_program_becomes_an_image,
             no_two_made_images_are_alike,

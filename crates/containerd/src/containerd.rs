@@ -22,11 +22,11 @@ use crate::program::Program;
 use crate::progress::Progress;
 use crate::proof::Depth;
 use crate::runtime::{
-    ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed, PullError,
-    RunningPods, RuntimeError, RuntimeVersion,
+    Discarded, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed,
+    PullError, RunningPods, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{containers, events, kept, labels, made, mend, names, proof};
+use crate::{containers, events, kept, labels, made, mend, names, proof, renew};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -165,6 +165,18 @@ impl ImageRuntime for Containerd {
 
     async fn mend(&self, image: &ImageName) -> Result<Mended, RuntimeError> {
         Box::pin(mend::mend(self, image)).await
+    }
+
+    async fn verify(&self, image: &ImageName, seen: &Seen<'_>) -> Result<Verified, RuntimeError> {
+        Box::pin(renew::verify(self, image, seen)).await
+    }
+
+    async fn discard(
+        &self,
+        image: &ImageName,
+        spoiled: &[Spoiled],
+    ) -> Result<Discarded, RuntimeError> {
+        Box::pin(renew::discard(self, image, spoiled)).await
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {

@@ -87,10 +87,42 @@ async fn read(calls: &Calls, digest: &str) -> Result<Option<Vec<u8>>, RuntimeErr
 
 /// Whether the bytes are those that the digest names.
 fn matches(digest: &str, bytes: &[u8]) -> bool {
-    match digest.split_once(':') {
-        Some(("sha256", hex)) => hex_of(&Sha256::digest(bytes)) == hex,
-        Some(("sha512", hex)) => hex_of(&Sha512::digest(bytes)) == hex,
-        _ => false,
+    Hash::of(digest).is_some_and(|mut hash| {
+        hash.update(bytes);
+        hash.is(digest)
+    })
+}
+
+/// Compares bytes with the digest that names them, piece by piece.
+pub(crate) enum Hash {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hash {
+    /// For a digest of this kind, if it is known.
+    pub(crate) fn of(digest: &str) -> Option<Self> {
+        match digest.split_once(':')? {
+            ("sha256", _) => Some(Self::Sha256(Sha256::new())),
+            ("sha512", _) => Some(Self::Sha512(Sha512::new())),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Sha512(hash) => hash.update(bytes),
+        }
+    }
+
+    /// Whether all bytes together are those that the digest names.
+    pub(crate) fn is(self, digest: &str) -> bool {
+        let (kind, hex) = match self {
+            Self::Sha256(hash) => ("sha256", hex_of(&hash.finalize())),
+            Self::Sha512(hash) => ("sha512", hex_of(&hash.finalize())),
+        };
+        digest.split_once(':') == Some((kind, hex.as_str()))
     }
 }
 

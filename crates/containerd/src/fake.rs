@@ -103,6 +103,12 @@ pub enum Lost {
     /// A layer that other images of the repository share: the copy is usable, and pulls of anything
     /// else fail.
     SharedLayer,
+    /// What is in a file of an unpacked layer: the copy looks usable, and containers do not find what they need.
+    File,
+    /// The same, and a container has something on top of the layer.
+    FileInUse,
+    /// The same, and the layers that it was unpacked from are not here any more.
+    FileAndLayers,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -191,6 +197,12 @@ impl FakeContainerd {
         if let Some(copy) = locked(&self.state).names.get_mut(image.as_str()) {
             copy.lost = lost;
         }
+    }
+
+    /// What the node's copy has lost.
+    pub fn lost(&self, image: &ImageName) -> Option<Lost> {
+        let state = locked(&self.state);
+        state.names.get(image.as_str())?.lost
     }
 
     /// Sets a label on a name.

@@ -37,7 +37,9 @@ mod names;
 mod program;
 mod progress;
 mod proof;
+mod renew;
 pub mod runtime;
+mod snapshots;
 mod snapshotter;
 
 pub use calls::CallObserver;
@@ -45,6 +47,7 @@ pub use classify::kubelet_failure;
 pub use containerd::{Containerd, ContainerdOptions};
 pub use program::{Program, ProgramError};
 pub use runtime::{
-    ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
-    Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion,
+    Discarded, ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended,
+    Movement, Over, Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion, Seen,
+    Spoiled, Verified,
 };

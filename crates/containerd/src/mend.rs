@@ -6,11 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use containerd_client::services::v1::snapshots::{
-    Kind, ListSnapshotsRequest, RemoveSnapshotRequest,
-};
 use containerd_client::services::v1::{CreateRequest, DeleteContentRequest, DeleteRequest};
-use tonic::{Code, Status};
 use trylatest_core::image::ImageName;
 use trylatest_core::text;
 
@@ -20,6 +16,7 @@ use crate::disk::{self, OnDisk};
 use crate::manifest::{Config, Descriptor, Document, Manifest};
 use crate::progress;
 use crate::runtime::{Mended, RuntimeError};
+use crate::snapshots::{self, Is, Snapshot};
 
 /// Most documents that are checked for one image.
 const MAX_DOCUMENTS: usize = 64;
@@ -240,21 +237,8 @@ async fn remove_all(
 ) -> Result<bool, RuntimeError> {
     let mut removed = false;
     for key in order.iter().rev() {
-        let mut snapshots = node.calls.snapshots();
-        let request = RemoveSnapshotRequest {
-            snapshotter: snapshotter.to_owned(),
-            key: key.clone(),
-        };
-        let remove = async {
-            match snapshots.remove(request).await {
-                Ok(_) => Ok(true),
-                Err(status) if status.code() == Code::NotFound => Ok(true),
-                // A container that was created since.
-                Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
-                Err(status) => Err(status),
-            }
-        };
-        removed = node.calls.within("removing a lost layer", remove).await?;
+        // False because of a container that was created since.
+        removed = snapshots::remove(node, snapshotter, key).await?;
     }
     Ok(removed)
 }
@@ -280,40 +264,21 @@ struct Above {
 }
 
 async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Above, RuntimeError> {
-    let mut snapshots = node.calls.snapshots();
-    let request = ListSnapshotsRequest {
-        snapshotter: snapshotter.to_owned(),
-        filters: Vec::new(),
-    };
-    let list = async {
-        let mut on: BTreeMap<String, Vec<(String, bool)>> = BTreeMap::new();
-        let mut chunks = snapshots.list(request).await?.into_inner();
-        while let Some(chunk) = chunks.message().await? {
-            for info in chunk.info {
-                // Two things must not keep what is lost: a look of ours that was cut off, and an unpacking on
-                // top of it, whose lease can outlive a power cut by a day.
-                let goes = info.kind() == Kind::Committed
-                    || disk::is_look(&info.name)
-                    || progress::is_unpacking(&info.name);
-                on.entry(info.parent).or_default().push((info.name, goes));
-            }
-        }
-        Ok::<_, Status>(on)
-    };
-    let mut on = node.calls.within("listing snapshots", list).await?;
+    let mut on = snapshots::list(node, snapshotter).await?;
     let mut above = Above {
         order: vec![layer.to_owned()],
         containers: Vec::new(),
     };
     let mut next = 0;
     while let Some(parent) = above.order.get(next) {
-        for (name, goes) in on.remove(parent).unwrap_or_default() {
-            let list = if goes {
-                &mut above.order
-            } else {
-                &mut above.containers
+        for Snapshot { key, is } in on.remove(parent).unwrap_or_default() {
+            // Two things must not keep what is lost: a look of ours that was cut off, and an unpacking on top of it,
+            // whose lease can outlive a power cut by a day.
+            let list = match is {
+                Is::Layer | Is::Look | Is::Unpacking => &mut above.order,
+                Is::Containers => &mut above.containers,
             };
-            list.push(name);
+            list.push(key);
         }
         next += 1;
     }
@@ -321,7 +286,7 @@ async fn above(node: &Containerd, snapshotter: &str, layer: &str) -> Result<Abov
 }
 
 /// Makes containerd remove what nothing refers to, and waits for it: the end of a lease does that.
-async fn collect_garbage(node: &Containerd) -> Result<(), RuntimeError> {
+pub(crate) async fn collect_garbage(node: &Containerd) -> Result<(), RuntimeError> {
     let operation = "collecting garbage";
     let id = node.looks.key();
     let mut leases = node.calls.leases();

@@ -146,7 +146,7 @@ async fn startable(
 }
 
 /// Whether containerd unpacks the image when it starts a container. What it has unpacked, it starts.
-async fn may_be_unpacked(node: &Containerd, config: &Config) -> Result<(), NoDocument> {
+pub(crate) async fn may_be_unpacked(node: &Containerd, config: &Config) -> Result<(), NoDocument> {
     if node.platform.runs(&config.platform)
         || !checks_configuration(&ImageRuntime::version(node).await?)
     {
@@ -191,7 +191,7 @@ async fn is_listed(node: &Containerd, layer: &Descriptor) -> Result<bool, Runtim
 }
 
 /// The manifest that CRI chose for this node: the one whose configuration is the image's ID.
-async fn manifest_of(
+pub(crate) async fn manifest_of(
     node: &Containerd,
     root: Descriptor,
     image_id: &str,

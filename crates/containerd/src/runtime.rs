@@ -72,6 +72,30 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer. Some parts may have been removed.
     fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send;
 
+    /// Compares the layers of the copy that the name points to with their digests: whether it could be unpacked again from
+    /// what the node holds. Reads all of them, and tells `seen` how far it is.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn verify(
+        &self,
+        image: &ImageName,
+        seen: &Seen<'_>,
+    ) -> impl Future<Output = Result<Verified, RuntimeError>> + Send;
+
+    /// Removes what is unpacked of the copy that the name points to, and content that [`ImageRuntime::verify`] has found
+    /// spoiled: the next pull unpacks and fetches it again. If nothing is spoiled, so does the next container that starts
+    /// from the copy, without a registry. What a container or another image has something on top of stays; if that is the
+    /// case of the topmost layer, nothing is removed at all.
+    ///
+    /// # Errors
+    /// containerd did not answer. Some parts may have been removed.
+    fn discard(
+        &self,
+        image: &ImageName,
+        spoiled: &[Spoiled],
+    ) -> impl Future<Output = Result<Discarded, RuntimeError>> + Send;
+
     /// Every image that CRI lists by name, without a proof.
     ///
     /// # Errors
@@ -280,6 +304,46 @@ pub struct Mended {
     pub kept: Vec<String>,
 }
 
+/// Learns how many bytes of how many have been read.
+pub type Seen<'a> = dyn Fn(u64, u64) + Send + Sync + 'a;
+
+/// What the layers of a copy are worth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// The size of all of them, in bytes.
+    pub bytes: u64,
+    /// What keeps the copy from being unpacked again. If it is empty, no registry is needed for that.
+    pub spoiled: Vec<Spoiled>,
+}
+
+/// A part of an image that is missing, or not what its digest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spoiled {
+    /// Its digest, if it can be fetched again.
+    pub digest: Option<String>,
+    /// What is wrong, in words for a person.
+    pub why: String,
+}
+
+/// How many unpacked layers were removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discarded {
+    /// So many, from the topmost down.
+    pub removed: usize,
+    /// So many stay below them.
+    pub kept: usize,
+    /// Containers that have something on top of the highest that stays, perhaps exited ones, by their IDs. If there are
+    /// none, another image shares it.
+    pub containers: Vec<String>,
+}
+
+impl Discarded {
+    /// Whether nothing could be removed.
+    pub fn is_in_use(&self) -> bool {
+        self.removed == 0 && self.kept > 0
+    }
+}
+
 /// An image on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalImage {
@@ -476,6 +540,22 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send {
         R::mend(self, image)
+    }
+
+    fn verify(
+        &self,
+        image: &ImageName,
+        seen: &Seen<'_>,
+    ) -> impl Future<Output = Result<Verified, RuntimeError>> + Send {
+        R::verify(self, image, seen)
+    }
+
+    fn discard(
+        &self,
+        image: &ImageName,
+        spoiled: &[Spoiled],
+    ) -> impl Future<Output = Result<Discarded, RuntimeError>> + Send {
+        R::discard(self, image, spoiled)
     }
 
     fn images(&self) -> impl Future<Output = Result<Vec<LocalImage>, RuntimeError>> + Send {

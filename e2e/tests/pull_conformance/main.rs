@@ -25,6 +25,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Size of each image's only layer. containerd's downloads move in steps of 1 MiB.
 const LAYER_BYTES: usize = 5 << 20;
 
+/// The file in each layer.
+const PAD: &str = "pad";
+
+/// The same, as it lies in the layer's unpacked folder.
+const UNPACKED_PAD: &str = "fs/pad";
+
 /// One containerd and the registry that it pulls from.
 struct OnContainerd {
     runtime: Containerd,
@@ -87,15 +93,39 @@ impl OnContainerd {
             | Loss::UnpackedInUse
             | Loss::UnpackedUnderLook
             | Loss::UnpackedUnderUnpacking => {
-                let config = self.document(&text(&manifest["config"]["digest"])?).await?;
-                let [below, above] = [0, 1].map(|n| text(&config["rootfs"]["diff_ids"][n]));
-                let chain = format!("{} {}", below?, above?);
-                let top = trylatest_bootstrap::oci::digest(chain.as_bytes());
+                let top = self.topmost(&manifest).await?;
                 let folder = self.unpacked(&top, loss).await?;
                 fs::remove_dir_all(folder)?;
             }
+            Loss::Files | Loss::FilesInUse => {
+                let top = self.topmost(&manifest).await?;
+                let folder = self.unpacked(&top, loss).await?;
+                fs::write(folder.join(UNPACKED_PAD), "")?;
+            }
         }
         Ok(())
+    }
+
+    /// The name of what the second of two layers is unpacked to.
+    async fn topmost(&self, manifest: &Value) -> anyhow::Result<String> {
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+        let config = self.document(&text(&manifest["config"]["digest"])?).await?;
+        let [below, above] = [0, 1].map(|n| text(&config["rootfs"]["diff_ids"][n]));
+        let chain = format!("{} {}", below?, above?);
+        Ok(trylatest_bootstrap::oci::digest(chain.as_bytes()))
+    }
+
+    async fn try_is_intact(&self, image: &ImageName) -> anyhow::Result<bool> {
+        let repository = repository(image);
+        let digest = self.registry.digest_of(&repository, "latest").await?;
+        let manifest = self.document(&digest).await?;
+        let top = self.topmost(&manifest).await?;
+        let key = format!("intact-{}", &top[7..19]);
+        let folder = self.node.put_on_top(&top, &key).await?;
+        // Unless containerd has just collected it.
+        self.ctr(&["snapshots", "rm", &key]).await;
+        let pad = fs::metadata(folder.join(UNPACKED_PAD))?;
+        Ok(pad.len() == LAYER_BYTES as u64)
     }
 
     /// The folder of an unpacked layer, found by having something on top of it.
@@ -110,7 +140,7 @@ impl OnContainerd {
         // Without a root containerd's garbage collection would remove it.
         let label = ["snapshots", "label", &key, "containerd.io/gc.root=true"];
         self.node.ctr(&label).await?;
-        if loss == Loss::Unpacked {
+        if matches!(loss, Loss::Unpacked | Loss::Files) {
             self.node.ctr(&["snapshots", "rm", &key]).await?;
         }
         Ok(folder)
@@ -171,6 +201,12 @@ impl Harness for OnContainerd {
         self.try_lose(image, loss)
             .await
             .expect("the image's parts are found");
+    }
+
+    #[expect(clippy::expect_used, reason = "the image is unpacked")]
+    async fn is_intact(&self, image: &ImageName) -> bool {
+        let intact = self.try_is_intact(image).await;
+        intact.expect("the image's parts are found")
     }
 
     async fn label(&self, name: &str, key: &str, value: &str) {
@@ -262,7 +298,7 @@ fn content(name: &str, layers: &[&str]) -> anyhow::Result<Content> {
     let layers = layers.iter().map(|layer| {
         let pad: Vec<u8> = layer.bytes().cycle().take(LAYER_BYTES).collect();
         Layer::plain(&[File {
-            path: "pad",
+            path: PAD,
             mode: 0o644,
             content: &pad,
         }])

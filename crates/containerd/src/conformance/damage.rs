@@ -84,6 +84,65 @@ async fn shared<H: Harness>(h: &H, repository: &str, loss: Loss) -> Verdict {
     is_usable(h, &image, &second).await
 }
 
+pub(super) async fn damaged_files_are_unpacked_again<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("damaged-files", "latest");
+    let digest = h.push_sharing(&image, 1).await;
+    pull(h, &image).await?;
+    ensure(h.is_intact(&image).await, "it was just unpacked")?;
+    h.lose(&image, Loss::Files).await;
+    ensure(!h.is_intact(&image).await, "its files are damaged")?;
+    // Neither a pull nor a proof can see it.
+    pull(h, &image).await?;
+    is_usable(h, &image, &digest).await?;
+    let verified = h.runtime().verify(&image, &|_, _| {}).await.map_err(said)?;
+    ensure(verified.spoiled.is_empty(), &format!("{verified:?}"))?;
+    ensure(verified.bytes > 0, "its layers have a size")?;
+    let discarded = h.runtime().discard(&image, &[]).await.map_err(said)?;
+    ensure(discarded.removed > 0, &format!("{discarded:?}"))?;
+    ensure(discarded.kept == 0, &format!("{discarded:?}"))?;
+    // It can be unpacked from its layers, whether or not there is a registry.
+    is_usable(h, &image, &digest).await?;
+    pull(h, &image).await?;
+    is_usable(h, &image, &digest).await?;
+    ensure(h.is_intact(&image).await, "its files are as they were")
+}
+
+pub(super) async fn damaged_files_in_use_are_left_alone<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("damaged-in-use", "latest");
+    let digest = h.push_sharing(&image, 1).await;
+    pull(h, &image).await?;
+    h.lose(&image, Loss::FilesInUse).await;
+    let discarded = h.runtime().discard(&image, &[]).await.map_err(said)?;
+    ensure(discarded.is_in_use(), &format!("{discarded:?}"))?;
+    ensure(discarded.containers.len() == 1, &format!("{discarded:?}"))?;
+    is_usable(h, &image, &digest).await
+}
+
+pub(super) async fn a_spoiled_layer_is_noticed_and_fetched_again<H: Harness>(h: &H) -> Verdict {
+    for (repository, loss) in [
+        ("verified-lost", Loss::SharedLayer),
+        ("verified-emptied", Loss::SharedLayersBytes),
+    ] {
+        let image = h.image(repository, "latest");
+        let digest = h.push_sharing(&image, 1).await;
+        pull(h, &image).await?;
+        h.lose(&image, loss).await;
+        is_usable(h, &image, &digest).await?;
+        let verified = h.runtime().verify(&image, &|_, _| {}).await.map_err(said)?;
+        let spoiled = verified.spoiled;
+        ensure(spoiled.len() == 1, &format!("{spoiled:?}"))?;
+        ensure(spoiled[0].digest.is_some(), &format!("{spoiled:?}"))?;
+        let discarded = h.runtime().discard(&image, &spoiled).await.map_err(said)?;
+        ensure(discarded.removed > 0, &format!("{discarded:?}"))?;
+        is_unusable(h, &image).await?;
+        pull(h, &image).await?;
+        is_usable(h, &image, &digest).await?;
+        let verified = h.runtime().verify(&image, &|_, _| {}).await.map_err(said)?;
+        ensure(verified.spoiled.is_empty(), &format!("{verified:?}"))?;
+    }
+    Ok(())
+}
+
 async fn is_unusable<H: Harness>(h: &H, image: &trylatest_core::image::ImageName) -> Verdict {
     match local(h, image).await? {
         Local::Unusable { why } => ensure(!why.is_empty(), "it says why"),

@@ -43,8 +43,14 @@ impl Harness for InMemory {
             }
             Loss::UnpackedInUse => Lost::UnpackedInUse,
             Loss::SharedLayer | Loss::SharedLayersBytes => Lost::SharedLayer,
+            Loss::Files => Lost::File,
+            Loss::FilesInUse => Lost::FileInUse,
         };
         self.node.lose(image, Some(what));
+    }
+
+    async fn is_intact(&self, image: &ImageName) -> bool {
+        self.node.lost(image).is_none()
     }
 
     async fn label(&self, name: &str, key: &str, value: &str) {

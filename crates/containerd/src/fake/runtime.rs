@@ -13,8 +13,8 @@ use crate::alias::{self, Journal};
 use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
-    ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin,
-    Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion,
+    Discarded, ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
+    Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
 };
 
 impl FakeContainerd {
@@ -200,7 +200,8 @@ impl ImageRuntime for FakeContainerd {
             return Ok(mended);
         };
         match copy.lost {
-            None => {}
+            // Nobody can see it.
+            None | Some(Lost::File | Lost::FileInUse | Lost::FileAndLayers) => {}
             Some(Lost::UnpackedInUse) => mended.kept.push("an unpacked layer is in use".to_owned()),
             Some(Lost::Unpacked | Lost::SharedLayer) => {
                 copy.lost = None;
@@ -208,6 +209,67 @@ impl ImageRuntime for FakeContainerd {
             }
         }
         Ok(mended)
+    }
+
+    async fn verify(&self, image: &ImageName, seen: &Seen<'_>) -> Result<Verified, RuntimeError> {
+        let state = self.up("reading a layer")?;
+        let Some(copy) = state.names.get(image.as_str()) else {
+            return Ok(Verified {
+                bytes: 0,
+                spoiled: vec![Spoiled {
+                    digest: None,
+                    why: "there is no such image".to_owned(),
+                }],
+            });
+        };
+        seen(copy.size_bytes, copy.size_bytes);
+        let mut spoiled = Vec::new();
+        if let Some(why) = &copy.spoiled {
+            spoiled.push(Spoiled {
+                digest: None,
+                why: why.clone(),
+            });
+        }
+        if let Some(Lost::SharedLayer | Lost::FileAndLayers) = copy.lost {
+            spoiled.push(Spoiled {
+                digest: Some("sha256:layer".to_owned()),
+                why: "layer sha256:layer is missing".to_owned(),
+            });
+        }
+        Ok(Verified {
+            bytes: copy.size_bytes,
+            spoiled,
+        })
+    }
+
+    async fn discard(
+        &self,
+        image: &ImageName,
+        _spoiled: &[Spoiled],
+    ) -> Result<Discarded, RuntimeError> {
+        let mut state = self.up("removing an unpacked layer")?;
+        let copy = state.names.get(image.as_str()).cloned();
+        let Some(Content { digest, lost, .. }) = copy else {
+            return Ok(Discarded::default());
+        };
+        if let Some(Lost::FileInUse | Lost::UnpackedInUse) = lost {
+            return Ok(Discarded {
+                removed: 0,
+                kept: 1,
+                containers: vec!["container".to_owned()],
+            });
+        }
+        let same = state.names.values_mut();
+        for copy in same.filter(|copy| copy.digest == digest) {
+            copy.lost = None;
+            if let Some(Lost::SharedLayer | Lost::FileAndLayers) = lost {
+                copy.spoiled = Some("it is not unpacked and its layers are gone".to_owned());
+            }
+        }
+        Ok(Discarded {
+            removed: 1,
+            ..Discarded::default()
+        })
     }
 
     async fn images(&self) -> Result<Vec<LocalImage>, RuntimeError> {
