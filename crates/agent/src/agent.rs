@@ -221,8 +221,8 @@ async fn start(
 
 fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
     Containerd::new(ContainerdOptions {
-        socket: args.containerd_socket.clone(),
-        snapshotter: args.snapshotter.clone(),
+        socket: args.containerd.containerd_socket.clone(),
+        snapshotter: args.containerd.snapshotter.clone(),
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime_calls(),
     })

@@ -51,6 +51,18 @@ pub enum Command {
     Images(ImagesArgs),
     /// Point an image's name on this node back to the previous copy
     Rollback(RollbackArgs),
+    /// Unpack an image's copy on this node again, and pull what its tag points to now
+    ///
+    /// For a copy that is damaged where the agent cannot see it: files that are wrong inside an unpacked layer.
+    ///
+    /// The layers are compared with their digests first. If they match, what is unpacked is thrown away and unpacked again from
+    /// them. The copy stays usable under its name all the time, whether or not the registry answers and wants credentials. If
+    /// they do not match, or containerd has not kept them (discard_unpacked_layers), nothing is changed unless --download is
+    /// given.
+    ///
+    /// Nothing is changed either while the kubelet pulls the image with a pod's credentials, or while containers, even exited
+    /// ones, run from the copy. Lower layers that others use stay as they are, and the command says how many.
+    Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
 }
@@ -70,17 +82,9 @@ pub struct AgentArgs {
     #[arg(long, env = "POD_NAMESPACE", value_parser = not_empty)]
     pub pod_namespace: String,
 
-    /// containerd's socket
-    #[arg(
-        long,
-        env = "TRYLATEST_CONTAINERD_SOCKET",
-        default_value = CONTAINERD_SOCKET
-    )]
-    pub containerd_socket: PathBuf,
-
-    /// The snapshotter that unpacks images [default: the one that containerd reports]
-    #[arg(long, env = "TRYLATEST_SNAPSHOTTER", value_parser = not_empty)]
-    pub snapshotter: Option<String>,
+    /// How to reach containerd.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 
     /// The folder for the cache index and the local socket
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
@@ -271,16 +275,43 @@ pub struct RollbackArgs {
     /// The image, as pods name it
     pub image: ImageName,
 
+    /// How to reach containerd.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+}
+
+/// What `trylatest repair` takes.
+#[derive(Args, Debug)]
+pub struct RepairArgs {
+    /// The image, as pods name it
+    pub image: ImageName,
+
+    /// Download again what the node cannot unpack. The registry must answer without credentials, or nothing is changed. If
+    /// the download then fails half-way, this node has no copy until the registry answers again: the image's name is
+    /// taken away, so that the kubelet pulls it for the next pod
+    #[arg(long)]
+    pub download: bool,
+
+    /// How to reach containerd.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+}
+
+/// How to reach containerd, and what it unpacks images with.
+#[derive(Args, Clone, Debug)]
+pub struct ContainerdArgs {
     /// containerd's socket
     #[arg(
         long,
         env = "TRYLATEST_CONTAINERD_SOCKET",
-        default_value = CONTAINERD_SOCKET
+        default_value = "/run/containerd/containerd.sock"
     )]
     pub containerd_socket: PathBuf,
-}
 
-const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+    /// The snapshotter that unpacks images [default: the one that containerd reports]
+    #[arg(long, env = "TRYLATEST_SNAPSHOTTER", value_parser = not_empty)]
+    pub snapshotter: Option<String>,
+}
 
 /// How `trylatest images` prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

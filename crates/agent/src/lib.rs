@@ -7,6 +7,7 @@
 //! - [`agent`]: the DaemonSet. [`agent::run`] wires the tasks together and owns them all.
 //! - [`images`]: the index as a table or as JSON.
 //! - [`rollback`]: an image's name points to the previous copy again.
+//! - [`repair`]: an image's copy is unpacked again.
 //! - [`config`]: what is wrong with a configuration file.
 
 pub mod agent;
@@ -15,7 +16,10 @@ mod clock;
 pub mod config;
 pub mod gate;
 pub mod images;
+mod node;
+pub mod repair;
 pub mod rollback;
+mod shown;
 mod undo;
 
 use std::io::{self, Write};
@@ -30,6 +34,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Agent(args) => agent::run(*args),
         Command::Images(args) => images::run(&args),
         Command::Rollback(args) => rollback::run(args),
+        Command::Repair(args) => repair::run(args),
         Command::Config(args) => config::run(&args),
     };
     match done {

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use trylatest_containerd::{
-    CallObserver, Containerd, ContainerdOptions, ImageRuntime, Over, alias,
-};
+use trylatest_containerd::{ImageRuntime, Over, alias};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
@@ -14,6 +12,7 @@ use trylatest_core::time::short_age;
 
 use crate::args::RollbackArgs;
 use crate::clock;
+use crate::node::run_on_containerd;
 use crate::undo::Undo;
 
 /// For each call to containerd.
@@ -24,19 +23,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// # Errors
 /// No previous copy that is everybody's is kept, the kubelet is pulling the image, or containerd does not answer.
 pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
-    let said = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let node = Containerd::new(ContainerdOptions {
-                socket: args.containerd_socket,
-                snapshotter: None,
-                call_timeout: DEADLINE,
-                observer: CallObserver::default(),
-            });
-            roll_back(&node, &args.image).await
-        })?;
-    crate::printed(format!("{said}\n").as_bytes())
+    let RollbackArgs { image, containerd } = args;
+    run_on_containerd(containerd, DEADLINE, async |node| {
+        roll_back(node, &image).await
+    })
 }
 
 async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<String> {

@@ -15,7 +15,7 @@ pub(crate) fn short_duration(duration: Duration) -> String {
 }
 
 /// Bytes in binary units: `512 B`, `3.4 MiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -1,0 +1,284 @@
+//! `trylatest repair`: unpacks an image's copy again, for damage that a proof cannot see.
+//!
+//! What keeps this from making a node worse: layers are named by their digests, so it can be known whether what is unpacked
+//! can be made again from what the node holds. If it can, it is removed, and the copy stays usable under its name all the
+//! time: containerd unpacks it in the pull that follows, or, if that fails, when the next container starts. If it cannot,
+//! nothing is touched, unless the user accepts that the copy may be lost and the registry has just answered.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::time::{Instant, sleep};
+use trylatest_containerd::{
+    Discarded, ImageRuntime, Local, Movement, RuntimeError, Spoiled, Verified, alias,
+};
+use trylatest_core::digest::Digest;
+use trylatest_core::image::ImageName;
+use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::text::{self, bytes};
+
+use crate::args::RepairArgs;
+use crate::node::run_on_containerd;
+use crate::shown::Shown;
+use crate::undo::{Undo, digest_of};
+
+/// For each call to containerd. A collection of garbage, which removes what was unpacked, takes a while on a large node.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long nothing may move before a pull is given up. containerd 2.x waits no longer for an answer.
+const STALL: Duration = Duration::from_secs(30);
+
+/// How often a pull is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a download is tried that the copy depends on.
+const TRIES: u32 = 3;
+
+/// Between two of those.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Digests and containers that are named at most.
+const NAMED_AT_MOST: usize = 3;
+
+/// Unpacks the copy again, and says what it did.
+///
+/// # Errors
+/// Why the copy was not repaired; the message says whether anything has changed.
+pub fn run(args: RepairArgs) -> anyhow::Result<()> {
+    let RepairArgs {
+        image,
+        download,
+        containerd,
+    } = args;
+    run_on_containerd(containerd, DEADLINE, async |node| {
+        Box::pin(repair(node, &image, download, &Shown::on_stderr())).await
+    })
+}
+
+/// What was done.
+struct Done {
+    /// The size of the layers, in bytes.
+    bytes: u64,
+    discarded: Discarded,
+    /// Whether layers had to be downloaded.
+    downloaded: bool,
+    /// Why the last pull has failed.
+    failure: Option<Failure>,
+}
+
+async fn repair(
+    node: &impl ImageRuntime,
+    image: &ImageName,
+    download: bool,
+    shown: &Shown,
+) -> anyhow::Result<String> {
+    let change = Undo::begin(node, image).await?;
+    let before = change.before().cloned();
+    let done = renew(node, image, download, shown).await;
+    let found = change.end().await?;
+    let done = done?;
+    let why = done.failure.as_ref().map(Failure::to_string);
+    let Some(now) = found else {
+        let why = why.unwrap_or_else(|| "what was pulled cannot be used".to_owned());
+        if node.local(image).await? == Local::Absent {
+            bail!(
+                "the name {image} was taken away meanwhile, for the kubelet or by somebody else ({why})"
+            );
+        }
+        withdraw(node, image).await?;
+        bail!(
+            "{image} has no copy on this node any more, and its name was taken away: the kubelet pulls it for the next pod ({why})"
+        );
+    };
+    if let (true, Some(why)) = (done.downloaded, why) {
+        let now = now.as_str();
+        bail!("{image} points to {now}, but the last pull has failed; repeat this command ({why})");
+    }
+    Ok(words(image, before.as_ref(), &now, &done))
+}
+
+/// Throws away what is unpacked, and what is spoiled of the layers, and pulls. An error means that nothing was thrown away,
+/// or that containerd does not answer.
+async fn renew(
+    node: &impl ImageRuntime,
+    image: &ImageName,
+    download: bool,
+    shown: &Shown,
+) -> anyhow::Result<Done> {
+    let is_usable = match node.local(image).await? {
+        Local::Absent => {
+            bail!("this node holds no copy of {image}; the kubelet pulls it for the next pod")
+        }
+        Local::Usable(_) => true,
+        Local::Unusable { .. } => {
+            // What the agent does when it sees such a copy.
+            node.mend(image).await?;
+            digest_of(node, image).await?.is_some()
+        }
+    };
+    let mut verified = verify(node, image, shown).await?;
+    let downloaded = !is_usable || !verified.spoiled.is_empty();
+    if downloaded {
+        if is_usable && !download {
+            bail!(needs_download(image, &verified.spoiled));
+        }
+        // Before anything goes, the registry has to answer.
+        if let Err(failure) = pull(node, image, shown).await {
+            bail!(not_downloaded(image, &failure));
+        }
+        // The tag may have moved, or the pull may have brought what was missing.
+        verified = verify(node, image, shown).await?;
+    }
+    let discarded = node.discard(image, &verified.spoiled).await?;
+    if discarded.is_in_use() {
+        bail!(in_use(image, &discarded));
+    }
+    let tries = if verified.spoiled.is_empty() {
+        1
+    } else {
+        TRIES
+    };
+    let mut failure = None;
+    for again in 0..tries {
+        if again > 0 {
+            sleep(PAUSE).await;
+        }
+        failure = pull(node, image, shown).await.err();
+        if failure.is_none() {
+            break;
+        }
+    }
+    Ok(Done {
+        bytes: verified.bytes,
+        discarded,
+        downloaded,
+        failure,
+    })
+}
+
+async fn verify(
+    node: &impl ImageRuntime,
+    image: &ImageName,
+    shown: &Shown,
+) -> Result<Verified, RuntimeError> {
+    let step = "comparing the layers with their digests";
+    shown.step(step);
+    node.verify(image, &|done, of| shown.is_at(step, done, of))
+        .await
+}
+
+/// Pulls, until nothing moves any more.
+async fn pull(node: &impl ImageRuntime, image: &ImageName, shown: &Shown) -> Result<(), Failure> {
+    let step = format!("pulling {image}");
+    shown.step(&step);
+    let mut pull = std::pin::pin!(node.pull(image));
+    let mut mark = Movement::default().mark;
+    let mut moved_at = Instant::now();
+    loop {
+        // The pull is only borrowed.
+        tokio::select! {
+            ended = &mut pull => return ended.map_err(|error| error.failure()),
+            () = sleep(LOOK_EVERY) => {}
+        }
+        // An unanswered look counts as no movement.
+        if let Ok(movement) = node.movement(image).await {
+            if movement.mark != mark || movement.queued {
+                moved_at = Instant::now();
+            }
+            mark = movement.mark;
+            if let Some(of) = movement.total_bytes {
+                shown.is_at(&step, movement.bytes, of);
+            }
+        }
+        if moved_at.elapsed() >= STALL {
+            let why = format!("nothing has moved for {STALL:?}");
+            return Err(Failure::new(FailureClass::Timeout, why));
+        }
+    }
+}
+
+/// Takes away all names of a copy that nothing can start from, and the alias that keeps it: with its name there, the
+/// kubelet would not pull, and the agent would give the name back in an outage.
+async fn withdraw(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Result<()> {
+    for copy in node.kept_copies().await? {
+        let alias = alias::copy(&copy);
+        if node.pointing(&alias).await?.contains(image) {
+            node.forget(&alias).await?;
+        }
+    }
+    let names = node.pointing(image.as_str()).await?;
+    for name in names.iter().filter(|name| *name != image) {
+        node.forget(name.as_str()).await?;
+    }
+    // The last one: if this was cut off, it can be repeated.
+    node.forget(image.as_str()).await?;
+    Ok(())
+}
+
+fn needs_download(image: &ImageName, spoiled: &[Spoiled]) -> String {
+    let what = text::some_of(spoiled.iter().map(|part| part.why.as_str()), NAMED_AT_MOST);
+    format!(
+        "{image} cannot be unpacked again from what this node holds: {what}. Nothing was changed. With --download it is \
+         downloaded again, and if that fails half-way, this node has no copy until the registry answers"
+    )
+}
+
+fn not_downloaded(image: &ImageName, failure: &Failure) -> String {
+    let advice = if failure.class == FailureClass::Unauthorized {
+        ". This command has no credentials: while the registry answers, remove the image from the node (crictl rmi), and the \
+         kubelet pulls it with those of the next pod"
+    } else {
+        ""
+    };
+    format!("{image} cannot be downloaded again; nothing was thrown away: {failure}{advice}")
+}
+
+fn in_use(image: &ImageName, discarded: &Discarded) -> String {
+    let by = if discarded.containers.is_empty() {
+        "other images were unpacked on top of it: remove those first".to_owned()
+    } else {
+        let ids = discarded.containers.iter().map(|id| short(id));
+        let ids = text::some_of(ids, NAMED_AT_MOST);
+        format!(
+            "containers, perhaps exited ones, are on top of it ({ids}): cordon the node, delete their pods, and repeat"
+        )
+    };
+    format!("{image} is in use, and nothing was thrown away: {by}")
+}
+
+/// As crictl shows a container.
+fn short(id: &str) -> &str {
+    id.get(..13).unwrap_or(id)
+}
+
+fn words(image: &ImageName, before: Option<&Digest>, now: &Digest, done: &Done) -> String {
+    let Done {
+        bytes: size,
+        discarded: Discarded { removed, kept, .. },
+        downloaded,
+        failure,
+    } = done;
+    let matches = format!("its content ({}) matches its digests", bytes(*size));
+    let how = match (failure, before) {
+        (Some(failure), _) => format!(
+            "{matches}, and the next container that starts from it unpacks it again. What the tag points to now is not known: \
+             {failure}"
+        ),
+        (None, Some(before)) if before != now => {
+            format!("the tag has moved: {} -> {}", before.short(), now.short())
+        }
+        (None, _) if *downloaded => "what was missing was downloaded again".to_owned(),
+        (None, _) => format!("{matches}, and it was unpacked again"),
+    };
+    let rest = match kept {
+        0 => String::new(),
+        kept => format!(
+            "\nLeft as they were, because other images or containers use them: {kept} lower layers. If containers still do not \
+             find what they need, delete those and repeat."
+        ),
+    };
+    format!("{image} on this node: {removed} unpacked layers thrown away; {how}.{rest}")
+}
+
+#[cfg(test)]
+mod tests;
