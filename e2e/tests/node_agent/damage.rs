@@ -35,7 +35,7 @@ fn blob(space: &Space<'_>, digest: &str) -> PathBuf {
 }
 
 /// The digest of the image's topmost layer, and the name of what it is unpacked to.
-async fn topmost(space: &Space<'_>, digest: &str) -> anyhow::Result<(String, String)> {
+pub(crate) async fn topmost(space: &Space<'_>, digest: &str) -> anyhow::Result<(String, String)> {
     let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
     let manifest = document(space, digest).await?;
     let layer = manifest["layers"].as_array().and_then(|all| all.last());
@@ -57,10 +57,16 @@ async fn topmost(space: &Space<'_>, digest: &str) -> anyhow::Result<(String, Str
 }
 
 /// How long the kubelet may keep a deleted pod's container: it collects them once a minute.
-const COLLECTED: Duration = Duration::from_secs(90);
+pub(crate) const COLLECTED: Duration = Duration::from_secs(90);
 
 /// Removes the folder of an unpacked layer, once no container is on top of it.
 async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
+    fs::remove_dir_all(unused(space, snapshot).await?)?;
+    Ok(())
+}
+
+/// The folder of an unpacked layer, once no container is on top of it.
+pub(crate) async fn unused(space: &Space<'_>, snapshot: &str) -> anyhow::Result<PathBuf> {
     let containerd = space.node.cluster.containerd();
     let key = format!("look-{}", space.work.name());
     let folder = containerd.put_on_top(snapshot, &key).await?;
@@ -72,8 +78,7 @@ async fn lose(space: &Space<'_>, snapshot: &str) -> anyhow::Result<()> {
         Ok((!parents.any(|parent| parent == snapshot)).then_some(()))
     })
     .await?;
-    fs::remove_dir_all(folder)?;
-    Ok(())
+    Ok(folder)
 }
 
 async fn a_lost_unpacked_layer_is_healed(node: &Node) -> anyhow::Result<()> {

@@ -35,14 +35,14 @@ const IGNORED: &str = "trylatest_pins_ignored";
 /// How often the agent looks at its copies, and others' tests beside.
 const LOOKED: Duration = Duration::from_secs(10 + 45);
 
-/// Waits until a copy of the image is kept, or none is.
-async fn is_kept(space: &Space<'_>, kept: bool) -> anyhow::Result<()> {
+/// Waits until so many copies of the image are kept.
+pub(crate) async fn are_kept(space: &Space<'_>, count: usize) -> anyhow::Result<()> {
     let name = space.image().replace(':', "+");
-    let what = format!("a copy of {name} is kept: {kept}");
+    let what = format!("{count} copies of {name} are kept");
     wait::until(&what, LOOKED, || async {
         let copies = copies(space.node).await?;
-        let found = copies.iter().any(|alias| alias.ends_with(&name));
-        Ok((found == kept).then_some(()))
+        let found = copies.iter().filter(|alias| alias.ends_with(&name)).count();
+        Ok((found == count).then_some(()))
     })
     .await
 }
@@ -69,12 +69,12 @@ async fn a_name_that_was_removed_comes_back_in_an_outage(node: &Node) -> anyhow:
     let space = node.space("kept").await?;
     let digest = space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     space.work.delete_pod("before").await?;
     remove_names(&space, &digest).await?;
     space.registry.fault(Fault::Unavailable).await?;
     space.run("outage", "fallback", "one").await?;
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     space.end().await
 }
 
@@ -84,7 +84,7 @@ async fn a_private_name_that_was_removed_stays_away_in_an_outage(
 ) -> anyhow::Result<()> {
     let space = private(node, "keptprivate", Scheme::Basic).await?;
     let release = becomes(&space, "before", "fresh", "one").await?;
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     space.work.delete_pod("before").await?;
     let digest = release["digest"].as_str().context("a digest")?;
     remove_names(&space, digest).await?;
@@ -105,7 +105,7 @@ async fn a_collector_spares_what_is_kept(node: &Node) -> anyhow::Result<()> {
     let space = node.space("collected").await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     space.work.delete_pod("before").await?;
     let honours_pins = node.containerd != ContainerdVersion::V1_6;
     wait::until("it is known whether pins are honoured", LOOKED, || async {
@@ -147,7 +147,7 @@ async fn an_uninstall_leaves_nothing_behind(node: &Node) -> anyhow::Result<()> {
     let space = node.space("leaves").await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     let removed = node.install.remove(&node.cluster).await;
     let left = nothing_is_left(node).await;
     let set_up = node.install.set_up(&node.cluster).await;
@@ -155,7 +155,7 @@ async fn an_uninstall_leaves_nothing_behind(node: &Node) -> anyhow::Result<()> {
     left?;
     set_up?;
     // A new agent keeps what the running pods use.
-    is_kept(&space, true).await?;
+    are_kept(&space, 1).await?;
     space.end().await
 }
 

@@ -1,6 +1,7 @@
 //! TryLatest on a real kubelet, installed by its own manifests: what a pod gets in each situation,
 //! and that no pod waits for ever, whoever dies.
 
+mod by_hand;
 mod circuit;
 mod config;
 mod credentials;
@@ -28,7 +29,7 @@ use anyhow::{Context as _, bail, ensure};
 use futures::future::BoxFuture;
 use serde_json::Value;
 use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
-use trylatest_e2e::install::Install;
+use trylatest_e2e::install::{DAEMON_SET, Install, NAMESPACE};
 use trylatest_e2e::registry::{Access, FaultProxy};
 use trylatest_e2e::suite::{Case, OnNode, Suite, With};
 use trylatest_e2e::testimage;
@@ -83,6 +84,14 @@ impl OnNode for Node {
 }
 
 impl Node {
+    /// Runs a command of the program in the agent's pod, and returns what it printed.
+    async fn trylatest(&self, args: &[&str]) -> anyhow::Result<String> {
+        let agent = format!("ds/{DAEMON_SET}");
+        let mut exec = vec!["exec", "-n", NAMESPACE, &agent, "--", "/trylatest"];
+        exec.extend(args);
+        self.cluster.kubectl(&exec).await
+    }
+
     /// A namespace and an image repository for one test, both named after it, and a registry host: what one
     /// test does to its registry, no other sees.
     async fn space(&self, name: &str) -> anyhow::Result<Space<'_>> {
@@ -271,6 +280,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("storm", storm::tests()),
         ("input", input::tests()),
         ("kept", kept::tests()),
+        ("by_hand", by_hand::tests()),
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),

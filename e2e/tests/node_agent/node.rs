@@ -7,7 +7,6 @@ use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use trylatest_e2e::cluster::wait;
-use trylatest_e2e::install::{DAEMON_SET, NAMESPACE};
 use trylatest_e2e::machine::{Running, check_listeners, processes_of};
 use trylatest_e2e::registry::Fault;
 use trylatest_e2e::usage::Usage;
@@ -129,19 +128,7 @@ async fn the_index_is_shown_while_the_agent_runs(node: &Node) -> anyhow::Result<
 }
 
 async fn images(node: &Node, output: &str) -> anyhow::Result<String> {
-    let agent = format!("ds/{DAEMON_SET}");
-    let exec = [
-        "exec",
-        "-n",
-        NAMESPACE,
-        &agent,
-        "--",
-        "/trylatest",
-        "images",
-        "-o",
-        output,
-    ];
-    node.cluster.kubectl(&exec).await
+    node.trylatest(&["images", "-o", output]).await
 }
 
 async fn applying_the_manifests_again_changes_nothing(node: &Node) -> anyhow::Result<()> {

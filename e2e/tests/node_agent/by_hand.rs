@@ -1,0 +1,134 @@
+//! What an administrator does on a node by the program's commands.
+
+use std::fs;
+
+use anyhow::{bail, ensure};
+use trylatest_e2e::cluster::wait;
+use trylatest_e2e::registry::Fault;
+use trylatest_e2e::testimage;
+
+use crate::damage::{COLLECTED, topmost, unused};
+use crate::kept::are_kept;
+use crate::{Node, Space, Tests, tests};
+
+pub(crate) fn tests() -> Tests {
+    Tests {
+        beside: tests![
+            a_rollback_brings_the_copy_before_back,
+            damaged_files_are_repaired_without_a_registry,
+            a_repair_downloads_only_when_it_is_told_to,
+        ],
+        alone: tests![],
+    }
+}
+
+async fn a_rollback_brings_the_copy_before_back(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("rollback").await?;
+    let image = space.image();
+    space.push("one").await?;
+    space.run("first", "fresh", "one").await?;
+    are_kept(&space, 1).await?;
+    let said = said_no(node, &["rollback", &image]).await?;
+    ensure!(said.contains("no previous copy"), "{said}");
+    space.push("two").await?;
+    space.run("second", "fresh", "two").await?;
+    are_kept(&space, 2).await?;
+    space.registry.fault(Fault::Unavailable).await?;
+    let said = node.trylatest(&["rollback", &image]).await?;
+    ensure!(said.contains(" -> "), "{said}");
+    space.run("third", "fallback", "one").await?;
+    let said = node.trylatest(&["rollback", &image]).await?;
+    ensure!(said.contains(" -> "), "{said}");
+    space.run("fourth", "fallback", "two").await?;
+    nothing_is_to_be_undone(&space).await?;
+    space.end().await
+}
+
+async fn damaged_files_are_repaired_without_a_registry(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("repair").await?;
+    let digest = push_its_own(&space).await?;
+    space.run("before", "fresh", "one").await?;
+    space.work.delete_pod("before").await?;
+    let (_, snapshot) = topmost(&space, &digest).await?;
+    let folder = unused(&space, &snapshot).await?;
+    fs::write(folder.join("fs/version"), "damaged\n")?;
+    // Nobody can see it.
+    space.run("damaged", "unchanged", "damaged").await?;
+    let image = space.image();
+    let said = said_no(node, &["repair", &image]).await?;
+    ensure!(said.contains("nothing was thrown away"), "{said}");
+    space.work.delete_pod("damaged").await?;
+    space.registry.fault(Fault::Unavailable).await?;
+    let said = repaired(&space, &["repair", &image]).await?;
+    ensure!(said.contains("matches its digests"), "{said}");
+    space.run("after", "fallback", "one").await?;
+    nothing_is_to_be_undone(&space).await?;
+    space.end().await
+}
+
+async fn a_repair_downloads_only_when_it_is_told_to(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("download").await?;
+    let digest = push_its_own(&space).await?;
+    space.run("before", "fresh", "one").await?;
+    space.work.delete_pod("before").await?;
+    let (layer, snapshot) = topmost(&space, &digest).await?;
+    let folder = unused(&space, &snapshot).await?;
+    fs::write(folder.join("fs/version"), "damaged\n")?;
+    // As with discard_unpacked_layers.
+    let remove = ["content", "rm", &layer];
+    node.cluster.containerd().ctr(&remove).await?;
+    let image = space.image();
+    let said = said_no(node, &["repair", &image]).await?;
+    ensure!(
+        said.contains(&layer) && said.contains("--download"),
+        "{said}"
+    );
+    space.registry.fault(Fault::Unavailable).await?;
+    let download = ["repair", "--download", &image];
+    let said = said_no(node, &download).await?;
+    ensure!(said.contains("nothing was thrown away"), "{said}");
+    space.registry.heal().await?;
+    let said = repaired(&space, &download).await?;
+    ensure!(said.contains("downloaded again"), "{said}");
+    space.run("after", "unchanged", "one").await?;
+    nothing_is_to_be_undone(&space).await?;
+    space.end().await
+}
+
+/// An image that shares no layer with another: to damage it must damage nothing else.
+async fn push_its_own(space: &Space<'_>) -> anyhow::Result<String> {
+    let app = testimage::app_of_its_own(&space.node.tools, "one\n")?;
+    let registry = space.node.cluster.registry();
+    registry.push(&app, &space.repository, "latest").await
+}
+
+/// What a command says that fails.
+async fn said_no(node: &Node, args: &[&str]) -> anyhow::Result<String> {
+    match node.trylatest(args).await {
+        Ok(said) => bail!("{args:?} went well: {said}"),
+        Err(error) => Ok(format!("{error:#}")),
+    }
+}
+
+/// What `repair` says, once the kubelet has removed the containers of deleted pods.
+async fn repaired(space: &Space<'_>, args: &[&str]) -> anyhow::Result<String> {
+    wait::until("the copy is not in use", COLLECTED, || async {
+        match space.node.trylatest(args).await {
+            Ok(said) => Ok(Some(said)),
+            Err(error) if format!("{error:#}").contains("is in use") => Ok(None),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
+/// No alias of a command is left of this image.
+async fn nothing_is_to_be_undone(space: &Space<'_>) -> anyhow::Result<()> {
+    let names = space.node.cluster.containerd();
+    let names = names.ctr(&["images", "list", "-q"]).await?;
+    let left = names
+        .lines()
+        .find(|name| name.starts_with("TryLatest/undo/") && name.contains(&space.repository));
+    ensure!(left.is_none(), "{left:?} is left");
+    Ok(())
+}
