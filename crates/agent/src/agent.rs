@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
-//! | [`config`] | the administrator's configuration file | the rules; Events |
+//! | [`config`] | the administrator's configuration file | the rules, and how long copies are kept; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics |
@@ -171,7 +171,7 @@ async fn start(
         health: Arc::clone(health),
         planner,
         clock: Clock::start(),
-        config: configured,
+        config: configured.clone(),
         disk_floor: args.disk.disk_floor,
         kubelet_verifies: args.kubelet_verifies,
         report,
@@ -201,6 +201,7 @@ async fn start(
         runtime: Arc::clone(&runtime),
         metrics: Arc::clone(&metrics),
         limits: args.disk.keep_limits(),
+        config: configured,
         disk: disk::of_images,
         used,
     };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use trylatest_core::config::Config;
+use trylatest_core::config::{Config, KEEP_MAX};
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
@@ -163,7 +163,8 @@ impl AgentArgs {
 /// How much of the node's disk is used, and how much stays free.
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
-    /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none
+    /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none. `keep` in the
+    /// configuration file says otherwise for a registry
     #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
     pub keep_for: Duration,
 
@@ -361,16 +362,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Longest time for which copies can be kept.
-const DAYS_MAX: Duration = Duration::from_hours(366 * 24);
-
 fn days(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
     let parsed = humantime::parse_duration(text);
     match parsed.map_err(|error| format!("{error}; write it like 14d or 12h"))? {
-        long if long > DAYS_MAX => Err("the maximum is 366d".to_owned()),
+        long if long > KEEP_MAX => Err("the maximum is 366d".to_owned()),
         duration => Ok(duration),
     }
 }

@@ -69,7 +69,7 @@ fn report(name: &str, invalid: &InvalidConfig) -> String {
             0 => name.to_owned(),
             line => format!("{name}:{line}:{}", problem.column),
         };
-        format!("{place}: {}\n", problem.message)
+        format!("{place}: {}\n", problem.words())
     });
     lines.collect::<Vec<String>>().concat()
 }

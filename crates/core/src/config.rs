@@ -1,24 +1,30 @@
-//! What the administrator configures in a file: rules for every image and for those of a registry, and ceilings that no
-//! pod exceeds. Here as data, and how to read it from text; [`crate::rules`] says what follows for a pod.
+//! What the administrator configures in a file: rules for every image, for those of a registry and for the pods of a
+//! namespace, and ceilings that no pod exceeds. Here as data, and how to read it from text; [`crate::rules`] says what follows for a pod.
 //!
 //! ```yaml
 //! defaults: {try: 30s, stall: 5s, freshness: 0s, max-age: 720h, fallback-on: [network, timeout]}
 //! registries:
 //!   registry.example.com: {stall: 20s}
-//!   registry.example.com/team: {try: 60s, freshness: 1m}
+//!   registry.example.com/team: {try: 60s, freshness: 1m, keep: 30d}
+//! namespaces:
+//!   team-*: {try: 10s, max-age: 24h}
 //! ceilings: {try: 2m, max-age: 720h}
 //! ```
 //!
 //! A file is good or it is not: [`Config::parse`] names every problem that it finds, and a file with one says nothing.
 
+mod namespace;
 mod parse;
+mod resolve;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::image::{ImageName, ImagePrefix};
+pub use self::namespace::{InvalidNamespace, NamespacePattern};
+pub use self::resolve::{Place, Resolved};
+use crate::image::ImagePrefix;
 use crate::outcome::FailureClass;
 
 /// Longest text that is read: as long as a ConfigMap may be.
@@ -34,11 +40,14 @@ pub struct Config {
     pub defaults: Section,
     /// What applies to the images below these, before that.
     pub registries: BTreeMap<ImagePrefix, Section>,
+    /// What applies to the pods of these namespaces, before both. Only what is a container's: a pull and a kept copy
+    /// belong to pods of several namespaces.
+    pub namespaces: BTreeMap<NamespacePattern, Section>,
     /// What no pod exceeds.
     pub ceilings: Ceilings,
 }
 
-/// Rules for some images. What is missing is left to whoever comes next.
+/// Rules for some images or pods. What is missing is left to whoever comes next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Section {
     /// How long a pod waits before it takes the cached copy.
@@ -51,6 +60,8 @@ pub struct Section {
     pub max_age: Option<Duration>,
     /// The failure classes that allow the cached copy.
     pub fallback_on: Option<BTreeSet<FailureClass>>,
+    /// How long a copy is kept that no pod uses; zero if copies are not kept.
+    pub keep: Option<Duration>,
 }
 
 /// The most that a pod may ask for, and the flags give.
@@ -71,20 +82,28 @@ pub struct Problem {
     pub line: u64,
     /// The column in characters, from 1.
     pub column: u64,
+    /// What it is about, such as `defaults.try`; empty if it is the file.
+    pub key: String,
     /// What is wrong, and what to write instead.
     pub message: String,
+    /// The word that may be meant.
+    pub suggestion: Option<&'static str>,
+}
+
+impl Problem {
+    /// What is wrong with what, without its place.
+    pub fn words(&self) -> String {
+        let Self { key, message, .. } = self;
+        let colon = if key.is_empty() { "" } else { ": " };
+        format!("{key}{colon}{message}")
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            line,
-            column,
-            message,
-        } = self;
-        match line {
-            0 => f.write_str(message),
-            _ => write!(f, "line {line}, column {column}: {message}"),
+        match self.line {
+            0 => f.write_str(&self.words()),
+            line => write!(f, "line {line}, column {}: {}", self.column, self.words()),
         }
     }
 }
@@ -105,7 +124,9 @@ impl InvalidConfig {
         let problem = Problem {
             line: 0,
             column: 0,
+            key: String::new(),
             message: message.into(),
+            suggestion: None,
         };
         Self {
             problems: vec![problem],
@@ -157,24 +178,6 @@ impl Config {
         parse::parse(text)
     }
 
-    /// What the most specific section that says this says: the longest prefix of the image's repository first, then
-    /// the shorter ones, then the defaults.
-    pub fn find<T>(
-        &self,
-        image: Option<&ImageName>,
-        rule: impl Fn(&Section) -> Option<T>,
-    ) -> Option<T> {
-        let mut place = image.map(ImageName::repository);
-        while let Some(prefix) = place {
-            let section = self.registries.get(prefix);
-            if let Some(found) = section.and_then(&rule) {
-                return Some(found);
-            }
-            place = prefix.rsplit_once('/').map(|(above, _)| above);
-        }
-        rule(&self.defaults)
-    }
-
     /// Everything that it says, each by its place in the file: `defaults.try` and `30s`.
     pub fn entries(&self) -> BTreeMap<String, String> {
         let mut entries = BTreeMap::new();
@@ -185,20 +188,12 @@ impl Config {
         };
         add("defaults", self.defaults.entries());
         for (prefix, section) in &self.registries {
-            add(&format!("registries[{prefix}]"), section.entries());
+            add(&Place::Registry(prefix).to_string(), section.entries());
         }
-        let Ceilings {
-            try_for,
-            max_age,
-            fallback_on,
-        } = self.ceilings.clone();
-        let ceilings = Section {
-            try_for,
-            max_age,
-            fallback_on,
-            ..Section::default()
-        };
-        add("ceilings", ceilings.entries());
+        for (pattern, section) in &self.namespaces {
+            add(&Place::Namespace(pattern).to_string(), section.entries());
+        }
+        add("ceilings", self.ceilings.as_section().entries());
         entries
     }
 
@@ -219,7 +214,32 @@ impl Config {
     }
 }
 
+impl Ceilings {
+    fn as_section(&self) -> Section {
+        let Self {
+            try_for,
+            max_age,
+            fallback_on,
+        } = self.clone();
+        Section {
+            try_for,
+            max_age,
+            fallback_on,
+            ..Section::default()
+        }
+    }
+}
+
 impl Section {
+    /// What a section may have.
+    pub(crate) const KEYS: [&str; 6] = [TRY, STALL, FRESHNESS, MAX_AGE, FALLBACK_ON, KEEP];
+
+    /// What it says about one rule.
+    fn entry(&self, key: &str) -> Option<String> {
+        let mut own = self.entries().into_iter();
+        own.find_map(|(other, value)| (other == key).then_some(value))
+    }
+
     fn entries(&self) -> Vec<(&'static str, String)> {
         let Self {
             try_for,
@@ -227,12 +247,14 @@ impl Section {
             freshness,
             max_age,
             fallback_on,
+            keep,
         } = self;
         let durations = [
             (TRY, try_for),
             (STALL, stall),
             (FRESHNESS, freshness),
             (MAX_AGE, max_age),
+            (KEEP, keep),
         ];
         let shown = |value: Duration| humantime::format_duration(value).to_string();
         let durations = durations.into_iter();
@@ -250,6 +272,10 @@ const STALL: &str = "stall";
 const FRESHNESS: &str = "freshness";
 const MAX_AGE: &str = "max-age";
 const FALLBACK_ON: &str = "fallback-on";
+const KEEP: &str = "keep";
+
+/// Longest time for which copies can be kept: a longer one is a mistake.
+pub const KEEP_MAX: Duration = Duration::from_hours(366 * 24);
 
 #[cfg(test)]
 mod tests;

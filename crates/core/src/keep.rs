@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::config::Config;
 use crate::digest::Digest;
 use crate::disk::{Amount, Disk};
 use crate::image::ImageName;
@@ -73,7 +74,8 @@ pub struct UsedImage {
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a copy is kept that no pod uses; zero if none is kept at all.
+    /// How long a copy is kept that no pod uses, where the configuration does not say so for its image; zero if it is
+    /// not kept at all.
     pub time: Duration,
     /// How much all of those may take together. What they share counts for each.
     pub size: Amount,
@@ -143,19 +145,22 @@ impl Item {
 }
 
 /// Decides what is kept from now on. `kept` is what is kept now, `disk` the file system that holds the images, if it
-/// is known. What is used is always kept; nothing else is if the limits depend on a file system that is not known.
+/// is known. What is used is always kept, unless it is not to be kept at all; nothing else is if the limits depend on a file system that is not known.
 pub fn shelve(
     kept: &[KeptCopy],
     used: &[UsedImage],
     limits: &Limits,
+    config: &Config,
     disk: Option<Disk>,
     now: Timestamp,
 ) -> Shelf {
     let mut items = merged(kept, used, now);
     replace(&mut items);
     for item in &mut items {
-        let is_old = item.is_spare() && age(now, item.copy.used) > limits.time;
-        if is_old || limits.time.is_zero() {
+        let time = config.find(None, Some(&item.copy.image), |section| section.keep);
+        let time = time.unwrap_or(limits.time);
+        let is_old = item.is_spare() && age(now, item.copy.used) > time;
+        if is_old || time.is_zero() {
             item.why_not = Some(Because::Age);
         }
     }

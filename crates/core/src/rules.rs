@@ -4,7 +4,7 @@
 //!
 //! | rule | whose it is | who says it, the first one that does |
 //! |---|---|---|
-//! | try, max age, fallback-on | a container's | the pod's annotation, the image's registry, the defaults of the configuration, the flag; then the ceilings |
+//! | try, max age, fallback-on | a container's | the pod's annotation, its namespace in the configuration, the image's registry, the defaults of the configuration, the flag; then the ceilings |
 //! | stall, freshness | a pull's, which pods share | the image's registry, the defaults of the configuration, the flag |
 
 use std::collections::BTreeSet;
@@ -87,7 +87,7 @@ impl Rules {
     pub fn of(pod: &GatedPod, image: Option<&ImageName>, node: &NodeRules) -> Self {
         let settings = &pod.settings;
         let ceilings = &node.config.ceilings;
-        let defaults = node.by_default(image);
+        let defaults = node.by_default(Some(&pod.id.namespace), image);
         // A pod with a short deadline needs that time for its work.
         let short = pod.active_deadline.map(|whole| whole / DEADLINES_SHARE);
         let default = short.map_or(defaults.try_for, |short| defaults.try_for.min(short));
@@ -145,16 +145,20 @@ fn capped(rule: Option<Rule<Duration>>, ceiling: Option<Duration>) -> Option<Rul
 }
 
 impl NodeRules {
-    /// What applies to a container with this image of a pod that sets nothing.
-    pub fn by_default(&self, image: Option<&ImageName>) -> Rules {
+    /// What applies to a container with this image of a pod that sets nothing, in this namespace.
+    pub fn by_default(&self, namespace: Option<&str>, image: Option<&ImageName>) -> Rules {
         let Config { ceilings, .. } = &self.config;
-        let max_age = self.config.find(image, |section| section.max_age);
+        let max_age = self
+            .config
+            .find(namespace, image, |section| section.max_age);
         let max_age = max_age.map(|age| Source::Administrator.says(age));
         let fallback_on = self
             .config
-            .find(image, |section| section.fallback_on.clone());
+            .find(namespace, image, |section| section.fallback_on.clone());
         let fallback_on = fallback_on.map(|classes| Source::Administrator.says(classes));
-        let try_for = self.config.find(image, |section| section.try_for);
+        let try_for = self
+            .config
+            .find(namespace, image, |section| section.try_for);
         Rules {
             try_for: at_most(try_for.unwrap_or(self.try_for), ceilings.try_for),
             max_age: capped(max_age, ceilings.max_age),
@@ -167,13 +171,15 @@ impl NodeRules {
 
     /// How long nothing may move in a pull of this image before it has stalled.
     pub fn stall_of(&self, image: &ImageName) -> Duration {
-        let configured = self.config.find(Some(image), |section| section.stall);
+        let configured = self.config.find(None, Some(image), |section| section.stall);
         configured.unwrap_or(self.stall)
     }
 
     /// How old a registry's answer about this image may be and still serve another pod.
     pub fn freshness_of(&self, image: &ImageName) -> Duration {
-        let configured = self.config.find(Some(image), |section| section.freshness);
+        let configured = self
+            .config
+            .find(None, Some(image), |section| section.freshness);
         configured.unwrap_or(self.freshness)
     }
 

@@ -316,7 +316,7 @@ pub(crate) fn may_use_by_default(
 ) -> bool {
     let terms = Terms {
         facts,
-        rules: &node.by_default(Some(&tried.image)),
+        rules: &node.by_default(None, Some(&tried.image)),
         now: tried.ended(),
     };
     let copy = facts.copy.as_ref().map(|copy| &copy.digest);

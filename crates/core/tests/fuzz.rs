@@ -58,8 +58,8 @@ fn documents() -> impl Strategy<Value = String> {
 fn configurations() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         4 => prop::sample::select(vec![
-            "defaults", "registries", "ceilings", "try", "stall", "freshness", "max-age", "fallback-on",
-            "reg.example", "reg.example/team", "docker.io",
+            "defaults", "registries", "namespaces", "ceilings", "try", "stall", "freshness", "max-age", "fallback-on",
+            "keep", "hold", "reg.example", "reg.example/team", "docker.io", "team-a", "team-*", "t*",
         ]).prop_map(str::to_owned),
         1 => "[a-z./:*&<-]{0,12}",
     ];
@@ -130,8 +130,14 @@ proptest! {
         match Config::parse(&text) {
             Ok(config) => {
                 let name: ImageName = "reg.example/team/app".parse().expect("a name");
-                let stall = config.find(Some(&name), |section| section.stall);
+                let stall = config.find(None, Some(&name), |section| section.stall);
                 prop_assert!(stall.is_none_or(|stall| stall > Duration::ZERO));
+                // A namespace changes nothing that pods of several share.
+                let in_team = config.find(Some("team-a"), Some(&name), |section| section.stall);
+                prop_assert_eq!(in_team, stall);
+                for rule in config.resolved(Some("team-a"), Some(&name)) {
+                    prop_assert!(rule.value.is_some() == rule.from.is_some(), "{:?}", rule);
+                }
                 prop_assert_eq!(config.changes(&config), Vec::<String>::new());
             }
             Err(invalid) => {

@@ -52,12 +52,13 @@ const IMAGES: [&str; 6] = [
 ];
 
 /// What an administrator writes; no pod waits longer than without it.
-const CONFIGS: [&str; 5] = [
+const CONFIGS: [&str; 6] = [
     "",
     "ceilings: {try: 2s, max-age: 10s, fallback-on: [network, timeout]}",
     "registries: {reg.example: {try: 5s, stall: 3s, freshness: 20s}, reg.example/b: {max-age: 1m}}",
     "defaults: {fallback-on: [network], max-age: 1h}",
     "defaults: {freshness: 1m}\nceilings: {fallback-on: [blocked]}",
+    "namespaces: {de*: {try: 4s, max-age: 1m}, default: {fallback-on: [network]}}\nregistries: {reg.example: {try: 6s}}",
 ];
 
 fn config(which: usize) -> Config {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use trylatest_containerd::{ImageRuntime, RuntimeError, alias};
+use trylatest_core::config::Config;
 use trylatest_core::disk::Disk;
 use trylatest_core::keep::{Because, KeptCopy, Limits, Shelf as Decided, UsedImage, shelve};
 
@@ -35,6 +36,8 @@ pub(super) struct Shelf<R> {
     pub(super) runtime: Arc<R>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Limits,
+    /// The administrator's configuration, whenever it changes.
+    pub(super) config: watch::Receiver<Config>,
     /// How full the disk is, if that can be known.
     pub(super) disk: fn() -> Option<Disk>,
     /// What pods use, once they are known.
@@ -120,7 +123,8 @@ impl<R: ImageRuntime> Shelf<R> {
         let until = Instant::now() + LIST_EVERY;
         while Instant::now() < until {
             let used = self.used.borrow_and_update().clone().unwrap_or_default();
-            if let Err(error) = self.decide(kept, &used).await {
+            let config = self.config.borrow_and_update().clone();
+            if let Err(error) = self.decide(kept, &used, &config).await {
                 warn!(%error, "what is kept could not be changed; trying again");
                 sleep(PAUSE).await;
                 // What containerd holds now is not known.
@@ -137,6 +141,7 @@ impl<R: ImageRuntime> Shelf<R> {
                     kept.absent.clear();
                     sleep(BURST).await;
                 }
+                Ok(()) = self.config.changed() => {}
                 () = changes(self.disk, self.limits, kept.is_tight) => {}
                 () = sleep_until(next) => {}
             }
@@ -144,14 +149,19 @@ impl<R: ImageRuntime> Shelf<R> {
     }
 
     /// Decides, and carries it out. What containerd refuses of one copy is passed over until it is decided again.
-    async fn decide(&self, kept: &mut Kept, used: &[UsedImage]) -> Result<(), RuntimeError> {
+    async fn decide(
+        &self,
+        kept: &mut Kept,
+        used: &[UsedImage],
+        config: &Config,
+    ) -> Result<(), RuntimeError> {
         let (now, disk) = (clock::wall(), (self.disk)());
         kept.is_tight = self.limits.is_tight(disk, kept.is_tight);
         let limits = Limits {
             pins: kept.honours_pins && !kept.is_tight,
             ..self.limits
         };
-        let Decided { write, forget } = shelve(&kept.copies, used, &limits, disk, now);
+        let Decided { write, forget } = shelve(&kept.copies, used, &limits, config, disk, now);
         let mut refused = BTreeSet::new();
         for copy in write {
             let written = self.write(kept, copy.clone()).await;

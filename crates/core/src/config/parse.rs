@@ -1,33 +1,37 @@
 //! From a tree to a configuration, with everything that is wrong on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::tree::{self, At, Node, Value};
 use super::{
-    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, MAX_AGE, PROBLEMS_MAX, Problem, STALL,
-    Section, TRY,
+    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEEP_MAX, MAX_AGE,
+    NamespacePattern, PROBLEMS_MAX, Problem, STALL, Section, TRY,
 };
 use crate::image::ImagePrefix;
 use crate::outcome::FailureClass;
 
 /// What a file may have.
-const PARTS: [&str; 3] = ["defaults", "registries", "ceilings"];
+const PARTS: [&str; 4] = ["defaults", "registries", "namespaces", "ceilings"];
 
-/// What a section may have.
-const RULES: [&str; 5] = [TRY, STALL, FRESHNESS, MAX_AGE, FALLBACK_ON];
+/// What is a container's: what a namespace and a pod may set, and what has a ceiling.
+const CONTAINERS: [&str; 3] = [TRY, MAX_AGE, FALLBACK_ON];
 
-/// What has a ceiling: what a pod may set.
-const CEILINGS: [&str; 3] = [TRY, MAX_AGE, FALLBACK_ON];
+/// What is decided at admission, where nobody can read this file.
+const HOLD: &str = "hold";
 
 /// Longest wait that can be set: a longer one is a mistake.
 const WAIT_MAX: Duration = Duration::from_hours(24);
 
 /// Words that people write for a rule because it is called so elsewhere.
-const OTHER_WORDS: [(&str, &str); 4] = [
+const OTHER_WORDS: [(&str, &str); 6] = [
     ("timeout", TRY),
+    ("keep-for", KEEP),
     ("default", "defaults"),
     ("registry", "registries"),
+    ("namespace", "namespaces"),
     ("limits", "ceilings"),
 ];
 
@@ -67,9 +71,22 @@ struct Reader {
 
 impl Reader {
     fn wrong(&mut self, at: At, path: &str, message: impl AsRef<str>) {
-        let colon = if path.is_empty() { "" } else { ": " };
-        let message = format!("{path}{colon}{}", message.as_ref());
-        self.problems.push(at.problem(message));
+        self.problems
+            .push(at.problem(path, message.as_ref().into()));
+    }
+
+    /// The same for a word that is not known, but may be meant to be one that is.
+    fn unknown(&mut self, at: At, path: &str, words: &str, (word, known): (&str, &[&'static str])) {
+        let suggestion = meant(word, known);
+        let hint = match suggestion {
+            Some(meant) => format!("did you mean {meant:?}?"),
+            None => format!("there are {}", known.join(", ")),
+        };
+        let problem = at.problem(path, format!("{words}; {hint}"));
+        self.problems.push(Problem {
+            suggestion,
+            ..problem
+        });
     }
 
     fn config(&mut self, root: &Node) -> Config {
@@ -84,39 +101,55 @@ impl Reader {
             self.ceilings(node);
         }
         let defaults = parts.get("defaults");
-        let defaults = defaults.map(|node| self.section(node, "defaults"));
-        let registries = parts.get("registries");
-        let registries = registries.map(|node| self.registries(node));
+        let defaults = defaults.map(|node| self.section(node, "defaults", &Section::KEYS));
+        let mut sections = |part, known| {
+            let node = parts.get(part)?;
+            Some(self.sections::<ImagePrefix>(node, part, known))
+        };
+        let registries = sections("registries", &Section::KEYS);
+        let namespaces = parts.get("namespaces");
+        let namespaces = namespaces
+            .map(|node| self.sections::<NamespacePattern>(node, "namespaces", &CONTAINERS));
         Config {
             defaults: defaults.unwrap_or_default(),
             registries: registries.unwrap_or_default(),
+            namespaces: namespaces.unwrap_or_default(),
             ceilings: self.ceilings.clone(),
         }
     }
 
-    fn registries(&mut self, node: &Node) -> BTreeMap<ImagePrefix, Section> {
+    /// A section for each of many, in the part of the file that is about them.
+    fn sections<K>(
+        &mut self,
+        node: &Node,
+        part: &str,
+        known: &[&'static str],
+    ) -> BTreeMap<K, Section>
+    where
+        K: FromStr<Err: Display> + Clone + Ord,
+    {
         let mut sections = BTreeMap::new();
-        let mut lines: BTreeMap<ImagePrefix, u64> = BTreeMap::new();
-        for (key, node) in self.entries(node, "registries") {
-            let path = format!("registries[{}]", key.text);
-            let section = self.section(node, &path);
-            match key.text.parse::<ImagePrefix>() {
-                Ok(prefix) => {
-                    if let Some(line) = lines.get(&prefix) {
+        let mut lines: BTreeMap<K, u64> = BTreeMap::new();
+        for (key, node) in self.entries(node, part) {
+            let path = format!("{part}[{}]", key.text);
+            let section = self.section(node, &path, known);
+            match key.text.parse::<K>() {
+                Ok(name) => {
+                    if let Some(line) = lines.get(&name) {
                         self.wrong(key.at, &path, format!("it is in line {line} already"));
                     } else {
-                        lines.insert(prefix.clone(), key.at.line());
-                        sections.insert(prefix, section);
+                        lines.insert(name.clone(), key.at.line());
+                        sections.insert(name, section);
                     }
                 }
-                Err(error) => self.wrong(key.at, "registries", error.to_string()),
+                Err(error) => self.wrong(key.at, part, error.to_string()),
             }
         }
         sections
     }
 
-    fn section(&mut self, node: &Node, path: &str) -> Section {
-        let rules = self.mapping(node, path, &RULES);
+    fn section(&mut self, node: &Node, path: &str, known: &[&'static str]) -> Section {
+        let rules = self.mapping(node, path, known);
         let mut wait = |key: &str, may_be_zero: bool| {
             let node = rules.get(key)?;
             self.duration(node, &format!("{path}.{key}"), may_be_zero, Some(WAIT_MAX))
@@ -129,32 +162,43 @@ impl Reader {
         let fallback_on = rules
             .get(FALLBACK_ON)
             .and_then(|node| self.classes(node, &format!("{path}.{FALLBACK_ON}")));
+        let keep = rules
+            .get(KEEP)
+            .and_then(|node| self.keep(node, &format!("{path}.{KEEP}")));
+        let section = Section {
+            try_for,
+            stall,
+            freshness,
+            max_age,
+            fallback_on,
+            keep,
+        };
+        self.measure(&section, &rules, path);
+        section
+    }
+
+    /// Whether a section is within the ceilings.
+    fn measure(&mut self, section: &Section, rules: &BTreeMap<&'static str, &Node>, path: &str) {
         let ceilings = self.ceilings.clone();
         let durations = [
-            (TRY, try_for, ceilings.try_for),
-            (MAX_AGE, max_age, ceilings.max_age),
+            (TRY, section.try_for, ceilings.try_for),
+            (MAX_AGE, section.max_age, ceilings.max_age),
         ];
         for (key, value, ceiling) in durations {
             if let Some((value, ceiling)) = value.zip(ceiling)
                 && value > ceiling
             {
                 let ceiling = humantime::format_duration(ceiling);
-                self.above_ceiling(&rules, path, key, &format!("it is more than {ceiling}"));
+                self.above_ceiling(rules, path, key, &format!("it is more than {ceiling}"));
             }
         }
-        if let Some((classes, ceiling)) = fallback_on.as_ref().zip(ceilings.fallback_on.as_ref()) {
+        let classes = section.fallback_on.as_ref();
+        if let Some((classes, ceiling)) = classes.zip(ceilings.fallback_on.as_ref()) {
             let beyond: Vec<&str> = classes.difference(ceiling).map(|c| c.as_str()).collect();
             if !beyond.is_empty() {
                 let words = format!("{} not in the list", beyond.join(", "));
-                self.above_ceiling(&rules, path, FALLBACK_ON, &words);
+                self.above_ceiling(rules, path, FALLBACK_ON, &words);
             }
-        }
-        Section {
-            try_for,
-            stall,
-            freshness,
-            max_age,
-            fallback_on,
         }
     }
 
@@ -174,7 +218,7 @@ impl Reader {
     }
 
     fn ceilings(&mut self, node: &Node) {
-        let rules = self.mapping(node, "ceilings", &CEILINGS);
+        let rules = self.mapping(node, "ceilings", &CONTAINERS);
         self.lines = rules
             .iter()
             .map(|(key, node)| (*key, node.at.line()))
@@ -234,18 +278,10 @@ impl Reader {
             let dot = if path.is_empty() { "" } else { "." };
             let own = format!("{path}{dot}{}", key.text);
             match known.iter().find(|known| **known == key.text) {
-                None => {
-                    let words = match key.text {
-                        STALL | FRESHNESS if path == "ceilings" => {
-                            "it belongs under defaults or registries: no pod can set it".to_owned()
-                        }
-                        rule if path.is_empty() && RULES.contains(&rule) => {
-                            "it belongs under defaults or registries".to_owned()
-                        }
-                        other => format!("unknown key; {}", hint(other, known)),
-                    };
-                    self.wrong(key.at, &own, words);
-                }
+                None => match misplaced(key.text, path) {
+                    Some(words) => self.wrong(key.at, &own, words),
+                    None => self.unknown(key.at, &own, "unknown key", (key.text, known)),
+                },
                 Some(known) => match found.get(known) {
                     Some(first) => {
                         let words = format!("it is in line {} already", first.at.line());
@@ -275,14 +311,23 @@ impl Reader {
         let words = match parsed {
             Ok(Duration::ZERO) if !may_be_zero => "it must be more than 0".to_owned(),
             Ok(value) if most.is_some_and(|most| value > most) => {
-                let most = humantime::format_duration(most.unwrap_or_default());
-                format!("the maximum is {most}")
+                format!("the maximum is {}", in_days(most.unwrap_or_default()))
             }
             Ok(value) => return Some(value),
             Err(words) => format!("{words}; write it like 5s or 1h30m"),
         };
         self.wrong(node.at, path, words);
         None
+    }
+
+    /// How long copies are kept.
+    fn keep(&mut self, node: &Node, path: &str) -> Option<Duration> {
+        match &node.value {
+            Value::Text(text) if text == "off" => Some(Duration::ZERO),
+            // Some writers of YAML take the word for a truth value.
+            Value::Other(value) if value == "false" => Some(Duration::ZERO),
+            _ => self.duration(node, path, true, Some(KEEP_MAX)),
+        }
     }
 
     fn classes(&mut self, node: &Node, path: &str) -> Option<BTreeSet<FailureClass>> {
@@ -313,13 +358,21 @@ impl Reader {
             let class = word.parse();
             if class.is_err() {
                 let known = FailureClass::ALL.map(FailureClass::as_str);
-                let words = format!("unknown failure class {word:?}; {}", hint(word, &known));
-                self.wrong(item.at, path, words);
+                let words = format!("unknown failure class {word:?}");
+                self.unknown(item.at, path, &words, (word, &known));
             }
             class.ok()
         });
         let classes = classes.collect();
         (self.problems.len() == before).then_some(classes)
+    }
+}
+
+/// Humantime's years and months are not whole days.
+fn in_days(time: Duration) -> String {
+    match time.as_secs() / (24 * 3600) {
+        0 | 1 => humantime::format_duration(time).to_string(),
+        days => format!("{days}d"),
     }
 }
 
@@ -332,8 +385,35 @@ fn is_object(root: &Node) -> bool {
     entries.iter().any(|(key, _)| is_version(key))
 }
 
-/// What may be meant, or what there is.
-fn hint(word: &str, known: &[&str]) -> String {
+/// Why a key has no effect in this part of the file, if it has one in another, or elsewhere.
+fn misplaced(key: &str, path: &str) -> Option<String> {
+    let is_namespace = path.starts_with("namespaces[");
+    let (is_pull, is_ours) = (
+        [STALL, FRESHNESS].contains(&key),
+        Section::KEYS.contains(&key),
+    );
+    let words = match key {
+        HOLD => {
+            "pods are held by admission, which cannot read this file; label the namespace with trylatest.dev/hold"
+        }
+        _ if is_pull && path == "ceilings" => {
+            "it belongs under defaults or registries: no pod can set it"
+        }
+        KEEP if path == "ceilings" => "it belongs under defaults or registries: no pod can set it",
+        _ if is_pull && is_namespace => {
+            "it belongs under defaults or registries: pods of several namespaces share a pull"
+        }
+        KEEP if is_namespace => {
+            "it belongs under defaults or registries: pods of several namespaces share a copy"
+        }
+        _ if is_ours && path.is_empty() => "it belongs under defaults, registries or namespaces",
+        _ => return None,
+    };
+    Some(words.to_owned())
+}
+
+/// What may be meant.
+fn meant(word: &str, known: &[&'static str]) -> Option<&'static str> {
     let called = OTHER_WORDS.iter().find(|(other, _)| *other == word);
     let called = called
         .map(|(_, meant)| *meant)
@@ -343,10 +423,7 @@ fn hint(word: &str, known: &[&str]) -> String {
         .map(|known| (distance(word, known), *known))
         .min_by_key(|(distance, _)| *distance)
         .filter(|(distance, known)| *distance <= known.len().min(word.len()).div_ceil(3).max(1));
-    match called.or(near.map(|(_, known)| known)) {
-        Some(meant) => format!("did you mean {meant:?}?"),
-        None => format!("there are {}", known.join(", ")),
-    }
+    called.or(near.map(|(_, known)| known))
 }
 
 /// How many letters have to be inserted, removed or replaced to get from one word to the other. Case and how words

@@ -1,6 +1,7 @@
 //! What a file may say, and what is said about one that is wrong.
 
 use super::*;
+use crate::image::ImageName;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -25,7 +26,10 @@ defaults:
 registries:
   registry.example.com:
     stall: 20s
-  registry.example.com/team/: {try: 60s, freshness: 1m}
+  registry.example.com/team/: {try: 60s, freshness: 1m, keep: 30d}
+namespaces:
+  team-a: {try: 90s}
+  team-*: {max-age: 24h, fallback-on: [network]}
 ceilings:
   try: 2m
   max-age: 720h
@@ -54,7 +58,11 @@ fn a_whole_file_is_read() {
             "defaults.max-age 30days",
             "defaults.stall 5s",
             "defaults.try 30s",
+            "namespaces[team-*].fallback-on network",
+            "namespaces[team-*].max-age 1day",
+            "namespaces[team-a].try 1m 30s",
             "registries[registry.example.com/team].freshness 1m",
+            "registries[registry.example.com/team].keep 30days",
             "registries[registry.example.com/team].try 1m",
             "registries[registry.example.com].stall 20s",
         ]
@@ -69,7 +77,8 @@ fn a_file_that_says_nothing_is_valid() {
         "# nothing yet\n",
         "---\n",
         "{}",
-        "defaults:\nregistries:\nceilings:\n",
+        "defaults:\nregistries:\nnamespaces:\nceilings:\n",
+        "namespaces: {team-*: }",
         "registries: {registry.example.com: }",
     ] {
         assert_eq!(parse(text).entries(), BTreeMap::new(), "{text:?}");
@@ -101,11 +110,150 @@ registries:
         ("my/nginx", 1, 1),
     ] {
         let name: ImageName = image.parse().unwrap();
-        let found = |rule: fn(&Section) -> Option<Duration>| config.find(Some(&name), rule);
+        let found = |rule: fn(&Section) -> Option<Duration>| config.find(None, Some(&name), rule);
         assert_eq!(found(|s| s.try_for), Some(try_for * SECOND), "{image}");
         assert_eq!(found(|s| s.stall), Some(stall * SECOND), "{image}");
     }
-    assert_eq!(config.find(None, |s| s.try_for), Some(SECOND));
+    assert_eq!(config.find(None, None, |s| s.try_for), Some(SECOND));
+}
+
+#[test]
+fn a_namespace_has_the_say_before_a_registry() {
+    let config = parse(
+        "
+defaults: {try: 1s}
+registries: {reg.example: {try: 2s, max-age: 2h}}
+namespaces:
+  t*: {try: 3s, max-age: 3h}
+  team-*: {try: 4s}
+  team-a: {try: 5s}
+",
+    );
+    let name: ImageName = "reg.example/app".parse().unwrap();
+    for (namespace, try_for, max_age) in [
+        (Some("team-a"), 5, 3),
+        (Some("team-ab"), 4, 3),
+        (Some("team-b"), 4, 3),
+        (Some("team"), 3, 3),
+        (Some("other"), 2, 2),
+        (None, 2, 2),
+    ] {
+        let found =
+            |rule: fn(&Section) -> Option<Duration>| config.find(namespace, Some(&name), rule);
+        assert_eq!(
+            found(|s| s.try_for),
+            Some(try_for * SECOND),
+            "{namespace:?}"
+        );
+        assert_eq!(
+            found(|s| s.max_age),
+            Some(max_age * 3600 * SECOND),
+            "{namespace:?}"
+        );
+    }
+}
+
+#[test]
+fn a_namespace_cannot_set_what_its_pods_share_with_others() {
+    let found = problems(
+        "\
+defaults: {hold: none}
+registries: {reg.example: {hold: none}}
+namespaces:
+  team-a: {stall: 5s, freshness: 1m, keep: 1d, hold: none, trye: 5s}
+  team-b:
+    try: 3m
+  team-b: {}
+  '*': {}
+  Team: {}
+namespace: {}
+ceilings: {keep: 1d, try: 2m}
+",
+    );
+    let hold = "pods are held by admission, which cannot read this file; label the namespace with trylatest.dev/hold";
+    let below = "it belongs under defaults or registries";
+    assert_eq!(
+        found,
+        [
+            format!("line 1, column 12: defaults.hold: {hold}"),
+            format!("line 2, column 28: registries[reg.example].hold: {hold}"),
+            format!(
+                "line 4, column 12: namespaces[team-a].stall: {below}: pods of several namespaces share a pull"
+            ),
+            format!(
+                "line 4, column 23: namespaces[team-a].freshness: {below}: pods of several namespaces share a pull"
+            ),
+            format!(
+                "line 4, column 38: namespaces[team-a].keep: {below}: pods of several namespaces share a copy"
+            ),
+            format!("line 4, column 48: namespaces[team-a].hold: {hold}"),
+            "line 4, column 60: namespaces[team-a].trye: unknown key; did you mean \"try\"?".to_owned(),
+            "line 6, column 10: namespaces[team-b].try: it is more than 2m, the ceiling in line 11".to_owned(),
+            "line 7, column 3: namespaces[team-b]: it is in line 5 already".to_owned(),
+            "line 8, column 3: namespaces: \"*\" is not a namespace: for all namespaces, write the rule under \
+             defaults"
+                .to_owned(),
+            "line 9, column 3: namespaces: \"Team\" is not a namespace: write a name of lowercase letters, digits and \
+             -, or its beginning with a *, as in team-*"
+                .to_owned(),
+            "line 10, column 1: namespace: unknown key; did you mean \"namespaces\"?".to_owned(),
+            format!("line 11, column 12: ceilings.keep: {below}: no pod can set it"),
+        ]
+    );
+}
+
+#[test]
+fn copies_are_kept_for_a_time_or_not_at_all() {
+    let keep = |text: &str| parse(&format!("defaults: {{keep: {text}}}")).defaults.keep;
+    for (text, time) in [("30d", 30 * 24 * 3600), ("0s", 0), ("off", 0), ("'off'", 0)] {
+        assert_eq!(keep(text), Some(time * SECOND), "{text}");
+    }
+    assert_eq!(
+        problems("defaults: {keep: 367d}\nregistries: {reg.example: {keep: ever}}"),
+        [
+            "line 1, column 18: defaults.keep: the maximum is 366d",
+            "line 2, column 34: registries[reg.example].keep: invalid duration \"ever\" (expected number at 0); write \
+             it like 5s or 1h30m",
+        ]
+    );
+    assert_eq!(
+        problems("defaults: {keep-for: 1d}"),
+        ["line 1, column 12: defaults.keep-for: unknown key; did you mean \"keep\"?"]
+    );
+}
+
+#[test]
+fn what_applies_is_shown_with_what_says_so() {
+    let config = parse(WHOLE);
+    let name: ImageName = "registry.example.com/team/app".parse().unwrap();
+    let shown = |namespace, image| -> Vec<String> {
+        let resolved = config.resolved(namespace, image).into_iter();
+        let words = resolved.map(|rule| {
+            let from = rule.from.map(|place| place.to_string());
+            let [value, from, ceiling] =
+                [rule.value, from, rule.ceiling].map(|word| word.unwrap_or("-".into()));
+            format!("{} {value} {from} {ceiling}", rule.key)
+        });
+        words.collect()
+    };
+    assert_eq!(
+        shown(Some("team-a"), Some(&name)),
+        [
+            "try 1m 30s namespaces[team-a] 2m",
+            "stall 20s registries[registry.example.com] -",
+            "freshness 1m registries[registry.example.com/team] -",
+            "max-age 1day namespaces[team-*] 30days",
+            "fallback-on network namespaces[team-*] network, timeout, server-error",
+            "keep 30days registries[registry.example.com/team] -",
+        ]
+    );
+    let config = parse("ceilings: {try: 2m, max-age: 24h}");
+    let rules = config.resolved(None, None);
+    let [try_for, .., max_age, _, _] = &rules[..] else {
+        panic!("{rules:?}");
+    };
+    assert_eq!((&try_for.value, try_for.from), (&None, None));
+    assert_eq!(max_age.from, Some(Place::Ceilings));
 }
 
 #[test]
@@ -142,7 +290,7 @@ registry: {}
             "line 7, column 3: registries: \"https://registry.example.com\" is not a registry: write it without a \
              scheme",
             "line 9, column 5: registries[registry.example.com].retries: unknown key; there are try, stall, freshness, \
-             max-age, fallback-on",
+             max-age, fallback-on, keep",
             "line 10, column 10: registries[registry.example.com].try: invalid duration \"soon\" (expected number at \
              0); write it like 5s or 1h30m",
             "line 11, column 5: registries[registry.example.com].try: it is in line 10 already",
@@ -241,7 +389,7 @@ fn a_rule_in_the_wrong_place_is_sent_to_the_right_one() {
     assert_eq!(
         problems("try: 5s\ndefault: {stall: 5s}\n"),
         [
-            "line 1, column 1: try: it belongs under defaults or registries",
+            "line 1, column 1: try: it belongs under defaults, registries or namespaces",
             "line 2, column 1: default: unknown key; did you mean \"defaults\"?",
         ]
     );

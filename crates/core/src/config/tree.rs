@@ -18,12 +18,14 @@ pub(super) struct At {
 }
 
 impl At {
-    pub(super) fn problem(self, message: String) -> Problem {
+    pub(super) fn problem(self, key: &str, message: String) -> Problem {
         let Self { line, column } = self;
         Problem {
             line,
             column,
+            key: key.to_owned(),
             message,
+            suggestion: None,
         }
     }
 
@@ -75,7 +77,7 @@ pub(super) fn read(text: &str) -> Result<Node, Problem> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let at = error.location().map_or(At::default(), At::from);
-        at.problem(words(&error))
+        at.problem("", words(&error))
     })
 }
 

@@ -43,6 +43,7 @@ fn used(image: &str, copy: &str, since: Option<Timestamp>) -> UsedImage {
 /// What is kept, and how that changes.
 #[derive(Default)]
 struct Node {
+    config: Config,
     kept: Vec<KeptCopy>,
     is_tight: bool,
 }
@@ -64,7 +65,7 @@ impl Node {
             pins: !self.is_tight,
             ..*limits
         };
-        let decided = shelve(&self.kept, used, &limits, disk, now);
+        let decided = shelve(&self.kept, used, &limits, &self.config, disk, now);
         let gone = decided.forget.iter().map(|(copy, _)| copy);
         for gone in gone.chain(&decided.write) {
             let same = |copy: &KeptCopy| copy.id() == gone.id();
@@ -268,6 +269,32 @@ fn with_no_time_nothing_is_kept_at_all() {
         ..LIMITS
     };
     node.step_within(&[used("app", "a", None)], &off, Some(ROOMY), at(0));
+    assert!(node.kept.is_empty());
+}
+
+#[test]
+fn the_registry_says_how_long_before_the_flag() {
+    let config = |text| Config::parse(text).unwrap();
+    let mut node = Node {
+        config: config("registries: {long.example: {keep: 60d}, off.example: {keep: off}}"),
+        ..Node::default()
+    };
+    let images = ["long.example/app", "off.example/app", "app"];
+    let pods: Vec<UsedImage> = images
+        .iter()
+        .zip(["l", "o", "f"])
+        .map(|(image, copy)| used(image, copy, None))
+        .collect();
+    node.step(&pods, Some(ROOMY), at(0));
+    // What is not to be kept is not, even if a pod uses it: the pull of the next one replaces it.
+    assert_eq!(node.copies(), ["sha256:f", "sha256:l"]);
+    let days = |days: i64| at(days * 24 * 60);
+    node.step(&[], Some(ROOMY), days(15));
+    assert_eq!(node.copies(), ["sha256:l"]);
+    // The administrator changes it.
+    node.config = config("defaults: {keep: 10d}");
+    let gone = node.step(&[], Some(ROOMY), days(16));
+    assert_eq!(gone.forget[0].1, Because::Age);
     assert!(node.kept.is_empty());
 }
 

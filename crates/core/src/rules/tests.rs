@@ -56,7 +56,7 @@ fn by(value: Duration, source: Source) -> Rule<Duration> {
 
 #[test]
 fn all_classes_but_one_allow_the_copy_by_default() {
-    let rules = node("").by_default(None);
+    let rules = node("").by_default(None, None);
     for class in FailureClass::ALL {
         let allows = rules.allow_fallback_on(class).is_ok();
         assert_eq!(allows, class != FailureClass::Blocked, "{class}");
@@ -78,7 +78,7 @@ fn rules_of_pod(classes: &[FailureClass], config: &str) -> Rules {
 }
 
 #[test]
-fn the_pod_comes_first_then_its_registry_then_the_defaults_then_the_flag() {
+fn the_pod_comes_first_then_its_namespace_then_its_registry_then_the_defaults_then_the_flag() {
     let own = || Settings {
         timeout: Some(SECOND),
         max_age: Some(HOUR),
@@ -87,9 +87,23 @@ fn the_pod_comes_first_then_its_registry_then_the_defaults_then_the_flag() {
     let registry = "registries: {reg.example: {try: 2s, max-age: 2h}}";
     let defaults = "defaults: {try: 3s, max-age: 3h}";
     let both = format!("{registry}\n{defaults}");
+    let all = format!("{both}\nnamespaces: {{def*: {{try: 4s, max-age: 4h}}}}");
+    let others = format!("{both}\nnamespaces: {{other: {{try: 4s, max-age: 4h}}}}");
     let administrator = Source::Administrator;
     for (settings, config, try_for, max_age) in [
-        (own(), both.as_str(), 1, Some(by(HOUR, Source::Pod))),
+        (own(), all.as_str(), 1, Some(by(HOUR, Source::Pod))),
+        (
+            Settings::default(),
+            &all,
+            4,
+            Some(by(4 * HOUR, administrator)),
+        ),
+        (
+            Settings::default(),
+            &others,
+            2,
+            Some(by(2 * HOUR, administrator)),
+        ),
         (own(), "", 1, Some(by(HOUR, Source::Pod))),
         (
             Settings::default(),

@@ -46,7 +46,7 @@ fn rules() -> Rules {
         allow_unverified_fallback: false,
         config: Config::default(),
     };
-    node.by_default(None)
+    node.by_default(None, None)
 }
 
 /// The pod's own rule.

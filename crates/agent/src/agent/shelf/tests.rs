@@ -31,6 +31,7 @@ fn used(digest: &str) -> Vec<UsedImage> {
 struct World {
     node: FakeContainerd,
     used: watch::Sender<Option<Vec<UsedImage>>>,
+    config: watch::Sender<Config>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     /// Ends with the world.
@@ -47,11 +48,13 @@ impl World {
 
     fn on(node: FakeContainerd, limits: Limits) -> Self {
         let (sender, used) = watch::channel(None);
+        let (config, configured) = watch::channel(Config::default());
         let metrics = Arc::new(Metrics::new("test").unwrap());
         let shelf = Shelf {
             runtime: Arc::new(node.clone()),
             metrics: Arc::clone(&metrics),
             limits,
+            config: configured,
             disk: || {
                 Some(Disk {
                     total: 100 * GIB,
@@ -66,6 +69,7 @@ impl World {
         Self {
             node,
             used: sender,
+            config,
             metrics,
             stop,
             _tasks: tasks,
@@ -212,4 +216,19 @@ async fn pins_that_have_no_effect_are_reported() {
     world.uses(used("sha256:one"));
     world.later().await;
     assert_eq!(world.series("trylatest_pins_ignored "), "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_configuration_applies_to_what_is_kept() {
+    let world = World::start(LIMITS);
+    world.uses(used("sha256:one"));
+    world.later().await;
+    world.uses(Vec::new());
+    world.later().await;
+    assert_eq!(world.kept().await, ["sha256:one"]);
+    let off = Config::parse("registries: {reg.example: {keep: off}}").unwrap();
+    world.config.send_replace(off);
+    // Sooner than it would decide anew by itself.
+    sleep(BURST).await;
+    assert!(world.kept().await.is_empty());
 }
