@@ -335,7 +335,7 @@ pub struct ConfigArgs {
 /// The commands about a configuration file.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print what a file says and exit with 0; or print everything that is wrong with it, one line each, and exit with 1
+    /// Print what a file says and exit with 0; or print everything that is wrong with it and exit with 1
     Check(CheckArgs),
 }
 
@@ -344,6 +344,28 @@ pub enum ConfigCommand {
 pub struct CheckArgs {
     /// The file, or - for stdin
     pub file: PathBuf,
+
+    /// Show also what applies to this image, and which part of the file says so
+    #[arg(long)]
+    pub image: Option<ImageName>,
+
+    /// The same for pods of this namespace
+    #[arg(long, value_parser = not_empty)]
+    pub namespace: Option<String>,
+
+    /// The output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: CheckOutput,
+}
+
+/// How `trylatest config check` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CheckOutput {
+    /// For people and editors
+    #[default]
+    Text,
+    /// A JSON object
+    Json,
 }
 
 const STATE_DIR: &str = "/var/lib/trylatest";
