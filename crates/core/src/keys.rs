@@ -17,7 +17,17 @@ pub const MAX_AGE: &str = "trylatest.dev/max-age";
 /// Pod annotation: the failure classes that allow the cached copy, comma-separated.
 pub const FALLBACK_ON: &str = "trylatest.dev/fallback-on";
 
-/// Pod label, set by admission together with the gate; what the agent's watch selects.
+/// Pod or pod-template annotation, or namespace label: how pods are held, [`HOLD_NONE`] or [`HOLD_GATE`]. The
+/// pod's own counts before its namespace's, which admission copies to the pod.
+pub const HOLD: &str = "trylatest.dev/hold";
+
+/// The value of [`HOLD`] without a gate: the pod starts at once, as with `IfNotPresent`.
+pub const HOLD_NONE: &str = "none";
+
+/// The value of [`HOLD`] with a gate, which is the default.
+pub const HOLD_GATE: &str = "gate";
+
+/// Pod label, set by admission; what the agent's watch selects.
 pub const GATED: &str = "trylatest.dev/gated";
 
 /// The value of [`GATED`] of a pod with a gate.
@@ -26,6 +36,9 @@ pub const GATED_VALUE: &str = "true";
 /// The value of [`GATED`] of a pod from which admission removed the gate again, because another
 /// policy gave the gate `Always`. The agent reports such a pod.
 pub const GATED_OVERRULED: &str = "overruled";
+
+/// The value of [`GATED`] of a pod that is to have no gate ([`HOLD_NONE`]).
+pub const GATED_NONE: &str = "none";
 
 /// Pod annotation, written by the agent: the release as JSON (see [`crate::release`]).
 pub const RELEASED: &str = "trylatest.dev/released";

@@ -21,6 +21,9 @@ pub struct Settings {
 /// Longest `timeout`: a pod that should wait longer needs `Always`.
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
+/// Most of an unknown `hold` that is repeated.
+const HOLD_SHOWN: usize = 63;
+
 impl Settings {
     /// Reads the annotations. An invalid value keeps its default and yields one complaint: what is
     /// wrong, and what applies instead.
@@ -48,6 +51,7 @@ impl Settings {
         let fallback_on = annotations
             .get(keys::FALLBACK_ON)
             .and_then(|text| parse_classes(text, &mut complaints));
+        complaints.extend(annotations.get(keys::HOLD).and_then(|text| bad_hold(text)));
         let settings = Self {
             timeout,
             max_age,
@@ -55,6 +59,21 @@ impl Settings {
         };
         (settings, complaints)
     }
+}
+
+/// Admission has read it, and gives a gate to a pod that says anything else.
+fn bad_hold(text: &str) -> Option<String> {
+    let known = ["", keys::HOLD_NONE, keys::HOLD_GATE];
+    let text = text.trim();
+    (!known.contains(&text)).then(|| {
+        format!(
+            "{}: unknown value {:?} (known: {}, {}); the pod has a gate",
+            keys::HOLD,
+            &text[..text.floor_char_boundary(HOLD_SHOWN)],
+            keys::HOLD_NONE,
+            keys::HOLD_GATE
+        )
+    })
 }
 
 /// A list with an unknown class is not used at all: ignoring only that word would refuse a fallback
@@ -97,6 +116,7 @@ mod tests {
             (keys::TIMEOUT, " 5s "),
             (keys::MAX_AGE, "7d"),
             (keys::FALLBACK_ON, "network, timeout,"),
+            (keys::HOLD, " none "),
         ]);
         assert_eq!(complaints, Vec::<String>::new());
         assert_eq!(settings.timeout, Some(Duration::from_secs(5)));
@@ -115,6 +135,8 @@ mod tests {
             (keys::TIMEOUT, ""),
             (keys::TIMEOUT, "99999999999999999999999s"),
             (keys::MAX_AGE, "soon"),
+            (keys::HOLD, "None"),
+            (keys::HOLD, "off"),
             (keys::FALLBACK_ON, "network,dns"),
             (keys::FALLBACK_ON, ""),
             (keys::FALLBACK_ON, " , "),

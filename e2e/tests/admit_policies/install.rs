@@ -44,6 +44,7 @@ async fn the_keys_are_those(api: Arc<Api>) -> anyhow::Result<()> {
     let known = [
         keys::CONTAINERS,
         keys::LITERAL,
+        keys::HOLD,
         keys::GATED,
         keys::RELEASED,
         keys::PROGRESS,

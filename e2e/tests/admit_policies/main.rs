@@ -4,6 +4,7 @@
 
 mod always;
 mod existing;
+mod hold;
 mod install;
 mod neutral;
 mod others;
@@ -163,6 +164,7 @@ fn main() -> ExitCode {
         [
             install::cases(),
             pods::cases(),
+            hold::cases(),
             neutral::cases(),
             existing::cases(),
             templates::cases(),

@@ -170,6 +170,24 @@ pub(crate) fn gate_of<'v>(pod: &'v Value, names: &str) -> anyhow::Result<&'v Val
     Ok(gates[0].1)
 }
 
+/// Fails unless the pod is known to the agent with these names, and nothing holds it.
+pub(crate) fn unheld(pod: &Value, names: &str) -> anyhow::Result<()> {
+    ensure!(gates(pod).is_empty(), "gated: {pod:#}");
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let mut gates = volumes.filter(|volume| volume["name"] == keys::GATE);
+    ensure!(gates.next().is_none(), "a volume: {pod:#}");
+    let label = &pod["metadata"]["labels"][keys::GATED];
+    ensure!(*label == keys::GATED_NONE, "the label is {label}");
+    let hold = annotation(pod, keys::HOLD).map(str::trim);
+    ensure!(hold == Some(keys::HOLD_NONE), "it says {hold:?}");
+    let written = annotation(pod, keys::CONTAINERS);
+    ensure!(
+        written == Some(names),
+        "the names are {written:?}, not {names:?}"
+    );
+    Ok(())
+}
+
 /// Fails if anything holds the pod.
 pub(crate) fn not_gated(pod: &Value) -> anyhow::Result<()> {
     ensure!(gates(pod).is_empty(), "gated: {pod:#}");
