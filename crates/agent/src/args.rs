@@ -116,7 +116,8 @@ pub struct AgentArgs {
     pub freshness: Duration,
 
     /// How long after its last try to check an image that running pods use again, give or take a quarter, at least 10m;
-    /// 0 for never. Private images are checked only when a pod starts
+    /// 0 for never. Also check one whose container has restarted in place, soon after. Private images are checked only
+    /// when a pod with a gate starts
     #[arg(long, env = "TRYLATEST_REFRESH_EVERY", default_value = "0s", value_parser = refresh)]
     pub refresh_every: Duration,
 

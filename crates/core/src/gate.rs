@@ -223,6 +223,7 @@ mod tests {
             digest: None,
             confirmed: None,
             note: None,
+            moved: None,
             answered: None,
         };
         Reading {

@@ -47,6 +47,8 @@ pub struct NodeImage {
     /// Of these, pods that started from a cached copy because their try failed, and to which the
     /// registry has not said since that the tag points to what they run.
     pub pods_from_cache: usize,
+    /// Pods that were not held, and run something else than what the tag has been found to point to since.
+    pub pods_behind: usize,
 }
 
 impl NodeImage {
@@ -76,16 +78,20 @@ impl NodeReport {
     ///
     /// `agent_decides`: whether it is for the agent to say who may use a private image's copy.
     pub fn new(mut images: Vec<NodeImage>, agent_decides: bool) -> Self {
-        images.sort_by(|a, b| {
-            (!a.runs_from_cache(), a.pods == 0, &a.image).cmp(&(
-                !b.runs_from_cache(),
-                b.pods == 0,
-                &b.image,
-            ))
-        });
+        let rank = |image: &NodeImage| {
+            let is_behind = image.pods_behind > 0;
+            (!image.runs_from_cache(), !is_behind, image.pods == 0)
+        };
+        images.sort_by(|a, b| (rank(a), &a.image).cmp(&(rank(b), &b.image)));
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
+        let behind: usize = images.iter().map(|image| image.pods_behind).sum();
+        let behind = match behind {
+            0 => String::new(),
+            1 => "; 1 pod that was not held runs what its tag has left since".to_owned(),
+            pods => format!("; {pods} pods that were not held run what their tags have left since"),
+        };
         let summary = format!(
-            "{}, {} running from the node's cache after a failed pull{}",
+            "{}, {} running from the node's cache after a failed pull{behind}{}",
             text::count(images.len(), "TryLatest image"),
             cached.len(),
             if agent_decides { BY_AGENT } else { "" }
@@ -183,6 +189,7 @@ mod tests {
             } else {
                 0
             },
+            pods_behind: 0,
         }
     }
 
@@ -204,6 +211,22 @@ mod tests {
         assert!(report.summary.starts_with("2 TryLatest images, 1 running"));
         // The worst comes first.
         assert!(report.images.find("app2").unwrap() < report.images.find("app1").unwrap());
+    }
+
+    /// They are none of the condition's business: nothing has failed.
+    #[test]
+    fn pods_whose_tag_has_moved_since_they_started_are_counted() {
+        let mut moved = image(1, Outcome::Fresh, 3);
+        let report = |behind| {
+            moved.pods_behind = behind;
+            NodeReport::new(vec![moved.clone(), image(2, Outcome::Unchanged, 1)], false)
+        };
+        let [none, one, two] = [0, 1, 2].map(report);
+        assert!(!none.summary.contains("held"), "{}", none.summary);
+        assert!(one.summary.contains("; 1 pod that was not held runs"));
+        assert!(two.summary.contains("; 2 pods that were not held run "));
+        assert!(!two.fallback);
+        assert!(two.images.contains(r#""podsBehind":2"#), "{}", two.images);
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub enum Outcome {
     Unchanged,
     /// The try failed and the node's cached copy is used.
     Fallback,
+    /// Nothing was tried first, because the pod is not held: it started from the node's copy, or from what the
+    /// kubelet pulled.
+    NotHeld,
     /// The registry wants credentials: the kubelet pulls, and the cached copy waits aside meanwhile.
     HandedOver,
     /// Neither a pull nor a cached copy: the kubelet is left to pull and to report.
@@ -27,10 +30,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order in which people read them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Fresh,
         Self::Unchanged,
         Self::Fallback,
+        Self::NotHeld,
         Self::HandedOver,
         Self::Unavailable,
         Self::Refused,
@@ -42,6 +46,7 @@ impl Outcome {
             Self::Fresh => "fresh",
             Self::Unchanged => "unchanged",
             Self::Fallback => "fallback",
+            Self::NotHeld => "not-held",
             Self::HandedOver => "handed-over",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused",

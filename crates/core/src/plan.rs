@@ -9,7 +9,7 @@
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
-//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
+//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`), and what pods without a gate have started from (`unheld`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
 //! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
@@ -34,6 +34,7 @@ mod settle;
 mod spared;
 mod tried;
 mod turns;
+mod unheld;
 mod used;
 mod wait;
 
@@ -143,7 +144,7 @@ impl Planner {
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
-            Event::Gone(uid) => self.changed.report |= self.pods.remove(&uid).is_some(),
+            Event::Gone(uid) => self.gone(&uid),
             Event::GatesRun(pods) => self.gates_run(now, pods),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
             Event::Moved(moved) => self.moved(now, &moved, &mut plan),
@@ -264,9 +265,12 @@ impl Planner {
 
     /// Takes over how a pod is now. What it does not wait for any more is dropped.
     fn see(&mut self, now: Now, pod: GatedPod, plan: &mut Vec<Action>) {
+        let restarts = self.refresh.is_on();
         let pod = match self.pods.entry(pod.id.uid.clone()) {
             Entry::Occupied(entry) => {
                 let known = entry.into_mut();
+                self.refresh
+                    .want_all(unheld::starts(Some(&known.seen), &pod, restarts));
                 self.changed.report |= !known.is_reported_as(&pod);
                 known.update(pod, now);
                 known
@@ -280,6 +284,7 @@ impl Planner {
                     plan.push(overruled);
                 }
                 self.changed.report = true;
+                self.refresh.want_all(unheld::starts(None, &pod, restarts));
                 let runs = self.running_gates.contains(entry.key());
                 let pod = entry.insert(Pod::new(pod, now));
                 pod.gate_is_running(runs, now);
@@ -344,6 +349,8 @@ impl Planner {
             .retain(|name| images.contains_key(name) || is_kept(name));
         self.spared
             .retain(|name| images.contains_key(name) || is_kept(name));
+        self.refresh
+            .retain(|name| images.contains_key(name) || is_kept(name));
         let registries = images.keys().map(ImageName::registry).collect();
         self.circuits
             .retain(|name| images.contains_key(name), &registries);
@@ -360,6 +367,7 @@ impl Planner {
         for pod in self.pods.values_mut() {
             plan.extend(pod.send_due(now, &self.images));
         }
+        self.tell_unheld(now, plan);
         self.learn_of_pulls(now, plan);
         self.cut_what_hangs(now, plan);
         self.refresh_due(now);

@@ -24,7 +24,7 @@ pub struct PodId {
     pub uid: String,
 }
 
-/// A pod that admission has gated.
+/// A pod that admission has gated, or has left without a gate because it is not to be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatedPod {
     /// Which pod.
@@ -188,8 +188,10 @@ pub enum GateState {
         /// Since when, in whole seconds, rounded down.
         since: Timestamp,
     },
-    /// It has opened, or the pod has no gate: nothing waits for a release.
+    /// It has opened, or somebody has removed it: nothing waits for a release.
     Open,
+    /// The pod is to have none: it starts at once.
+    NotWanted,
     /// It has opened by itself, because it saw no answer: the pod runs what the kubelet found.
     GaveUp {
         /// When it had begun to wait, in whole seconds, rounded down.

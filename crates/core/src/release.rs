@@ -68,6 +68,10 @@ pub struct ContainerRelease {
     /// When the registry last said that the tag points to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
+    /// What the tag points to since the container has started, if that is something else; said of pods that are
+    /// not held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Digest>,
     /// Why the pod must not use a cached copy, or what else the agent did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -194,6 +198,19 @@ impl ContainerRelease {
         }
     }
 
+    /// Whether the pod's owner is to hear of it, who has heard of `before`. A hand-over is told when it has ended; that
+    /// a tag points again to what runs is as if it had not moved.
+    pub fn is_news_after(&self, before: Option<&Self>) -> bool {
+        let is_known = before.is_some_and(|before| {
+            let back = Self {
+                moved: None,
+                ..before.clone()
+            };
+            before == self || back == *self
+        });
+        !is_known && self.outcome != Outcome::HandedOver
+    }
+
     /// One line for the gate's log and the pod's Event, without the container's name.
     pub fn describe(&self, now: Timestamp) -> String {
         let image = &self.image;
@@ -209,6 +226,7 @@ impl ContainerRelease {
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
+            Outcome::NotHeld => self.describe_not_held(&confirmed),
             Outcome::HandedOver => self.describe_hand_over(digest, &confirmed),
             Outcome::Unavailable => {
                 format!("{image} could not be pulled and is left to the kubelet")
@@ -231,6 +249,20 @@ impl ContainerRelease {
             line.push_str("\", but the gate could not see it");
         }
         line
+    }
+
+    /// Who has brought the copy is not known: it may have been the kubelet, for this pod.
+    fn describe_not_held(&self, confirmed: &str) -> String {
+        let image = &self.image;
+        let runs = self.digest.as_ref().map(Digest::short);
+        let runs = runs.unwrap_or("a copy without a digest");
+        match &self.moved {
+            Some(moved) => format!(
+                "{image} has moved to {}, which is on the node for the next start; this container runs {runs}",
+                moved.short()
+            ),
+            None => format!("started without a try from {image}: {runs}, {confirmed}"),
+        }
     }
 
     /// That a registry does not give a private image to the agent is how it should be: no error is quoted.
@@ -348,6 +380,7 @@ mod tests {
             digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
             confirmed: Some("2026-01-01T11:57:00Z".parse().unwrap()),
             note: None,
+            moved: None,
             answered: None,
         };
         Release {
@@ -447,6 +480,31 @@ mod tests {
             app.describe("2026-01-01T12:00:00Z".parse().unwrap()),
             "the kubelet pulls 127.0.0.1:5000/my/app:latest with the credentials it has for this pod"
         );
+    }
+
+    #[test]
+    fn what_has_moved_is_news_and_what_has_moved_back_is_not() {
+        let mut app = release().containers["app"].clone();
+        app.outcome = Outcome::NotHeld;
+        let moved = ContainerRelease {
+            moved: format!("sha256:{}", "cd".repeat(32)).parse().ok(),
+            ..app.clone()
+        };
+        let again = ContainerRelease {
+            digest: moved.moved.clone(),
+            ..app.clone()
+        };
+        for (before, now, news) in [
+            (None, &app, true),
+            (Some(&app), &app, false),
+            (Some(&app), &moved, true),
+            (Some(&moved), &app, false),
+            (Some(&moved), &again, true),
+        ] {
+            assert_eq!(now.is_news_after(before), news, "{before:?} {now:?}");
+        }
+        app.outcome = Outcome::HandedOver;
+        assert!(!app.is_news_after(None));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! - no release names a copy that was not proven, or that the registry has refused and, where the kubelet
 //!   keeps no records, has given to nobody with the pod's credentials;
 //! - what was decided for a pod is sent again as it was;
-//! - every name that was taken away is given back, and nobody tries the image meanwhile.
+//! - every name that was taken away is given back, and nobody tries the image meanwhile;
+//! - a pod without a gate is told what it runs and nothing else, and its images are tried only once it has started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -106,6 +107,7 @@ enum Event {
         images: Vec<usize>,
         timeout: Option<u64>,
         strict: bool,
+        held: bool,
     },
     /// The watch shows a pod as it is.
     Shown(usize),
@@ -141,7 +143,8 @@ enum Event {
         which: usize,
         digest: u8,
     },
-    /// The kubelet has come so far with the first container of a pod whose gate is open.
+    /// The kubelet has come so far with the first container of a pod whose gate is open, or that has none; if it has
+    /// started, it does so now.
     Starts {
         pod: usize,
         start: Start,
@@ -203,9 +206,9 @@ fn starts() -> impl Strategy<Value = Start> {
         Just(Start::Next),
         prop::sample::select(FailureClass::ALL.to_vec())
             .prop_map(|class| Start::Wanting(Failure::new(class, "why"))),
-        (1..3_u8).prop_map(|n| Start::Started {
+        (1..3_u8, any::<bool>()).prop_map(|(n, runs)| Start::Started {
             digest: Some(digest(n)),
-            since: None,
+            since: runs.then_some(Timestamp::UNIX_EPOCH),
         }),
     ]
 }
@@ -219,8 +222,8 @@ fn events() -> impl Strategy<Value = Event> {
         (1..20_u64).prop_map(Some)
     ];
     prop_oneof![
-        3 => (pod.clone(), vec(0..IMAGES.len(), 0..4), timeout, any::<bool>()).prop_map(
-            |(pod, images, timeout, strict)| Event::Arrives { pod, images, timeout, strict }),
+        3 => (pod.clone(), vec(0..IMAGES.len(), 0..4), timeout, any::<bool>(), prop::bool::weighted(0.7)).prop_map(
+            |(pod, images, timeout, strict, held)| Event::Arrives { pod, images, timeout, strict, held }),
         1 => pod.clone().prop_map(Event::Shown),
         1 => Just(Event::Listed),
         1 => pod.clone().prop_map(Event::Deleted),
@@ -269,6 +272,8 @@ struct World {
     away: BTreeMap<ImageName, u64>,
     /// Who has been given what: everybody, or a tenant.
     given: BTreeSet<(ImageName, Digest, Option<String>)>,
+    /// Images that a pod with a gate has named, or a pod without one has started from.
+    named: BTreeSet<ImageName>,
     /// Whether the kubelet keeps records of who may have what.
     verifies: bool,
     /// Whether images are tried again without a pod.
@@ -298,6 +303,7 @@ impl World {
             hidden: BTreeSet::new(),
             away: BTreeMap::new(),
             given: BTreeSet::new(),
+            named: BTreeSet::new(),
             verifies,
             refreshes,
             born: 0,
@@ -316,10 +322,12 @@ impl World {
         for action in self.planner.handle(self.now(), event) {
             match &action {
                 Action::Release { pod, release, .. } => {
+                    prop_assert!(self.is_held(pod), "{pod:?} waits for nothing");
                     self.look_at(pod, release)?;
                     self.under_way.push(action);
                 }
                 Action::Rewrite(pod, again) => {
+                    prop_assert!(self.is_held(pod), "{pod:?} waits for nothing");
                     self.look_again(pod, again)?;
                     self.under_way.push(action);
                 }
@@ -327,17 +335,26 @@ impl World {
                     let may_look = self.verifies || !self.is_private(image);
                     prop_assert!(*ask != Ask::IfAbsent || may_look, "{image}");
                     prop_assert!(!self.away.contains_key(image), "{image} is away");
+                    prop_assert!(self.named.contains(image), "{image} has not started");
                     self.under_way.push(action);
                 }
                 Action::TakeAway { image, id } => {
                     let tried = |other: &Action| matches!(other, Action::Try { image: tried, .. } if tried == image);
                     prop_assert!(!self.under_way.iter().any(tried), "{image} is tried");
+                    let names = |pod: &GatedPod| images_of(pod).any(|name| name == image);
+                    let mut pods = self.pods.values();
+                    let waits = pods.any(|pod| pod.gate != GateState::NotWanted && names(pod));
+                    prop_assert!(waits, "nobody waits for {image}");
                     let before = self.away.insert(image.clone(), *id);
                     prop_assert_eq!(before, None, "{} is away", image);
                     self.under_way.push(action);
                 }
                 Action::GiveBack { image, id } => {
                     prop_assert_eq!(self.away.get(image), Some(id), "{} is there", image);
+                    self.under_way.push(action);
+                }
+                Action::Settle(pod, release) if !self.is_held(pod) => {
+                    self.look_at_told(pod, release)?;
                     self.under_way.push(action);
                 }
                 Action::Settle(pod, release) => {
@@ -353,9 +370,31 @@ impl World {
                     prop_assert!(self.under_way.iter().any(runs), "{attempt} does not run");
                 }
                 Action::Inspect(_) => self.under_way.push(action),
-                Action::Progress(pod, _) => self.tell(Seen::Showed(pod.clone()))?,
+                Action::Progress(pod, _) => {
+                    prop_assert!(self.is_held(pod), "{pod:?} waits for nothing");
+                    self.tell(Seen::Showed(pod.clone()))?;
+                }
                 Action::Record(tried) => self.records.push(tried.clone()),
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn is_held(&self, id: &PodId) -> bool {
+        let pod = self.pods.values().find(|pod| pod.id == *id);
+        pod.is_none_or(|pod| pod.gate != GateState::NotWanted)
+    }
+
+    /// A pod without a gate is told what it runs.
+    fn look_at_told(&self, id: &PodId, release: &Release) -> Result<(), TestCaseError> {
+        let pod = self.pods.values().find(|pod| pod.id == *id);
+        let pod = pod.expect("it is not held");
+        for (name, given) in &release.containers {
+            prop_assert_eq!(given.outcome, Outcome::NotHeld);
+            prop_assert!(given.moved.is_none() || given.moved != given.digest);
+            if let Some(Start::Started { digest, .. }) = pod.starts.get(name) {
+                prop_assert_eq!(&given.digest, digest);
             }
         }
         Ok(())
@@ -438,7 +477,8 @@ impl World {
                 images,
                 timeout,
                 strict,
-            } => self.arrives(pod, &images, timeout, strict),
+                held,
+            } => self.arrives(pod, &images, timeout, strict, held),
             Event::Shown(pod) => self.show(pod),
             Event::Listed => self.list(),
             Event::Deleted(pod) => self.deleted(pod),
@@ -488,15 +528,7 @@ impl World {
                 self.moved(which, flow)
             }
             Event::Pulled { which, digest: n } => self.pulled(which, digest(n)),
-            Event::Starts { pod, start } => {
-                if let Some(pod) = self.pods.get_mut(&pod)
-                    && pod.gate == GateState::Open
-                    && let Some(first) = pod.containers.first()
-                {
-                    pod.starts.insert(first.name.clone(), start);
-                }
-                self.show(pod)
-            }
+            Event::Starts { pod, start } => self.starts(pod, start),
             Event::Well(is_well) => self.tell(Seen::Well(is_well)),
             Event::Configured(which) => self.tell(Seen::Configured(config(which))),
             Event::Time { millis } => self.time(Duration::from_millis(millis)),
@@ -509,12 +541,33 @@ impl World {
         }
     }
 
+    fn starts(&mut self, pod: usize, mut start: Start) -> Result<(), TestCaseError> {
+        let wall = self.wall;
+        if let Start::Started { since, .. } = &mut start {
+            *since = since.map(|_| wall);
+        }
+        if let Some(pod) = self.pods.get_mut(&pod)
+            && matches!(pod.gate, GateState::Open | GateState::NotWanted)
+            && let Some(first) = pod.containers.first()
+        {
+            let is_start = matches!(start, Start::Started { .. });
+            pod.starts.insert(first.name.clone(), start);
+            // Its other containers never start here.
+            let mut others = pod.containers[1..].iter();
+            if is_start && others.all(|other| other.image != first.image) {
+                self.named.extend(first.image.clone());
+            }
+        }
+        self.show(pod)
+    }
+
     fn arrives(
         &mut self,
         pod: usize,
         images: &[usize],
         timeout: Option<u64>,
         strict: bool,
+        held: bool,
     ) -> Result<(), TestCaseError> {
         if self.pods.contains_key(&pod) {
             return Ok(());
@@ -542,7 +595,11 @@ impl World {
             active_deadline: None,
             complaints: Vec::new(),
             overruled: Vec::new(),
-            gate: GateState::Pending,
+            gate: if held {
+                GateState::Pending
+            } else {
+                GateState::NotWanted
+            },
             gate_image: None,
             identity: Identity {
                 namespace: format!("tenant{pod}"),
@@ -552,6 +609,9 @@ impl World {
             released: None,
             terminated: false,
         };
+        if held {
+            self.named.extend(images_of(&new).cloned());
+        }
         self.pods.insert(pod, new);
         self.show(pod)
     }
@@ -562,6 +622,8 @@ impl World {
             return Ok(());
         };
         self.decided.remove(&pod.id.uid);
+        // It may have run meanwhile.
+        self.named.extend(images_of(&pod).cloned());
         self.tell(Seen::Gone(pod.id.uid))
     }
 
@@ -573,6 +635,9 @@ impl World {
         {
             written.clone_into(&mut container.written);
             container.image = written.parse();
+            if pod.gate != GateState::NotWanted || pod.starts.contains_key(&container.name) {
+                self.named.extend(container.image.clone());
+            }
             self.decided.remove(&pod.id.uid);
         }
         self.show(pod)
@@ -581,7 +646,9 @@ impl World {
     /// The kubelet runs the gate, for the first time or after a reboot.
     fn gate_starts(&mut self, pod: usize) -> Result<(), TestCaseError> {
         let since = Timestamp::from_second(self.wall.as_second()).expect("a time");
-        if let Some(pod) = self.pods.get_mut(&pod) {
+        if let Some(pod) = self.pods.get_mut(&pod)
+            && pod.gate != GateState::NotWanted
+        {
             pod.gate = GateState::Running { since };
             self.decided.remove(&pod.id.uid);
         }
@@ -597,7 +664,9 @@ impl World {
 
     fn gate_gives_up(&mut self, pod: usize) -> Result<(), TestCaseError> {
         let at = self.wall;
-        if let Some(pod) = self.pods.get_mut(&pod) {
+        if let Some(pod) = self.pods.get_mut(&pod)
+            && pod.gate != GateState::NotWanted
+        {
             pod.gate = GateState::GaveUp { since: at, at };
             self.decided.remove(&pod.id.uid);
         }
@@ -907,7 +976,7 @@ impl World {
         }
         for pod in self.pods.values() {
             let answered = match pod.gate {
-                GateState::Open | GateState::GaveUp { .. } => true,
+                GateState::Open | GateState::NotWanted | GateState::GaveUp { .. } => true,
                 GateState::Running { .. } => false,
                 GateState::Pending => is_released(pod),
             };
@@ -917,6 +986,11 @@ impl World {
         prop_assert!(!self.planner.is_handing_over());
         Ok(())
     }
+}
+
+fn images_of(pod: &GatedPod) -> impl Iterator<Item = &ImageName> {
+    let containers = pod.containers.iter();
+    containers.filter_map(|container| container.image.as_ref().ok())
 }
 
 /// Whether it has a release that is about its images, or that its gate takes for a refusal until it is
@@ -1017,6 +1091,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
             images: vec![0, 2],
             timeout: Some(1),
             strict: false,
+            held: true,
         },
         flows(0),
         flows(1),
@@ -1062,6 +1137,7 @@ fn a_refusal_survives_the_agent() {
             images: vec![0],
             timeout: None,
             strict: false,
+            held: true,
         },
         // The kubelet is to pull it.
         fails(FailureClass::Unauthorized, &CachedCopy::Absent),

@@ -50,6 +50,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
     for complaint in &mut complaints {
         complaint.truncate(complaint.floor_char_boundary(COMPLAINT_MAX_BYTES));
     }
+    let gate = gate_state(pod, spec);
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     Some(GatedPod {
         id: PodId {
@@ -63,7 +64,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         overruled: overruled::all(pod, spec, &ours),
         identity: identity(meta.namespace.as_ref(), spec),
-        starts: starts::all(pod, spec, &ours, classify),
+        starts: starts::all(pod, spec, &ours, gate == GateState::NotWanted, classify),
         containers: ours
             .into_iter()
             .filter(|container| overruled::other_policy(container) != Some(OtherPolicy::Always))
@@ -75,7 +76,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map(Duration::from_secs),
         complaints,
-        gate: gate_state(pod, spec),
+        gate,
         gate_image: gate_image(pod, spec),
         // An unreadable release counts as none: the gate does not honour it either.
         released: annotations
@@ -170,7 +171,11 @@ fn gate(spec: &PodSpec) -> Option<&Container> {
 
 fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
     if gate(spec).is_none() {
-        return GateState::Open;
+        return if is_unheld(pod) {
+            GateState::NotWanted
+        } else {
+            GateState::Open
+        };
     }
     match gate_status(pod) {
         Some(ContainerState {
@@ -186,6 +191,13 @@ fn gate_state(pod: &Pod, spec: &PodSpec) -> GateState {
         },
         _ => GateState::Pending,
     }
+}
+
+/// Whether admission has left the gate out. The annotation may have been changed since.
+fn is_unheld(pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(keys::GATED));
+    label.is_some_and(|label| label == keys::GATED_NONE)
 }
 
 fn gate_status(pod: &Pod) -> Option<&ContainerState> {

@@ -47,10 +47,9 @@ impl Api {
     pub(super) async fn announce(&self, pod: &PodId, release: &Release, before: Option<&Release>) {
         for (name, container) in &release.containers {
             let known = before.and_then(|before| before.containers.get(name));
-            if known == Some(container) || container.outcome == Outcome::HandedOver {
-                continue;
+            if container.is_news_after(known) {
+                self.notify(pod, &notice(name, container, release)).await;
             }
-            self.notify(pod, &notice(name, container, release)).await;
         }
     }
 
@@ -86,6 +85,8 @@ fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice
         Outcome::Fresh => ("TryLatestFresh", false),
         Outcome::Unchanged => ("TryLatestUnchanged", false),
         Outcome::Fallback => ("TryLatestFallback", true),
+        Outcome::NotHeld if container.moved.is_some() => ("TryLatestMoved", false),
+        Outcome::NotHeld => ("TryLatestNotHeld", false),
         Outcome::HandedOver => ("TryLatestHandedOver", false),
         Outcome::Unavailable => ("TryLatestUnavailable", true),
         Outcome::Refused => ("TryLatestRefused", true),

@@ -13,6 +13,7 @@ use prometheus::{
 use trylatest_containerd::{CallObserver, RuntimeError};
 use trylatest_core::gate_image::Help;
 use trylatest_core::keys;
+use trylatest_core::node::NodeImage;
 use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::plan::Answer;
 use trylatest_core::pod::{OtherPolicy, Overruled};
@@ -52,6 +53,7 @@ pub struct Metrics {
     handover: HandoverSeries,
     pub(super) kept: KeptSeries,
     open_circuits: IntGauge,
+    pods_behind: IntGauge,
     watch_failures: IntCounter,
     unanswered: IntCounter,
     unseen: IntCounterVec,
@@ -79,7 +81,7 @@ impl Metrics {
             try_seconds: register_try_seconds(&registry)?,
             releases: counters(
                 "trylatest_container_releases_total",
-                "Containers released, by outcome.",
+                "Containers released, or started without that, by outcome.",
                 &["outcome"],
             )?,
             release_seconds: register_release_seconds(&registry)?,
@@ -108,6 +110,10 @@ impl Metrics {
             open_circuits: gauge(
                 "trylatest_open_circuits",
                 "Registries that have just failed, and are asked only by probes and by pods that may not use a copy.",
+            )?,
+            pods_behind: gauge(
+                "trylatest_pods_behind",
+                "Pods that were not held (trylatest.dev/hold), and run what their tag has left since they started.",
             )?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",
@@ -193,6 +199,28 @@ impl Metrics {
                 .inc();
         }
         self.release_seconds.observe(after.as_secs_f64());
+    }
+
+    /// Counts containers that have started without a gate, once for each copy that they have started from: those of
+    /// `before` are counted.
+    pub(super) fn not_held(&self, told: &Release, before: Option<&Release>) {
+        let started = |release: &Release, name: &str| {
+            let container = release.containers.get(name)?;
+            (container.outcome == Outcome::NotHeld).then(|| container.digest.clone())
+        };
+        for name in told.containers.keys() {
+            let now = started(told, name);
+            if now.is_some() && now != before.and_then(|before| started(before, name)) {
+                let outcome = Outcome::NotHeld.as_str();
+                self.releases.with_label_values(&[outcome]).inc();
+            }
+        }
+    }
+
+    pub(super) fn set_pods_behind(&self, images: &[NodeImage]) {
+        let behind = images.iter().map(|image| image.pods_behind).sum::<usize>();
+        self.pods_behind
+            .set(i64::try_from(behind).unwrap_or(i64::MAX));
     }
 
     pub(super) fn called(&self, operation: Operation, result: CallResult) {
@@ -519,5 +547,26 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_start_without_a_gate_counts_once() {
+        let metrics = Metrics::new("1.2.3").unwrap();
+        let told = |digest: &str, moved: Option<&str>| {
+            let json = serde_json::json!({
+                "time": "2026-01-01T12:00:00Z",
+                "containers": {"app": {
+                    "image": "a", "outcome": "not-held", "digest": digest, "moved": moved,
+                }},
+            });
+            serde_json::from_value::<Release>(json).unwrap()
+        };
+        let (one, two) = ("sha256:1", "sha256:2");
+        metrics.not_held(&told(one, None), None);
+        metrics.not_held(&told(one, Some(two)), Some(&told(one, None)));
+        metrics.not_held(&told(two, None), Some(&told(one, Some(two))));
+        let text = metrics.text().unwrap();
+        let line = "trylatest_container_releases_total{outcome=\"not-held\"} 2";
+        assert!(text.contains(line), "{text}");
     }
 }

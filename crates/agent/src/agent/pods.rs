@@ -291,6 +291,7 @@ impl<R: ImageRuntime> Loop<R> {
             Came::Settled(pod, release, before, written) => {
                 self.telling -= 1;
                 if written == Written::Done {
+                    self.own.metrics.not_held(&release, before.as_ref());
                     self.tell_release(&pod, &release, before);
                 }
                 Some(Event::Settled(pod, release, written))
@@ -392,6 +393,7 @@ impl<R: ImageRuntime> Loop<R> {
         let Some(images) = self.own.planner.take_report(self.own.clock.now()) else {
             return;
         };
+        self.own.metrics.set_pods_behind(&images);
         if images != self.reported || self.own.report.borrow().is_none() {
             self.reported.clone_from(&images);
             let report = NodeReport::new(images, self.own.planner.agent_decides());

@@ -292,7 +292,7 @@ impl Pod {
     pub(super) fn wants_release(&self, now: Now) -> bool {
         match (&self.released, self.gate()) {
             _ if self.seen.terminated => false,
-            (_, GateState::Open | GateState::GaveUp { .. }) => false,
+            (_, GateState::Open | GateState::NotWanted | GateState::GaveUp { .. }) => false,
             (None, GateState::Pending | GateState::Running { .. }) => true,
             (Some(release), GateState::Pending) => !self.is_about_its_images(release),
             (Some(release), GateState::Running { .. }) => {
@@ -351,11 +351,16 @@ impl Pod {
                 container.name
             ))
         });
+        let of_settings = if self.seen.is_unheld() {
+            self.seen.needs_gate().into_iter().collect()
+        } else {
+            node.exceeded_by(&self.seen)
+        };
         self.seen
             .complaints
             .iter()
             .cloned()
-            .chain(node.exceeded_by(&self.seen))
+            .chain(of_settings)
             .chain(bad_names)
             .collect()
     }
@@ -396,9 +401,7 @@ impl Pod {
         let began = match (self.released.is_some(), self.gate()) {
             (false, _) => self.seen.created,
             (true, GateState::Running { since }) => since,
-            (true, GateState::Pending | GateState::Open | GateState::GaveUp { .. }) => {
-                return now.up;
-            }
+            (true, _) => return now.up,
         };
         let ago = now.wall.duration_since(began) - SignedDuration::from_secs(1);
         now.up

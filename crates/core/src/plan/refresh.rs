@@ -1,8 +1,10 @@
 //! Keeps the copies of images that pods use up to date, although no pod waits for that: the copy of the next outage is
-//! then at most that old.
+//! then at most that old. And tries what has started without a try, for the next start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::Planner;
 use super::backoff::Backoff;
@@ -14,6 +16,10 @@ use crate::time::{Now, age};
 /// Between two images: a node's refreshes are to be seen neither by its pods nor by its registries.
 const PACE: Duration = Duration::from_secs(10);
 
+/// What starts again and again, or in many pods, costs a request in this time at most. So a container that crashes in a
+/// loop is not seen by its registry.
+const AFTER_START: Duration = Duration::from_mins(5);
+
 /// When images are refreshed.
 #[derive(Debug, Default)]
 pub(super) struct Refresh {
@@ -21,6 +27,32 @@ pub(super) struct Refresh {
     every: Option<Duration>,
     /// The next is due no earlier.
     paced_until: Duration,
+    /// What has started without a try, or again, and when: it is due unless it was tried since.
+    wanted: BTreeMap<ImageName, Timestamp>,
+}
+
+impl Refresh {
+    /// Whether images are tried from time to time.
+    pub(super) fn is_on(&self) -> bool {
+        self.every.is_some()
+    }
+
+    /// A container of this image has started then, and nobody has asked the registry for it.
+    pub(super) fn want(&mut self, name: &ImageName, started: Timestamp) {
+        let wanted = self.wanted.entry(name.clone()).or_insert(started);
+        *wanted = started.max(*wanted);
+    }
+
+    pub(super) fn want_all(&mut self, started: Vec<(ImageName, Timestamp)>) {
+        for (name, at) in started {
+            self.want(&name, at);
+        }
+    }
+
+    /// Forgets all other images.
+    pub(super) fn retain(&mut self, keep: impl Fn(&ImageName) -> bool) {
+        self.wanted.retain(|name, _| keep(name));
+    }
 }
 
 impl Planner {
@@ -35,6 +67,7 @@ impl Planner {
         if self.is_stopping || now.up < self.refresh.paced_until {
             return;
         }
+        self.forget_tried();
         let due = self.refreshes(now).min();
         let Some((_, name)) = due.filter(|(left, _)| left.is_zero()) else {
             return;
@@ -50,19 +83,42 @@ impl Planner {
         Some(left.max(paced))
     }
 
+    /// What was tried since it was wanted is not wanted any more, and what the registry gives nobody without credentials
+    /// never is.
+    fn forget_tried(&mut self) {
+        let knowledge = &self.knowledge;
+        self.refresh.wanted.retain(|name, started| {
+            let last = knowledge.of_name(name).and_then(|k| k.last_try.as_ref());
+            let is_tried = last.is_some_and(|last| last.started >= *started);
+            let is_private = knowledge.facts(name).needs_credentials;
+            !is_tried && !is_private && !name.has_digest()
+        });
+    }
+
     /// How long until each image is due that can be refreshed now.
     fn refreshes(&self, now: Now) -> impl Iterator<Item = (Duration, ImageName)> {
         let every = self.refresh.every.into_iter();
-        every.flat_map(move |every| {
+        let regularly = every.flat_map(move |every| {
             let used: BTreeSet<&ImageName> = self
                 .pods
                 .values()
                 .filter(|pod| !pod.seen.terminated && pod.released.is_some())
-                .flat_map(Pod::images)
+                .flat_map(Pod::images_to_refresh)
                 .collect();
             let refreshable = used.into_iter().filter(|name| self.is_refreshable(name));
-            refreshable.map(move |name| (self.until_due(now, name, every), name.clone()))
-        })
+            refreshable.map(move |name| {
+                let every = Backoff {
+                    first: every,
+                    longest: every,
+                };
+                let pause = every.pause(1, (name, &self.node));
+                (self.left_of(now, name, pause), name.clone())
+            })
+        });
+        let wanted = self.refresh.wanted.keys();
+        let wanted = wanted.filter(|name| self.is_refreshable(name));
+        let wanted = wanted.map(move |name| (self.left_of(now, name, AFTER_START), name.clone()));
+        regularly.chain(wanted)
     }
 
     fn is_refreshable(&self, name: &ImageName) -> bool {
@@ -71,16 +127,13 @@ impl Planner {
         !is_busy && !is_private && !name.has_digest() && self.circuits.of(name).is_none()
     }
 
-    fn until_due(&self, now: Now, name: &ImageName, every: Duration) -> Duration {
+    /// How much is left of a pause after the last try. Within the freshness, another one would only look.
+    fn left_of(&self, now: Now, name: &ImageName, pause: Duration) -> Duration {
         let known = self.knowledge.of_name(name);
-        let Some(last) = known.and_then(|known| known.last_try.as_ref()) else {
-            return Duration::ZERO;
-        };
-        let pause = Backoff {
-            first: every,
-            longest: every,
-        };
-        let pause = pause.pause(1, (name, &self.node));
-        pause.saturating_sub(age(now.wall, last.ended()))
+        let last = known.and_then(|known| known.last_try.as_ref());
+        let pause = pause.max(self.rules.freshness_of(name));
+        last.map_or(Duration::ZERO, |last| {
+            pause.saturating_sub(age(now.wall, last.ended()))
+        })
     }
 }

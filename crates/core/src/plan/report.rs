@@ -47,6 +47,10 @@ pub(super) fn node_images<'a>(
                 confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
                 pods: users.len(),
                 pods_from_cache: users.iter().filter(|user| runs_old(user, known)).count(),
+                pods_behind: users
+                    .iter()
+                    .filter(|(_, given)| given.moved.is_some())
+                    .count(),
             })
         })
         .collect()
@@ -74,11 +78,13 @@ impl Latest<'_> {
 /// owner may have written its release: it counts no further than that.
 fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
     let since = known.last_try.as_ref().map(Try::ended);
-    // If the index is lost or not used, the pods still say how they were released.
+    // If the index is lost or not used, the pods still say how they were released; one that was not held knows of no
+    // try.
     let counts = |(time, release): &&ReleasedWith<'a>| {
-        since.is_none_or(|since| {
-            release.outcome == Outcome::Fallback && since < *time && *time <= now
-        })
+        release.outcome != Outcome::NotHeld
+            && since.is_none_or(|since| {
+                release.outcome == Outcome::Fallback && since < *time && *time <= now
+            })
     };
     let newest = users.iter().filter(counts).max_by_key(|(time, _)| *time);
     let newest = newest.map(|(time, release)| Latest::Release(*time, release));

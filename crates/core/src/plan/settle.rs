@@ -142,7 +142,7 @@ impl Pod {
     ) -> Option<Action> {
         self.settle_at.filter(|at| *at <= now.up)?;
         let released = self.released.clone()?;
-        if self.seen.terminated || !released.opens() {
+        if self.seen.terminated || !released.opens() || self.seen.is_unheld() {
             return None;
         }
         let mut settled = released.clone();
@@ -239,6 +239,8 @@ impl Pod {
         self.settle_at = Some(Duration::ZERO);
         self.settle_failures = 0;
         let Some(ours) = &self.released else {
+            // The first of a pod that is not held.
+            self.released = Some(release);
             return;
         };
         if ours.time > release.time {

@@ -11,6 +11,7 @@ mod repeat;
 mod report;
 mod time;
 mod turns;
+mod unheld;
 mod used;
 
 use jiff::Timestamp;

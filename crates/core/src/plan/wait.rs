@@ -229,6 +229,7 @@ impl Waiting {
                 failure: Some(Failure::new(FailureClass::Invalid, error.to_string())),
                 digest: None,
                 confirmed: None,
+                moved: None,
                 note: None,
                 answered: None,
             })),
@@ -483,6 +484,7 @@ impl Waiting {
             failure: evidence.result.failure().cloned(),
             digest: digest.cloned(),
             confirmed,
+            moved: None,
             note,
             answered: None,
         }))

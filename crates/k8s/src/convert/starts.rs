@@ -30,15 +30,18 @@ const MESSAGE_MAX_BYTES: usize = 4096;
 /// Those of a container that the kubelet pulls for, or is about to (pkg/kubelet/kubelet_pods.go).
 const PREPARES: [&str; 2] = ["PodInitializing", "ContainerCreating"];
 
-/// Of each of these containers that it has come to, once the gate has opened.
+/// Of each of these containers that it has come to, once the gate has opened; of a pod without one from the
+/// beginning.
 pub(super) fn all(
     pod: &Pod,
     spec: &PodSpec,
     ours: &[&Container],
+    is_unheld: bool,
     classify: Classify,
 ) -> BTreeMap<String, Start> {
     let statuses = Statuses::of(pod);
-    let Some(opened) = statuses.gate_opened() else {
+    let opened = statuses.gate_opened();
+    let Some(opened) = opened.or(is_unheld.then_some(Timestamp::UNIX_EPOCH)) else {
         return BTreeMap::new();
     };
     let inits: Vec<&Container> = spec.init_containers.iter().flatten().collect();

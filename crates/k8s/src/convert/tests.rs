@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use trylatest_core::outcome::Outcome;
-use trylatest_core::pod::{Overruled, Trace};
+use trylatest_core::pod::{Overruled, Start, Trace};
 
 use trylatest_core::outcome::FailureClass;
 
@@ -212,6 +212,39 @@ fn a_gate_that_admission_took_away_is_seen_also_where_no_container_was_changed()
     };
     assert_eq!(label(keys::GATED_OVERRULED), [gate]);
     assert_eq!(label(keys::GATED_VALUE), []);
+}
+
+/// The label says it: an annotation that comes later takes no gate away, and does not explain one that is missing.
+#[test]
+fn a_pod_that_is_to_have_no_gate_starts_without_one() {
+    let read = |label: &str, inits: Value| {
+        pod(&json!({
+            "metadata": {
+                "annotations": {"trylatest.dev/hold": "none"},
+                "labels": {"trylatest.dev/gated": label},
+            },
+            "spec": {"initContainers": inits},
+            "status": {"containerStatuses": [{
+                "name": "main", "image": "", "ready": true, "restartCount": 0,
+                "imageID": format!("reg.example/app@sha256:{}", "ab".repeat(32)),
+                "state": {"running": {"startedAt": "2026-01-01T12:00:03Z"}},
+            }]},
+        }))
+    };
+    let unheld = read(keys::GATED_NONE, json!([]));
+    assert_eq!(unheld.gate, GateState::NotWanted);
+    assert_eq!(unheld.overruled, []);
+    assert_eq!(unheld.complaints, Vec::<String>::new());
+    let started = Start::Started {
+        digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
+        since: "2026-01-01T12:00:03Z".parse().ok(),
+    };
+    assert_eq!(unheld.starts, [("main".to_owned(), started)].into());
+    let removed = read(keys::GATED_VALUE, json!([]));
+    assert_eq!(removed.gate, GateState::Open);
+    assert_eq!(removed.starts, BTreeMap::new());
+    let gated = json!([{"name": "trylatest-gate", "image": "gate"}]);
+    assert_eq!(read(keys::GATED_NONE, gated).gate, GateState::Pending);
 }
 
 #[test]

@@ -912,6 +912,7 @@ fn handed_over_release() -> ContainerRelease {
         digest: None,
         confirmed: None,
         note: None,
+        moved: None,
         answered: None,
     }
 }

@@ -50,6 +50,16 @@ fn without_pods_or_if_it_is_off_nothing_is_tried() {
     assert_eq!(tries(&world.wait(EVERY * 3)), 0);
 }
 
+/// Within the freshness, a try would only look, and be due again at once.
+#[test]
+fn an_answer_that_is_young_enough_is_not_refreshed() {
+    let mut world = World::new();
+    world.planner.rules.freshness = EVERY * 4;
+    running(&mut world);
+    assert_eq!(tries(&world.wait(EVERY * 3)), 0);
+    assert_eq!(tries(&world.wait(EVERY)), 1);
+}
+
 #[test]
 fn private_images_are_left_to_their_pods() {
     let mut world = World::new();

@@ -167,6 +167,7 @@ impl Waiting {
             digest: kept.cloned(),
             confirmed: kept.and_then(|digest| facts.confirmed_at(digest)),
             note: None,
+            moved: None,
             answered: None,
         }))
     }
