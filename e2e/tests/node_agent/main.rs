@@ -9,6 +9,7 @@ mod damage;
 mod deaths;
 mod gate_image;
 mod handover;
+mod hold;
 mod input;
 mod kept;
 mod node;
@@ -262,10 +263,19 @@ macro_rules! tests {
 pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server and the planner.
-const NEWEST_ONLY: [&str; 5] = ["credentials", "verification", "input", "storm", "config"];
+const NEWEST_ONLY: [&str; 6] = [
+    "credentials",
+    "verification",
+    "input",
+    "storm",
+    "config",
+    "hold",
+];
 
 fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
+        // The slowest of these waits for five minutes, beside the others.
+        ("hold", hold::tests()),
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
         ("circuit", circuit::tests()),

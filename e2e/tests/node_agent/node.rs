@@ -127,7 +127,7 @@ async fn the_index_is_shown_while_the_agent_runs(node: &Node) -> anyhow::Result<
     space.end().await
 }
 
-async fn images(node: &Node, output: &str) -> anyhow::Result<String> {
+pub(crate) async fn images(node: &Node, output: &str) -> anyhow::Result<String> {
     node.trylatest(&["images", "-o", output]).await
 }
 

@@ -73,7 +73,10 @@ enum Part {
     Restart,
 }
 
-const POLICIES: [&str; 4] = ["IfNotPresent", WITH_INIT, "Always", "TryLatest"];
+const POLICIES: [&str; 5] = ["IfNotPresent", WITH_INIT, "Always", "TryLatest", HOLD_NONE];
+
+/// `TryLatest` without a gate. Of one image alone: elsewhere it does what `IfNotPresent` does.
+const HOLD_NONE: &str = "hold-none";
 
 /// `IfNotPresent` and an init container that ends at once: the least that any gate costs.
 const WITH_INIT: &str = "IfNotPresent-init";
@@ -97,6 +100,8 @@ struct Bench {
     work: Workloads,
     rounds: u32,
     policies: Vec<&'static str>,
+    /// Measured beside them with one image.
+    unheld: Vec<&'static str>,
     serial: std::cell::Cell<u32>,
     /// How often each policy was measured.
     turns: std::cell::RefCell<HashMap<&'static str, u32>>,
@@ -140,7 +145,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         tools,
         work,
         rounds,
-        policies: POLICIES.into_iter().filter(measured).collect(),
+        policies: POLICIES[..4].iter().copied().filter(measured).collect(),
+        unheld: [HOLD_NONE].into_iter().filter(measured).collect(),
         serial: std::cell::Cell::new(0),
         turns: std::cell::RefCell::default(),
     };
@@ -187,10 +193,12 @@ impl Bench {
     /// The cases of one image, and what they cost the agent if it had any.
     async fn single_image(&self, pods: &mut Vec<Row>) -> anyhow::Result<Option<Agent>> {
         let rss_idle_bytes = self.agent_rss().await?;
-        pods.extend(self.case("one-unchanged", Self::one_unchanged).await?);
+        let all = [&self.policies[..], &self.unheld].concat();
+        let unchanged = self.case_of(&all, "one-unchanged", Self::one_unchanged);
+        pods.extend(unchanged.await?);
         let own_part = self.own_part().await?;
-        pods.extend(self.case("one-moved", Self::one_moved).await?);
-        pods.extend(self.case("burst-20", Self::burst).await?);
+        pods.extend(self.case_of(&all, "one-moved", Self::one_moved).await?);
+        pods.extend(self.case_of(&all, "burst-20", Self::burst).await?);
         let rss_after_burst_bytes = self.agent_rss().await?;
         pods.extend(self.never_answers().await?);
         pods.extend(self.outage_later().await?);
@@ -308,8 +316,12 @@ impl Bench {
         let pods = names.iter().zip(repositories);
         let runs = pods.map(|(name, repository)| async move {
             let image = registry.image(repository, "latest");
+            let is_unheld = policy == HOLD_NONE;
             let (policy, inits) = containers(policy);
             let mut spec = PodSpec::new(name, &image, policy);
+            if is_unheld {
+                spec = spec.annotated("trylatest.dev/hold", "none");
+            }
             spec.inits = inits;
             if private::is_private(repository) {
                 spec.pull_secrets.push(private::SECRET);
@@ -408,6 +420,9 @@ async fn out_of_step(turn: u32) {
 
 /// The pull policy and init containers of a pod for this case.
 fn containers(policy: &'static str) -> (&'static str, Vec<Value>) {
+    if policy == HOLD_NONE {
+        return ("TryLatest", Vec::new());
+    }
     if policy != WITH_INIT {
         return (policy, Vec::new());
     }
