@@ -19,6 +19,9 @@ use crate::registry::{Content, Manifest};
 /// The image of pod sandboxes.
 pub const PAUSE: &str = "e2e.trylatest.dev/pause:1";
 
+/// As `node_modules` and the like have.
+const FILES_A_FOLDER: usize = 100;
+
 const SOURCE: &str = include_str!("../testapp/main.rs");
 
 /// An image that prints `version` (whose last line wants a line feed to show in the log) and waits
@@ -46,6 +49,31 @@ pub fn app_of_size(tools: &Tools, version: &str, padding: usize) -> anyhow::Resu
     }
     let image = image(Architecture::HOST, &["/testapp"], layers);
     Ok(image.into())
+}
+
+/// The same with a layer of so many small files, different each time.
+///
+/// # Errors
+/// If the program cannot be built.
+pub fn app_of_files(tools: &Tools, version: &str, count: usize) -> anyhow::Result<Content> {
+    let salt: [u8; 16] = rand::random();
+    let paths: Vec<String> = (0..count)
+        .map(|n| format!("files/{}/{n}", n / FILES_A_FOLDER))
+        .collect();
+    let files: Vec<File<'_>> = paths
+        .iter()
+        .map(|path| File {
+            path,
+            mode: 0o644,
+            content: &salt,
+        })
+        .collect();
+    let layers = vec![
+        program_layer(tools)?,
+        layer("version", version.as_bytes(), 0o644)?,
+        Layer::plain(&files).context("pack the files")?,
+    ];
+    Ok(image(Architecture::HOST, &["/testapp"], layers).into())
 }
 
 /// The same in a single layer that no other image has, nor the same image made again: whoever pulls it

@@ -144,8 +144,8 @@ impl ContainerdNode {
         let prepare = ["snapshots", "prepare", "--target", "/nowhere", key, layer];
         let mounts = self.ctr(&prepare).await?;
         let lower = mounts.split("lowerdir=").nth(1).context(mounts.clone())?;
-        let end = lower.find([':', ',']).context("no end")?;
-        let folder = Path::new(&lower[..end]);
+        let folder = lower.split([':', ',', '\n']).next().unwrap_or_default();
+        let folder = Path::new(folder.trim_end());
         Ok(folder.parent().context("no snapshot's folder")?.to_owned())
     }
 

@@ -1,6 +1,7 @@
 //! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
+mod files;
 mod outage;
 mod private;
 mod report;
@@ -67,6 +68,8 @@ enum Part {
     Pods,
     /// Pods of private images
     Private,
+    /// A pod of an image of 60,000 files
+    Files,
     /// 50 pods of 50 images, with a registry and without
     Outage,
     /// 30 Deployments of 30 images
@@ -180,6 +183,9 @@ impl Bench {
         }
         if measures(Part::Private) {
             pods.extend(Box::pin(self.private_images()).await?);
+        }
+        if measures(Part::Files) {
+            pods.extend(Box::pin(self.many_files()).await?);
         }
         if measures(Part::Outage) {
             pods.extend(Box::pin(self.many_in_outage()).await?);
