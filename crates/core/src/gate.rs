@@ -217,14 +217,8 @@ mod tests {
     fn released(seconds_before: u64, outcome: Outcome) -> Reading {
         let time = START.parse::<Timestamp>().unwrap() - Duration::from_secs(seconds_before);
         let container = ContainerRelease {
-            image: "app:latest".into(),
-            outcome,
             failure: Some(Failure::new(FailureClass::Network, "refused")),
-            digest: None,
-            confirmed: None,
-            note: None,
-            moved: None,
-            answered: None,
+            ..ContainerRelease::new("app:latest", outcome)
         };
         Reading {
             released: Some(Release {

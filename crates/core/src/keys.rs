@@ -17,6 +17,9 @@ pub const MAX_AGE: &str = "trylatest.dev/max-age";
 /// Pod annotation: the failure classes that allow the cached copy, comma-separated.
 pub const FALLBACK_ON: &str = "trylatest.dev/fallback-on";
 
+/// Pod annotation: `true` if it is to start from the digest that its rollout has on the node already.
+pub const SAME_DIGEST: &str = "trylatest.dev/same-digest";
+
 /// Pod or pod-template annotation, or namespace label: how pods are held, [`HOLD_NONE`] or [`HOLD_GATE`]. The
 /// pod's own counts before its namespace's, which admission copies to the pod.
 pub const HOLD: &str = "trylatest.dev/hold";

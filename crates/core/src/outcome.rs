@@ -15,6 +15,8 @@ pub enum Outcome {
     Fresh,
     /// The tag still points to the copy that the node holds.
     Unchanged,
+    /// The pod is to start from what its rollout has on the node already, and does: nobody asked the registry.
+    Same,
     /// The try failed and the node's cached copy is used.
     Fallback,
     /// Nothing was tried first, because the pod is not held: it started from the node's copy, or from what the
@@ -30,9 +32,10 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order in which people read them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Fresh,
         Self::Unchanged,
+        Self::Same,
         Self::Fallback,
         Self::NotHeld,
         Self::HandedOver,
@@ -45,6 +48,7 @@ impl Outcome {
         match self {
             Self::Fresh => "fresh",
             Self::Unchanged => "unchanged",
+            Self::Same => "same",
             Self::Fallback => "fallback",
             Self::NotHeld => "not-held",
             Self::HandedOver => "handed-over",

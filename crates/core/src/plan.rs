@@ -9,7 +9,9 @@
 //! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
-//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`), and what pods without a gate have started from (`unheld`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
+//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`), and what pods
+//! without a gate have started from (`unheld`). Pods that are to run what their rollout has look whether that is here
+//! (`same`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
 //! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
@@ -30,6 +32,7 @@ mod refresh;
 mod repeat;
 mod report;
 mod round;
+mod same;
 mod settle;
 mod spared;
 mod tried;
@@ -269,8 +272,9 @@ impl Planner {
         let pod = match self.pods.entry(pod.id.uid.clone()) {
             Entry::Occupied(entry) => {
                 let known = entry.into_mut();
-                self.refresh
-                    .want_all(unheld::starts(Some(&known.seen), &pod, restarts));
+                let mut started = unheld::starts(Some(&known.seen), &pod, restarts);
+                started.retain(|(name, _)| !known.is_content_with(name, &self.knowledge));
+                self.refresh.want_all(started);
                 self.changed.report |= !known.is_reported_as(&pod);
                 known.update(pod, now);
                 known
@@ -365,7 +369,7 @@ impl Planner {
         self.watch_handovers(now, plan);
         self.remember_refused(now, plan);
         for pod in self.pods.values_mut() {
-            plan.extend(pod.send_due(now, &self.images));
+            plan.extend(pod.send_due(now, &self.images, &self.knowledge));
         }
         self.tell_unheld(now, plan);
         self.learn_of_pulls(now, plan);
@@ -377,18 +381,18 @@ impl Planner {
 
     /// Begins the rounds of pods that need a release, and queues their images.
     fn begin_rounds(&mut self, now: Now, plan: &mut Vec<Action>) {
-        let mut newcomers = Vec::new();
-        for pod in self.pods.values_mut() {
+        let mut begun = Vec::new();
+        for (uid, pod) in &mut self.pods {
             if pod.round.is_some() || !pod.wants_release(now) {
                 continue;
             }
-            let id = pod.seen.id.clone();
-            let complaints = pod.complaints(&self.rules).into_iter();
-            plan.extend(complaints.map(|words| Action::Complain(id.clone(), words)));
-            for name in pod.begin(now, &self.rules).images() {
-                self.images.entry(name.clone()).or_default().queue(now.up);
-                newcomers.push(name.clone());
-            }
+            plan.extend(pod.complaints(&self.rules));
+            pod.begin(now, &self.rules);
+            begun.push(uid.clone());
+        }
+        let mut newcomers = Vec::new();
+        for uid in begun {
+            newcomers.extend(self.queue_or_look(now, &uid, plan));
         }
         for name in newcomers {
             self.start_over(now, &name, plan);
@@ -445,6 +449,8 @@ impl Planner {
         let Some(image) = self.images.get(name) else {
             return;
         };
+        let rollouts = self.rollouts(name);
+        let is_moving = !rollouts.is_empty() && self.is_moving(now, name);
         let mut needs = Vec::new();
         for pod in self.pods.values_mut() {
             let gate_runs = pod.gate_runs();
@@ -461,6 +467,8 @@ impl Planner {
                     knowledge: &self.knowledge,
                     rules: &Arc::clone(&container.rules),
                     gate_runs,
+                    rollout: rollouts.get(&pod.seen.id.uid),
+                    is_moving,
                 };
                 needs.push(container.step(cause, &context));
             }

@@ -41,6 +41,8 @@ pub struct GatedPod {
     pub starts: BTreeMap<String, Start>,
     /// What its annotations set.
     pub settings: Settings,
+    /// The rollout that it belongs to, if that can be known.
+    pub revision: Option<Revision>,
     /// Its `activeDeadlineSeconds`: after that the kubelet ends the pod for good. The wait for images
     /// counts.
     pub active_deadline: Option<Duration>,
@@ -55,6 +57,15 @@ pub struct GatedPod {
     /// Its containers have ended for good, or it is being deleted: TryLatest has nothing left to do for
     /// it.
     pub terminated: bool,
+}
+
+/// What pods have in common that were made from one version of one template, within a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The uid of the object that has made the pod.
+    pub owner: String,
+    /// Which version of that object's template it was, if the object has more than one.
+    pub version: Option<String>,
 }
 
 /// One container whose image TryLatest looks after.

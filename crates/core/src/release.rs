@@ -72,6 +72,12 @@ pub struct ContainerRelease {
     /// not held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<Digest>,
+    /// What the first pod of its rollout got on this node, if the pod is to start from the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Digest>,
+    /// What such a container was seen to run since, if that is not [`ContainerRelease::digest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Digest>,
     /// Why the pod must not use a cached copy, or what else the agent did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -120,12 +126,32 @@ impl Release {
 }
 
 impl ContainerRelease {
+    /// One that says nothing else of this image.
+    pub fn new(image: &str, outcome: Outcome) -> Self {
+        Self {
+            image: image.to_owned(),
+            outcome,
+            failure: None,
+            digest: None,
+            confirmed: None,
+            moved: None,
+            rollout: None,
+            runs: None,
+            note: None,
+            answered: None,
+        }
+    }
+
     /// What has become of it, if the container's status says more than was known when it was given.
     #[must_use]
     pub fn settled(&self, start: &Start, now: Timestamp) -> Option<Self> {
         match (self.outcome, start) {
             (
-                Outcome::Fresh | Outcome::Unchanged | Outcome::Fallback | Outcome::HandedOver,
+                Outcome::Fresh
+                | Outcome::Unchanged
+                | Outcome::Same
+                | Outcome::Fallback
+                | Outcome::HandedOver,
                 Start::Wanting(failure),
             ) => Some(Self {
                 outcome: Outcome::Unavailable,
@@ -155,6 +181,25 @@ impl ContainerRelease {
             ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),
             _ => None,
         }
+    }
+
+    /// Whether it starts from a copy that is known.
+    pub(crate) fn has_copy(&self) -> bool {
+        match self.outcome {
+            Outcome::Fresh
+            | Outcome::Unchanged
+            | Outcome::Same
+            | Outcome::Fallback
+            | Outcome::NotHeld => self.digest.is_some(),
+            Outcome::HandedOver | Outcome::Unavailable | Outcome::Refused => false,
+        }
+    }
+
+    /// Whether it runs something else than the first pod of its rollout got on this node, or than it was released
+    /// with, although it is to run the same.
+    pub fn is_other(&self) -> bool {
+        self.runs.is_some()
+            || self.has_copy() && self.rollout.is_some() && self.rollout != self.digest
     }
 
     /// The pull that the pod did not wait for has ended with this, and the container runs that after all.
@@ -199,11 +244,13 @@ impl ContainerRelease {
     }
 
     /// Whether the pod's owner is to hear of it, who has heard of `before`. A hand-over is told when it has ended; that
-    /// a tag points again to what runs is as if it had not moved.
+    /// a tag points again to what runs is as if it had not moved, and so is that a container runs again what it was
+    /// released with.
     pub fn is_news_after(&self, before: Option<&Self>) -> bool {
         let is_known = before.is_some_and(|before| {
             let back = Self {
                 moved: None,
+                runs: None,
                 ..before.clone()
             };
             before == self || back == *self
@@ -223,6 +270,10 @@ impl ContainerRelease {
         let mut line = match self.outcome {
             Outcome::Fresh => format!("pulled {image}: {digest}"),
             Outcome::Unchanged => format!("{image} is unchanged: {digest}"),
+            Outcome::Same => format!(
+                "starting {image} from what this rollout has on this node already: {digest}, {confirmed}; the registry \
+                 was not asked"
+            ),
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
@@ -243,12 +294,29 @@ impl ContainerRelease {
             line.push_str("; ");
             line.push_str(note);
         }
+        self.describe_other(&mut line);
         if let Some(answered) = self.answered {
             line.push_str("; the agent had answered \"");
             line.push_str(answered.as_str());
             line.push_str("\", but the gate could not see it");
         }
         line
+    }
+
+    /// That it differs from its rollout, or from its release.
+    fn describe_other(&self, line: &mut String) {
+        if let Some(first) = self.rollout.as_ref().filter(|_| self.has_copy())
+            && self.rollout != self.digest
+        {
+            line.push_str("; the first pod of this rollout got another digest on this node, ");
+            line.push_str(first.short());
+        }
+        if let Some(runs) = &self.runs {
+            line.push_str(
+                "; the image's name has been moved since, and the container was started from ",
+            );
+            line.push_str(runs.short());
+        }
     }
 
     /// Who has brought the copy is not known: it may have been the kubelet, for this pod.
@@ -374,14 +442,10 @@ mod tests {
 
     fn release() -> Release {
         let container = ContainerRelease {
-            image: "127.0.0.1:5000/my/app:latest".into(),
-            outcome: Outcome::Fallback,
             failure: Some(Failure::new(FailureClass::Network, "connection refused")),
             digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
             confirmed: Some("2026-01-01T11:57:00Z".parse().unwrap()),
-            note: None,
-            moved: None,
-            answered: None,
+            ..ContainerRelease::new("127.0.0.1:5000/my/app:latest", Outcome::Fallback)
         };
         Release {
             time: "2026-01-01T12:00:00Z".parse().unwrap(),
@@ -494,12 +558,18 @@ mod tests {
             digest: moved.moved.clone(),
             ..app.clone()
         };
+        let other = ContainerRelease {
+            runs: moved.moved.clone(),
+            ..app.clone()
+        };
         for (before, now, news) in [
             (None, &app, true),
             (Some(&app), &app, false),
             (Some(&app), &moved, true),
             (Some(&moved), &app, false),
             (Some(&moved), &again, true),
+            (Some(&app), &other, true),
+            (Some(&other), &app, false),
         ] {
             assert_eq!(now.is_news_after(before), news, "{before:?} {now:?}");
         }

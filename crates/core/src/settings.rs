@@ -16,6 +16,8 @@ pub struct Settings {
     /// The failure classes that allow the cached copy, instead of the default ones
     /// ([`FailureClass::falls_back_by_default`]). `unauthorized` needs proof as well.
     pub fallback_on: Option<BTreeSet<FailureClass>>,
+    /// Start from the digest that the pod's rollout has on the node already.
+    pub same_digest: bool,
 }
 
 /// Longest `timeout`: a pod that should wait longer needs `Always`.
@@ -52,10 +54,21 @@ impl Settings {
             .get(keys::FALLBACK_ON)
             .and_then(|text| parse_classes(text, &mut complaints));
         complaints.extend(annotations.get(keys::HOLD).and_then(|text| bad_hold(text)));
+        let same_digest = annotations.get(keys::SAME_DIGEST);
+        let same_digest = same_digest.is_some_and(|text| {
+            text.trim().parse().unwrap_or_else(|_| {
+                complaints.push(format!(
+                    "{}: invalid value {text:?}; write \"true\" or \"false\"; the default, false, applies",
+                    keys::SAME_DIGEST
+                ));
+                false
+            })
+        });
         let settings = Self {
             timeout,
             max_age,
             fallback_on,
+            same_digest,
         };
         (settings, complaints)
     }
@@ -117,12 +130,15 @@ mod tests {
             (keys::MAX_AGE, "7d"),
             (keys::FALLBACK_ON, "network, timeout,"),
             (keys::HOLD, " none "),
+            (keys::SAME_DIGEST, "true "),
         ]);
         assert_eq!(complaints, Vec::<String>::new());
         assert_eq!(settings.timeout, Some(Duration::from_secs(5)));
         assert_eq!(settings.max_age, Some(Duration::from_secs(7 * 86_400)));
         let classes = [FailureClass::Network, FailureClass::Timeout];
         assert_eq!(settings.fallback_on, Some(classes.into()));
+        assert!(settings.same_digest);
+        assert_eq!(parse(&[(keys::SAME_DIGEST, "false")]), parse(&[]));
     }
 
     #[test]
@@ -140,6 +156,9 @@ mod tests {
             (keys::FALLBACK_ON, "network,dns"),
             (keys::FALLBACK_ON, ""),
             (keys::FALLBACK_ON, " , "),
+            (keys::SAME_DIGEST, "yes"),
+            (keys::SAME_DIGEST, "True"),
+            (keys::SAME_DIGEST, ""),
         ] {
             let (settings, complaints) = parse(&[(key, value)]);
             assert_eq!(settings, Settings::default(), "{key}={value}");

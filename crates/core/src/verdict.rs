@@ -258,8 +258,7 @@ fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Op
 
 /// Why the rules do not let a pod use the cached copy after such a failure, whoever it is, if they do not.
 fn forbidden(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
-    let Terms { facts, rules, now } = terms;
-    if let Err(source) = rules.allow_fallback_on(class) {
+    if let Err(source) = terms.rules.allow_fallback_on(class) {
         return Some(match source {
             Some(source) => format!("{} fallback-on does not list {class}", whose(source)),
             None => format!(
@@ -267,6 +266,12 @@ fn forbidden(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> 
             ),
         });
     }
+    too_old(digest, terms)
+}
+
+/// Why a copy is older than the rules allow, if it is, or may be.
+fn too_old(digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
+    let Terms { facts, rules, now } = terms;
     let Rule { value, source } = rules.max_age.as_ref()?;
     let (max_age, whose) = (*value, whose(*source));
     let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
@@ -300,6 +305,16 @@ pub(crate) fn has_to_ask(class: FailureClass, terms: Terms<'_>, spoken: bool) ->
     rules.is_strict()
         || !spoken && !rules.without_proof
         || is_forbidden(class, facts.copy.as_ref().map(|copy| &copy.digest), terms)
+}
+
+/// Whether a pod may start from this copy although the registry answers, for all that is known, and is not asked.
+/// Where nobody else looks after who may have it, the registry has to have `spoken`.
+pub(crate) fn may_start_unasked(digest: &Digest, terms: Terms<'_>, spoken: bool) -> bool {
+    let Terms { facts, rules, .. } = terms;
+    let is_private = facts.needs_credentials || !spoken;
+    let may_have =
+        rules.without_proof || !is_private || spoken && facts.may_have(digest, &rules.identity);
+    may_have && too_old(Some(digest), terms).is_none()
 }
 
 /// Whether the rules keep any pod from this copy after such a failure.

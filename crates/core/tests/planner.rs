@@ -7,6 +7,7 @@
 //! - no release names a copy that was not proven, or that the registry has refused and, where the kubelet
 //!   keeps no records, has given to nobody with the pod's credentials;
 //! - what was decided for a pod is sent again as it was;
+//! - a pod starts unasked only from what its rollout was given or runs;
 //! - every name that was taken away is given back, and nobody tries the image meanwhile;
 //! - a pod without a gate is told what it runs and nothing else, and its images are tried only once it has started.
 
@@ -22,9 +23,9 @@ use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Moved, Planner, TryEnded, Written};
-use trylatest_core::pod::{GateState, GatedPod, PodId, Start, TryContainer};
+use trylatest_core::pod::{GateState, GatedPod, PodId, Revision, Start, TryContainer};
 use trylatest_core::record::{Facts, ImageRecord, Try, Week};
-use trylatest_core::release::{FRESHNESS, Release};
+use trylatest_core::release::{ContainerRelease, FRESHNESS, Release};
 use trylatest_core::rules::NodeRules;
 use trylatest_core::settings::Settings;
 use trylatest_core::time::Now;
@@ -108,6 +109,8 @@ enum Event {
         timeout: Option<u64>,
         strict: bool,
         held: bool,
+        /// It belongs to this rollout, and is to start from what that has.
+        rollout: Option<u8>,
     },
     /// The watch shows a pod as it is.
     Shown(usize),
@@ -222,8 +225,8 @@ fn events() -> impl Strategy<Value = Event> {
         (1..20_u64).prop_map(Some)
     ];
     prop_oneof![
-        3 => (pod.clone(), vec(0..IMAGES.len(), 0..4), timeout, any::<bool>(), prop::bool::weighted(0.7)).prop_map(
-            |(pod, images, timeout, strict, held)| Event::Arrives { pod, images, timeout, strict, held }),
+        4 => (pod.clone(), vec(0..IMAGES.len(), 0..4), timeout, any::<bool>(), prop::bool::weighted(0.7), prop::option::of(0..2_u8)).prop_map(
+            |(pod, images, timeout, strict, held, rollout)| Event::Arrives { pod, images, timeout, strict, held, rollout }),
         1 => pod.clone().prop_map(Event::Shown),
         1 => Just(Event::Listed),
         1 => pod.clone().prop_map(Event::Deleted),
@@ -279,6 +282,8 @@ struct World {
     /// Whether images are tried again without a pod.
     refreshes: bool,
     born: usize,
+    /// What the pods of each rollout were given, or run.
+    has: BTreeMap<String, BTreeSet<Digest>>,
 }
 
 impl World {
@@ -307,6 +312,7 @@ impl World {
             verifies,
             refreshes,
             born: 0,
+            has: BTreeMap::new(),
         }
     }
 
@@ -392,6 +398,7 @@ impl World {
         let pod = pod.expect("it is not held");
         for (name, given) in &release.containers {
             prop_assert_eq!(given.outcome, Outcome::NotHeld);
+            prop_assert!(given.rollout.is_none() && given.runs.is_none());
             prop_assert!(given.moved.is_none() || given.moved != given.digest);
             if let Some(Start::Started { digest, .. }) = pod.starts.get(name) {
                 prop_assert_eq!(&given.digest, digest);
@@ -417,8 +424,9 @@ impl World {
         for (name, container) in &release.containers {
             let starts = matches!(
                 container.outcome,
-                Outcome::Fresh | Outcome::Unchanged | Outcome::Fallback
+                Outcome::Fresh | Outcome::Unchanged | Outcome::Same | Outcome::Fallback
             );
+            self.look_at_rollout(id, container)?;
             prop_assert!(
                 !starts || container.digest.is_some(),
                 "{name}: {container:?}"
@@ -442,8 +450,10 @@ impl World {
         // With more containers, one may have been decided before the refusal.
         if is_new && let [container] = &release.containers.values().collect::<Vec<_>>()[..] {
             let image = container.image.parse().expect("an image's name");
-            let starts =
-                container.outcome == Outcome::Fallback || container.outcome == Outcome::Unchanged;
+            let starts = matches!(
+                container.outcome,
+                Outcome::Fallback | Outcome::Unchanged | Outcome::Same
+            );
             prop_assert!(
                 !starts
                     || self.verifies
@@ -452,10 +462,53 @@ impl World {
                 "{container:?} is private"
             );
         }
+        let pod = self.pods.values().find(|pod| pod.id == *id).cloned();
+        for given in release.containers.values() {
+            if let Some(pod) = &pod {
+                self.rollout_has(pod, given.digest.as_ref());
+            }
+        }
         if let Some(decided) = self.decided.insert(id.uid.clone(), release.clone()) {
             prop_assert_eq!(&decided.containers, &release.containers);
         }
         Ok(())
+    }
+
+    /// Nothing counts as what a rollout has that none of its pods was given or runs; nobody else starts unasked.
+    fn look_at_rollout(&self, id: &PodId, given: &ContainerRelease) -> Result<(), TestCaseError> {
+        if given.outcome != Outcome::Same && given.rollout.is_none() {
+            return Ok(());
+        }
+        let pod = self.pods.values().find(|pod| pod.id == *id);
+        let Some(pod) = pod else {
+            return Ok(());
+        };
+        prop_assert!(pod.settings.same_digest, "{given:?}");
+        // Of a pod with more containers, one may be decided, and its release waits for the others.
+        let is_fellow = |other: &&GatedPod| other.revision == pod.revision;
+        let mut fellows = self.pods.values().filter(is_fellow);
+        if fellows.any(|fellow| fellow.containers.len() > 1) {
+            return Ok(());
+        }
+        let owner = pod.revision.as_ref().map(|revision| &revision.owner);
+        let has = owner.and_then(|owner| self.has.get(owner));
+        let is_known = |digest: Option<&Digest>| {
+            digest.is_none_or(|digest| has.is_some_and(|has| has.contains(digest)))
+        };
+        prop_assert!(is_known(given.rollout.as_ref()), "{given:?}: {has:?}");
+        prop_assert!(
+            given.outcome != Outcome::Same || is_known(given.digest.as_ref()),
+            "{given:?}: {has:?}"
+        );
+        Ok(())
+    }
+
+    /// What a rollout's pods were ever given, or run.
+    fn rollout_has(&mut self, pod: &GatedPod, digest: Option<&Digest>) {
+        if let (Some(revision), Some(digest)) = (&pod.revision, digest) {
+            let has = self.has.entry(revision.owner.clone()).or_default();
+            has.insert(digest.clone());
+        }
     }
 
     fn show(&mut self, pod: usize) -> Result<(), TestCaseError> {
@@ -478,7 +531,8 @@ impl World {
                 timeout,
                 strict,
                 held,
-            } => self.arrives(pod, &images, timeout, strict, held),
+                rollout,
+            } => self.arrives(pod, &images, timeout, strict, held, rollout),
             Event::Shown(pod) => self.show(pod),
             Event::Listed => self.list(),
             Event::Deleted(pod) => self.deleted(pod),
@@ -541,24 +595,28 @@ impl World {
         }
     }
 
-    fn starts(&mut self, pod: usize, mut start: Start) -> Result<(), TestCaseError> {
+    /// The kubelet has come so far with the first container of this pod.
+    fn starts(&mut self, slot: usize, mut start: Start) -> Result<(), TestCaseError> {
         let wall = self.wall;
         if let Start::Started { since, .. } = &mut start {
             *since = since.map(|_| wall);
         }
-        if let Some(pod) = self.pods.get_mut(&pod)
+        if let Some(pod) = self.pods.get_mut(&slot)
             && matches!(pod.gate, GateState::Open | GateState::NotWanted)
             && let Some(first) = pod.containers.first()
         {
-            let is_start = matches!(start, Start::Started { .. });
-            pod.starts.insert(first.name.clone(), start);
-            // Its other containers never start here.
-            let mut others = pod.containers[1..].iter();
-            if is_start && others.all(|other| other.image != first.image) {
-                self.named.extend(first.image.clone());
+            pod.starts.insert(first.name.clone(), start.clone());
+            if let Start::Started { digest, .. } = start {
+                // Its other containers never start here.
+                let mut others = pod.containers[1..].iter();
+                if others.all(|other| other.image != first.image) {
+                    self.named.extend(first.image.clone());
+                }
+                let pod = pod.clone();
+                self.rollout_has(&pod, digest.as_ref());
             }
         }
-        self.show(pod)
+        self.show(slot)
     }
 
     fn arrives(
@@ -568,6 +626,7 @@ impl World {
         timeout: Option<u64>,
         strict: bool,
         held: bool,
+        rollout: Option<u8>,
     ) -> Result<(), TestCaseError> {
         if self.pods.contains_key(&pod) {
             return Ok(());
@@ -582,7 +641,12 @@ impl World {
             timeout: timeout.map(Duration::from_secs),
             max_age: strict.then_some(Duration::from_secs(60)),
             fallback_on: None,
+            same_digest: rollout.is_some(),
         };
+        let revision = rollout.map(|n| Revision {
+            owner: format!("owner{n}"),
+            version: None,
+        });
         let new = GatedPod {
             id: PodId {
                 namespace: "default".into(),
@@ -592,6 +656,7 @@ impl World {
             created: Timestamp::from_second(self.wall.as_second()).expect("a time"),
             containers: containers.collect(),
             settings,
+            revision,
             active_deadline: None,
             complaints: Vec::new(),
             overruled: Vec::new(),
@@ -1092,6 +1157,7 @@ fn a_last_try_is_the_last_whatever_the_other_container_waits_for() {
             timeout: Some(1),
             strict: false,
             held: true,
+            rollout: None,
         },
         flows(0),
         flows(1),
@@ -1138,6 +1204,7 @@ fn a_refusal_survives_the_agent() {
             timeout: None,
             strict: false,
             held: true,
+            rollout: None,
         },
         // The kubelet is to pull it.
         fails(FailureClass::Unauthorized, &CachedCopy::Absent),

@@ -10,11 +10,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateTerminated, Pod, PodSpec,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use trylatest_core::gate::End;
 use trylatest_core::identity::Identity;
 use trylatest_core::keys;
 use trylatest_core::outcome::Failure;
-use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, TryContainer};
+use trylatest_core::pod::{
+    GateImage, GateState, GatedPod, OtherPolicy, PodId, Revision, TryContainer,
+};
 use trylatest_core::settings::Settings;
 use trylatest_core::text::some_of;
 
@@ -47,6 +50,10 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     let (settings, mut complaints) = Settings::parse(annotations);
     let ours = try_containers(spec, annotations, &mut complaints);
+    let revision = revision(meta);
+    if settings.same_digest && revision.is_none() {
+        complaints.push(format!("{}: {UNKNOWN_ROLLOUT}; ignored", keys::SAME_DIGEST));
+    }
     for complaint in &mut complaints {
         complaint.truncate(complaint.floor_char_boundary(COMPLAINT_MAX_BYTES));
     }
@@ -71,6 +78,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
             .map(try_container)
             .collect(),
         settings,
+        revision,
         active_deadline: spec
             .active_deadline_seconds
             .and_then(|seconds| u64::try_from(seconds).ok())
@@ -135,6 +143,35 @@ fn try_containers<'a>(
 fn shown(name: &str) -> String {
     const NAME_MAX: usize = 63;
     format!("{:?}", &name[..name.floor_char_boundary(NAME_MAX)])
+}
+
+/// The label by which StatefulSets, DaemonSets and their like say which version of their template a pod was made from.
+const REVISION: &str = "controller-revision-hash";
+
+/// Of these, each version of a template has an object of its own, or there is only one.
+const OF_ONE_TEMPLATE: [(&str, &str); 2] = [("apps", "ReplicaSet"), ("batch", "Job")];
+
+const UNKNOWN_ROLLOUT: &str = "TryLatest cannot tell which rollout this pod belongs to, because neither a ReplicaSet nor a \
+                               Job has made it, nor does it have the label controller-revision-hash";
+
+/// Longer than any uid or label that the API server or a controller writes.
+const REVISION_MAX_BYTES: usize = 128;
+
+/// The rollout that the pod belongs to. Of other owners it is not known when their template has changed.
+fn revision(meta: &ObjectMeta) -> Option<Revision> {
+    let mut owners = meta.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    let version = meta.labels.as_ref().and_then(|labels| labels.get(REVISION));
+    let group = owner.api_version.split_once('/').map(|(group, _)| group);
+    let kind = Some(owner.kind.as_str());
+    let has_one = OF_ONE_TEMPLATE.map(|(group, kind)| (Some(group), Some(kind)));
+    let is_bounded = |text: &String| text.len() <= REVISION_MAX_BYTES;
+    let is_known = version.is_some() || has_one.contains(&(group, kind));
+    let is_known = is_known && is_bounded(&owner.uid) && version.is_none_or(is_bounded);
+    is_known.then(|| Revision {
+        owner: owner.uid.clone(),
+        version: version.cloned(),
+    })
 }
 
 /// Anybody may write many names, and long ones.

@@ -82,8 +82,12 @@ impl Api {
 
 fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice {
     let (reason, warning) = match container.outcome {
+        Outcome::Fresh | Outcome::Unchanged | Outcome::Same if container.is_other() => {
+            ("TryLatestOtherDigest", true)
+        }
         Outcome::Fresh => ("TryLatestFresh", false),
         Outcome::Unchanged => ("TryLatestUnchanged", false),
+        Outcome::Same => ("TryLatestSame", false),
         Outcome::Fallback => ("TryLatestFallback", true),
         Outcome::NotHeld if container.moved.is_some() => ("TryLatestMoved", false),
         Outcome::NotHeld => ("TryLatestNotHeld", false),

@@ -18,7 +18,7 @@ use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::plan::Answer;
 use trylatest_core::pod::{OtherPolicy, Overruled};
 use trylatest_core::record::{Try, TryResult};
-use trylatest_core::release::Release;
+use trylatest_core::release::{ContainerRelease, Release};
 use trylatest_k8s::Operation;
 
 use self::kept::KeptSeries;
@@ -43,6 +43,7 @@ pub struct Metrics {
     tries: IntCounterVec,
     try_seconds: HistogramVec,
     releases: IntCounterVec,
+    other_digests: IntCounter,
     release_seconds: Histogram,
     api_calls: IntCounterVec,
     runtime_calls: IntCounterVec,
@@ -83,6 +84,10 @@ impl Metrics {
                 "trylatest_container_releases_total",
                 "Containers released, or started without that, by outcome.",
                 &["outcome"],
+            )?,
+            other_digests: counter(
+                "trylatest_other_digests_total",
+                "Containers that run another digest than their rollout has on this node, although they are to run the same.",
             )?,
             release_seconds: register_release_seconds(&registry)?,
             api_calls: counters(
@@ -193,6 +198,7 @@ impl Metrics {
     }
 
     pub(super) fn released(&self, release: &Release, after: Duration) {
+        self.was_other(release, None);
         for container in release.containers.values() {
             self.releases
                 .with_label_values(&[container.outcome.as_str()])
@@ -221,6 +227,16 @@ impl Metrics {
         let behind = images.iter().map(|image| image.pods_behind).sum::<usize>();
         self.pods_behind
             .set(i64::try_from(behind).unwrap_or(i64::MAX));
+    }
+
+    /// Counts the containers that are not to run what they run, where that is news.
+    pub(super) fn was_other(&self, release: &Release, before: Option<&Release>) {
+        let was = |name: &String| before.and_then(|before| before.containers.get(name));
+        let others = release.containers.iter().filter(|(name, container)| {
+            container.is_other() && !was(name).is_some_and(ContainerRelease::is_other)
+        });
+        self.other_digests
+            .inc_by(others.count().try_into().unwrap_or(u64::MAX));
     }
 
     pub(super) fn called(&self, operation: Operation, result: CallResult) {
@@ -568,5 +584,30 @@ mod tests {
         let text = metrics.text().unwrap();
         let line = "trylatest_container_releases_total{outcome=\"not-held\"} 2";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn a_container_that_is_not_as_its_rollout_counts_once() {
+        let metrics = Metrics::new("1.2.3").unwrap();
+        let release = |rollout: &str, runs: &str| {
+            let digest = |n: &str| format!("sha256:{}", n.repeat(64));
+            let runs = (!runs.is_empty()).then(|| digest(runs));
+            let app = serde_json::json!({
+                "image": "app", "outcome": "same", "digest": digest("1"), "rollout": digest(rollout), "runs": runs,
+            });
+            let release =
+                serde_json::json!({"time": "2026-01-01T12:00:00Z", "containers": {"app": app}});
+            serde_json::from_value::<Release>(release).unwrap()
+        };
+        let (same, moved, mixed) = (release("1", ""), release("1", "2"), release("2", "2"));
+        let took = Duration::ZERO;
+        for (count, released) in [(0, &same), (1, &mixed)] {
+            metrics.released(released, took);
+            assert_eq!(metrics.other_digests.get(), count);
+        }
+        for (count, release, before) in [(2, &moved, &same), (2, &mixed, &moved)] {
+            metrics.was_other(release, Some(before));
+            assert_eq!(metrics.other_digests.get(), count);
+        }
     }
 }

@@ -292,6 +292,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.telling -= 1;
                 if written == Written::Done {
                     self.own.metrics.not_held(&release, before.as_ref());
+                    self.own.metrics.was_other(&release, before.as_ref());
                     self.tell_release(&pod, &release, before);
                 }
                 Some(Event::Settled(pod, release, written))

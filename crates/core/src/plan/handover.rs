@@ -565,6 +565,8 @@ impl Planner {
                     knowledge: &self.knowledge,
                     rules: &Arc::clone(&container.rules),
                     gate_runs,
+                    rollout: None,
+                    is_moving: false,
                 });
             }
         }

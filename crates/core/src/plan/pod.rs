@@ -11,6 +11,7 @@ use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
 use crate::digest::Digest;
 use crate::image::ImageName;
+use crate::knowledge::Knowledge;
 use crate::pod::{GateState, GatedPod};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
@@ -159,11 +160,14 @@ impl Pod {
         &mut self,
         now: Now,
         images: &BTreeMap<ImageName, Image>,
+        knowledge: &Knowledge,
     ) -> Option<Action> {
         let id = self.seen.id.clone();
         let shows = self.progress_due().is_some_and(|due| due <= now.up);
         let Some(round) = &mut self.round else {
-            return self.repeat(now).or_else(|| self.settle_due(now, images));
+            return self
+                .repeat(now)
+                .or_else(|| self.settle_due(now, images, knowledge));
         };
         if let Some(release) = round.release_due(now) {
             return Some(Action::Release {
@@ -340,7 +344,7 @@ impl Pod {
     }
 
     /// The complaints to make, the first time they are asked for.
-    pub(super) fn complaints(&mut self, node: &NodeRules) -> Vec<String> {
+    pub(super) fn complaints(&mut self, node: &NodeRules) -> Vec<Action> {
         if std::mem::replace(&mut self.complained, true) || self.released.is_some() {
             return Vec::new();
         }
@@ -362,11 +366,12 @@ impl Pod {
             .cloned()
             .chain(of_settings)
             .chain(bad_names)
+            .map(|words| Action::Complain(self.seen.id.clone(), words))
             .collect()
     }
 
     /// Begins a round.
-    pub(super) fn begin(&mut self, now: Now, node: &NodeRules) -> &Round {
+    pub(super) fn begin(&mut self, now: Now, node: &NodeRules) {
         let since = self.since(now);
         self.settled.clear();
         self.accepted.clear();
@@ -376,8 +381,7 @@ impl Pod {
             let image = container.image.as_ref().ok();
             (container, Rules::of(&self.seen, image, node))
         });
-        let round = Round::begin(containers, since, now);
-        self.round.insert(round)
+        self.round = Some(Round::begin(containers, since, now));
     }
 
     /// What a report of the node says about it; the rest of it changes more often.

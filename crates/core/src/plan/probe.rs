@@ -234,10 +234,12 @@ impl Planner {
             .any(|attempt| runs(attempt) && may_end_it(attempt))
     }
 
-    /// Whether a pod names this image.
+    /// Whether a pod names this image, and does not want to run what its rollout has of it.
     fn is_used(&self, name: &ImageName) -> bool {
         let mut pods = self.pods.values().filter(|pod| !pod.seen.terminated);
-        pods.any(|pod| pod.images().any(|used| used == name))
+        pods.any(|pod| {
+            pod.images().any(|used| used == name) && !pod.is_content_with(name, &self.knowledge)
+        })
     }
 
     /// The one that was not tried for longest and that nothing else is done with, public ones first.

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use super::Planner;
 use super::backoff::Backoff;
 use super::image::Image;
-use super::pod::Pod;
 use crate::image::ImageName;
 use crate::time::{Now, age};
 
@@ -103,7 +102,7 @@ impl Planner {
                 .pods
                 .values()
                 .filter(|pod| !pod.seen.terminated && pod.released.is_some())
-                .flat_map(Pod::images_to_refresh)
+                .flat_map(|pod| pod.images_to_refresh(&self.knowledge))
                 .collect();
             let refreshable = used.into_iter().filter(|name| self.is_refreshable(name));
             refreshable.map(move |name| {

@@ -78,10 +78,10 @@ impl Latest<'_> {
 /// owner may have written its release: it counts no further than that.
 fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
     let since = known.last_try.as_ref().map(Try::ended);
-    // If the index is lost or not used, the pods still say how they were released; one that was not held knows of no
-    // try.
+    // If the index is lost or not used, the pods still say how they were released; one that was not held, or that has
+    // started from what its rollout has, knows of no try.
     let counts = |(time, release): &&ReleasedWith<'a>| {
-        release.outcome != Outcome::NotHeld
+        !matches!(release.outcome, Outcome::NotHeld | Outcome::Same)
             && since.is_none_or(|since| {
                 release.outcome == Outcome::Fallback && since < *time && *time <= now
             })

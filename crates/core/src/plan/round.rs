@@ -70,11 +70,6 @@ impl Round {
         }
     }
 
-    /// The images that its containers wait for.
-    pub(super) fn images(&self) -> impl Iterator<Item = &ImageName> {
-        self.containers.iter().filter_map(Waiting::image)
-    }
-
     /// What applies to its containers with this image that still wait for it: to all of them the same.
     pub(super) fn rules_for(&self, name: &ImageName) -> Option<&Rules> {
         let mut waiting = self.containers.iter();

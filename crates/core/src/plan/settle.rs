@@ -9,6 +9,7 @@ use super::event::Action;
 use super::image::Image;
 use super::pod::Pod;
 use crate::image::ImageName;
+use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
 use crate::pod::{Start, TryContainer};
 use crate::record::TryResult;
@@ -139,6 +140,7 @@ impl Pod {
         &mut self,
         now: Now,
         images: &BTreeMap<ImageName, Image>,
+        knowledge: &Knowledge,
     ) -> Option<Action> {
         self.settle_at.filter(|at| *at <= now.up)?;
         let released = self.released.clone()?;
@@ -172,6 +174,9 @@ impl Pod {
                     continue;
                 }
                 self.apply(&container.name, given, start, now);
+                if let Ok(name) = &container.image {
+                    *given = self.seen_running(given, name, start, knowledge);
+                }
                 // Anybody may have written a release that the agent did not decide.
                 if self.decided.is_some()
                     && before != Outcome::Fresh

@@ -9,6 +9,7 @@ mod privacy;
 mod refresh;
 mod repeat;
 mod report;
+mod same;
 mod time;
 mod turns;
 mod unheld;
@@ -215,6 +216,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
         }],
         overruled: Vec::new(),
         settings: Settings::default(),
+        revision: None,
         active_deadline: None,
         complaints: Vec::new(),
         gate: GateState::Pending,

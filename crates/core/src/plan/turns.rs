@@ -35,6 +35,14 @@ impl Attempt {
     }
 }
 
+impl Image {
+    /// Whether the try that runs is in its turn.
+    pub(super) fn has_turn(&self, now: Now) -> bool {
+        let attempt = self.attempt.as_ref();
+        attempt.is_some_and(|attempt| attempt.turn_until(now).is_some())
+    }
+}
+
 impl Planner {
     /// When a turn is over, if somebody waits for one.
     pub(super) fn next_turn(&self, now: Now) -> Option<Duration> {

@@ -39,6 +39,7 @@ impl GatedPod {
             (keys::TIMEOUT, settings.timeout.is_some()),
             (keys::MAX_AGE, settings.max_age.is_some()),
             (keys::FALLBACK_ON, settings.fallback_on.is_some()),
+            (keys::SAME_DIGEST, settings.same_digest),
         ];
         let set: Vec<&str> = keys.iter().filter(|key| key.1).map(|key| key.0).collect();
         (!set.is_empty()).then(|| {
@@ -50,8 +51,12 @@ impl GatedPod {
 
 impl Pod {
     /// What is tried without a pod that waits for it.
-    pub(super) fn images_to_refresh(&self) -> impl Iterator<Item = &ImageName> {
-        self.images().filter(|name| self.seen.is_done_with(name))
+    pub(super) fn images_to_refresh(
+        &self,
+        knowledge: &Knowledge,
+    ) -> impl Iterator<Item = &ImageName> {
+        self.images()
+            .filter(|name| self.seen.is_done_with(name) && !self.is_content_with(name, knowledge))
     }
 
     /// What its containers have started from, and what has moved since, if that is more than it says.
@@ -97,14 +102,9 @@ fn given(
     let mut given = known
         .filter(is_about_it)
         .unwrap_or_else(|| ContainerRelease {
-            image: container.written.clone(),
-            outcome: Outcome::NotHeld,
-            failure: None,
             digest: digest.cloned(),
             confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
-            moved: None,
-            note: None,
-            answered: None,
+            ..ContainerRelease::new(&container.written, Outcome::NotHeld)
         });
     // What was said before it started may have been about another copy.
     if let Some(runs) = &given.digest
@@ -124,9 +124,7 @@ impl Planner {
             if !pod.seen.is_unheld() || pod.seen.terminated {
                 continue;
             }
-            let id = pod.seen.id.clone();
-            let complaints = pod.complaints(&self.rules).into_iter();
-            plan.extend(complaints.map(|words| Action::Complain(id.clone(), words)));
+            plan.extend(pod.complaints(&self.rules));
             plan.extend(pod.tell_due(now, &self.knowledge));
         }
     }

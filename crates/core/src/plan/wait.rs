@@ -2,13 +2,13 @@
 //! only way from one to the next.
 
 mod kubelet;
+mod same;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::image::{Attempt, Image};
+use super::same::Rollout;
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
@@ -44,8 +44,10 @@ pub(super) struct Waiting {
 }
 
 /// ```text
+/// Same ── its rollout has what is here ─────────────► Done
+///  └─ it has not ───────────────────────────────────► Try
 /// Try ── its try ends ────────────────────────────────► Done
-///  ├─ that try began before the pod came ─────────────► Try
+///  ├─ that try began before the pod came ─────────────► Try, or Same
 ///  ├─ its try ends: the registry wants credentials ───► Kubelet
 ///  │     Kubelet ── the kubelet's pull has ended, or none is to come ─► Done
 ///  │     Kubelet ── the name is away for this pod ────► Done
@@ -62,6 +64,8 @@ pub(super) struct Waiting {
 /// ```
 #[derive(Debug)]
 enum Wait {
+    /// A look at the copy, which has been asked for: it may be what the pod's rollout has.
+    Same { until: Duration },
     /// The image's try.
     Try { until: Duration },
     /// Nothing moves in its try, or it only probes a registry that has failed: the proof of a copy that it may use, which has been asked for, or without one
@@ -158,6 +162,10 @@ pub(super) struct Context<'a> {
     pub(super) rules: &'a Rules,
     /// Whether the pod's gate runs, and waits.
     pub(super) gate_runs: bool,
+    /// What its rollout has, if it is to start from the same.
+    pub(super) rollout: Option<&'a Rollout>,
+    /// Whether somebody else is about to move the image's name.
+    pub(super) is_moving: bool,
 }
 
 /// Whether the registry's first refusal of an image that it has never given to anybody may still
@@ -224,14 +232,8 @@ impl Waiting {
             Ok(_) => Wait::Try { until },
             // The kubelet's own error tells the rest.
             Err(error) => Wait::Done(Box::new(ContainerRelease {
-                image: written.clone(),
-                outcome: Outcome::Unavailable,
                 failure: Some(Failure::new(FailureClass::Invalid, error.to_string())),
-                digest: None,
-                confirmed: None,
-                moved: None,
-                note: None,
-                answered: None,
+                ..ContainerRelease::new(written, Outcome::Unavailable)
             })),
         };
         Self {
@@ -267,7 +269,8 @@ impl Waiting {
         match self.wait {
             Wait::Try { .. } => true,
             Wait::Look { .. } | Wait::FirstWord { .. } => may_yet_be_refused,
-            Wait::Stalled { .. }
+            Wait::Same { .. }
+            | Wait::Stalled { .. }
             | Wait::NextLook { .. }
             | Wait::LastTry
             | Wait::Kubelet { .. }
@@ -278,7 +281,8 @@ impl Waiting {
     /// When its timer ends, if it has one.
     pub(super) fn timer(&self) -> Option<Duration> {
         match self.wait {
-            Wait::Try { until }
+            Wait::Same { until }
+            | Wait::Try { until }
             | Wait::Stalled { until }
             | Wait::FirstWord { until }
             | Wait::Kubelet { until, .. } => Some(until),
@@ -308,8 +312,13 @@ impl Waiting {
             | Wait::FirstWord { .. }
             | Wait::NextLook { .. }
             | Wait::LastTry => true,
-            Wait::Try { .. } | Wait::Kubelet { .. } | Wait::Done(_) => false,
+            Wait::Same { .. } | Wait::Try { .. } | Wait::Kubelet { .. } | Wait::Done(_) => false,
         }
+    }
+
+    /// Its release with this image, once it is decided.
+    pub(super) fn decided_with(&self, name: &ImageName) -> Option<&ContainerRelease> {
+        self.decided().filter(|_| self.image.as_ref() == Some(name))
     }
 
     /// Whether it waits for the kubelet's pull.
@@ -320,7 +329,7 @@ impl Waiting {
     /// Whether it was left to the kubelet, which is to find no copy.
     pub(super) fn is_handed_over(&self, name: &ImageName) -> bool {
         let handed_over = |release: &ContainerRelease| release.outcome == Outcome::HandedOver;
-        self.image.as_ref() == Some(name) && self.decided().is_some_and(handed_over)
+        self.decided_with(name).is_some_and(handed_over)
     }
 
     /// What it was decided to be has become this.
@@ -330,9 +339,9 @@ impl Waiting {
 
     /// Moves on, as far as what has happened to its image allows.
     pub(super) fn step(&mut self, cause: Cause<'_>, context: &Context<'_>) -> Request {
-        if let Some(next) = self.while_away(cause, context) {
+        if let Some((next, need)) = self.not_tried(cause, context) {
             self.wait = next;
-            return Request::Nothing;
+            return need;
         }
         let is_over = self.timer().is_some_and(|end| end <= context.now.up);
         let (next, need) = match (&self.wait, cause) {
@@ -413,6 +422,13 @@ impl Waiting {
         need
     }
 
+    /// What follows from what the kubelet pulls for another pod, or from what its rollout has.
+    fn not_tried(&self, cause: Cause<'_>, context: &Context<'_>) -> Option<(Wait, Request)> {
+        let away = self.while_away(cause, context);
+        let away = away.map(|next| (next, Request::Nothing));
+        away.or_else(|| self.with_rollout(cause, context))
+    }
+
     /// The copy was looked at because nothing moves. A pod that has none, or that must not use it, gains
     /// nothing from an early end.
     fn stalled(&self, copy: &CachedCopy, until: Duration, context: &Context<'_>) -> Wait {
@@ -457,8 +473,7 @@ impl Waiting {
         let facts = context.knowledge.facts(context.name);
         let decision = judge(evidence, terms(&facts, context))?;
         let digest = evidence.copy.digest();
-        let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
-        Some(self.done(decision, evidence, digest, confirmed))
+        Some(self.done(decision, evidence.result.failure(), digest, context))
     }
 
     /// The decision without a proven copy.
@@ -467,26 +482,25 @@ impl Waiting {
         let class = evidence.result.failure().map(|failure| failure.class);
         let class = class.unwrap_or(FailureClass::Unknown);
         let decision = give_up(class, &evidence.copy, terms(&facts, context));
-        self.done(decision, evidence, None, None)
+        self.done(decision, evidence.result.failure(), None, context)
     }
 
     fn done(
         &self,
         decision: Decision,
-        evidence: &Evidence,
+        failure: Option<&Failure>,
         digest: Option<&Digest>,
-        confirmed: Option<Timestamp>,
+        context: &Context<'_>,
     ) -> Wait {
         let Decision { outcome, note } = decision;
+        let facts = context.knowledge.facts(context.name);
         Wait::Done(Box::new(ContainerRelease {
-            image: self.written.clone(),
-            outcome,
-            failure: evidence.result.failure().cloned(),
+            failure: failure.cloned(),
             digest: digest.cloned(),
-            confirmed,
-            moved: None,
+            confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
+            rollout: context.rollout.and_then(Rollout::first).cloned(),
             note,
-            answered: None,
+            ..ContainerRelease::new(&self.written, outcome)
         }))
     }
 

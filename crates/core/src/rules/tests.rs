@@ -33,6 +33,7 @@ fn pod(settings: Settings) -> GatedPod {
         identity: Identity::default(),
         starts: std::collections::BTreeMap::new(),
         settings,
+        revision: None,
         active_deadline: None,
         complaints: Vec::new(),
         gate: GateState::Pending,
@@ -190,6 +191,7 @@ fn a_pod_that_asks_for_too_much_is_told() {
         timeout: Some(600 * SECOND),
         max_age: Some(48 * HOUR),
         fallback_on: Some([FailureClass::Network, FailureClass::Blocked].into()),
+        same_digest: false,
     };
     let config = "ceilings: {try: 2m, max-age: 24h, fallback-on: [network]}";
     assert_eq!(

@@ -258,6 +258,68 @@ fn bad_images_and_bad_settings_do_not_lose_the_pod() {
     assert_eq!(pod.released, None);
 }
 
+fn owned(api_version: &str, kind: &str, patch: &Value) -> GatedPod {
+    let mut metadata = json!({"metadata": {
+        "annotations": {"trylatest.dev/same-digest": "true"},
+        "ownerReferences": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "other"},
+            {"apiVersion": api_version, "kind": kind, "name": "o", "uid": "owner", "controller": true},
+        ],
+    }});
+    merge(&mut metadata, patch);
+    pod(&metadata)
+}
+
+#[test]
+fn the_rollout_is_the_owner_and_the_version_of_its_template() {
+    let labelled = json!({"metadata": {"labels": {"controller-revision-hash": "app-7f"}}});
+    for (api_version, kind, patch, version) in [
+        ("apps/v1", "ReplicaSet", json!({}), None),
+        ("batch/v1", "Job", json!({}), None),
+        ("apps/v1", "StatefulSet", labelled.clone(), Some("app-7f")),
+        ("apps/v1", "DaemonSet", labelled.clone(), Some("app-7f")),
+        ("apps.kruise.io/v1", "CloneSet", labelled, Some("app-7f")),
+    ] {
+        let pod = owned(api_version, kind, &patch);
+        let revision = Revision {
+            owner: "owner".to_owned(),
+            version: version.map(str::to_owned),
+        };
+        assert_eq!(pod.revision, Some(revision), "{kind}");
+        assert!(pod.settings.same_digest);
+        assert_eq!(pod.complaints, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_pod_whose_rollout_cannot_be_told_is_complained_of() {
+    let long = json!({"metadata": {"labels": {"controller-revision-hash": "a".repeat(10_000)}}});
+    let bare = json!({"metadata": {"ownerReferences": []}});
+    for (api_version, kind, patch) in [
+        ("v1", "ReplicationController", json!({})),
+        ("batch.example/v1", "Job", json!({})),
+        ("apps/v1", "StatefulSet", json!({})),
+        ("apps/v1", "StatefulSet", long),
+        ("apps/v1", "ReplicaSet", bare),
+    ] {
+        let pod = owned(api_version, kind, &patch);
+        assert_eq!(pod.revision, None, "{kind}");
+        let [complaint] = pod.complaints.as_slice() else {
+            panic!("{kind}: {:?}", pod.complaints);
+        };
+        assert!(
+            complaint.starts_with("trylatest.dev/same-digest: "),
+            "{complaint}"
+        );
+    }
+    // Who does not ask for it has nothing to complain of.
+    let quiet = json!({"metadata": {"annotations": {"trylatest.dev/same-digest": "false"}}});
+    assert_eq!(
+        owned("v1", "ReplicationController", &quiet).complaints,
+        Vec::<String>::new()
+    );
+}
+
 #[test]
 fn what_one_pod_writes_is_bounded() {
     let names = (0..50_000).map(|n| format!("c{n}")).collect::<Vec<_>>();

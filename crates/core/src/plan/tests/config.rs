@@ -131,6 +131,7 @@ fn a_pod_that_exceeds_a_ceiling_gets_the_ceiling_and_is_told_once() {
         timeout: Some(600 * SECOND),
         max_age: Some(Duration::from_hours(25)),
         fallback_on: Some([FailureClass::Network, FailureClass::Timeout].into()),
+        same_digest: false,
     };
     let actions = world.see(&pod);
     let complaints: Vec<&str> = actions

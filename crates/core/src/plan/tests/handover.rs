@@ -905,16 +905,7 @@ fn a_pod_whose_name_is_back_before_its_release_is_not_said_to_be_handed_over() {
 }
 
 fn handed_over_release() -> ContainerRelease {
-    ContainerRelease {
-        image: "reg.example/app".into(),
-        outcome: Outcome::HandedOver,
-        failure: None,
-        digest: None,
-        confirmed: None,
-        note: None,
-        moved: None,
-        answered: None,
-    }
+    ContainerRelease::new("reg.example/app", Outcome::HandedOver)
 }
 
 /// Where the kubelet keeps no records, only the agent can know who may have what it pulls.

@@ -272,8 +272,9 @@ fn settings_that_need_a_gate_are_complained_about() {
     let mut world = World::new();
     let mut pod = unheld("a", &world);
     pod.settings.max_age = Some(Duration::from_secs(60));
-    let words =
-        "trylatest.dev/max-age: no effect on a pod that is not held (trylatest.dev/hold: none)";
+    pod.settings.same_digest = true;
+    let words = "trylatest.dev/max-age, trylatest.dev/same-digest: no effect on a pod that is not held \
+                 (trylatest.dev/hold: none)";
     let complaint = Action::Complain(pod.id.clone(), words.to_owned());
     assert_eq!(world.see(&pod), [complaint]);
     assert_eq!(world.see(&pod), []);

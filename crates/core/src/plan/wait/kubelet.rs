@@ -1,5 +1,6 @@
 //! A container that waits for the kubelet's pull.
 
+use super::super::same::Rollout;
 use super::{Cause, Context, LOOK_AGAIN, Request, Spare, Wait, Waiting};
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::TryResult;
@@ -95,7 +96,11 @@ impl Waiting {
             Failure::new(FailureClass::Local, words)
         };
         let failure = given.failure.clone().unwrap_or_else(nobody_asked);
+        let rollout = given.rollout.clone();
         self.wait = self.settled(&Evidence::of_look(failure, copy), context);
+        if let Wait::Done(release) = &mut self.wait {
+            release.rollout = rollout;
+        }
     }
 
     /// What a container waits for next whose image the kubelet is about to pull, or pulls, for another pod.
@@ -161,14 +166,11 @@ impl Waiting {
         let facts = context.knowledge.facts(context.name);
         let kept = context.image.away().and_then(|kept| kept.digest.as_ref());
         Wait::Done(Box::new(ContainerRelease {
-            image: self.written.clone(),
-            outcome: Outcome::HandedOver,
             failure: refused,
             digest: kept.cloned(),
             confirmed: kept.and_then(|digest| facts.confirmed_at(digest)),
-            note: None,
-            moved: None,
-            answered: None,
+            rollout: context.rollout.and_then(Rollout::first).cloned(),
+            ..ContainerRelease::new(&self.written, Outcome::HandedOver)
         }))
     }
 }
