@@ -18,6 +18,7 @@ mod outcomes;
 mod patience;
 mod private;
 mod refused;
+mod same;
 mod storm;
 mod verification;
 
@@ -263,13 +264,14 @@ macro_rules! tests {
 pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server and the planner.
-const NEWEST_ONLY: [&str; 6] = [
+const NEWEST_ONLY: [&str; 7] = [
     "credentials",
     "verification",
     "input",
     "storm",
     "config",
     "hold",
+    "same",
 ];
 
 fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
@@ -287,6 +289,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("handover", handover::tests()),
         ("verification", verification::tests()),
         ("refused", refused::tests()),
+        ("same", same::tests()),
         ("storm", storm::tests()),
         ("input", input::tests()),
         ("kept", kept::tests()),
