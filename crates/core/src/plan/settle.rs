@@ -143,7 +143,7 @@ impl Pod {
         knowledge: &Knowledge,
     ) -> Option<Action> {
         self.settle_at.filter(|at| *at <= now.up)?;
-        let released = self.released.clone()?;
+        let released = self.released.as_ref()?;
         if self.seen.terminated || !released.opens() || self.seen.is_unheld() {
             return None;
         }
@@ -187,7 +187,7 @@ impl Pod {
                 }
             }
         }
-        if settled == released {
+        if settled == *released {
             return None;
         }
         self.settle_at = None;
