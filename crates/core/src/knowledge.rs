@@ -13,8 +13,8 @@ use crate::record::{Facts, ImageRecord, Try};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) facts: Facts,
-    /// The last try, if it is remembered.
-    pub(crate) last_try: Option<Try>,
+    /// The last try, if it is remembered. Boxed: the map's nodes have room for twice as many as they hold.
+    pub(crate) last_try: Option<Box<Try>>,
     /// When the try ended that brought [`Facts::confirmed`].
     confirmed_until: Option<Timestamp>,
 }
@@ -25,7 +25,7 @@ impl Known {
         if tried.confirmation().is_some() {
             self.confirmed_until = Some(tried.ended());
         }
-        self.last_try = Some(tried.clone());
+        self.last_try = Some(Box::new(tried.clone()));
     }
 
     /// Whether the registry has said, at this time or later, that the tag points to this digest.
@@ -48,7 +48,7 @@ impl Knowledge {
         for record in records {
             *self.entry(&record.image) = Known {
                 facts: record.facts.clone(),
-                last_try: record.tries.first().cloned(),
+                last_try: record.tries.first().cloned().map(Box::new),
                 confirmed_until: record.facts.confirmed.as_ref().map(|c| c.time),
             };
         }

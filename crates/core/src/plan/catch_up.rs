@@ -91,7 +91,10 @@ impl Planner {
     }
 
     pub(super) fn cut(&mut self, name: ImageName, why: Why, plan: &mut Vec<Action>) {
-        let attempt = self.images.get_mut(&name).and_then(|i| i.attempt.as_mut());
+        let attempt = self
+            .images
+            .get_mut(&name)
+            .and_then(|i| i.attempt.as_deref_mut());
         if let Some(attempt) = attempt {
             attempt.is_cut = true;
             plan.push(Action::Cut {
@@ -111,13 +114,13 @@ impl Planner {
     /// The pulls of which nothing moves.
     fn hanging(&self) -> impl Iterator<Item = (&ImageName, &Attempt)> {
         let stalled = self.images.iter().filter(|(_, image)| image.is_stalled());
-        stalled.filter_map(|(name, image)| Some((name, image.attempt.as_ref()?)))
+        stalled.filter_map(|(name, image)| Some((name, image.attempt.as_deref()?)))
     }
 
     /// Whether a pull that a pod waits for may be waiting for a place among containerd's downloads.
     fn another_waits(&self) -> bool {
         let waits = |image: &Image| {
-            let flow = image.attempt.as_ref().map(|attempt| attempt.flow);
+            let flow = image.attempt.as_deref().map(|attempt| attempt.flow);
             flow.is_some_and(|flow| flow.behind && flow.still >= WAITS)
         };
         let waiting = self.images.iter().filter(|(_, image)| waits(image));

@@ -61,7 +61,7 @@ pub(super) struct Handover {
     pub(super) identity: Identity,
     phase: Phase,
     /// The try that the registry has refused; remembered unless the kubelet pulls.
-    refused: Option<(Attempt, Evidence)>,
+    refused: Option<Box<(Attempt, Evidence)>>,
     /// When the phase began.
     since: Duration,
     /// When something of a pull of the kubelet last moved.
@@ -112,7 +112,7 @@ impl Handover {
     fn new(
         id: u64,
         leader: &Pod,
-        refused: Option<(Attempt, Evidence)>,
+        refused: Option<Box<(Attempt, Evidence)>>,
         stall: Duration,
         now: Now,
     ) -> Self {
@@ -259,7 +259,7 @@ impl Planner {
                 if let Some(image) = self.images.get_mut(&name) {
                     let refused = image.refused.take();
                     let handover = Handover::new(self.attempts, pod, refused, stall, now);
-                    image.handover = Some(handover);
+                    image.handover = Some(Box::new(handover));
                 }
                 let id = self.attempts;
                 plan.push(Action::TakeAway { image: name, id });
@@ -284,7 +284,7 @@ impl Planner {
                 let fails = || Some(self.circuits.of(&name)?.not_asked(now));
                 let hung = || self.spared.hung(now, &name);
                 let hangs = braked.clone().or_else(hung).or_else(fails);
-                let handover = self.images.get(&name).and_then(|i| i.handover.as_ref());
+                let handover = self.images.get(&name).and_then(|i| i.handover.as_deref());
                 let stuck = handover.and_then(Handover::stuck_at);
                 let is_stuck = stuck.is_some_and(|at| at <= now.up);
                 if failure.is_some() || is_unwell || is_stuck || refused {
@@ -328,7 +328,8 @@ impl Planner {
                 given_up.push((name.clone(), refused));
             }
         }
-        for (name, (attempt, evidence)) in given_up {
+        for (name, refused) in given_up {
+            let (attempt, evidence) = *refused;
             self.remember(now, &name, &attempt, &evidence, plan);
         }
     }
@@ -387,7 +388,7 @@ impl Planner {
 
     /// When one of them has taken too long, or the next may begin.
     pub(super) fn handovers_due(&self, now: Now) -> impl Iterator<Item = Duration> {
-        let running = || self.images.values().filter_map(|i| i.handover.as_ref());
+        let running = || self.images.values().filter_map(|i| i.handover.as_deref());
         let waits = self
             .pods
             .values()
@@ -453,7 +454,7 @@ impl Planner {
     }
 
     fn handover(&mut self, name: &ImageName, id: u64) -> Option<&mut Handover> {
-        let handover = self.images.get_mut(name)?.handover.as_mut();
+        let handover = self.images.get_mut(name)?.handover.as_deref_mut();
         handover.filter(|handover| handover.id == id)
     }
 
@@ -474,7 +475,7 @@ impl Planner {
         let is_pulled = matches!(end, End::Pulled);
         let is_abandoned = matches!(end, End::Abandoned);
         let is_left_alone = !is_pulled && (handover.was_left_alone() || is_abandoned);
-        if is_left_alone && let Some((attempt, evidence)) = &handover.refused {
+        if is_left_alone && let Some((attempt, evidence)) = handover.refused.as_deref() {
             self.remember(now, name, attempt, evidence, plan);
         }
         let kept = match &handover.phase {
@@ -535,7 +536,7 @@ impl Planner {
                 self.release_brake();
             }
         }
-        let refused = handover.refused.as_ref();
+        let refused = handover.refused.as_deref();
         let refused = refused.and_then(|(_, refused)| refused.result.failure());
         let by = Some(handover.identity.clone());
         let tried = Try {
@@ -584,7 +585,10 @@ impl Planner {
     /// Something of a pull of the kubelet has moved. It pulls one image after the other: while one moves, the
     /// others wait.
     pub(super) fn pull_moved(&mut self, now: Now) {
-        let running = self.images.values_mut().filter_map(|i| i.handover.as_mut());
+        let running = self
+            .images
+            .values_mut()
+            .filter_map(|i| i.handover.as_deref_mut());
         for handover in running {
             handover.moved = now.up;
         }

@@ -28,10 +28,11 @@ const RETRY: Backoff = Backoff {
     longest: Duration::from_secs(10),
 };
 
-/// The tries of one image that a pod of this node waits for, or did.
+/// The tries of one image that a pod of this node waits for, or did. What few images have at a time is boxed: there is
+/// one of these for each image that is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Image {
-    pub(super) attempt: Option<Attempt>,
+    pub(super) attempt: Option<Box<Attempt>>,
     last_start: Option<Duration>,
     failures_in_a_row: u32,
     /// A try that stood still was cut for a newcomer, and nothing has come since.
@@ -44,13 +45,13 @@ pub(super) struct Image {
     /// It fell back, and is tried again although no pod waits for that.
     pub(super) is_refreshed: bool,
     /// The kubelet is to pull it, or does.
-    pub(super) handover: Option<Handover>,
+    pub(super) handover: Option<Box<Handover>>,
     /// What the last try of the agent that brought something has brought.
     pub(super) brought: Option<Digest>,
     /// When the last hand-over ended.
     pub(super) handed_back: Option<Duration>,
     /// A try that the registry has refused, and that is not remembered yet: a hand-over may follow.
-    pub(super) refused: Option<(Attempt, Evidence)>,
+    pub(super) refused: Option<Box<(Attempt, Evidence)>>,
 }
 
 /// A try that runs.
@@ -178,7 +179,7 @@ impl Image {
 
     /// Whether nothing moves in the try that runs, and it goes on.
     pub(super) fn is_stalled(&self) -> bool {
-        let attempt = self.attempt.as_ref();
+        let attempt = self.attempt.as_deref();
         attempt.is_some_and(|attempt| attempt.stalled.is_some() && !attempt.is_cut)
     }
 
@@ -195,12 +196,12 @@ impl Image {
 
     /// Whether a try runs that asks the registry.
     pub(super) fn is_asking(&self) -> bool {
-        self.attempt.as_ref().is_some_and(Attempt::asks)
+        self.attempt.as_deref().is_some_and(Attempt::asks)
     }
 
     /// Whether the registry has said something to the try that runs.
     pub(super) fn has_answer(&self) -> bool {
-        self.attempt.as_ref().is_some_and(Attempt::has_answer)
+        self.attempt.as_deref().is_some_and(Attempt::has_answer)
     }
 
     /// Whether the try that runs, or is about to, may still end with the registry's first word.
@@ -241,7 +242,7 @@ impl Image {
             self.last_start = Some(now.up);
         }
         self.is_refreshed &= ask == Ask::IfAbsent;
-        self.attempt = Some(Attempt {
+        self.attempt = Some(Box::new(Attempt {
             id,
             started: now,
             ask,
@@ -251,7 +252,7 @@ impl Image {
             stalled: None,
             is_cut: false,
             is_recorded: false,
-        });
+        }));
     }
 
     /// Whether its last try had only to look, and found no copy.

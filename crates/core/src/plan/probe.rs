@@ -85,7 +85,7 @@ impl Planner {
         if self.circuits.of(name).is_none() {
             let same = |(other, _): &(&ImageName, &mut Image)| other.registry() == name.registry();
             let attempts = self.images.iter_mut().filter(same);
-            for attempt in attempts.filter_map(|(_, image)| image.attempt.as_mut()) {
+            for attempt in attempts.filter_map(|(_, image)| image.attempt.as_deref_mut()) {
                 attempt.probe = None;
             }
         }
@@ -146,7 +146,7 @@ impl Planner {
     /// be an image's own trouble.
     pub(super) fn may_probe(&self, now: Now, name: &ImageName) -> bool {
         let open = self.circuits.of(name);
-        let own = self.images.get(name).and_then(|i| i.attempt.as_ref());
+        let own = self.images.get(name).and_then(|i| i.attempt.as_deref());
         let is_other = |attempt: &&Attempt| own.is_none_or(|own| own.id != attempt.id);
         let (mut runs, mut hanging) = (false, 0);
         for attempt in self.asking(name.registry()).filter(is_other) {
@@ -174,7 +174,7 @@ impl Planner {
     fn asking(&self, registry: &str) -> impl Iterator<Item = &Attempt> {
         let images = self.images.iter();
         let same = images.filter(move |(name, _)| name.registry() == registry);
-        let attempts = same.filter_map(|(_, image)| image.attempt.as_ref());
+        let attempts = same.filter_map(|(_, image)| image.attempt.as_deref());
         attempts.filter(|attempt| attempt.asks())
     }
 
@@ -258,7 +258,7 @@ impl Planner {
     fn hanging_among(&self, candidates: &[ImageName]) -> Option<ImageName> {
         let hangs = |name: &ImageName| {
             let image = self.images.get(name).filter(|image| image.is_stalled());
-            let attempt = image.and_then(|image| image.attempt.as_ref());
+            let attempt = image.and_then(|image| image.attempt.as_deref());
             attempt.is_some_and(|attempt| attempt.flow.still >= DEAD_MIRRORS)
         };
         let mut candidates = candidates.iter();
@@ -271,7 +271,7 @@ impl Planner {
         let attempts = self
             .images
             .values()
-            .filter_map(|image| image.attempt.as_ref());
+            .filter_map(|image| image.attempt.as_deref());
         let probes = attempts.filter(|attempt| attempt.probe.is_some());
         let waits = probes.flat_map(Attempt::probe_until);
         let due = self.circuits.open().map(|(_, open)| open.probe_at);
@@ -283,7 +283,7 @@ impl Planner {
         let mut tries: Vec<Try> = self
             .knowledge
             .iter()
-            .filter_map(|(_, known)| known.last_try.clone())
+            .filter_map(|(_, known)| known.last_try.as_deref().cloned())
             .filter(|tried| tried.ended() <= now.wall && age(now.wall, tried.ended()) <= PLAUSIBLE)
             .collect();
         tries.sort_by_key(Try::ended);

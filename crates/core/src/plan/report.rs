@@ -69,7 +69,10 @@ impl Latest<'_> {
     fn time(self, known: &Known) -> Timestamp {
         match self {
             Self::Try(tried) => tried.started,
-            Self::Release(time, _) => known.last_try.as_ref().map_or(time, |tried| tried.started),
+            Self::Release(time, _) => known
+                .last_try
+                .as_deref()
+                .map_or(time, |tried| tried.started),
         }
     }
 }
@@ -77,7 +80,7 @@ impl Latest<'_> {
 /// The last try. A pod that has fallen back since did not wait for the end of the next one. The pod's
 /// owner may have written its release: it counts no further than that.
 fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
-    let since = known.last_try.as_ref().map(Try::ended);
+    let since = known.last_try.as_deref().map(Try::ended);
     // If the index is lost or not used, the pods still say how they were released; one that was not held, or that has
     // started from what its rollout has, knows of no try.
     let counts = |(time, release): &&ReleasedWith<'a>| {
@@ -88,7 +91,7 @@ fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> O
     };
     let newest = users.iter().filter(counts).max_by_key(|(time, _)| *time);
     let newest = newest.map(|(time, release)| Latest::Release(*time, release));
-    newest.or(known.last_try.as_ref().map(Latest::Try))
+    newest.or(known.last_try.as_deref().map(Latest::Try))
 }
 
 /// Whether the pod fell back, and the registry has not said since that the tag points to its copy.

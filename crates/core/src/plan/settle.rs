@@ -199,7 +199,7 @@ impl Pod {
     /// or the kubelet waits out its back-off after that, a failed pull does not. Nor does a start before the end of the
     /// hand-over is seen, which says whether the kubelet has pulled: the API server may be faster than containerd.
     fn tells(&self, start: &Start, given: Outcome, image: Option<&Image>, now: Now) -> bool {
-        let handover = image.and_then(|image| image.handover.as_ref());
+        let handover = image.and_then(|image| image.handover.as_deref());
         match start {
             Start::Next => true,
             Start::Started { .. } => given != Outcome::HandedOver || handover.is_none(),

@@ -85,7 +85,7 @@ impl Planner {
             // It was remembered when nothing came.
         } else if asked && may_be_private && !is_kept {
             // A hand-over may follow, and they are remembered as one.
-            image.refused = Some((attempt, evidence.clone()));
+            image.refused = Some(Box::new((*attempt, evidence.clone())));
             if is_refused {
                 self.knowledge.refused(&name);
             }
@@ -143,7 +143,10 @@ impl Planner {
     /// A try stands still without a word from its registry. It is remembered now: it may go on for minutes, and an
     /// agent that begins again meanwhile is to know.
     pub(super) fn remember_silence(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
-        let attempt = self.images.get_mut(name).and_then(|i| i.attempt.as_mut());
+        let attempt = self
+            .images
+            .get_mut(name)
+            .and_then(|i| i.attempt.as_deref_mut());
         let Some(attempt) = attempt.filter(|attempt| attempt.asks()) else {
             return;
         };

@@ -49,7 +49,7 @@ impl Planner {
         if !self.images.values().any(Image::waits_for_turn) {
             return None;
         }
-        let attempts = self.images.values().filter_map(|i| i.attempt.as_ref());
+        let attempts = self.images.values().filter_map(|i| i.attempt.as_deref());
         attempts.filter_map(|attempt| attempt.turn_until(now)).min()
     }
 
@@ -182,7 +182,7 @@ impl Planner {
     fn turns(&self, now: Now) -> BTreeMap<String, usize> {
         let mut turns = BTreeMap::new();
         for (name, image) in &self.images {
-            let running = image.attempt.as_ref();
+            let running = image.attempt.as_deref();
             if running.is_some_and(|attempt| attempt.turn_until(now).is_some()) {
                 *turns.entry(name.registry().to_owned()).or_default() += 1;
             }

@@ -209,7 +209,7 @@ impl Context<'_> {
             return false;
         };
         let facts = self.knowledge.facts(self.name);
-        let handover = self.image.handover.as_ref();
+        let handover = self.image.handover.as_deref();
         self.rules.without_proof
             || handover.is_some_and(|h| !h.is_for_another(&self.rules.identity))
             || kept
@@ -432,7 +432,7 @@ impl Waiting {
     /// The copy was looked at because nothing moves. A pod that has none, or that must not use it, gains
     /// nothing from an early end.
     fn stalled(&self, copy: &CachedCopy, until: Duration, context: &Context<'_>) -> Wait {
-        let attempt = context.image.attempt.as_ref();
+        let attempt = context.image.attempt.as_deref();
         let Some(failure) = attempt.and_then(Attempt::why_passed_over) else {
             return Wait::Try { until };
         };
@@ -449,7 +449,7 @@ impl Waiting {
             let until = now + FIRST_WORD;
             return Wait::FirstWord { until };
         }
-        let stalled = context.image.attempt.as_ref();
+        let stalled = context.image.attempt.as_deref();
         let stalled = stalled.and_then(Attempt::why_passed_over);
         let failure = stalled.or_else(|| self.failure.clone());
         let failure = failure.unwrap_or_else(|| late(context.image));
@@ -507,7 +507,7 @@ impl Waiting {
     /// How far it is, for a sign of life; none if it is decided.
     pub(super) fn progress(&self, image: Option<&Image>) -> Option<ContainerProgress> {
         self.image()?;
-        let running = image.and_then(|image| image.attempt.as_ref());
+        let running = image.and_then(|image| image.attempt.as_deref());
         Some(ContainerProgress {
             image: self.written.clone(),
             attempt: self.failed_tries + 1,
