@@ -48,3 +48,8 @@ deny:
 # Tests that need neither root nor a cluster
 test *args: _to-build
     cargo test --workspace --exclude trylatest-e2e {{ args }}
+
+# The agent's heap over a simulated day of outage with 10,000 pods (minutes)
+test-day:
+    cargo test --config profile.dev.package.trylatest-core.opt-level=3 --package trylatest --lib -- \
+        --exact agent::day::a_day_of_outage --ignored --nocapture

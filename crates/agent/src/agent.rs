@@ -18,6 +18,8 @@ mod api;
 mod aside;
 mod attempt;
 mod config;
+#[cfg(test)]
+mod day;
 mod disk;
 mod gate_image;
 mod gates;

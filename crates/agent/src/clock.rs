@@ -26,10 +26,25 @@ impl Clock {
 }
 
 /// The wall clock.
+#[cfg(not(test))]
+pub(crate) fn wall() -> Timestamp {
+    read()
+}
+
+/// The same for tests, where it follows tokio's clock as well.
+#[cfg(test)]
+pub(crate) fn wall() -> Timestamp {
+    use std::sync::LazyLock;
+
+    static START: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (read(), Instant::now()));
+    let (wall, up) = *START;
+    wall + up.elapsed()
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the module that reads the clock"
 )]
-pub(crate) fn wall() -> Timestamp {
+fn read() -> Timestamp {
     Timestamp::now()
 }

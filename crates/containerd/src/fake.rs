@@ -179,6 +179,14 @@ impl FakeContainerd {
             .push_back(answer);
     }
 
+    /// Forgets how pulls of this image go, and how they went: nobody asks again.
+    pub fn forget_pulls(&self, image: &ImageName) {
+        let mut state = locked(&self.state);
+        state.answers.remove(image);
+        state.once.remove(image);
+        state.pulls.remove(image);
+    }
+
     /// Puts a copy on the node, as if it had been pulled earlier.
     pub fn hold(&self, image: &ImageName, digest: &str, size_bytes: u64) {
         let content = content(digest, size_bytes);

@@ -2,7 +2,7 @@
 //!
 //! It turns objects into the core's words and the core's words into patches, and decides nothing.
 //! No task is spawned here but those that hyper gives its connections; every call has a deadline,
-//! and so has the silence of a watch.
+//! and so has the silence of a watch. Feature: `fake`, an API server for the tests of other crates.
 //!
 //! ```text
 //!   pods of this node ─► watch ─► convert ─► core::pod::GatedPod
@@ -13,6 +13,8 @@
 mod client;
 mod convert;
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod watch;
 mod write;
 

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use http_body_util::BodyExt;
 use kube::client::Body;
 use tower::service_fn;
 
 use super::*;
+use crate::fake;
 
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<(String, String, Value)>>>);
@@ -20,38 +20,19 @@ fn writer() -> (Writer, Seen) {
 fn writer_failing(status: u16, failure: Value) -> (Writer, Seen) {
     let seen = Seen::default();
     let log = seen.clone();
-    let service = service_fn(move |request: hyper::Request<Body>| {
-        let (log, mut failure) = (log.clone(), failure.clone());
-        async move {
-            let (parts, body) = request.into_parts();
-            let body = body.collect().await?.to_bytes();
-            log.0.lock().unwrap().push((
-                parts.method.to_string(),
-                parts.uri.path().to_owned(),
-                serde_json::from_slice(&body).unwrap_or(Value::Null),
-            ));
-            let answer = if status == 200 {
-                let (api, kind) = match parts.uri.path() {
-                    path if path.ends_with("/events") => ("events.k8s.io/v1", "Event"),
-                    path if path.ends_with("/status") => ("v1", "Node"),
-                    _ => ("meta.k8s.io/v1", "PartialObjectMetadata"),
-                };
-                json!({"apiVersion": api, "kind": kind, "metadata": {"name": "a"}, "eventTime": null})
-            } else {
-                let own =
-                    json!({"kind": "Status", "status": "Failure", "code": status, "message": "x"});
-                failure.as_object_mut().into_iter().for_each(|failure| {
-                    failure.extend(own.as_object().cloned().unwrap_or_default());
-                });
-                failure
-            };
-            hyper::Response::builder()
-                .status(status)
-                .body(Body::from(answer.to_string().into_bytes()))
-                .map_err(tower::BoxError::from)
+    let client = fake::client(move |method, path, body| {
+        let call = (method.to_owned(), path.to_owned(), body);
+        log.0.lock().unwrap().push(call);
+        if status == 200 {
+            return fake::accepted(method, path);
         }
+        let mut failure = failure.clone();
+        let own = json!({"kind": "Status", "status": "Failure", "code": status, "message": "x"});
+        failure.as_object_mut().into_iter().for_each(|failure| {
+            failure.extend(own.as_object().cloned().unwrap_or_default());
+        });
+        (status, failure)
     });
-    let client = Client::new(service, "default");
     (Writer::new(client, "node-1", Duration::from_secs(5)), seen)
 }
 
