@@ -3,7 +3,8 @@
 //! Of several names of one image CRI reports the first in order, so an alias like
 //! `0.example/keep:1` would show up as the image in a pod's status and in the node's. CRI ignores
 //! names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
-//! Because of the upper-case letters, no tool reads the name as one of Docker Hub's.
+//! Because of the upper-case letters, no tool reads the name as one of Docker Hub's. And there is no `/` in it: Spegel and what
+//! k3s embeds of it look at every name with one, and stop at the first that they cannot read.
 
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -12,12 +13,12 @@ use trylatest_core::keep::KeptCopy;
 use crate::runtime::RuntimeError;
 
 /// The alias of the gate's image.
-pub const GATE: &str = "TryLatest/keep/gate";
+pub const GATE: &str = "TryLatest,keep,gate";
 
 /// The alias that keeps an image's copy while its tag is tried. A `:` or `@` would make it a name
-/// that CRI shows; the two letters in their place occur in no name.
+/// that CRI shows; what stands in their place, and in that of a `/`, occurs in no name.
 pub fn of(image: &ImageName) -> String {
-    format!("TryLatest/keep/{}", mangled(image))
+    format!("TryLatest,keep,{}", mangled(image))
 }
 
 /// The alias that keeps an image's copy while its name is away.
@@ -59,34 +60,36 @@ impl Journal {
 pub fn copy(copy: &KeptCopy) -> String {
     let (image, digest) = copy.id();
     let digest = digest.as_str().replace(':', "+");
-    format!("{COPIES}{digest}/{}", mangled(image))
+    format!("{COPIES}{digest},{}", mangled(image))
 }
 
 /// The copy that this alias keeps, if it is one of [`copy()`].
 pub(crate) fn copy_of(alias: &str) -> Option<(ImageName, Digest)> {
-    let (digest, name) = alias.strip_prefix(COPIES)?.split_once('/')?;
+    let (digest, name) = alias.strip_prefix(COPIES)?.split_once(',')?;
     Some((demangled(name)?, digest.replace('+', ":").parse().ok()?))
 }
 
 fn mangled(image: &ImageName) -> String {
-    image.as_str().replace(':', "+").replace('@', "=")
+    let name = image.as_str().replace(':', "+");
+    name.replace('@', "=").replace('/', ",")
 }
 
 fn demangled(name: &str) -> Option<ImageName> {
-    name.replace('+', ":").replace('=', "@").parse().ok()
+    let name = name.replace('+', ":").replace('=', "@");
+    name.replace(',', "/").parse().ok()
 }
 
-const ASIDE: &str = "TryLatest/aside/";
+const ASIDE: &str = "TryLatest,aside,";
 
-const UNDO: &str = "TryLatest/undo/";
+const UNDO: &str = "TryLatest,undo,";
 
 /// Begins every alias of a copy that is kept for the next outage.
-pub(crate) const COPIES: &str = "TryLatest/copy/";
+pub(crate) const COPIES: &str = "TryLatest,copy,";
 
 /// Refuses an alias that could be taken for an image's name.
 pub(crate) fn check(alias: &str) -> Result<(), RuntimeError> {
     let upper = alias.bytes().any(|b| b.is_ascii_uppercase());
-    if !upper || alias.contains([':', '@']) {
+    if !upper || alias.contains([':', '@', '/']) {
         return Err(RuntimeError::BadAlias {
             alias: alias.to_owned(),
         });
@@ -117,7 +120,7 @@ mod tests {
     fn an_alias_is_no_image_name() {
         assert_eq!(check(GATE), Ok(()));
         let image = "[::1]:5000/app".parse().unwrap();
-        assert_eq!(of(&image), "TryLatest/keep/[++1]+5000/app+latest");
+        assert_eq!(of(&image), "TryLatest,keep,[++1]+5000,app+latest");
         assert_eq!(check(&of(&image)), Ok(()));
         for name in [
             "[::1]:5000/app",
@@ -144,7 +147,8 @@ mod tests {
             "keep/gate",
             "0.example/keep:1",
             "nginx",
-            "TryLatest/keep:1",
+            "TryLatest,keep:1",
+            "TryLatest/keep/gate",
             "A/b@sha256:c",
         ] {
             assert!(check(bad).is_err(), "{bad}");

@@ -126,9 +126,10 @@ async fn repaired(space: &Space<'_>, args: &[&str]) -> anyhow::Result<String> {
 async fn nothing_is_to_be_undone(space: &Space<'_>) -> anyhow::Result<()> {
     let names = space.node.cluster.containerd();
     let names = names.ctr(&["images", "list", "-q"]).await?;
+    let repository = space.repository.replace('/', ",");
     let left = names
         .lines()
-        .find(|name| name.starts_with("TryLatest/undo/") && name.contains(&space.repository));
+        .find(|name| name.starts_with("TryLatest,undo,") && name.contains(&repository));
     ensure!(left.is_none(), "{left:?} is left");
     Ok(())
 }

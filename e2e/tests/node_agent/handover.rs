@@ -77,7 +77,7 @@ pub(crate) async fn nothing_is_aside(node: &Node) -> anyhow::Result<()> {
             .containerd()
             .ctr(&["images", "list", "-q"])
             .await?;
-        Ok((!names.contains("TryLatest/aside/")).then_some(()))
+        Ok((!names.contains("TryLatest,aside,")).then_some(()))
     };
     wait::until("no copy is aside", SOON, gone).await
 }

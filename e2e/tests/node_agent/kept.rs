@@ -37,7 +37,7 @@ const LOOKED: Duration = Duration::from_secs(10 + 45);
 
 /// Waits until so many copies of the image are kept.
 pub(crate) async fn are_kept(space: &Space<'_>, count: usize) -> anyhow::Result<()> {
-    let name = space.image().replace(':', "+");
+    let name = space.image().replace(':', "+").replace('/', ",");
     let what = format!("{count} copies of {name} are kept");
     wait::until(&what, LOOKED, || async {
         let copies = copies(space.node).await?;
@@ -52,7 +52,7 @@ async fn copies(node: &Node) -> anyhow::Result<Vec<String>> {
     let names = names.await?;
     let copies = names
         .lines()
-        .filter(|name| name.starts_with("TryLatest/copy/"));
+        .filter(|name| name.starts_with("TryLatest,copy,"));
     Ok(copies.map(str::to_owned).collect())
 }
 

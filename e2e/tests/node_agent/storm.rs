@@ -344,7 +344,10 @@ async fn containerd_dies_while_names_are_given_back(node: &Node) -> anyhow::Resu
 }
 
 fn alias(space: &Space<'_>) -> String {
-    format!("TryLatest/aside/{}", space.image().replace(':', "+"))
+    format!(
+        "TryLatest,aside,{}",
+        space.image().replace(':', "+").replace('/', ",")
+    )
 }
 
 async fn remove_alias(space: &Space<'_>) -> anyhow::Result<()> {

@@ -51,7 +51,7 @@ async fn usable<H: Harness>(h: &H, image: &ImageName) -> Result<String, String> 
 }
 
 pub(super) async fn a_program_becomes_an_image<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-made";
+    let alias = "TryLatest,keep,conformance-made";
     let program = program("made")?;
     ensure(make(h, &program, alias).await?, "it is made")?;
     ensure(!make(h, &program, alias).await?, "it is made once")?;
@@ -72,7 +72,7 @@ pub(super) async fn a_program_becomes_an_image<H: Harness>(h: &H) -> Verdict {
 }
 
 pub(super) async fn no_two_made_images_are_alike<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-again";
+    let alias = "TryLatest,keep,conformance-again";
     let program = program("again")?;
     let image = h.image("again", "latest");
     make(h, &program, alias).await?;
@@ -89,7 +89,7 @@ pub(super) async fn no_two_made_images_are_alike<H: Harness>(h: &H) -> Verdict {
 }
 
 pub(super) async fn another_program_is_another_image<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-newer";
+    let alias = "TryLatest,keep,conformance-newer";
     let (older, newer) = (program("older")?, program("newer")?);
     let image = h.image("newer", "latest");
     make(h, &older, alias).await?;
@@ -102,7 +102,7 @@ pub(super) async fn another_program_is_another_image<H: Harness>(h: &H) -> Verdi
 }
 
 pub(super) async fn a_cleaner_removes_it_and_it_is_made_again<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-cleaned";
+    let alias = "TryLatest,keep,conformance-cleaned";
     let program = program("cleaned")?;
     let image = h.image("cleaned", "latest");
     make(h, &program, alias).await?;
@@ -119,7 +119,7 @@ pub(super) async fn a_cleaner_removes_it_and_it_is_made_again<H: Harness>(h: &H)
 }
 
 pub(super) async fn lost_content_is_written_again<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-hollow";
+    let alias = "TryLatest,keep,conformance-hollow";
     let program = program("hollowed")?;
     let image = h.image("hollowed", "latest");
     make(h, &program, alias).await?;
@@ -136,7 +136,7 @@ pub(super) async fn lost_content_is_written_again<H: Harness>(h: &H) -> Verdict 
 }
 
 pub(super) async fn a_name_of_something_else_stays<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-else";
+    let alias = "TryLatest,keep,conformance-else";
     let program = program("else")?;
     let image = h.image("else", "latest");
     let digest = h.push(&image, 1).await;

@@ -78,7 +78,7 @@ async fn has_labels<H: Harness>(h: &H, name: &str) -> Verdict {
 }
 
 pub(super) async fn an_alias_keeps_and_restores<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-restore";
+    let alias = "TryLatest,keep,conformance-restore";
     let image = h.image("kept", "latest");
     let digest = h.push(&image, 1).await;
     pull(h, &image).await?;
@@ -183,7 +183,7 @@ async fn aside<H: Harness>(h: &H, image: &ImageName) -> Result<bool, String> {
 }
 
 pub(super) async fn an_alias_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-move";
+    let alias = "TryLatest,keep,conformance-move";
     let image = h.image("kept-moved", "latest");
     h.push(&image, 1).await;
     pull(h, &image).await?;
@@ -207,7 +207,7 @@ pub(super) async fn an_alias_follows_a_moved_tag<H: Harness>(h: &H) -> Verdict {
 }
 
 pub(super) async fn an_alias_undoes_what_a_captive_portal_did<H: Harness>(h: &H) -> Verdict {
-    let alias = "TryLatest/keep/conformance-portal";
+    let alias = "TryLatest,keep,conformance-portal";
     let image = h.image("portal", "latest");
     let digest = h.push(&image, 1).await;
     pull(h, &image).await?;
@@ -249,7 +249,7 @@ pub(super) async fn an_alias_that_cannot_be_is_refused<H: Harness>(h: &H) -> Ver
     h.push(&image, 1).await;
     let absent = h
         .runtime()
-        .keep(&image, "TryLatest/keep/nothing", Pin::Pinned)
+        .keep(&image, "TryLatest,keep,nothing", Pin::Pinned)
         .await;
     ensure(
         is_not_found(&absent),
@@ -262,7 +262,7 @@ pub(super) async fn an_alias_that_cannot_be_is_refused<H: Harness>(h: &H) -> Ver
         &format!("an alias that is an image's name: {leaky:?}"),
     )?;
     h.remove(&image).await;
-    let nowhere = h.runtime().restore("TryLatest/keep/nothing", &image).await;
+    let nowhere = h.runtime().restore("TryLatest,keep,nothing", &image).await;
     ensure(
         is_not_found(&nowhere),
         &format!("an absent alias: {nowhere:?}"),
