@@ -182,7 +182,14 @@ impl<R: ImageRuntime> Shelf<R> {
         copy: &KeptCopy,
         because: Because,
     ) -> Result<(), RuntimeError> {
-        self.runtime.forget(&alias::copy(copy)).await?;
+        let alias = alias::copy(copy);
+        // Somebody may have pointed the name back to it, which no try has seen: it is what the next container starts from.
+        if because == Because::Replaced
+            && self.runtime.pointing(&alias).await?.contains(&copy.image)
+        {
+            return Ok(());
+        }
+        self.runtime.forget(&alias).await?;
         self.metrics.kept.was_let_go(because);
         info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");
         kept.put(copy, None);

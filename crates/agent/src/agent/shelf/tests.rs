@@ -232,3 +232,26 @@ async fn a_new_configuration_applies_to_what_is_kept() {
     sleep(BURST).await;
     assert!(world.kept().await.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_copy_that_the_name_was_pointed_back_to_is_not_replaced() {
+    for is_pointed_back in [true, false] {
+        let world = World::start(LIMITS);
+        world.uses(used("sha256:one"));
+        world.later().await;
+        world.node.hold(&image(), "sha256:two", MIB);
+        world.uses(used("sha256:two"));
+        world.later().await;
+        assert_eq!(world.kept().await, ["sha256:one", "sha256:two"]);
+        if is_pointed_back {
+            world.node.hold(&image(), "sha256:one", MIB);
+        }
+        let mut proven = used("sha256:two");
+        let two = "sha256:two".parse().unwrap();
+        proven[0].runs = [(two, Some(clock::wall() - Duration::from_hours(1)))].into();
+        world.uses(proven);
+        world.later().await;
+        let kept = world.kept().await;
+        assert_eq!(kept.len(), if is_pointed_back { 2 } else { 1 }, "{kept:?}");
+    }
+}
