@@ -273,11 +273,18 @@ fn words(image: &ImageName, before: Option<&Digest>, now: &Digest, done: &Done) 
     let rest = match kept {
         0 => String::new(),
         kept => format!(
-            "\nLeft as they were, because other images or containers use them: {kept} lower layers. If containers still do not \
-             find what they need, delete those and repeat."
+            "\nLeft as they were, because other images or containers use them: {}. If containers still do not \
+             find what they need, delete those and repeat.",
+            layers(*kept, "lower")
         ),
     };
-    format!("{image} on this node: {removed} unpacked layers thrown away; {how}.{rest}")
+    let removed = layers(*removed, "unpacked");
+    format!("{image} on this node: {removed} thrown away; {how}.{rest}")
+}
+
+fn layers(count: usize, kind: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {kind} layer{s}")
 }
 
 #[cfg(test)]

@@ -50,6 +50,9 @@ async fn point_back(
 ) -> anyhow::Result<KeptCopy> {
     let copies = node.kept_copies().await?;
     let Some(before) = copy_before(copies, image, now) else {
+        if now.is_none() {
+            bail!("this node holds no copy of {image}");
+        }
         bail!(
             "no previous copy of {image} is kept on this node: it stays only until a container has run from the newest \
              for ten minutes"

@@ -199,7 +199,7 @@ impl ConfigFile {
         self.is_refused = true;
         let path = self.path.display();
         for problem in &invalid.problems {
-            error!(%path, %problem, "the configuration is refused; what applied before still does");
+            error!(%path, %problem, "the configuration is refused");
         }
         let applies = if self.config == Config::default() {
             "the agent's flags apply, without ceilings"

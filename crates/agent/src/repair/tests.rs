@@ -41,7 +41,7 @@ async fn what_is_unpacked_is_made_again() {
     let said = repaired(&node, false).await.unwrap();
     says(
         &said,
-        "1 unpacked layers thrown away; its content (1 B) matches",
+        "1 unpacked layer thrown away; its content (1 B) matches",
     );
     assert_eq!(node.lost(&image()), None);
     assert_eq!(of_name(&node).as_deref(), Some("sha256:one"));
