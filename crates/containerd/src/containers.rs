@@ -80,11 +80,11 @@ impl Running {
 
     /// Whether that changes anything.
     async fn apply(&mut self, event: &Envelope) -> Result<bool, RuntimeError> {
-        let value = event.event.iter().flat_map(|event| &event.value);
-        let value: Vec<u8> = value.copied().collect();
+        let value = event.event.as_ref();
+        let value = value.map_or(&[][..], |event| event.value.as_slice());
         match event.topic.as_str() {
             STARTED => {
-                let Ok(started) = TaskStart::decode(&*value) else {
+                let Ok(started) = TaskStart::decode(value) else {
                     return Ok(false);
                 };
                 // CRI may not call it running yet, nor any more.
@@ -97,7 +97,7 @@ impl Running {
             }
             ENDED => {
                 // A process that was started in it later has another ID.
-                let ended = TaskExit::decode(&*value).ok();
+                let ended = TaskExit::decode(value).ok();
                 let ended = ended.filter(|ended| ended.id == ended.container_id);
                 Ok(ended.is_some_and(|ended| self.pods.remove(&ended.container_id).is_some()))
             }
@@ -106,8 +106,13 @@ impl Running {
     }
 
     fn add(&mut self, container: Container) -> bool {
-        let uid = container.labels.get(POD_UID).cloned();
-        uid.is_some_and(|uid| self.pods.insert(container.id, uid).is_none())
+        let Some(uid) = container.labels.get(POD_UID).cloned() else {
+            return false;
+        };
+        // It runs once in a pod: the end of an earlier one may have come before anybody followed.
+        self.pods
+            .retain(|id, other| *id == container.id || *other != uid);
+        self.pods.insert(container.id, uid).is_none()
     }
 
     fn pods(&self) -> BTreeSet<String> {

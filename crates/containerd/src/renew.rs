@@ -33,7 +33,9 @@ pub(crate) async fn verify(
         }
         Err(NoDocument::Runtime(error)) => return Err(error),
     };
-    let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
+    // The registry has written them.
+    let sizes = manifest.layers.iter().map(|layer| layer.size);
+    let bytes = sizes.fold(0, u64::saturating_add);
     let mut spoiled = Vec::new();
     match proof::may_be_unpacked(node, &config).await {
         Ok(()) => {}

@@ -87,8 +87,10 @@ impl NodeReport {
         let behind: usize = images.iter().map(|image| image.pods_behind).sum();
         let behind = match behind {
             0 => String::new(),
-            1 => "; 1 pod that was not held runs what its tag has left since".to_owned(),
-            pods => format!("; {pods} pods that were not held run what their tags have left since"),
+            1 => "; the tag of 1 pod without a gate has moved since it started".to_owned(),
+            pods => {
+                format!("; the tags of {pods} pods without a gate have moved since they started")
+            }
         };
         let summary = format!(
             "{}, {} running from the node's cache after a failed pull{behind}{}",
@@ -222,9 +224,15 @@ mod tests {
             NodeReport::new(vec![moved.clone(), image(2, Outcome::Unchanged, 1)], false)
         };
         let [none, one, two] = [0, 1, 2].map(report);
-        assert!(!none.summary.contains("held"), "{}", none.summary);
-        assert!(one.summary.contains("; 1 pod that was not held runs"));
-        assert!(two.summary.contains("; 2 pods that were not held run "));
+        assert!(!none.summary.contains("moved"), "{}", none.summary);
+        assert!(
+            one.summary
+                .contains("; the tag of 1 pod without a gate has moved")
+        );
+        assert!(
+            two.summary
+                .contains("; the tags of 2 pods without a gate have moved")
+        );
         assert!(!two.fallback);
         assert!(two.images.contains(r#""podsBehind":2"#), "{}", two.images);
     }

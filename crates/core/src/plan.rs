@@ -258,8 +258,11 @@ impl Planner {
 
     /// The whole list replaces what was seen before.
     fn list(&mut self, now: Now, pods: Vec<GatedPod>, plan: &mut Vec<Action>) {
-        self.pods
-            .retain(|uid, _| pods.iter().any(|pod| pod.id.uid == *uid));
+        let is_listed = |uid: &&String| pods.iter().any(|pod| pod.id.uid == **uid);
+        let gone = self.pods.keys().filter(|uid| !is_listed(uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
+            self.gone(&uid);
+        }
         self.changed.report = true;
         for pod in pods {
             self.see(now, pod, plan);

@@ -329,7 +329,7 @@ impl ContainerRelease {
                 "{image} has moved to {}, which is on the node for the next start; this container runs {runs}",
                 moved.short()
             ),
-            None => format!("started without a try from {image}: {runs}, {confirmed}"),
+            None => format!("started {image} without checking its tag first: {runs}, {confirmed}"),
         }
     }
 

@@ -82,12 +82,12 @@ impl Metrics {
             try_seconds: register_try_seconds(&registry)?,
             releases: counters(
                 "trylatest_container_releases_total",
-                "Containers released, or started without that, by outcome.",
+                "Containers that were released, or that started without a gate, by outcome.",
                 &["outcome"],
             )?,
             other_digests: counter(
                 "trylatest_other_digests_total",
-                "Containers that run another digest than their rollout has on this node, although they are to run the same.",
+                "Containers that run a different digest from their rollout's on this node, although the pod sets same-digest.",
             )?,
             release_seconds: register_release_seconds(&registry)?,
             api_calls: counters(
@@ -118,7 +118,7 @@ impl Metrics {
             )?,
             pods_behind: gauge(
                 "trylatest_pods_behind",
-                "Pods that were not held (trylatest.dev/hold), and run what their tag has left since they started.",
+                "Pods without a gate (trylatest.dev/hold) whose tag has moved since they started.",
             )?,
             watch_failures: counter(
                 "trylatest_watch_failures_total",

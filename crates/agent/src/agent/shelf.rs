@@ -168,7 +168,7 @@ impl<R: ImageRuntime> Shelf<R> {
             pass_over(written, &copy, kept, &mut refused)?;
         }
         for (copy, because) in forget {
-            let forgotten = self.forget(kept, &copy, because).await;
+            let forgotten = self.forget(kept, &copy, because, limits.pins).await;
             pass_over(forgotten, &copy, kept, &mut refused)?;
         }
         kept.refused = refused;
@@ -181,13 +181,23 @@ impl<R: ImageRuntime> Shelf<R> {
         kept: &mut Kept,
         copy: &KeptCopy,
         because: Because,
+        pins: bool,
     ) -> Result<(), RuntimeError> {
         let alias = alias::copy(copy);
         // Somebody may have pointed the name back to it, which no try has seen: it is what the next container starts from.
         if because == Because::Replaced
             && self.runtime.pointing(&alias).await?.contains(&copy.image)
         {
-            return Ok(());
+            let gives_way = copy.pinned && !pins;
+            let copy = KeptCopy {
+                pinned: false,
+                ..copy.clone()
+            };
+            return if gives_way {
+                self.write(kept, copy).await
+            } else {
+                Ok(())
+            };
         }
         self.runtime.forget(&alias).await?;
         self.metrics.kept.was_let_go(because);

@@ -10,6 +10,7 @@ use super::Planner;
 use super::backoff::Backoff;
 use super::image::Image;
 use crate::image::ImageName;
+use crate::record::Try;
 use crate::time::{Now, age};
 
 /// Between two images: a node's refreshes are to be seen neither by its pods nor by its registries.
@@ -18,6 +19,10 @@ const PACE: Duration = Duration::from_secs(10);
 /// What starts again and again, or in many pods, costs a request in this time at most. So a container that crashes in a
 /// loop is not seen by its registry.
 const AFTER_START: Duration = Duration::from_mins(5);
+
+/// So many images are remembered that have started without a try. Who starts more, by pods that end at once, does not have all
+/// of them tried.
+const WANTED_MAX: usize = 256;
 
 /// When images are refreshed.
 #[derive(Debug, Default)]
@@ -40,6 +45,11 @@ impl Refresh {
     pub(super) fn want(&mut self, name: &ImageName, started: Timestamp) {
         let wanted = self.wanted.entry(name.clone()).or_insert(started);
         *wanted = started.max(*wanted);
+        if self.wanted.len() > WANTED_MAX {
+            let newest = self.wanted.iter().max_by_key(|(_, started)| **started);
+            let newest = newest.map(|(name, _)| name.clone());
+            newest.map(|name| self.wanted.remove(&name));
+        }
     }
 
     pub(super) fn want_all(&mut self, started: Vec<(ImageName, Timestamp)>) {
@@ -67,8 +77,8 @@ impl Planner {
             return;
         }
         self.forget_tried();
-        let due = self.refreshes(now).min();
-        let Some((_, name)) = due.filter(|(left, _)| left.is_zero()) else {
+        let due = self.refreshes(now).filter(|(left, _)| left.is_zero());
+        let Some((_, name)) = due.min_by_key(|(_, name)| self.waits_since(name)) else {
             return;
         };
         self.refresh.paced_until = now.up + PACE;
@@ -124,6 +134,14 @@ impl Planner {
         let is_busy = self.images.get(name).is_some_and(Image::is_busy);
         let is_private = self.knowledge.facts(name).needs_credentials;
         !is_busy && !is_private && !name.has_digest() && self.circuits.of(name).is_none()
+    }
+
+    /// When it was last tried, or else since when it is wanted: whose turn it is, so that many images keep no other one waiting.
+    fn waits_since(&self, name: &ImageName) -> Option<Timestamp> {
+        let known = self.knowledge.of_name(name);
+        let last = known.and_then(|known| known.last_try.as_deref());
+        last.map(Try::ended)
+            .or_else(|| self.refresh.wanted.get(name).copied())
     }
 
     /// How much is left of a pause after the last try. Within the freshness, another one would only look.

@@ -80,7 +80,7 @@ impl GatedPod {
 }
 
 impl Pod {
-    /// What it was released with of this image, and what it runs. One that has ended counts as long as it is there.
+    /// What it was released with of this image, and what it runs. The watch shows no pod that has ended.
     fn has(&self, name: &ImageName, knowledge: &Knowledge) -> Vec<(Digest, Origin)> {
         let known = knowledge.of_name(name);
         let time = self.decided;

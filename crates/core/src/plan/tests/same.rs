@@ -432,3 +432,17 @@ fn a_container_that_starts_or_restarts_from_another_digest_is_reported_once() {
     pod.starts.insert("app".into(), started("2", &world));
     assert_eq!(world.see(&pod), []);
 }
+
+#[test]
+fn a_look_that_is_older_than_the_end_of_a_try_decides_nothing() {
+    let mut world = World::new();
+    first(&mut world, "1");
+    let other = stranger("stranger", &world);
+    let attempt = the_try(&world.see(&other));
+    world.see(&same("next", &world));
+    let actions = world.ends(attempt, None, usable("1"), usable("2"));
+    let stale = world.inspected(&usable("1"));
+    let given = [actions, stale].concat();
+    let wrong = |action: &Action| matches!(action, Action::Release { pod, release, .. } if pod.name == "next" && release.containers["app"].outcome == Outcome::Same);
+    assert!(!given.iter().any(wrong), "{given:?}");
+}

@@ -77,7 +77,7 @@ fn it_is_left_alone_until_it_runs_then_told_and_its_image_tried() {
     assert_eq!(given.outcome, Outcome::NotHeld);
     assert_eq!(given.digest, Some(digest("1")));
     assert_eq!(given.confirmed, None);
-    let line = "started without a try from reg.example/app: sha256:1, never confirmed by TryLatest";
+    let line = "started reg.example/app without checking its tag first: sha256:1, never confirmed by TryLatest";
     assert_eq!(given.describe(world.now().wall), line);
     let [attempt] = attempts[..] else {
         panic!("not one try: {actions:?}");
@@ -324,4 +324,29 @@ fn an_outage_is_waited_out() {
     world.up += Duration::from_secs(1);
     let next = runs(unheld("b", &world), "1", &world);
     assert!(tries(&world.see(&next)).is_empty());
+}
+
+/// As a tenant can have it whose pods end at once.
+#[test]
+fn pods_that_are_gone_at_once_cost_no_more_than_so_much() {
+    let mut world = World::new();
+    for n in 0..1000 {
+        let name = format!("reg.example/own{n}:latest");
+        let mut pod = unheld(&format!("p{n}"), &world);
+        name.clone_into(&mut pod.containers[0].written);
+        pod.containers[0].image = name.parse();
+        world.see(&pod);
+        // The watch was interrupted meanwhile.
+        world.handle(Event::Listed(Vec::new()));
+    }
+    let mut tried = 0;
+    world.up += Duration::from_secs(10);
+    while let [Action::Try { image, attempt, .. }] = world.handle(Event::Tick).as_slice() {
+        tried += 1;
+        let failed = Some(Failure::new(FailureClass::NotFound, "why"));
+        let none = CachedCopy::Absent;
+        world.handle(ended(image.clone(), *attempt, failed, &none, none.clone()));
+        world.up += Duration::from_secs(10);
+    }
+    assert!((200..=260).contains(&tried), "{tried}");
 }

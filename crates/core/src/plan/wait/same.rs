@@ -36,6 +36,12 @@ impl Waiting {
                 let tried = (Wait::Try { until }, Request::Try);
                 Some(done.map_or(tried, |done| (done, Request::Nothing)))
             }
+            // What is there now, it says better than a look that is under way.
+            (&Wait::Same { until }, Cause::TryEnded { evidence, .. }) => {
+                let done = self.same(&evidence.copy, context);
+                let tried = (Wait::Try { until }, Request::Try);
+                Some(done.map_or(tried, |done| (done, Request::Nothing)))
+            }
             (
                 &(Wait::Try { until } | Wait::Stalled { until }),
                 Cause::TryEnded { is_good: false, .. },
