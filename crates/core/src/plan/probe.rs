@@ -151,7 +151,7 @@ impl Planner {
         let (mut runs, mut hanging) = (false, 0);
         for attempt in self.asking(name.registry()).filter(is_other) {
             runs |= attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up;
-            hanging += usize::from(attempt.stalled.is_some() && attempt.probe.is_some());
+            hanging += usize::from(attempt.probe.is_some() && !attempt.has_answer());
         }
         !runs && hanging < HANGING && open.is_none_or(|open| open.takes_probes_of_pods(now))
     }

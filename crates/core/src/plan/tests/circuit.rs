@@ -615,6 +615,18 @@ fn a_few_pulls_that_hang_leave_other_images_to_probe_with() {
     assert!((2..=4).contains(&probes), "{probes}");
 }
 
+/// They need not have stalled for that: pods that come one right after the other would take all images.
+#[test]
+fn probes_that_are_not_answered_yet_leave_other_images_to_probe_with() {
+    let mut world = silent();
+    let asks = [0, 1, 2].map(|n| {
+        world.wait(Duration::from_millis(1100));
+        tried(&comes(&mut world, &format!("reg.example/app{n}"))).2
+    });
+    let probes = asks.iter().filter(|ask| **ask == Ask::Always).count();
+    assert_eq!(probes, 2, "{asks:?}");
+}
+
 /// A pull-through proxy may need longer for one image than the stall deadline.
 #[test]
 fn a_pull_is_started_over_once_for_a_registry_that_answers_others() {
