@@ -1,6 +1,7 @@
-//! Small documents from the content store: manifests and configurations, read whole and verified.
+//! The content store: small documents, which are manifests and configurations, read whole and verified; and what is taken
+//! out of it.
 
-use containerd_client::services::v1::ReadContentRequest;
+use containerd_client::services::v1::{DeleteContentRequest, ReadContentRequest};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256, Sha512};
 use tonic::Code;
@@ -27,6 +28,20 @@ impl From<RuntimeError> for NoDocument {
     fn from(error: RuntimeError) -> Self {
         Self::Runtime(error)
     }
+}
+
+/// Takes a blob out of containerd's database, so that a pull fetches it again. True if it was there.
+pub(crate) async fn remove(
+    calls: &Calls,
+    operation: &'static str,
+    digest: &str,
+) -> Result<bool, RuntimeError> {
+    let mut content = calls.content();
+    let request = DeleteContentRequest {
+        digest: digest.to_owned(),
+    };
+    let removed = calls.find(operation, content.delete(request)).await?;
+    Ok(removed.is_some())
 }
 
 /// Reads the JSON document that the descriptor names; `what` is its name in messages.

@@ -16,6 +16,17 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Of what containerd has stored; its sizes are signed.
+    pub(crate) fn stored(digest: String, size: i64) -> Self {
+        Self {
+            digest,
+            size: u64::try_from(size).unwrap_or(0),
+            platform: None,
+        }
+    }
+}
+
 /// An operating system and architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Platform {

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use containerd_client::services::v1::{CreateRequest, DeleteContentRequest, DeleteRequest};
+use containerd_client::services::v1::{CreateRequest, DeleteRequest};
 use trylatest_core::image::ImageName;
 use trylatest_core::text;
 
 use crate::containerd::Containerd;
-use crate::content::{NoDocument, read_json};
+use crate::content::{self, NoDocument, read_json};
 use crate::disk::{self, OnDisk};
 use crate::manifest::{Config, Descriptor, Document, Manifest};
 use crate::progress;
@@ -100,8 +100,8 @@ async fn damage(node: &Containerd, image: &ImageName) -> Result<Damage, RuntimeE
     let mut queue: Vec<Descriptor> = progress::newest_manifests(node, image)
         .await?
         .into_iter()
-        .map(|info| descriptor(info.digest, info.size))
-        .chain(target.map(|target| descriptor(target.digest, target.size)))
+        .map(|info| Descriptor::stored(info.digest, info.size))
+        .chain(target.map(|target| Descriptor::stored(target.digest, target.size)))
         .collect();
     let (mut seen, mut folders) = (BTreeSet::new(), BTreeSet::new());
     while let Some(next) = queue.pop() {
@@ -123,14 +123,6 @@ async fn damage(node: &Containerd, image: &ImageName) -> Result<Damage, RuntimeE
         }
     }
     Ok(damage)
-}
-
-fn descriptor(digest: String, size: i64) -> Descriptor {
-    Descriptor {
-        digest,
-        size: u64::try_from(size).unwrap_or(0),
-        platform: None,
-    }
 }
 
 /// Looks at one image's parts.
@@ -183,13 +175,7 @@ async fn remove_blob(node: &Containerd, digest: &str, lost: &Lost) -> Result<boo
     if !still {
         return Ok(false);
     }
-    let mut content = node.calls.content();
-    let request = DeleteContentRequest {
-        digest: digest.to_owned(),
-    };
-    let call = content.delete(request);
-    let removed = node.calls.find("removing lost content", call).await?;
-    Ok(removed.is_some())
+    content::remove(&node.calls, "removing lost content", digest).await
 }
 
 /// Whether a document does not match its digest.

@@ -283,11 +283,7 @@ impl Progress {
         if let Some(manifest) = locked(&self.manifests).get(&info.digest) {
             return Ok(Some(Arc::clone(manifest)));
         }
-        let descriptor = Descriptor {
-            digest: info.digest.clone(),
-            size: u64::try_from(info.size).unwrap_or(0),
-            platform: None,
-        };
+        let descriptor = Descriptor::stored(info.digest.clone(), info.size);
         match read_json(&node.calls, &descriptor, "manifest").await {
             Ok(Document::Manifest(manifest)) => {
                 let manifest = Arc::new(manifest);

@@ -68,11 +68,7 @@ pub(crate) async fn local(
     let Some(target) = stored.and_then(|image| image.target) else {
         return Ok(unusable("CRI knows the name, containerd's store does not"));
     };
-    let root = Descriptor {
-        digest: target.digest.clone(),
-        size: u64::try_from(target.size).unwrap_or(0),
-        platform: None,
-    };
+    let root = Descriptor::stored(target.digest.clone(), target.size);
     match startable(node, root, &known.id, depth).await {
         Ok(()) => Ok(Local::Usable(LocalImage {
             image: image.clone(),

@@ -7,12 +7,12 @@
 
 use std::collections::BTreeSet;
 
-use containerd_client::services::v1::{DeleteContentRequest, ReadContentRequest};
+use containerd_client::services::v1::ReadContentRequest;
 use tonic::Code;
 use trylatest_core::image::ImageName;
 
 use crate::containerd::Containerd;
-use crate::content::{Hash, NoDocument, read_json};
+use crate::content::{self, Hash, NoDocument, read_json};
 use crate::manifest::{Config, Descriptor, Manifest};
 use crate::mend::collect_garbage;
 use crate::proof;
@@ -65,11 +65,7 @@ async fn parts(node: &Containerd, image: &ImageName) -> Result<(Manifest, Config
         futures::try_join!(node.in_cri(image.as_str()), node.stored(image.as_str()))?;
     let id = in_cri.ok_or_else(absent)?.id;
     let target = stored.and_then(|stored| stored.target).ok_or_else(absent)?;
-    let root = Descriptor {
-        digest: target.digest,
-        size: u64::try_from(target.size).unwrap_or(0),
-        platform: None,
-    };
+    let root = Descriptor::stored(target.digest, target.size);
     let manifest = proof::manifest_of(node, root, &id).await?;
     let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
     if config.chain_ids().len() != manifest.layers.len() {
@@ -151,12 +147,7 @@ pub(crate) async fn discard(
     }
     let digests = spoiled.iter().filter_map(|part| part.digest.as_ref());
     for digest in digests {
-        let mut content = node.calls.content();
-        let request = DeleteContentRequest {
-            digest: digest.clone(),
-        };
-        let call = content.delete(request);
-        node.calls.find("removing spoiled content", call).await?;
+        content::remove(&node.calls, "removing spoiled content", digest).await?;
     }
     match collect_garbage(node).await {
         // containerd would take a file that is left for the fetched one.

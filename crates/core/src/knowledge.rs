@@ -69,6 +69,11 @@ impl Knowledge {
         self.repositories.get(name.repository())?.get(name)
     }
 
+    /// The last try of this very name.
+    pub(crate) fn last_try(&self, name: &ImageName) -> Option<&Try> {
+        self.of_name(name)?.last_try.as_deref()
+    }
+
     /// The facts that count for this name. Who may have it is the registry's word on the repository: a
     /// name that it has never given to anybody is as private as the others.
     pub(crate) fn facts(&self, name: &ImageName) -> Facts {

@@ -294,7 +294,7 @@ impl Planner {
                 self.refresh.want_all(unheld::starts(None, &pod, restarts));
                 let runs = self.running_gates.contains(entry.key());
                 let pod = entry.insert(Pod::new(pod, now));
-                pod.gate_is_running(runs, now);
+                pod.set_gate_running(runs, now);
                 pod
             }
         };
@@ -306,7 +306,7 @@ impl Planner {
 
     fn gates_run(&mut self, now: Now, pods: BTreeSet<String>) {
         for (uid, pod) in &mut self.pods {
-            pod.gate_is_running(pods.contains(uid), now);
+            pod.set_gate_running(pods.contains(uid), now);
         }
         self.running_gates = pods;
     }

@@ -196,7 +196,7 @@ pub enum GateState {
     Pending,
     /// It runs, and waits for a fresh release.
     Running {
-        /// Since when, in whole seconds, rounded down.
+        /// Since when: in whole seconds, rounded down, if the kubelet says so.
         since: Timestamp,
     },
     /// It has opened, or somebody has removed it: nothing waits for a release.

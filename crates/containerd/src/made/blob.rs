@@ -5,14 +5,15 @@ use std::io;
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CreateRequest as CreateLease, DeleteContentRequest, DeleteRequest as DeleteLease,
-    ReadContentRequest, WriteAction, WriteContentRequest,
+    CreateRequest as CreateLease, DeleteRequest as DeleteLease, ReadContentRequest, WriteAction,
+    WriteContentRequest,
 };
 use futures::stream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
 use crate::containerd::Containerd;
+use crate::content;
 use crate::program::Program;
 use crate::runtime::RuntimeError;
 
@@ -70,14 +71,8 @@ pub(super) async fn write_layer(
         return write(node, lease, layer(program)).await;
     }
     // containerd writes nothing that its database already names.
-    let mut content = node.calls.content();
-    let request = DeleteContentRequest {
-        digest: program.layer().to_owned(),
-    };
-    let delete = content.delete(request);
-    node.calls
-        .find("removing a layer that is gone", delete)
-        .await?;
+    let operation = "removing a layer that is gone";
+    content::remove(&node.calls, operation, program.layer()).await?;
     write(node, lease, layer(program)).await
 }
 

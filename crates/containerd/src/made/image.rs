@@ -84,11 +84,7 @@ fn is_of(config: &MadeConfig, program: &Program, node: &Containerd) -> bool {
 }
 
 async fn config_of(node: &Containerd, target: &Target) -> Result<Option<MadeConfig>, NoDocument> {
-    let root = Descriptor {
-        digest: target.digest.clone(),
-        size: u64::try_from(target.size).unwrap_or(0),
-        platform: None,
-    };
+    let root = Descriptor::stored(target.digest.clone(), target.size);
     match read_json(&node.calls, &root, "manifest").await? {
         Document::Manifest(manifest) => {
             let config = read_json(&node.calls, &manifest.config, "configuration").await?;

@@ -29,7 +29,7 @@ pub(super) type ReleasedWith<'a> = (Timestamp, &'a ContainerRelease);
 pub(super) struct Pod {
     pub(super) seen: GatedPod,
     /// Since when the container runtime runs its gate.
-    gate_runs_since: Option<Timestamp>,
+    runtime_runs_gate_since: Option<Timestamp>,
     pub(super) round: Option<Round>,
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     pub(super) released: Option<Release>,
@@ -65,7 +65,7 @@ impl Pod {
             released: pod.released.take(),
             decided: None,
             seen: pod,
-            gate_runs_since: None,
+            runtime_runs_gate_since: None,
             round: None,
             complained: false,
             reported_open: None,
@@ -100,29 +100,29 @@ impl Pod {
             }
             self.released = theirs;
         }
-        let before = self.gate();
+        let before = self.gate_state();
         self.seen = pod;
-        self.gate_is_now(before, now);
+        self.note_gate_change(before, now);
     }
 
     /// The container runtime runs its gate, or does not.
-    pub(super) fn gate_is_running(&mut self, runs: bool, now: Now) {
-        let before = self.gate();
-        let since = self.gate_runs_since.unwrap_or(now.wall);
-        self.gate_runs_since = runs.then_some(since);
-        self.gate_is_now(before, now);
+    pub(super) fn set_gate_running(&mut self, runs: bool, now: Now) {
+        let before = self.gate_state();
+        let since = self.runtime_runs_gate_since.unwrap_or(now.wall);
+        self.runtime_runs_gate_since = runs.then_some(since);
+        self.note_gate_change(before, now);
     }
 
-    fn gate_is_now(&mut self, before: GateState, now: Now) {
-        if self.gate() != before {
+    fn note_gate_change(&mut self, before: GateState, now: Now) {
+        if self.gate_state() != before {
             self.repeats.gate_changed(now.up);
         }
     }
 
     /// How far its gate has come. The kubelet looks at its containers once a second and shows a start only then; the
     /// container runtime has said so before.
-    fn gate(&self) -> GateState {
-        match (self.seen.gate, self.gate_runs_since) {
+    fn gate_state(&self) -> GateState {
+        match (self.seen.gate, self.runtime_runs_gate_since) {
             (GateState::Pending, Some(since)) => GateState::Running { since },
             (shown, _) => shown,
         }
@@ -195,7 +195,7 @@ impl Pod {
 
     /// Whether its gate runs, and waits.
     pub(super) fn gate_runs(&self) -> bool {
-        matches!(self.gate(), GateState::Running { .. })
+        matches!(self.gate_state(), GateState::Running { .. })
     }
 
     /// When its release is to be written again, because the gate runs and does not act on it.
@@ -294,7 +294,7 @@ impl Pod {
     /// One that went stale before the gate ran is not given again before it runs: its sandbox may
     /// not come for hours, or the kubelet waits out a refusal.
     pub(super) fn wants_release(&self, now: Now) -> bool {
-        match (&self.released, self.gate()) {
+        match (&self.released, self.gate_state()) {
             _ if self.seen.terminated => false,
             (_, GateState::Open | GateState::NotWanted | GateState::GaveUp { .. }) => false,
             (None, GateState::Pending | GateState::Running { .. }) => true,
@@ -402,7 +402,7 @@ impl Pod {
     /// The API server and the kubelet write whole seconds, rounded down: a second is added. A pod that
     /// already had a release needs a new one since its gate runs again, not since it was created.
     fn since(&self, now: Now) -> Duration {
-        let began = match (self.released.is_some(), self.gate()) {
+        let began = match (self.released.is_some(), self.gate_state()) {
             (false, _) => self.seen.created,
             (true, GateState::Running { since }) => since,
             (true, _) => return now.up,

@@ -28,8 +28,8 @@ const PROBE_FOR_AT_MOST: Duration = Duration::from_secs(1);
 /// Until a probe without a pod has ended, or stands still, the next is not due.
 const PROBED: Duration = Duration::from_secs(60);
 
-/// So many pulls of a registry may hang that began as probes of pods: others are left for probes without.
-const HANGING: usize = 2;
+/// So many probes of pods may wait for an answer: other images are left for probes without a pod.
+const UNANSWERED: usize = 2;
 
 /// A silent pull may yet come to an end, if it is only a mirror that is dead. It is not cut off for a probe before
 /// this time.
@@ -148,12 +148,12 @@ impl Planner {
         let open = self.circuits.of(name);
         let own = self.images.get(name).and_then(|i| i.attempt.as_deref());
         let is_other = |attempt: &&Attempt| own.is_none_or(|own| own.id != attempt.id);
-        let (mut runs, mut hanging) = (false, 0);
+        let (mut runs, mut unanswered) = (false, 0);
         for attempt in self.asking(name.registry()).filter(is_other) {
             runs |= attempt.is_cut || attempt.started.up + PROBE_FOR_AT_MOST > now.up;
-            hanging += usize::from(attempt.probe.is_some() && !attempt.has_answer());
+            unanswered += usize::from(attempt.probe.is_some() && !attempt.has_answer());
         }
-        !runs && hanging < HANGING && open.is_none_or(|open| open.takes_probes_of_pods(now))
+        !runs && unanswered < UNANSWERED && open.is_none_or(|open| open.takes_probes_of_pods(now))
     }
 
     /// Whether somebody who waits for this image may not take its copy after such a failure, or there is none.

@@ -97,7 +97,7 @@ impl Planner {
     fn forget_tried(&mut self) {
         let knowledge = &self.knowledge;
         self.refresh.wanted.retain(|name, started| {
-            let last = knowledge.of_name(name).and_then(|k| k.last_try.as_deref());
+            let last = knowledge.last_try(name);
             let is_tried = last.is_some_and(|last| last.started >= *started);
             let is_private = knowledge.facts(name).needs_credentials;
             !is_tried && !is_private && !name.has_digest()
@@ -138,16 +138,14 @@ impl Planner {
 
     /// When it was last tried, or else since when it is wanted: whose turn it is, so that many images keep no other one waiting.
     fn waits_since(&self, name: &ImageName) -> Option<Timestamp> {
-        let known = self.knowledge.of_name(name);
-        let last = known.and_then(|known| known.last_try.as_deref());
+        let last = self.knowledge.last_try(name);
         last.map(Try::ended)
             .or_else(|| self.refresh.wanted.get(name).copied())
     }
 
     /// How much is left of a pause after the last try. Within the freshness, another one would only look.
     fn left_of(&self, now: Now, name: &ImageName, pause: Duration) -> Duration {
-        let known = self.knowledge.of_name(name);
-        let last = known.and_then(|known| known.last_try.as_deref());
+        let last = self.knowledge.last_try(name);
         let pause = pause.max(self.rules.freshness_of(name));
         last.map_or(Duration::ZERO, |last| {
             pause.saturating_sub(age(now.wall, last.ended()))
