@@ -11,7 +11,7 @@ use trylatest_core::config::{Config, KEEP_MAX};
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
-use trylatest_core::rules::NodeRules;
+use trylatest_core::rules::{NodeRules, PullLimit};
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
 /// cannot deliver it in time.
@@ -134,6 +134,10 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_KUBELET_VERIFIES", value_enum, default_value_t)]
     pub kubelet_verifies: Verifies,
 
+    /// How many images the kubelet pulls.
+    #[command(flatten)]
+    pub kubelet_pulls: PullArgs,
+
     /// What may stay on the node's disk.
     #[command(flatten)]
     pub disk: DiskArgs,
@@ -156,7 +160,30 @@ impl AgentArgs {
             freshness: self.freshness,
             kubelet_verifies: false,
             allow_unverified_fallback: self.allow_unverified_fallback,
+            kubelet_pulls: self.kubelet_pulls.limit(),
             config,
+        }
+    }
+}
+
+/// The kubelet's limit of pulls, as its configuration has it.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct PullArgs {
+    /// The kubelet's `registryPullQPS`: private images are left to it no faster than it pulls, with a fifth to spare; 0 if
+    /// it has no limit
+    #[arg(long, env = "TRYLATEST_REGISTRY_PULL_QPS", default_value_t = 5)]
+    pub registry_pull_qps: u32,
+
+    /// The kubelet's `registryBurst`
+    #[arg(long, env = "TRYLATEST_REGISTRY_BURST", default_value_t = 10)]
+    pub registry_burst: u32,
+}
+
+impl PullArgs {
+    fn limit(self) -> PullLimit {
+        PullLimit {
+            per_second: self.registry_pull_qps,
+            at_once: self.registry_burst,
         }
     }
 }

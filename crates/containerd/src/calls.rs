@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
@@ -123,6 +124,11 @@ impl Calls {
 
     pub(crate) fn images(&self) -> ImagesClient<Native> {
         ImagesClient::with_interceptor(self.channel.clone(), InNamespace)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn containers(&self) -> ContainersClient<Native> {
+        ContainersClient::with_interceptor(self.channel.clone(), InNamespace)
             .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 

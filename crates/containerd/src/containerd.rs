@@ -22,8 +22,8 @@ use crate::program::Program;
 use crate::progress::Progress;
 use crate::proof::Depth;
 use crate::runtime::{
-    Discarded, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin, Pointed,
-    PullError, RunningPods, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
+    Discarded, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin,
+    PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
 };
 use crate::snapshotter::Snapshotter;
 use crate::{containers, events, kept, labels, made, mend, names, proof, renew};
@@ -262,8 +262,8 @@ impl ImageRuntime for Containerd {
         events::of_images(&self.calls).await
     }
 
-    async fn pods_running(&self, container: &str) -> Result<RunningPods, RuntimeError> {
-        containers::running(&self.calls, container).await
+    async fn pod_events(&self, container: &str) -> Result<PodEvents, RuntimeError> {
+        containers::pod_events(&self.calls, container).await
     }
 
     async fn version(&self) -> Result<RuntimeVersion, RuntimeError> {

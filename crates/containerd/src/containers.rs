@@ -1,33 +1,36 @@
-//! Containers that run, from containerd's events: the kubelet looks at its containers once a second, and shows only
-//! then that one has started.
+//! Sandboxes and containers that start, from containerd's events: the kubelet looks at its containers once a second, and
+//! shows only then that one has started.
 
 use std::collections::{BTreeSet, HashMap};
 
 use containerd_client::events::{TaskExit, TaskStart};
+use containerd_client::services::v1::GetContainerRequest;
 use containerd_client::types::Envelope;
 use futures::{StreamExt, TryStreamExt, future, stream};
-use k8s_cri::v1::{
-    Container, ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest,
-};
+use k8s_cri::v1::{ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest};
 use prost::Message;
 use tonic::Streaming;
 
 use crate::calls::{Calls, error};
 use crate::events;
-use crate::runtime::{RunningPods, RuntimeError};
+use crate::runtime::{PodEvent, PodEvents, RuntimeError};
 
 const FOLLOWING: &str = "following containers";
 const LISTING: &str = "listing containers";
+const LOOKING: &str = "looking at a container";
 
 /// What the kubelet says of a container with its labels (`pkg/kubelet/types/labels.go`).
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 
+/// What CRI says of it: a pod's sandbox is a container, too (`internal/cri/labels/labels.go`).
+const KIND: (&str, &str) = ("io.cri-containerd.kind", "sandbox");
+
 const STARTED: &str = "/tasks/start";
 const ENDED: &str = "/tasks/exit";
 
-/// See [`crate::ImageRuntime::pods_running`].
-pub(crate) async fn running(calls: &Calls, name: &str) -> Result<RunningPods, RuntimeError> {
+/// See [`crate::ImageRuntime::pod_events`].
+pub(crate) async fn pod_events(calls: &Calls, name: &str) -> Result<PodEvents, RuntimeError> {
     let topics = [STARTED, ENDED].map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""));
     let events = events::subscribe(calls, FOLLOWING, topics).await?;
     let mut running = Running {
@@ -35,20 +38,11 @@ pub(crate) async fn running(calls: &Calls, name: &str) -> Result<RunningPods, Ru
         name: name.to_owned(),
         pods: HashMap::new(),
     };
-    let state = ContainerStateValue {
-        state: ContainerState::ContainerRunning.into(),
-    };
-    let filter = ContainerFilter {
-        state: Some(state),
-        ..ContainerFilter::default()
-    };
-    for container in running.list(filter).await? {
-        running.add(container);
-    }
-    let now = running.pods();
+    running.list().await?;
+    let now = running.event();
     let later = stream::try_unfold((events, running), |(mut events, mut running)| async {
-        let now = running.next(&mut events).await?;
-        Ok(Some((now, (events, running))))
+        let next = running.next(&mut events).await?;
+        Ok(Some((next, (events, running))))
     });
     let now = stream::once(future::ready(Ok(now)));
     Ok(now.chain(later).boxed())
@@ -63,73 +57,90 @@ struct Running {
 }
 
 impl Running {
-    /// The pods once they have changed.
-    async fn next(
-        &mut self,
-        events: &mut Streaming<Envelope>,
-    ) -> Result<BTreeSet<String>, RuntimeError> {
+    async fn next(&mut self, events: &mut Streaming<Envelope>) -> Result<PodEvent, RuntimeError> {
         loop {
             let event = events.try_next().await;
             let event = event.map_err(|status| error(FOLLOWING, &status))?;
             let event = event.ok_or(RuntimeError::EventsEnded)?;
-            if self.apply(&event).await? {
-                return Ok(self.pods());
+            if let Some(event) = self.apply(&event).await? {
+                return Ok(event);
             }
         }
     }
 
-    /// Whether that changes anything.
-    async fn apply(&mut self, event: &Envelope) -> Result<bool, RuntimeError> {
+    async fn apply(&mut self, event: &Envelope) -> Result<Option<PodEvent>, RuntimeError> {
         let value = event.event.as_ref();
         let value = value.map_or(&[][..], |event| event.value.as_slice());
         match event.topic.as_str() {
-            STARTED => {
-                let Ok(started) = TaskStart::decode(value) else {
-                    return Ok(false);
-                };
-                // CRI may not call it running yet, nor any more.
-                let filter = ContainerFilter {
-                    id: started.container_id,
-                    ..ContainerFilter::default()
-                };
-                let found = self.list(filter).await?;
-                Ok(found.into_iter().any(|container| self.add(container)))
-            }
+            STARTED => match TaskStart::decode(value) {
+                Ok(started) => self.started(started.container_id).await,
+                Err(_) => Ok(None),
+            },
             ENDED => {
                 // A process that was started in it later has another ID.
                 let ended = TaskExit::decode(value).ok();
                 let ended = ended.filter(|ended| ended.id == ended.container_id);
-                Ok(ended.is_some_and(|ended| self.pods.remove(&ended.container_id).is_some()))
+                let was_there = ended.and_then(|ended| self.pods.remove(&ended.container_id));
+                Ok(was_there.map(|_| self.event()))
             }
-            _ => Ok(false),
+            _ => Ok(None),
         }
     }
 
-    fn add(&mut self, container: Container) -> bool {
-        let Some(uid) = container.labels.get(POD_UID).cloned() else {
-            return false;
+    /// CRI does not know a sandbox yet when it starts; containerd does.
+    async fn started(&mut self, id: String) -> Result<Option<PodEvent>, RuntimeError> {
+        let request = GetContainerRequest { id };
+        let mut containers = self.calls.containers();
+        let found = self.calls.find(LOOKING, containers.get(request)).await?;
+        let Some(container) = found.and_then(|found| found.container) else {
+            return Ok(None);
         };
+        let label = |key: &str| container.labels.get(key).map(String::as_str);
+        let Some(uid) = label(POD_UID) else {
+            return Ok(None);
+        };
+        if label(KIND.0) == Some(KIND.1) {
+            return Ok(Some(PodEvent::SandboxStarted(uid.to_owned())));
+        }
+        let is_new = label(CONTAINER_NAME) == Some(&self.name) && {
+            let uid = uid.to_owned();
+            self.add(container.id, uid)
+        };
+        Ok(is_new.then(|| self.event()))
+    }
+
+    fn add(&mut self, id: String, uid: String) -> bool {
         // It runs once in a pod: the end of an earlier one may have come before anybody followed.
-        self.pods
-            .retain(|id, other| *id == container.id || *other != uid);
-        self.pods.insert(container.id, uid).is_none()
+        self.pods.retain(|other, pod| *other == id || *pod != uid);
+        self.pods.insert(id, uid).is_none()
     }
 
-    fn pods(&self) -> BTreeSet<String> {
-        self.pods.values().cloned().collect()
+    fn event(&self) -> PodEvent {
+        let pods: BTreeSet<String> = self.pods.values().cloned().collect();
+        PodEvent::Running(pods)
     }
 
-    async fn list(&self, filter: ContainerFilter) -> Result<Vec<Container>, RuntimeError> {
-        let name = (CONTAINER_NAME.to_owned(), self.name.clone());
+    /// Those that run already.
+    async fn list(&mut self) -> Result<(), RuntimeError> {
+        let state = ContainerState::ContainerRunning.into();
         let filter = ContainerFilter {
-            label_selector: [name].into(),
-            ..filter
+            state: Some(ContainerStateValue { state }),
+            label_selector: [(CONTAINER_NAME.to_owned(), self.name.clone())].into(),
+            ..ContainerFilter::default()
         };
         let request = ListContainersRequest {
             filter: Some(filter),
         };
         let mut cri = self.calls.cri_runtime();
-        let call = cri.list_containers(request);
-        Ok(self.calls.call(LISTING, call).await?.containers)
+        let answer = self
+            .calls
+            .call(LISTING, cri.list_containers(request))
+            .await?;
+        for mut container in answer.containers {
+            if let Some(uid) = container.labels.remove(POD_UID) {
+                self.add(container.id, uid);
+            }
+        }
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@ use trylatest_core::outcome::{Failure, FailureClass};
 
 use crate::containerd::locked;
 use crate::program::Program;
-use crate::runtime::{ImageChange, ImageEvent};
+use crate::runtime::{ImageChange, ImageEvent, PodEvent};
 
 /// How many events a slow follower may fall behind.
 const EVENTS: usize = 256;
@@ -76,8 +76,8 @@ struct State {
     refused: HashMap<String, usize>,
     version: &'static str,
     events: broadcast::Sender<ImageEvent>,
-    /// The pods of which a container runs.
-    pods_running: watch::Sender<BTreeSet<String>>,
+    /// The last one.
+    pod_event: watch::Sender<PodEvent>,
 }
 
 #[derive(Clone, Debug)]
@@ -126,6 +126,10 @@ impl Default for FakeContainerd {
     }
 }
 
+fn no_pods() -> watch::Sender<PodEvent> {
+    watch::Sender::new(PodEvent::Running(BTreeSet::new()))
+}
+
 impl FakeContainerd {
     /// A node without images and a registry without tags.
     pub fn new() -> Self {
@@ -145,7 +149,7 @@ impl FakeContainerd {
             refused: HashMap::new(),
             version: "v2.4.2",
             events: broadcast::Sender::new(EVENTS),
-            pods_running: watch::Sender::default(),
+            pod_event: no_pods(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -153,9 +157,9 @@ impl FakeContainerd {
         }
     }
 
-    /// A container runs in these pods, by uid, whatever its name.
-    pub fn run_in(&self, pods: BTreeSet<String>) {
-        locked(&self.state).pods_running.send_replace(pods);
+    /// This happens to pods, whatever the container's name. Who follows sees the last such event.
+    pub fn tell(&self, event: PodEvent) {
+        locked(&self.state).pod_event.send_replace(event);
     }
 
     /// The registry's tag points to this from now on.
@@ -304,7 +308,7 @@ impl FakeContainerd {
         state.down = down;
         if down {
             state.events = broadcast::Sender::new(EVENTS);
-            state.pods_running = watch::Sender::default();
+            state.pod_event = no_pods();
         }
     }
 

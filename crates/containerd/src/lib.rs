@@ -48,6 +48,6 @@ pub use containerd::{Containerd, ContainerdOptions};
 pub use program::{Program, ProgramError};
 pub use runtime::{
     Discarded, ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended,
-    Movement, Over, Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion, Seen,
-    Spoiled, Verified,
+    Movement, Over, Pin, PodEvent, PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion,
+    Seen, Spoiled, Verified,
 };

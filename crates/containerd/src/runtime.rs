@@ -228,16 +228,17 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn image_events(&self) -> impl Future<Output = Result<ImageEvents, RuntimeError>> + Send;
 
-    /// The pods in which a container of this name runs, by uid: now, and again whenever that changes.
+    /// The pods in which a container of this name runs: now, and again whenever that changes; and which pods' sandboxes
+    /// start meanwhile.
     ///
     /// Like that of [`Self::image_events`], the stream's last item is an error.
     ///
     /// # Errors
     /// containerd did not answer.
-    fn pods_running(
+    fn pod_events(
         &self,
         container: &str,
-    ) -> impl Future<Output = Result<RunningPods, RuntimeError>> + Send;
+    ) -> impl Future<Output = Result<PodEvents, RuntimeError>> + Send;
 
     /// The runtime's name and version.
     ///
@@ -278,8 +279,17 @@ pub enum Pointed {
 /// Changes of image names. Its last item is an error.
 pub type ImageEvents = BoxStream<'static, Result<ImageEvent, RuntimeError>>;
 
-/// The uids of pods in which a container runs, whenever they change. Its last item is an error.
-pub type RunningPods = BoxStream<'static, Result<BTreeSet<String>, RuntimeError>>;
+/// What the runtime has begun to run for pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodEvent {
+    /// The pods, by uid, in which the container runs now.
+    Running(BTreeSet<String>),
+    /// The sandbox of the pod with this uid has started: its containers are next.
+    SandboxStarted(String),
+}
+
+/// Changes of pods. Its last item is an error.
+pub type PodEvents = BoxStream<'static, Result<PodEvent, RuntimeError>>;
 
 /// What the node holds under an image's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -641,11 +651,11 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         R::image_events(self)
     }
 
-    fn pods_running(
+    fn pod_events(
         &self,
         container: &str,
-    ) -> impl Future<Output = Result<RunningPods, RuntimeError>> + Send {
-        R::pods_running(self, container)
+    ) -> impl Future<Output = Result<PodEvents, RuntimeError>> + Send {
+        R::pod_events(self, container)
     }
 
     fn version(&self) -> impl Future<Output = Result<RuntimeVersion, RuntimeError>> + Send {

@@ -112,6 +112,7 @@ impl Planner {
     pub fn new(node: &str, rules: NodeRules, records: &[ImageRecord]) -> Self {
         let mut knowledge = Knowledge::default();
         knowledge.learn(records);
+        let pace = Pace::new(rules.kubelet_pulls);
         Self {
             rules,
             node: node.to_owned(),
@@ -120,7 +121,7 @@ impl Planner {
             images: BTreeMap::new(),
             knowledge,
             attempts: 0,
-            pace: Pace::default(),
+            pace,
             paced_until: None,
             spared: Spared::default(),
             circuits: Circuits::default(),
@@ -143,12 +144,16 @@ impl Planner {
         if std::mem::take(&mut self.is_new) {
             self.recall(now);
         }
-        self.changed.uses |= !matches!(event, Event::Moved(_) | Event::GatesRun(_) | Event::Tick);
+        self.changed.uses |= !matches!(
+            event,
+            Event::Moved(_) | Event::GatesRun(_) | Event::SandboxStarted(_) | Event::Tick
+        );
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.gone(&uid),
             Event::GatesRun(pods) => self.gates_run(now, pods),
+            Event::SandboxStarted(uid) => self.sandbox_started(now, &uid),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
             Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
@@ -309,6 +314,13 @@ impl Planner {
             pod.set_gate_running(pods.contains(uid), now);
         }
         self.running_gates = pods;
+    }
+
+    fn sandbox_started(&mut self, now: Now, uid: &str) {
+        // One that the watch has not shown yet begins when its gate runs.
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.sandbox_started = Some(now.up);
+        }
     }
 
     /// A pod's release was written, or was not: `again` if it had it before.

@@ -34,8 +34,29 @@ pub struct NodeRules {
     pub kubelet_verifies: bool,
     /// Hand out cached copies of private images without proof.
     pub allow_unverified_fallback: bool,
+    /// How many images the kubelet pulls for the node's pods in a time.
+    pub kubelet_pulls: PullLimit,
     /// What the administrator has configured.
     pub config: Config,
+}
+
+/// The kubelet's limit of pulls: what exceeds it fails, and is tried again after a back-off
+/// (`pkg/kubelet/images/helpers.go`). The default is the kubelet's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullLimit {
+    /// `registryPullQPS`: pulls in a second; no limit if zero.
+    pub per_second: u32,
+    /// `registryBurst`: pulls at once.
+    pub at_once: u32,
+}
+
+impl Default for PullLimit {
+    fn default() -> Self {
+        Self {
+            per_second: 5,
+            at_once: 10,
+        }
+    }
 }
 
 /// Who has made a rule.

@@ -26,7 +26,7 @@ use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Moved, Planner, Try
 use trylatest_core::pod::{GateState, GatedPod, PodId, Revision, Start, TryContainer};
 use trylatest_core::record::{Facts, ImageRecord, Try, Week};
 use trylatest_core::release::{ContainerRelease, FRESHNESS, Release};
-use trylatest_core::rules::NodeRules;
+use trylatest_core::rules::{NodeRules, PullLimit};
 use trylatest_core::settings::Settings;
 use trylatest_core::time::Now;
 use trylatest_core::verdict::{CachedCopy, Evidence};
@@ -125,6 +125,8 @@ enum Event {
     GateStarts(usize),
     /// The container runtime says, rightly or not, that these pods' gates run.
     GatesRun(BTreeSet<usize>),
+    /// Likewise, that a pod's sandbox has started.
+    SandboxStarts(usize),
     GateGivesUp(usize),
     /// The kubelet will miss that the pod's release is written.
     GateIsBlind(usize),
@@ -233,6 +235,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
         2 => pod.clone().prop_map(Event::GateStarts),
         2 => btree_set(pod.clone(), 0..PODS).prop_map(Event::GatesRun),
+        1 => pod.clone().prop_map(Event::SandboxStarts),
         1 => pod.clone().prop_map(Event::GateGivesUp),
         1 => pod.clone().prop_map(Event::GateIsBlind),
         3 => (any::<usize>(), 1..3_u8).prop_map(|(which, digest)| Event::Pulled { which, digest }),
@@ -539,6 +542,10 @@ impl World {
             Event::Changed { pod, image } => self.changed(pod, image),
             Event::GateStarts(pod) => self.gate_starts(pod),
             Event::GatesRun(pods) => self.gates_run(&pods),
+            Event::SandboxStarts(pod) => match self.pods.get(&pod) {
+                Some(pod) => self.tell(Seen::SandboxStarted(pod.id.uid.clone())),
+                None => Ok(()),
+            },
             Event::GateGivesUp(pod) => self.gate_gives_up(pod),
             Event::GateIsBlind(slot) => {
                 let pod = self.pods.get(&slot);
@@ -1081,6 +1088,7 @@ const REFRESH: Duration = Duration::from_secs(20);
 
 fn rules(kubelet_verifies: bool) -> NodeRules {
     NodeRules {
+        kubelet_pulls: PullLimit::default(),
         try_for: TRY,
         stall: STALL,
         freshness: Duration::ZERO,

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use trylatest_containerd::ImageRuntime;
+use trylatest_containerd::{ImageRuntime, PodEvent};
 use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
 use trylatest_core::disk::Amount;
@@ -173,7 +173,7 @@ impl<R: ImageRuntime> Pods<R> {
         };
         let _ = timeout(TIDY, tidy).await;
         running.handle(Event::KubeletVerifies(asked)).await;
-        let mut gates = std::pin::pin!(gates::running(Arc::clone(&running.own.runtime)));
+        let mut gates = std::pin::pin!(gates::follow(Arc::clone(&running.own.runtime)));
         let mut prune_at = Instant::now() + PRUNE_EVERY;
         let mut pruned = running.own.planner.known_images();
         loop {
@@ -187,7 +187,10 @@ impl<R: ImageRuntime> Pods<R> {
                     Some(change) => running.changed(change),
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
-                Some(pods) = gates.next() => Some(Event::GatesRun(pods)),
+                Some(event) = gates.next() => Some(match event {
+                    PodEvent::Running(pods) => Event::GatesRun(pods),
+                    PodEvent::SandboxStarted(pod) => Event::SandboxStarted(pod),
+                }),
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
                 Ok(()) = running.own.config.changed() => {
                     let config = running.own.config.borrow_and_update().clone();

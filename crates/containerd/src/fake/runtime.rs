@@ -14,7 +14,7 @@ use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
     Discarded, ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
-    Pin, Pointed, PullError, RunningPods, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
+    Pin, PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
 };
 
 impl FakeContainerd {
@@ -477,8 +477,8 @@ impl ImageRuntime for FakeContainerd {
         Ok(follow.boxed())
     }
 
-    async fn pods_running(&self, _container: &str) -> Result<RunningPods, RuntimeError> {
-        let mut pods = self.up("listing containers")?.pods_running.subscribe();
+    async fn pod_events(&self, _container: &str) -> Result<PodEvents, RuntimeError> {
+        let mut pods = self.up("listing containers")?.pod_event.subscribe();
         pods.mark_changed();
         let follow = stream::unfold(Some(pods), |pods| async {
             let mut pods = pods?;

@@ -28,6 +28,8 @@ pub enum Event {
     /// The pods, by uid, whose gates the container runtime runs now: the kubelet shows that up to a second later, and
     /// knows it alone if this is empty.
     GatesRun(BTreeSet<String>),
+    /// The sandbox of the pod with this uid has started: its gate is next.
+    SandboxStarted(String),
     /// A try has ended: the answer to [`Action::Try`].
     TryEnded(TryEnded),
     /// A running try, or the kubelet's pull of a hand-over, has come this far.

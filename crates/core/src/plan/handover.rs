@@ -219,8 +219,9 @@ impl Handover {
 }
 
 impl Planner {
-    /// Begins the hand-overs of pods whose gate runs and waits for nothing else, as far as the kubelet's
-    /// limit of pulls allows: the oldest pods first.
+    /// Begins the hand-overs of pods whose gate runs, or is about to, and waits for nothing else, as far as the
+    /// kubelet's limit of pulls allows: the oldest pods first. Taking the name away and releasing the pod take about as
+    /// long as the kubelet needs for the gate, which then ends before the kubelet's next look.
     pub(super) fn start_handovers(&mut self, now: Now, plan: &mut Vec<Action>) {
         self.spare(now, plan);
         self.paced_until = None;
@@ -230,7 +231,7 @@ impl Planner {
         let mut ready: Vec<(Duration, &String)> = self
             .pods
             .iter()
-            .filter(|(_, pod)| pod.gate_runs())
+            .filter(|(_, pod)| pod.gate_is_here(now))
             .filter_map(|(uid, pod)| Some((pod.round.as_ref()?, uid)))
             .filter(|(round, _)| round.waits_for_kubelet())
             .map(|(round, uid)| (round.began, uid))

@@ -21,6 +21,9 @@ use crate::time::{Now, age};
 /// by default, and the same Event would be written again.
 pub(super) const NEWS: Duration = Duration::from_hours(1);
 
+/// A gate that has not started so long after its pod's sandbox cannot start, or waits for its image.
+const GATE_FOLLOWS: Duration = Duration::from_secs(2);
+
 /// When and how a pod was released with an image.
 pub(super) type ReleasedWith<'a> = (Timestamp, &'a ContainerRelease);
 
@@ -30,6 +33,8 @@ pub(super) struct Pod {
     pub(super) seen: GatedPod,
     /// Since when the container runtime runs its gate.
     runtime_runs_gate_since: Option<Timestamp>,
+    /// When its sandbox was last seen to start.
+    pub(super) sandbox_started: Option<Duration>,
     pub(super) round: Option<Round>,
     /// The newest release known: the pod's own, or one sent that the watch has not shown yet.
     pub(super) released: Option<Release>,
@@ -66,6 +71,7 @@ impl Pod {
             decided: None,
             seen: pod,
             runtime_runs_gate_since: None,
+            sandbox_started: None,
             round: None,
             complained: false,
             reported_open: None,
@@ -191,6 +197,18 @@ impl Pod {
             .into_iter()
             .flatten()
             .chain(self.settle_timers(now, images))
+    }
+
+    /// Whether its gate runs, or is about to.
+    pub(super) fn gate_is_here(&self, now: Now) -> bool {
+        match self.gate_state() {
+            GateState::Running { .. } => true,
+            GateState::Pending => {
+                let started = self.sandbox_started;
+                started.is_some_and(|started| now.up < started + GATE_FOLLOWS)
+            }
+            GateState::Open | GateState::NotWanted | GateState::GaveUp { .. } => false,
+        }
     }
 
     /// Whether its gate runs, and waits.

@@ -24,6 +24,7 @@ use crate::identity::Identity;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
 use crate::record::{Confirmation, Facts, Try};
+use crate::rules::PullLimit;
 use crate::settings::Settings;
 use crate::verdict::{CachedCopy, Evidence};
 
@@ -39,6 +40,7 @@ struct World {
 
 fn rules() -> NodeRules {
     NodeRules {
+        kubelet_pulls: PullLimit::default(),
         try_for: TRY,
         stall: Duration::from_secs(5),
         freshness: Duration::ZERO,

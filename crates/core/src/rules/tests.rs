@@ -11,6 +11,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn node(config: &str) -> NodeRules {
     NodeRules {
+        kubelet_pulls: PullLimit::default(),
         try_for: 30 * SECOND,
         stall: 5 * SECOND,
         freshness: Duration::ZERO,

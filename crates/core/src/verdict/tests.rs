@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::record::Confirmation;
+use crate::rules::PullLimit;
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -39,6 +40,7 @@ impl Default for Case {
 
 fn rules() -> Rules {
     let node = NodeRules {
+        kubelet_pulls: PullLimit::default(),
         try_for: Duration::from_secs(30),
         stall: Duration::from_secs(5),
         freshness: Duration::ZERO,

@@ -20,6 +20,9 @@ const CASES: [&str; 4] = [
 const PUBLIC_UNCHANGED: &str = "public-unchanged";
 const PUBLIC_OUTAGE: &str = "public-outage";
 
+/// What the agent is told of the kubelet's limit.
+const PULL_LIMIT: &str = "TRYLATEST_REGISTRY_PULL_QPS";
+
 /// As many images as pods.
 const EACH_ITS_OWN: &str = "private-20-images";
 
@@ -53,7 +56,9 @@ impl Bench {
         // The kubelet's own limit would be all that `Always` measures.
         let kubelet = self.cluster.kubelet();
         kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
+        self.install.set_variable(PULL_LIMIT, Some("0")).await?;
         rows.extend(self.case(EACH_ITS_OWN, Self::each_its_own).await?);
+        self.install.set_variable(PULL_LIMIT, None).await?;
         kubelet.reconfigure(&json!({"registryPullQPS": 5})).await?;
         Ok(rows)
     }

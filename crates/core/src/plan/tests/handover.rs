@@ -663,6 +663,40 @@ fn the_runtime_says_first_that_a_gate_runs() {
 }
 
 #[test]
+fn a_gate_that_is_next_is_enough() {
+    let begins = |actions: &[Action]| {
+        let is_taken = |action: &Action| matches!(action, Action::TakeAway { .. });
+        actions.iter().any(is_taken)
+    };
+    for (late, is_next) in [
+        (Duration::ZERO, true),
+        (Duration::from_millis(1_999), true),
+        (Duration::from_secs(2), false),
+    ] {
+        let mut world = well();
+        let mut app = private("app", &world);
+        app.gate = GateState::Pending;
+        let seen = world.see(&app);
+        world.handle(Event::SandboxStarted(app.id.uid.clone()));
+        world.wait(late);
+        let ended = refused(&mut world, &seen, &usable("1"));
+        assert_eq!(begins(&ended), is_next, "{late:?}");
+        let runs = world.handle(Event::GatesRun([app.id.uid.clone()].into()));
+        assert_ne!(begins(&runs), is_next, "{late:?}");
+    }
+}
+
+#[test]
+fn a_gate_that_has_opened_is_not_next() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    app.gate = GateState::Open;
+    let seen = world.see(&app);
+    let started = world.handle(Event::SandboxStarted(app.id.uid));
+    assert_eq!((seen, started), (vec![], vec![]));
+}
+
+#[test]
 fn a_gate_that_the_runtime_has_seen_end_takes_no_name_away() {
     let mut world = well();
     let mut app = private("app", &world);
