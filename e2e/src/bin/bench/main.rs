@@ -2,6 +2,7 @@
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
 mod files;
+mod idle;
 mod outage;
 mod private;
 mod report;
@@ -23,7 +24,6 @@ use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Too
 use trylatest_e2e::install::{self, Install};
 use trylatest_e2e::process::{Process, Spec};
 use trylatest_e2e::testimage;
-use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
 
 use self::report::{Agent, Report, Round, Row, middle, row, table, targets};
@@ -56,6 +56,14 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     busy: u32,
 
+    /// How long to look at the agent beside running pods, in seconds
+    #[arg(long, default_value_t = 300)]
+    idle_seconds: u64,
+
+    /// Switch a feature gate of the kubelet on, e.g. EventedPLEG
+    #[arg(long)]
+    feature_gate: Vec<String>,
+
     /// Where to write the numbers as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -74,6 +82,8 @@ enum Part {
     Outage,
     /// 30 Deployments of 30 images
     Restart,
+    /// The agent beside 109 running pods, while nothing happens
+    Idle,
 }
 
 const POLICIES: [&str; 5] = ["IfNotPresent", WITH_INIT, "Always", "TryLatest", HOLD_NONE];
@@ -130,6 +140,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         containerd,
         image_names,
         busy,
+        idle_seconds,
+        feature_gate,
         json,
     } = args;
     let measured = |name: &&str| policy.as_deref().is_none_or(|policy| policy == *name);
@@ -140,6 +152,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..Options::default()
     };
     let cluster = Cluster::start(&tools, options).await?;
+    if !feature_gate.is_empty() {
+        let gates: Value = feature_gate
+            .iter()
+            .map(|gate| (gate.clone(), true))
+            .collect();
+        let change = json!({"featureGates": gates});
+        cluster.kubelet().reconfigure(&change).await?;
+    }
     let install = Install::new(&cluster, &tools, &["--log-format=json"]).await?;
     let work = Workloads::from(Namespace::existing(cluster.client(), "default"));
     let bench = Bench {
@@ -156,7 +176,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let report = Box::pin(async {
         bench.name_images(image_names).await?;
         let load = bench.keep_busy(busy).await?;
-        let report = bench.measure(only).await;
+        let report = bench.measure(only, Duration::from_secs(idle_seconds)).await;
         drop(load);
         report
     });
@@ -175,7 +195,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Bench {
-    async fn measure(&self, only: Option<Part>) -> anyhow::Result<Report> {
+    async fn measure(&self, only: Option<Part>, idle_for: Duration) -> anyhow::Result<Report> {
         let measures = |part| only.is_none_or(|only| only == part);
         let (mut pods, mut agent) = (Vec::new(), None);
         if measures(Part::Pods) {
@@ -193,7 +213,11 @@ impl Bench {
         if measures(Part::Restart) {
             pods.extend(Box::pin(self.restart_images()).await?);
         }
-        Ok(Report { pods, agent })
+        let mut idle = None;
+        if measures(Part::Idle) {
+            idle = Some(Box::pin(self.idle(idle_for)).await?);
+        }
+        Ok(Report { pods, agent, idle })
     }
 
     /// The cases of one image, and what they cost the agent if it had any.
@@ -392,9 +416,7 @@ impl Bench {
     }
 
     async fn agent_rss(&self) -> anyhow::Result<u64> {
-        let id = self.install.container().await?;
-        let id = id.trim_start_matches("containerd://");
-        Ok(Usage::of(self.cluster.containerd().pid_of(id).await?)?.resident_bytes)
+        Ok(self.agent_usage().await?.resident_bytes)
     }
 
     /// The time from seeing a pod to writing its release, from the agent's log of unchanged tags; none if

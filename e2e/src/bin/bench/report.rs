@@ -34,11 +34,22 @@ pub(crate) struct Agent {
     pub(crate) image_bytes: u64,
 }
 
+/// What the agent used beside running pods.
+#[derive(Serialize)]
+pub(crate) struct Idle {
+    pub(crate) pods: usize,
+    pub(crate) seconds: u64,
+    pub(crate) cpu_ms: u64,
+    pub(crate) rss_bytes: u64,
+}
+
 #[derive(Serialize)]
 pub(crate) struct Report {
     pub(crate) pods: Vec<Row>,
     /// Null if the cases that show it were left out.
     pub(crate) agent: Option<Agent>,
+    /// Likewise.
+    pub(crate) idle: Option<Idle>,
 }
 
 impl Report {
@@ -201,7 +212,8 @@ pub(crate) fn targets(report: &Report) -> String {
     let (unchanged_ms, unchanged_most) = against_always(unchanged);
     let (moved_ms, moved_most) = against_always(moved);
     let silent_most = thirds(p50(unchanged, "TryLatest")).map(|ms| ms + STALL_MS);
-    let lines: [Line; 12] = [
+    let idle = report.idle.as_ref();
+    let lines: [Line; 13] = [
         (
             "one pod, beyond IfNotPresent, ms",
             one.map(|(ours, plain)| ours.saturating_sub(plain)),
@@ -245,6 +257,11 @@ pub(crate) fn targets(report: &Report) -> String {
             "the image's size, KiB",
             agent.map(|agent| agent.image_bytes / 1024),
             Some(12 * MIB / 1024),
+        ),
+        (
+            "the agent beside 109 pods, µs of CPU a second",
+            idle.map(|idle| idle.cpu_ms * 1000 / idle.seconds.max(1)),
+            Some(2000),
         ),
     ];
     let mut table = Table::new();
@@ -300,6 +317,7 @@ mod tests {
         let report = Report {
             pods: vec![row("restart-30-images, moved", "TryLatest", &[fell_back])],
             agent: None,
+            idle: None,
         };
         let lines = targets(&report);
         assert_eq!(lines.lines().count(), 3, "{lines}");
