@@ -16,6 +16,10 @@ verify *args:
 bench *args:
     cargo run --quiet --package trylatest-bootstrap -- bench -- {{ args }}
 
+# Pods come and go while everything fails at random (needs root); --minutes, --seed, --help
+soak *args:
+    cargo run --quiet --package trylatest-bootstrap -- soak -- {{ args }}
+
 # TryLatest's container image, target/image/trylatest.tar; --arch arm64 for another machine's
 image *args:
     cargo run --quiet --package trylatest-bootstrap -- image {{ args }}

@@ -39,6 +39,12 @@ pub(crate) enum Command {
     #[command(after_help = "After `--`, `--help` shows the benchmark's own options.")]
     Bench(Rest),
 
+    /// Let pods come and go while everything fails at random, and check that TryLatest gets over it
+    ///
+    /// Needs root. Ten minutes by default.
+    #[command(after_help = "After `--`, `--help` shows the soak test's own options.")]
+    Soak(Rest),
+
     /// Start a one-node cluster to play with, and keep it until Ctrl-C
     ///
     /// Needs root. TryLatest is not installed on it.
@@ -113,6 +119,7 @@ mod tests {
             Command::Demo(rest)
             | Command::Verify(rest)
             | Command::Bench(rest)
+            | Command::Soak(rest)
             | Command::Cluster(rest) => rest.args,
             other => panic!("{other:?}"),
         }

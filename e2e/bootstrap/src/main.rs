@@ -1,4 +1,4 @@
-//! `cargo demo`, `cargo verify`, `just bench`: brings in what is missing, then hands over to cargo.
+//! `cargo demo`, `cargo verify`, `just bench`, `just soak`: brings in what is missing, then hands over to cargo.
 
 mod args;
 
@@ -36,6 +36,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Image { arch } => make_image(&tools, arch.map_or(Architecture::HOST, Into::into)),
         Command::Demo(Rest { args }) => with_image(&tools, "demo", &args),
         Command::Bench(Rest { args }) => with_image(&tools, "bench", &args),
+        Command::Soak(Rest { args }) => with_image(&tools, "soak", &args),
         Command::Cluster(Rest { args }) => {
             check_root()?;
             bring_in_tools(&tools)?;
