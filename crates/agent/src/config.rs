@@ -76,7 +76,7 @@ struct Wrong<'a> {
     key: &'a str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    suggestion: Option<&'static str>,
+    suggestion: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -102,7 +102,7 @@ impl<'a> Checked<'a> {
             column: Some(problem.column).filter(|column| *column > 0),
             key: &problem.key,
             message: &problem.message,
-            suggestion: problem.suggestion,
+            suggestion: problem.suggestion.as_deref(),
         });
         let config = parsed.as_ref().ok();
         let resolved = config.and_then(|config| resolved(config, args));

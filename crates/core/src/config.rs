@@ -86,8 +86,8 @@ pub struct Problem {
     pub key: String,
     /// What is wrong, and what to write instead.
     pub message: String,
-    /// The word that may be meant.
-    pub suggestion: Option<&'static str>,
+    /// What may be meant.
+    pub suggestion: Option<String>,
 }
 
 impl Problem {

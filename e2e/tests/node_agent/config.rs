@@ -29,15 +29,19 @@ pub(crate) fn tests() -> Tests {
 
 /// Writes the ConfigMap, and has the kubelet look at the agent's pod.
 async fn configure(node: &Node, text: Option<&str>) -> anyhow::Result<()> {
+    configure_key(node, "config.yaml", text).await
+}
+
+/// The same with a ConfigMap that has this key and no other.
+async fn configure_key(node: &Node, key: &str, text: Option<&str>) -> anyhow::Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(node.cluster.client(), NAMESPACE);
     match text {
         Some(text) => {
-            let map = json!({"metadata": {"name": MAP}, "data": {"config.yaml": text}});
+            let map = json!({"metadata": {"name": MAP}, "data": {key: text}});
+            let map: ConfigMap = serde_json::from_value(map)?;
             if maps.get_opt(MAP).await?.is_some() {
-                let patch = Patch::Merge(&map);
-                maps.patch(MAP, &PatchParams::default(), &patch).await?;
+                maps.replace(MAP, &PostParams::default(), &map).await?;
             } else {
-                let map = serde_json::from_value(map)?;
                 maps.create(&PostParams::default(), &map).await?;
             }
         }
@@ -118,6 +122,12 @@ async fn a_config_map_is_followed_and_a_bad_one_changes_nothing(node: &Node) -> 
         "{refused}"
     );
     waits_as_configured(&space, "still", &image).await?;
+
+    configure(node, Some(&rules)).await?;
+    shows(node, "trylatest_config_valid", |valid| valid > 0.0).await?;
+    configure_key(node, "config.yml", Some(&rules)).await?;
+    shows(node, "trylatest_config_valid", |valid| valid < 1.0).await?;
+    waits_as_configured(&space, "without-key", &image).await?;
 
     configure(node, None).await?;
     shows(node, "trylatest_config_valid", |valid| valid > 0.0).await?;

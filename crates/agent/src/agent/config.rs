@@ -34,6 +34,9 @@ const READ_WITHIN: Duration = Duration::from_secs(5);
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 const TELL_AGAIN_MAX: Duration = Duration::from_secs(300);
 
+/// Most keys of a ConfigMap that are looked at: there should be one.
+const KEYS_MAX: usize = 100;
+
 /// The part of an Event's text for what is wrong; the rest says what to do.
 const PROBLEMS_MAX_BYTES: usize = 600;
 
@@ -43,6 +46,8 @@ enum Found {
     /// Nothing: the administrator configures nothing.
     Nothing,
     Content(Vec<u8>),
+    /// A ConfigMap that has other keys, the first of them in order.
+    Others(Vec<String>),
     /// It cannot be read.
     Error(String),
 }
@@ -55,9 +60,34 @@ impl Found {
         let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut content));
         match read {
             Ok(_) => Self::Content(content),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::missing(path),
             Err(error) => Self::Error(error.to_string()),
         }
+    }
+
+    /// What is there instead of the file. The kubelet keeps the keys of a ConfigMap in a folder of this name, and swaps
+    /// it as a whole; it is empty if there is no ConfigMap. Elsewhere other files mean nothing.
+    fn missing(path: &Path) -> Self {
+        let names = || -> io::Result<Vec<String>> {
+            let entries = std::fs::read_dir(path.with_file_name("..data"))?;
+            let names = entries.take(KEYS_MAX).map(|entry| {
+                let name = entry?.file_name();
+                Ok(name.to_string_lossy().into_owned())
+            });
+            names.collect()
+        };
+        let mut names = match names() {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Self::Error(error.to_string()),
+        };
+        names.sort();
+        // A ConfigMap that is being brought: the folder is there, and not yet the link to the file in it.
+        let is_coming = names.iter().any(|name| path.ends_with(name));
+        if is_coming || names.is_empty() {
+            return Self::Nothing;
+        }
+        Self::Others(names)
     }
 
     fn parse(&self) -> Result<Config, InvalidConfig> {
@@ -67,6 +97,10 @@ impl Found {
                 Ok(text) => Config::parse(text),
                 Err(_) => Err(InvalidConfig::of_file("the file is not UTF-8 text")),
             },
+            Self::Others(names) => Err(InvalidConfig::of_file(format!(
+                "the ConfigMap has no such key, only {}",
+                names.join(", ")
+            ))),
             Self::Error(error) => Err(InvalidConfig::of_file(format!(
                 "the file cannot be read: {error}"
             ))),
@@ -79,6 +113,7 @@ impl Found {
         match self {
             Self::Nothing => {}
             Self::Content(content) => content.hash(&mut hasher),
+            Self::Others(names) => names.hash(&mut hasher),
             Self::Error(error) => error.hash(&mut hasher),
         }
         hasher.finish()
@@ -177,7 +212,11 @@ impl ConfigFile {
                     info!(change, "the configuration has changed");
                 }
                 if std::mem::take(&mut self.is_refused) {
-                    let note = format!("the configuration {path} is valid again and applies");
+                    let note = if is_there {
+                        format!("the configuration {path} is valid again and applies")
+                    } else {
+                        format!("the configuration {path} is gone: the agent's flags apply")
+                    };
                     self.news = Some(News {
                         refused: false,
                         note,

@@ -1,16 +1,15 @@
 //! From a tree to a configuration, with everything that is wrong on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::tree::{self, At, Node, Value};
 use super::{
-    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEEP_MAX, MAX_AGE,
-    NamespacePattern, PROBLEMS_MAX, Problem, STALL, Section, TRY,
+    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, InvalidNamespace, KEEP, KEEP_MAX,
+    MAX_AGE, NamespacePattern, PROBLEMS_MAX, Problem, STALL, Section, TRY,
 };
-use crate::image::ImagePrefix;
+use crate::image::{ImagePrefix, InvalidImagePrefix};
 use crate::outcome::FailureClass;
 
 /// What a file may have.
@@ -54,6 +53,31 @@ pub(super) fn parse(text: &str) -> Result<Config, InvalidConfig> {
     Err(InvalidConfig { problems, more })
 }
 
+/// What is no name of what a part of the file is about.
+struct NotOne {
+    words: String,
+    /// What may be meant.
+    suggestion: Option<String>,
+}
+
+impl From<InvalidImagePrefix> for NotOne {
+    fn from(error: InvalidImagePrefix) -> Self {
+        Self {
+            words: error.to_string(),
+            suggestion: error.suggestion,
+        }
+    }
+}
+
+impl From<InvalidNamespace> for NotOne {
+    fn from(error: InvalidNamespace) -> Self {
+        Self {
+            words: error.to_string(),
+            suggestion: None,
+        }
+    }
+}
+
 /// The name of an entry.
 struct Key<'n> {
     at: At,
@@ -84,7 +108,7 @@ impl Reader {
         };
         let problem = at.problem(path, format!("{words}; {hint}"));
         self.problems.push(Problem {
-            suggestion,
+            suggestion: suggestion.map(str::to_owned),
             ..problem
         });
     }
@@ -102,11 +126,9 @@ impl Reader {
         }
         let defaults = parts.get("defaults");
         let defaults = defaults.map(|node| self.section(node, "defaults", &Section::KEYS));
-        let mut sections = |part, known| {
-            let node = parts.get(part)?;
-            Some(self.sections::<ImagePrefix>(node, part, known))
-        };
-        let registries = sections("registries", &Section::KEYS);
+        let registries = parts.get("registries");
+        let registries =
+            registries.map(|node| self.sections::<ImagePrefix>(node, "registries", &Section::KEYS));
         let namespaces = parts.get("namespaces");
         let namespaces = namespaces
             .map(|node| self.sections::<NamespacePattern>(node, "namespaces", &CONTAINERS));
@@ -126,14 +148,14 @@ impl Reader {
         known: &[&'static str],
     ) -> BTreeMap<K, Section>
     where
-        K: FromStr<Err: Display> + Clone + Ord,
+        K: FromStr<Err: Into<NotOne>> + Clone + Ord,
     {
         let mut sections = BTreeMap::new();
         let mut lines: BTreeMap<K, u64> = BTreeMap::new();
         for (key, node) in self.entries(node, part) {
             let path = format!("{part}[{}]", key.text);
             let section = self.section(node, &path, known);
-            match key.text.parse::<K>() {
+            match key.text.parse::<K>().map_err(Into::into) {
                 Ok(name) => {
                     if let Some(line) = lines.get(&name) {
                         self.wrong(key.at, &path, format!("it is in line {line} already"));
@@ -142,7 +164,17 @@ impl Reader {
                         sections.insert(name, section);
                     }
                 }
-                Err(error) => self.wrong(key.at, part, error.to_string()),
+                Err(NotOne { words, suggestion }) => {
+                    let hint = suggestion
+                        .iter()
+                        .map(|meant| format!("; did you mean {meant:?}?"));
+                    let words = hint.fold(words, |words, hint| words + &hint);
+                    let problem = key.at.problem(part, words);
+                    self.problems.push(Problem {
+                        suggestion,
+                        ..problem
+                    });
+                }
             }
         }
         sections
@@ -306,6 +338,8 @@ impl Reader {
         let parsed = match &node.value {
             Value::Text(text) => humantime::parse_duration(text.trim())
                 .map_err(|error| format!("invalid duration {text:?} ({error})")),
+            // As for the flags, the only number that needs no unit.
+            Value::Other(number) if number == "0" => Ok(Duration::ZERO),
             other => Err(format!("invalid duration: {}", other.describe())),
         };
         let words = match parsed {

@@ -60,10 +60,14 @@ impl Config {
             .collect();
         own.sort_by_key(|(closeness, ..)| std::cmp::Reverse(*closeness));
         let own = own.into_iter().map(|(_, place, section)| (place, section));
-        let registries = std::iter::successors(image.map(ImageName::repository), |prefix| {
-            prefix.rsplit_once('/').map(|(above, _)| above)
+        // Names of hosts are the same in any case; a path has no uppercase letters.
+        let mut rest = image.map(|image| image.repository().to_ascii_lowercase());
+        let prefixes = std::iter::from_fn(move || {
+            let prefix = rest.take()?;
+            rest = prefix.rsplit_once('/').map(|(above, _)| above.to_owned());
+            Some(prefix)
         });
-        let registries = registries.filter_map(|prefix| self.registries.get_key_value(prefix));
+        let registries = prefixes.filter_map(|prefix| self.registries.get_key_value(&*prefix));
         let registries = registries.map(|(prefix, section)| (Place::Registry(prefix), section));
         own.chain(registries)
             .chain([(Place::Defaults, &self.defaults)])
@@ -87,10 +91,11 @@ impl Config {
         image: Option<&'a ImageName>,
     ) -> Vec<Resolved<'a>> {
         let ceilings = self.ceilings.as_section();
+        let sections: Vec<_> = self.sections(namespace, image).collect();
         let rules = Section::KEYS.map(|key| {
             let ceiling = ceilings.entry(key);
-            let mut sections = self.sections(namespace, image);
-            let said = sections.find_map(|(place, section)| Some((section.entry(key)?, place)));
+            let mut own = sections.iter().copied();
+            let said = own.find_map(|(place, section)| Some((section.entry(key)?, place)));
             // Of a copy's age, the ceiling is also the default.
             let default = ceiling.clone().filter(|_| key == MAX_AGE);
             let default = default.map(|value| (value, Place::Ceilings));

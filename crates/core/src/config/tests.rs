@@ -91,7 +91,7 @@ fn the_longest_prefix_that_says_something_wins() {
         "
 defaults: {try: 1s, stall: 1s}
 registries:
-  reg.example: {try: 2s, stall: 2s}
+  Reg.Example: {try: 2s, stall: 2s}
   reg.example/team: {try: 3s}
   reg.example/team/app: {try: 4s}
   reg.example:5000: {try: 5s}
@@ -107,6 +107,7 @@ registries:
         ("reg.example:5000/team/app", 5, 1),
         ("other.example/team/app", 1, 1),
         ("nginx", 6, 1),
+        ("REG.example/team/app", 4, 2),
         ("my/nginx", 1, 1),
     ] {
         let name: ImageName = image.parse().unwrap();
@@ -205,7 +206,14 @@ ceilings: {keep: 1d, try: 2m}
 #[test]
 fn copies_are_kept_for_a_time_or_not_at_all() {
     let keep = |text: &str| parse(&format!("defaults: {{keep: {text}}}")).defaults.keep;
-    for (text, time) in [("30d", 30 * 24 * 3600), ("0s", 0), ("off", 0), ("'off'", 0)] {
+    for (text, time) in [
+        ("30d", 30 * 24 * 3600),
+        ("0s", 0),
+        ("0", 0),
+        ("'0'", 0),
+        ("off", 0),
+        ("'off'", 0),
+    ] {
         assert_eq!(keep(text), Some(time * SECOND), "{text}");
     }
     assert_eq!(
@@ -217,8 +225,11 @@ fn copies_are_kept_for_a_time_or_not_at_all() {
         ]
     );
     assert_eq!(
-        problems("defaults: {keep-for: 1d}"),
-        ["line 1, column 12: defaults.keep-for: unknown key; did you mean \"keep\"?"]
+        problems("defaults: {keep-for: 1d, try: 0}"),
+        [
+            "line 1, column 12: defaults.keep-for: unknown key; did you mean \"keep\"?",
+            "line 1, column 31: defaults.try: it must be more than 0",
+        ]
     );
 }
 
@@ -288,7 +299,7 @@ registry: {}
             "line 4, column 3: defaults.timeout: unknown key; did you mean \"try\"?",
             "line 5, column 12: defaults.max-age: invalid duration: \"30\"; write it like 5s or 1h30m",
             "line 7, column 3: registries: \"https://registry.example.com\" is not a registry: write it without a \
-             scheme",
+             scheme; did you mean \"registry.example.com\"?",
             "line 9, column 5: registries[registry.example.com].retries: unknown key; there are try, stall, freshness, \
              max-age, fallback-on, keep",
             "line 10, column 10: registries[registry.example.com].try: invalid duration \"soon\" (expected number at \

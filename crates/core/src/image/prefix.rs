@@ -8,7 +8,8 @@ use super::parse::{self, DEFAULT_REGISTRY, OLD_DEFAULT_REGISTRY};
 
 /// A registry's host with an optional port, and maybe the first words of a repository's path, as in
 /// [`ImageName::repository`](super::ImageName::repository): `registry.example.com:5000/team`. It is a prefix at the
-/// border of a word: it covers `…/team` and `…/team/app`, not `…/teams`.
+/// border of a word: it covers `…/team` and `…/team/app`, not `…/teams`. In lower case, as names of hosts are the same in
+/// any.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImagePrefix(String);
 
@@ -20,6 +21,8 @@ pub struct InvalidImagePrefix {
     pub prefix: String,
     /// What is wrong with it.
     pub why: &'static str,
+    /// What may be meant.
+    pub suggestion: Option<String>,
 }
 
 impl ImagePrefix {
@@ -36,14 +39,23 @@ impl FromStr for ImagePrefix {
         match check(text) {
             Ok((registry, path)) => {
                 let slash = if path.is_empty() { "" } else { "/" };
+                let registry = registry.to_ascii_lowercase();
                 Ok(Self(format!("{registry}{slash}{path}")))
             }
             Err(why) => Err(InvalidImagePrefix {
                 prefix: text.to_owned(),
                 why,
+                suggestion: meant(text),
             }),
         }
     }
+}
+
+/// The prefix in an address.
+fn meant(text: &str) -> Option<String> {
+    let (_, name) = text.split_once("://")?;
+    let prefix: ImagePrefix = name.parse().ok()?;
+    Some(prefix.to_string())
 }
 
 fn check(text: &str) -> Result<(&str, &str), &'static str> {
@@ -74,7 +86,7 @@ fn check(text: &str) -> Result<(&str, &str), &'static str> {
     if !path.is_empty() && !path.split('/').all(parse::is_path_component) {
         return Err("its path is not made of lowercase words with single separators");
     }
-    let known = registry == OLD_DEFAULT_REGISTRY;
+    let known = registry.eq_ignore_ascii_case(OLD_DEFAULT_REGISTRY);
     Ok((if known { DEFAULT_REGISTRY } else { registry }, path))
 }
 
@@ -104,6 +116,8 @@ mod tests {
             ("[2001:db8::1]", "[2001:db8::1]"),
             ("[2001:db8::1]:5000/a", "[2001:db8::1]:5000/a"),
             ("registry.example.com/team/", "registry.example.com/team"),
+            ("Registry.Example.com/team", "registry.example.com/team"),
+            ("Index.Docker.io", "docker.io"),
         ] {
             let prefix: ImagePrefix = text.parse().unwrap();
             assert_eq!(prefix.as_str(), full);
@@ -131,6 +145,21 @@ mod tests {
         ] {
             let error = text.parse::<ImagePrefix>().unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_suggests_its_registry() {
+        for (text, meant) in [
+            ("https://registry.example.com", Some("registry.example.com")),
+            ("http://127.0.0.1:5000/", Some("127.0.0.1:5000")),
+            ("oci://Reg.Example/team/", Some("reg.example/team")),
+            ("https://registry", None),
+            ("https://", None),
+            ("*.example.com", None),
+        ] {
+            let error = text.parse::<ImagePrefix>().unwrap_err();
+            assert_eq!(error.suggestion.as_deref(), meant, "{text}");
         }
     }
 }

@@ -27,11 +27,18 @@ impl Volume {
     }
 
     fn write(&mut self, content: impl AsRef<[u8]>) {
+        self.bring(&[("config.yaml", content.as_ref())]);
+    }
+
+    /// Without links to the keys, but for that of the file.
+    fn bring(&mut self, keys: &[(&str, &[u8])]) {
         self.version += 1;
         let root = self.dir.path();
         let folder = format!("..version-{}", self.version);
         fs::create_dir(root.join(&folder)).unwrap();
-        fs::write(root.join(&folder).join("config.yaml"), content).unwrap();
+        for (key, content) in keys {
+            fs::write(root.join(&folder).join(key), content).unwrap();
+        }
         let new = root.join("..data_tmp");
         symlink(&folder, &new).unwrap();
         fs::rename(new, root.join("..data")).unwrap();
@@ -39,7 +46,7 @@ impl Volume {
 
     /// As when the ConfigMap is deleted.
     fn empty(&mut self) {
-        fs::remove_file(self.dir.path().join("..data")).unwrap();
+        self.bring(&[]);
     }
 }
 
@@ -89,6 +96,47 @@ async fn a_file_that_is_missing_or_bad_at_the_start_leaves_everything_to_the_fla
         );
         assert!(shows(&metrics, "trylatest_config_valid 0"));
     }
+}
+
+#[tokio::test]
+async fn a_config_map_without_the_key_is_refused_and_none_at_all_is_not() {
+    let mut volume = Volume::new();
+    let metrics = metrics();
+    volume.write(GOOD);
+    let mut file = ConfigFile::open(volume.path(), Arc::clone(&metrics)).await;
+    volume.bring(&[("rules.yaml", b"#"), ("config.yml", GOOD.as_bytes())]);
+    assert!(!look(&mut file).await);
+    assert_eq!(*file.config(), parsed(GOOD));
+    assert!(shows(&metrics, "trylatest_config_valid 0"));
+    let news = file.news.take().unwrap();
+    let why =
+        "config.yaml is refused: the ConfigMap has no such key, only config.yml, rules.yaml. Until";
+    assert!(news.refused && news.note.contains(why), "{}", news.note);
+    // It is deleted.
+    volume.empty();
+    assert!(look(&mut file).await);
+    assert!(shows(&metrics, "trylatest_config_valid 1"));
+    let news = file.news.take().unwrap();
+    assert!(
+        !news.refused && news.note.contains("is gone"),
+        "{}",
+        news.note
+    );
+    // It comes with the right key, and the kubelet has not yet made the link to it.
+    fs::remove_file(volume.path()).unwrap();
+    volume.bring(&[("config.yaml", GOOD.as_bytes()), ("notes", b"#")]);
+    assert!(!look(&mut file).await);
+    assert_eq!((file.news.take(), file.is_refused), (None, false));
+    // A start with the wrong one leaves everything to the flags.
+    volume.bring(&[("config.yml", GOOD.as_bytes())]);
+    let file = ConfigFile::open(volume.path(), Arc::clone(&metrics)).await;
+    assert_eq!(*file.config(), Config::default());
+    assert!(file.news.unwrap().note.contains("without ceilings"));
+    // Files that no ConfigMap has brought.
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("config.yml"), GOOD).unwrap();
+    let file = ConfigFile::open(dir.path().join("config.yaml"), metrics).await;
+    assert_eq!(file.news, None);
 }
 
 #[tokio::test]
