@@ -9,7 +9,7 @@ use trylatest_e2e::cluster::wait;
 use trylatest_e2e::suite::Case;
 
 use crate::space::{
-    annotated, annotation, container, gate_of, gates, not_gated, pod, pod_of, policies,
+    Apply, annotated, annotation, container, gate_of, gates, not_gated, pod, pod_of, policies,
 };
 use crate::{Api, SOON};
 
@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("windows_pods_are_not_gated", windows_pods_are_not_gated),
         Case::new("pods_for_virtual_kubelets", pods_for_virtual_kubelets),
         Case::new("a_pod_made_from_a_dump", a_pod_made_from_a_dump),
+        Case::new("a_dump_of_an_overruled_pod", a_dump_of_an_overruled_pod),
         Case::new("a_gate_of_someone_else", a_gate_of_someone_else),
         Case::new("a_container_called_like_the_gate", called_like_the_gate),
         Case::new("a_forged_release_is_taken_away", a_forged_release),
@@ -302,6 +303,34 @@ async fn a_pod_made_from_a_dump(api: Arc<Api>) -> anyhow::Result<()> {
     ensure!(volume_of(&second) == volume_of(&first), "{second:#}");
     let left = [keys::RELEASED, keys::PROGRESS].map(|key| annotation(&second, key));
     ensure!(left == [None, None], "{left:?}");
+    Ok(())
+}
+
+/// A pod whose gate admission once removed, created again where nobody interferes.
+async fn a_dump_of_an_overruled_pod(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("overruled").await?;
+    let overruled = |name: &str, spec: &Value| {
+        let mut dump = pod_of(name, &json!({ keys::CONTAINERS: "app" }), spec);
+        dump["metadata"]["labels"] = json!({ keys::GATED: keys::GATED_OVERRULED, "app": "mine" });
+        dump
+    };
+    let held = json!({"containers": [container("app", "IfNotPresent")]});
+    gate_of(&space.create(&overruled("created", &held)).await?, "app")?;
+    for by in Apply::BOTH {
+        let name = format!("applied-{by:?}").to_lowercase();
+        let stored = space.apply_by(by, &overruled(&name, &held)).await?;
+        gate_of(&stored, "app")?;
+        // Again: it is a pod that exists.
+        let again = space.apply_by(by, &overruled(&name, &held)).await?;
+        ensure!(again["spec"] == stored["spec"], "{again:#}");
+        gate_of(&again, "app")?;
+    }
+    // What is not held has no label that would make the agent blame somebody.
+    let mut windows = held.clone();
+    windows["nodeSelector"] = json!({"kubernetes.io/os": "windows"});
+    let stored = space.create(&overruled("windows", &windows)).await?;
+    not_gated(&stored)?;
+    ensure!(stored["metadata"]["labels"]["app"] == "mine", "{stored:#}");
     Ok(())
 }
 
