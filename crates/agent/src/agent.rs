@@ -202,6 +202,7 @@ async fn start(
     let shelf = Shelf {
         runtime: Arc::clone(&runtime),
         metrics: Arc::clone(&metrics),
+        clock: Clock::start(),
         limits: args.disk.keep_limits(),
         config: configured,
         disk: disk::of_images,

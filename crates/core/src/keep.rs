@@ -8,11 +8,14 @@
 //! it has to spare them (`imagesInEvictionOrder` and `runPostGCHooks`, pkg/kubelet/images/image_gc_manager.go), and then
 //! any pod may use them.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+pub use self::running::Running;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::disk::{Amount, Disk};
@@ -67,7 +70,8 @@ pub struct UsedImage {
     pub current: Option<LocalCopy>,
     /// Whether the registry has given that copy to everybody.
     pub public: bool,
-    /// The copies that containers use, and since when one of them has run without a break.
+    /// The copies that containers use, and since when one of them has run without a break, by the wall clock at that
+    /// time; [`Running::measure`] corrects it.
     pub runs: BTreeMap<Digest, Option<Timestamp>>,
 }
 

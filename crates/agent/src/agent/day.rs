@@ -261,6 +261,7 @@ impl World {
         let keeper = Shelf {
             runtime,
             metrics,
+            clock: Clock::start(),
             limits: Limits {
                 time: 14 * 24 * HOUR,
                 size: Amount::Percent(10),

@@ -11,10 +11,12 @@ use tracing::{debug, info, warn};
 use trylatest_containerd::{ImageRuntime, RuntimeError, alias};
 use trylatest_core::config::Config;
 use trylatest_core::disk::Disk;
-use trylatest_core::keep::{Because, KeptCopy, Limits, Shelf as Decided, UsedImage, shelve};
+use trylatest_core::keep::{
+    Because, KeptCopy, Limits, Running, Shelf as Decided, UsedImage, shelve,
+};
 
 use super::metrics::Metrics;
-use crate::clock;
+use crate::clock::Clock;
 
 /// How often the disk is looked at. The kubelet looks every 10 s whether it has to evict pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -35,6 +37,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Shelf<R> {
     pub(super) runtime: Arc<R>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
     pub(super) limits: Limits,
     /// The administrator's configuration, whenever it changes.
     pub(super) config: watch::Receiver<Config>,
@@ -56,6 +59,7 @@ struct Kept {
     honours_pins: bool,
     /// Whether the disk is nearly full.
     is_tight: bool,
+    running: Running,
 }
 
 impl<R: ImageRuntime> Shelf<R> {
@@ -115,6 +119,7 @@ impl<R: ImageRuntime> Shelf<R> {
             refused: std::mem::take(&mut kept.refused),
             honours_pins,
             is_tight: kept.is_tight,
+            running: std::mem::take(&mut kept.running),
         };
         Ok(())
     }
@@ -122,7 +127,8 @@ impl<R: ImageRuntime> Shelf<R> {
     async fn keep_for_a_while(&mut self, kept: &mut Kept) {
         let until = Instant::now() + LIST_EVERY;
         while Instant::now() < until {
-            let used = self.used.borrow_and_update().clone().unwrap_or_default();
+            let mut used = self.used.borrow_and_update().clone().unwrap_or_default();
+            kept.running.measure(&mut used, self.clock.now());
             let config = self.config.borrow_and_update().clone();
             if let Err(error) = self.decide(kept, &used, &config).await {
                 warn!(%error, "what is kept could not be changed; trying again");
@@ -155,7 +161,7 @@ impl<R: ImageRuntime> Shelf<R> {
         used: &[UsedImage],
         config: &Config,
     ) -> Result<(), RuntimeError> {
-        let (now, disk) = (clock::wall(), (self.disk)());
+        let (now, disk) = (self.clock.now().wall, (self.disk)());
         kept.is_tight = self.limits.is_tight(disk, kept.is_tight);
         let limits = Limits {
             pins: kept.honours_pins && !kept.is_tight,

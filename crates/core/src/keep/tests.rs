@@ -3,6 +3,7 @@ use proptest::collection::{hash_map, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::time::Now;
 
 const GIB: u64 = 1 << 30;
 
@@ -296,6 +297,56 @@ fn the_registry_says_how_long_before_the_flag() {
     let gone = node.step(&[], Some(ROOMY), days(16));
     assert_eq!(gone.forget[0].1, Because::Age);
     assert!(node.kept.is_empty());
+}
+
+/// What happens to a node whose clock nobody can trust: time passes, and the clock is set.
+#[derive(Clone, Copy, Debug)]
+struct Happens {
+    up_minutes: u64,
+    jump_minutes: i64,
+    /// Whether the container has started anew.
+    restarts: bool,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let jump = prop_oneof![3 => Just(0), 1 => -60_000_000..60_000_000_i64];
+    (0..6_u64, jump, proptest::bool::weighted(0.2)).prop_map(
+        |(up_minutes, jump_minutes, restarts)| Happens {
+            up_minutes,
+            jump_minutes,
+            restarts,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_clock_that_jumps_proves_nothing(history in vec(happens(), 1..30)) {
+        let mut node = Node::default();
+        node.step(&[used("app", "old", None)], Some(ROOMY), at(-100));
+        let mut running = Running::default();
+        let (mut up, mut wall) = (Duration::ZERO, at(0));
+        let (mut started, mut since) = (up, wall);
+        let mut is_proven = false;
+        running.measure(&mut [used("app", "new", Some(since))], Now { wall, up });
+        for Happens { up_minutes, jump_minutes, restarts } in history {
+            let passed = Duration::from_mins(up_minutes);
+            up += passed;
+            wall = wall + passed + SignedDuration::from_mins(jump_minutes);
+            // The kubelet's times are in whole seconds; a container that starts anew has another.
+            if restarts && since != wall {
+                (started, since) = (up, wall);
+            }
+            let mut pods = [used("app", "new", Some(since))];
+            running.measure(&mut pods, Now { wall, up });
+            let shelf = node.step(&pods, Some(ROOMY), wall);
+            is_proven |= up - started >= PROVEN_AFTER;
+            let new = node.kept.iter().find(|copy| copy.digest == digest("new"));
+            prop_assert_eq!(new.map(|copy| copy.proven), Some(is_proven));
+            let mut gone = shelf.forget.iter().map(|(_, because)| *because);
+            prop_assert!(is_proven || gone.all(|because| because != Because::Replaced));
+        }
+    }
 }
 
 prop_compose! {
