@@ -16,8 +16,10 @@ const UNPACKED: u64 = 2;
 pub struct Disk {
     /// Its size in bytes.
     pub total: u64,
-    /// Bytes that are free for everybody.
+    /// Bytes that are free for everybody; none while it [lacks inodes](Self::lacks_inodes).
     pub free: u64,
+    /// Whether so few inodes are free that files may soon find none, however many bytes there are.
+    pub lacks_inodes: bool,
 }
 
 /// A part of a file system: `20%`, or so many bytes: `10GiB`.
@@ -93,6 +95,14 @@ pub fn no_room_for(flow: &Flow, bytes_before: u64, disk: Disk, floor: Amount) ->
     if missing == 0 || to_come == 0 {
         return None;
     }
+    if disk.lacks_inodes {
+        let words = format!(
+            "not enough room on this node's disk: it has too few free inodes (df -i shows them; to download: {} of {})",
+            text::bytes(to_come),
+            text::bytes(total),
+        );
+        return Some(Failure::new(FailureClass::Local, words));
+    }
     let words = format!(
         "not enough room on this node's disk: {} more is needed (to download: {} of {}, about {} once unpacked; free: {}; to \
          stay free: {}, --disk-floor)",
@@ -142,6 +152,7 @@ mod tests {
         let disk = Disk {
             total: 1000,
             free: 1,
+            lacks_inodes: false,
         };
         assert_eq!(Amount::Percent(10).of(Some(disk)), Some(100));
         assert_eq!(Amount::Percent(10).to_string(), "10%");
@@ -153,6 +164,7 @@ mod tests {
         let disk = |free| Disk {
             total: 100 * GIB,
             free: free * GIB,
+            lacks_inodes: false,
         };
         let flow = |bytes, total: u64| Flow {
             bytes: bytes * GIB,
@@ -167,6 +179,16 @@ mod tests {
         let words = failure.to_string();
         assert!(words.contains("1.0 GiB more is needed"), "{words}");
         assert!(no_room_for(&flow(1, 2), 0, disk(19), floor).is_some());
+        let no_inodes = Disk {
+            lacks_inodes: true,
+            ..disk(0)
+        };
+        let words = no_room_for(&flow(0, 2), 0, no_inodes, floor).unwrap();
+        let words = words.to_string();
+        assert!(
+            words.contains("too few free inodes") && !words.contains("free: 0"),
+            "{words}"
+        );
         // Most of it was here already, and unpacked.
         assert_eq!(no_room_for(&flow(7, 8), 7 * GIB, disk(18), floor), None);
         // All has come.

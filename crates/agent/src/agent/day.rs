@@ -270,8 +270,11 @@ impl World {
             },
             config,
             disk: || {
-                let (total, free) = (200 * GIB, 100 * GIB);
-                Some(Disk { total, free })
+                Some(Disk {
+                    total: 200 * GIB,
+                    free: 100 * GIB,
+                    lacks_inodes: false,
+                })
             },
             used,
         };

@@ -16,13 +16,14 @@ pub(super) fn of_images() -> Option<Disk> {
     let is_overlay = root.f_type == OVERLAY;
     let block = u64::try_from(root.f_bsize).ok()?;
     // The kubelet evicts pods when 5 % of them are left, too.
-    let few_inodes = root.f_files > 0 && root.f_ffree < root.f_files / 10;
+    let lacks_inodes = root.f_files > 0 && root.f_ffree < root.f_files / 10;
     is_overlay.then(|| Disk {
         total: root.f_blocks.saturating_mul(block),
-        free: if few_inodes {
+        free: if lacks_inodes {
             0
         } else {
             root.f_bavail.saturating_mul(block)
         },
+        lacks_inodes,
     })
 }

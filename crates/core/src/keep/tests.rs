@@ -18,6 +18,7 @@ const LIMITS: Limits = Limits {
 const ROOMY: Disk = Disk {
     total: 100 * GIB,
     free: 60 * GIB,
+    lacks_inodes: false,
 };
 
 fn at(minutes: i64) -> Timestamp {

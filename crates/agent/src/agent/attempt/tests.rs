@@ -343,6 +343,7 @@ const NEARLY_FULL: PullLimits = PullLimits {
         Some(Disk {
             total: 100 << 30,
             free: 16 << 30,
+            lacks_inodes: false,
         })
     },
     ..LIMITS

@@ -62,6 +62,7 @@ impl World {
                 Some(Disk {
                     total: 100 * GIB,
                     free: 50 * GIB,
+                    lacks_inodes: false,
                 })
             },
             used,
