@@ -64,7 +64,7 @@ pub(super) struct Waiting {
 /// ```
 #[derive(Debug)]
 enum Wait {
-    /// A look at the copy, which has been asked for: it may be what the pod's rollout has.
+    /// A look at the copy, which has been asked for: it may be what the pod's rollout has. How long it then waits for a try.
     Same { until: Duration },
     /// The image's try.
     Try { until: Duration },
@@ -281,13 +281,13 @@ impl Waiting {
     /// When its timer ends, if it has one.
     pub(super) fn timer(&self) -> Option<Duration> {
         match self.wait {
-            Wait::Same { until }
-            | Wait::Try { until }
+            Wait::Try { until }
             | Wait::Stalled { until }
             | Wait::FirstWord { until }
             | Wait::Kubelet { until, .. } => Some(until),
             Wait::NextLook { at, .. } => Some(at),
-            Wait::Look { .. } | Wait::LastTry | Wait::Done(_) => None,
+            // A look ends by itself, and what its rollout has is no worse when the pod's time is up.
+            Wait::Same { .. } | Wait::Look { .. } | Wait::LastTry | Wait::Done(_) => None,
         }
     }
 

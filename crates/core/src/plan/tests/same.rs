@@ -99,6 +99,24 @@ fn the_next_pod_starts_from_what_the_first_has_and_asks_nobody() {
 }
 
 #[test]
+fn a_pod_with_little_time_starts_from_it_as_well() {
+    for (copy, wanted) in [("1", Outcome::Same), ("2", Outcome::Fallback)] {
+        let mut world = World::new();
+        first(&mut world, "1");
+        let mut hasty = same("hasty", &world);
+        hasty.settings.timeout = Some(Duration::from_millis(1));
+        assert!(is_look(&world.see(&hasty)));
+        assert_eq!(world.wait(Duration::from_millis(20)), []);
+        let mut actions = world.inspected(&usable(copy));
+        if is_look(&actions) {
+            // There is no time for a try.
+            actions = world.inspected(&usable(copy));
+        }
+        assert_eq!(outcome(&actions), wanted);
+    }
+}
+
+#[test]
 fn another_rollout_namespace_or_workload_asks_as_ever() {
     let mut world = World::new();
     first(&mut world, "1");

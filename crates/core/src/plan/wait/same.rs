@@ -1,7 +1,7 @@
 //! A container that is to start from what its pod's rollout has.
 
 use super::super::same::Origin;
-use super::{Cause, Context, Request, Wait, Waiting, has_spoken, look, terms};
+use super::{Cause, Context, Request, Wait, Waiting, has_spoken, terms};
 use crate::outcome::{Failure, Outcome};
 use crate::verdict::{CachedCopy, Decision, Evidence, may_start_unasked};
 
@@ -30,7 +30,6 @@ impl Waiting {
         context: &Context<'_>,
     ) -> Option<(Wait, Request)> {
         match (&self.wait, cause) {
-            (&Wait::Same { until }, Cause::Time) if until <= context.now.up => Some(look(false)),
             (&Wait::Same { until }, Cause::Looked(copy)) => {
                 let done = self.same(copy, context);
                 let tried = (Wait::Try { until }, Request::Try);
