@@ -81,11 +81,18 @@ impl Knowledge {
             .of_name(name)
             .map(|known| known.facts.clone())
             .unwrap_or_default();
-        if facts.confirmed.is_none() {
-            let mut siblings = self.siblings(name);
-            facts.needs_credentials |= siblings.any(|known| known.facts.needs_credentials);
-        }
+        facts.needs_credentials = self.needs_credentials(name);
         facts
+    }
+
+    /// The same of these facts alone: whether a registry that answers gives the name nobody without credentials.
+    pub(crate) fn needs_credentials(&self, name: &ImageName) -> bool {
+        let own = self.of_name(name).map(|known| &known.facts);
+        let needs = |facts: &Facts| facts.needs_credentials;
+        if own.is_some_and(|facts| facts.confirmed.is_some()) {
+            return own.is_some_and(needs);
+        }
+        self.siblings(name).any(|known| needs(&known.facts))
     }
 
     /// The registry has refused this name, and nothing else is remembered of that yet.

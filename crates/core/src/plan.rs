@@ -216,9 +216,9 @@ impl Planner {
             .chain(self.handovers_due(now))
             .chain(self.cuts_due())
             .chain(self.probes_due(now))
+            .chain(self.next_refresh())
             .map(|at| at.saturating_sub(now.up))
             .chain(stale)
-            .chain(self.next_refresh(now))
             .min()
     }
 
@@ -482,7 +482,7 @@ impl Planner {
                     knowledge: &self.knowledge,
                     rules: &Arc::clone(&container.rules),
                     gate_runs,
-                    rollout: rollouts.get(&pod.seen.id.uid),
+                    rollout: rollouts.of(&pod.seen),
                     is_moving,
                 };
                 needs.push(container.step(cause, &context));

@@ -60,7 +60,7 @@ pub struct GatedPod {
 }
 
 /// What pods have in common that were made from one version of one template, within a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision {
     /// The uid of the object that has made the pod.
     pub owner: String,

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Section};
 use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::keys;
@@ -169,17 +169,14 @@ impl NodeRules {
     /// What applies to a container with this image of a pod that sets nothing, in this namespace.
     pub fn by_default(&self, namespace: Option<&str>, image: Option<&ImageName>) -> Rules {
         let Config { ceilings, .. } = &self.config;
-        let max_age = self
-            .config
-            .find(namespace, image, |section| section.max_age);
+        let sections = self.config.sections(namespace, image);
+        let sections: Vec<&Section> = sections.map(|(_, section)| section).collect();
+        let first = || sections.iter().copied();
+        let max_age = first().find_map(|section| section.max_age);
         let max_age = max_age.map(|age| Source::Administrator.says(age));
-        let fallback_on = self
-            .config
-            .find(namespace, image, |section| section.fallback_on.clone());
+        let fallback_on = first().find_map(|section| section.fallback_on.clone());
         let fallback_on = fallback_on.map(|classes| Source::Administrator.says(classes));
-        let try_for = self
-            .config
-            .find(namespace, image, |section| section.try_for);
+        let try_for = first().find_map(|section| section.try_for);
         Rules {
             try_for: at_most(try_for.unwrap_or(self.try_for), ceilings.try_for),
             max_age: capped(max_age, ceilings.max_age),

@@ -31,6 +31,8 @@ pub(super) struct Refresh {
     every: Option<Duration>,
     /// The next is due no earlier.
     paced_until: Duration,
+    /// When to look again.
+    next: Option<Duration>,
     /// What has started without a try, or again, and when: it is due unless it was tried since.
     wanted: BTreeMap<ImageName, Timestamp>,
 }
@@ -73,23 +75,35 @@ impl Planner {
 
     /// Queues the image that is due for longest, if one is.
     pub(super) fn refresh_due(&mut self, now: Now) {
-        if self.is_stopping || now.up < self.refresh.paced_until {
+        self.refresh.next = None;
+        if self.is_stopping {
             return;
         }
         self.forget_tried();
-        let due = self.refreshes(now).filter(|(left, _)| left.is_zero());
-        let Some((_, name)) = due.min_by_key(|(_, name)| self.waits_since(name)) else {
-            return;
-        };
-        self.refresh.paced_until = now.up + PACE;
-        self.images.entry(name).or_default().refresh(now.up);
+        let is_paced = now.up < self.refresh.paced_until;
+        let (mut due, mut next) = (None, None);
+        for (left, name) in self.refreshes(now) {
+            if left.is_zero() && !is_paced {
+                let turn = (self.waits_since(name), name);
+                let first = due.map_or(turn, |other| turn.min(other));
+                if due.replace(first).is_none() {
+                    continue;
+                }
+            }
+            // One that is due and not the first is looked at again once the pace allows it.
+            next = Some(next.map_or(left, |next: Duration| next.min(left)));
+        }
+        if let Some(name) = due.map(|(_, name)| name.clone()) {
+            self.refresh.paced_until = now.up + PACE;
+            self.images.entry(name).or_default().refresh(now.up);
+        }
+        let paced_until = self.refresh.paced_until;
+        self.refresh.next = next.map(|left| paced_until.max(now.up + left));
     }
 
-    /// When to look again.
-    pub(super) fn next_refresh(&self, now: Now) -> Option<Duration> {
-        let paced = self.refresh.paced_until.saturating_sub(now.up);
-        let left = self.refreshes(now).map(|(left, _)| left).min()?;
-        Some(left.max(paced))
+    /// When to look again, as far as it was known after the last event.
+    pub(super) fn next_refresh(&self) -> Option<Duration> {
+        self.refresh.next
     }
 
     /// What was tried since it was wanted is not wanted any more, and what the registry gives nobody without credentials
@@ -99,13 +113,13 @@ impl Planner {
         self.refresh.wanted.retain(|name, started| {
             let last = knowledge.last_try(name);
             let is_tried = last.is_some_and(|last| last.started >= *started);
-            let is_private = knowledge.facts(name).needs_credentials;
+            let is_private = knowledge.needs_credentials(name);
             !is_tried && !is_private && !name.has_digest()
         });
     }
 
     /// How long until each image is due that can be refreshed now.
-    fn refreshes(&self, now: Now) -> impl Iterator<Item = (Duration, ImageName)> {
+    fn refreshes(&self, now: Now) -> impl Iterator<Item = (Duration, &ImageName)> {
         let every = self.refresh.every.into_iter();
         let regularly = every.flat_map(move |every| {
             let used: BTreeSet<&ImageName> = self
@@ -121,18 +135,18 @@ impl Planner {
                     longest: every,
                 };
                 let pause = every.pause(1, (name, &self.node));
-                (self.left_of(now, name, pause), name.clone())
+                (self.left_of(now, name, pause), name)
             })
         });
         let wanted = self.refresh.wanted.keys();
         let wanted = wanted.filter(|name| self.is_refreshable(name));
-        let wanted = wanted.map(move |name| (self.left_of(now, name, AFTER_START), name.clone()));
+        let wanted = wanted.map(move |name| (self.left_of(now, name, AFTER_START), name));
         regularly.chain(wanted)
     }
 
     fn is_refreshable(&self, name: &ImageName) -> bool {
         let is_busy = self.images.get(name).is_some_and(Image::is_busy);
-        let is_private = self.knowledge.facts(name).needs_credentials;
+        let is_private = self.knowledge.needs_credentials(name);
         !is_busy && !is_private && !name.has_digest() && self.circuits.of(name).is_none()
     }
 

@@ -28,6 +28,27 @@ pub(super) enum Origin {
     FellBack(FailureClass),
 }
 
+/// What some rollouts have of one image on this node.
+#[derive(Debug, Default)]
+pub(super) struct Rollouts(BTreeMap<Revision, BTreeMap<String, Rollout>>);
+
+impl Rollouts {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// That of this pod, if it has to start from what its rollout has.
+    pub(super) fn of(&self, pod: &GatedPod) -> Option<&Rollout> {
+        self.0.get(pod.rollout()?)?.get(&pod.id.namespace)
+    }
+
+    /// That which this pod belongs to, whether it has to start from that or not.
+    fn mut_of(&mut self, pod: &GatedPod) -> Option<&mut Rollout> {
+        let revision = pod.revision.as_ref()?;
+        self.0.get_mut(revision)?.get_mut(&pod.id.namespace)
+    }
+}
+
 /// What the pods of one rollout have of one image on this node.
 #[derive(Debug, Default)]
 pub(super) struct Rollout {
@@ -38,28 +59,6 @@ pub(super) struct Rollout {
 }
 
 impl Rollout {
-    /// What this pod's rollout has, the pod itself included; none if it does not have to start from that.
-    fn of<'a>(
-        pod: &Pod,
-        name: &ImageName,
-        pods: impl Iterator<Item = &'a Pod>,
-        knowledge: &Knowledge,
-    ) -> Option<Self> {
-        let revision = pod.seen.rollout()?;
-        let namespace = &pod.seen.id.namespace;
-        let is_fellow = |other: &&Pod| {
-            other.seen.revision.as_ref() == Some(revision) && other.seen.id.namespace == *namespace
-        };
-        let mut fellows: Vec<&Pod> = pods.filter(is_fellow).collect();
-        fellows.sort_by_key(|pod| (pod.seen.created, &pod.seen.id.name));
-        let mut rollout = Self::default();
-        for (digest, origin) in fellows.iter().flat_map(|pod| pod.has(name, knowledge)) {
-            rollout.first.get_or_insert_with(|| digest.clone());
-            rollout.has.entry(digest).or_insert(origin);
-        }
-        Some(rollout)
-    }
-
     /// What the one that was created first has.
     pub(super) fn first(&self) -> Option<&Digest> {
         self.first.as_ref()
@@ -149,28 +148,48 @@ impl Pod {
 }
 
 impl Planner {
-    /// What the rollouts of the pods that wait for this image have of it, by the pods' uids.
-    pub(super) fn rollouts(&self, name: &ImageName) -> BTreeMap<String, Rollout> {
-        let waits = |pod: &&Pod| {
+    /// What the rollouts of the pods that wait for this image have of it. A pod whose gate runs again knows it from itself.
+    pub(super) fn rollouts(&self, name: &ImageName) -> Rollouts {
+        let mut rollouts = Rollouts::default();
+        for pod in self.pods.values() {
             let mut containers = pod.round.iter().flat_map(|round| &round.containers);
-            pod.seen.rollout().is_some() && containers.any(|c| c.image() == Some(name))
-        };
-        let waiting = self.pods.iter().filter(|(_, pod)| waits(pod));
-        let rollouts = waiting.filter_map(|(uid, pod)| {
-            let rollout = Rollout::of(pod, name, self.pods.values(), &self.knowledge);
-            Some((uid.clone(), rollout?))
-        });
-        rollouts.collect()
+            if let Some(revision) = pod.seen.rollout()
+                && containers.any(|container| container.image() == Some(name))
+            {
+                let namespaces = rollouts.0.entry(revision.clone()).or_default();
+                namespaces.entry(pod.seen.id.namespace.clone()).or_default();
+            }
+        }
+        if rollouts.is_empty() {
+            return rollouts;
+        }
+        let mut pods: Vec<&Pod> = self.pods.values().collect();
+        pods.sort_by_key(|pod| (pod.seen.created, &pod.seen.id.name));
+        for pod in pods {
+            let Some(rollout) = rollouts.mut_of(&pod.seen) else {
+                continue;
+            };
+            for (digest, origin) in pod.has(name, &self.knowledge) {
+                rollout.first.get_or_insert_with(|| digest.clone());
+                rollout.has.entry(digest).or_insert(origin);
+            }
+        }
+        rollouts
     }
 
     /// The images of this pod of which its rollout has something.
     fn images_of_rollout(&self, uid: &str) -> BTreeSet<ImageName> {
-        let Some(pod) = self.pods.get(uid) else {
+        let pod = self.pods.get(uid);
+        let Some((pod, revision)) = pod.and_then(|pod| Some((pod, pod.seen.rollout()?))) else {
             return BTreeSet::new();
         };
+        let is_fellow = |other: &&Pod| {
+            other.seen.revision.as_ref() == Some(revision)
+                && other.seen.id.namespace == pod.seen.id.namespace
+        };
         let has = |name: &&ImageName| {
-            let rollout = Rollout::of(pod, name, self.pods.values(), &self.knowledge);
-            rollout.is_some_and(|rollout| rollout.first.is_some())
+            let mut fellows = self.pods.values().filter(is_fellow);
+            fellows.any(|fellow| !fellow.has(name, &self.knowledge).is_empty())
         };
         pod.images().filter(has).cloned().collect()
     }
