@@ -93,15 +93,13 @@ impl Install {
     ///
     /// # Errors
     /// What kubectl says.
-    pub async fn remove(&self, cluster: &Cluster) -> anyhow::Result<String> {
+    pub async fn remove(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let overlay = self.overlay.to_str().context("a path that is no text")?;
-        let agents = ["delete", "daemonset", DAEMON_SET, "--cascade=foreground"];
-        let namespace = format!("--namespace={NAMESPACE}");
-        let first = agents.into_iter().chain([namespace.as_str()]);
-        cluster.kubectl(&first.collect::<Vec<_>>()).await?;
-        cluster
-            .kubectl(&["delete", "-k", overlay, "--ignore-not-found"])
-            .await
+        for command in uninstall(overlay)? {
+            let args: Vec<&str> = command.iter().map(String::as_str).collect();
+            cluster.kubectl(&args).await?;
+        }
+        Ok(())
     }
 
     /// Applies the manifests, again if need be.
@@ -294,6 +292,26 @@ impl Install {
         self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
         Ok(())
     }
+}
+
+/// What the README says to remove TryLatest, for the manifests in this folder: the arguments of kubectl, in order.
+///
+/// # Errors
+/// The README does not say it any more.
+pub fn uninstall(manifests: &str) -> anyhow::Result<Vec<Vec<String>>> {
+    let readme = include_str!("../../README.md");
+    let (_, below) = readme
+        .split_once("\nTo remove it,")
+        .context("no such part")?;
+    let (_, code) = below.split_once("```sh\n").context("no commands")?;
+    let (code, _) = code.split_once("```").context("no end")?;
+    let commands = code.lines().map(|line| {
+        let mut words = line.split(' ');
+        ensure!(words.next() == Some("kubectl"), "{line}");
+        let word = |word| if word == "manifests" { manifests } else { word };
+        Ok(words.map(|own| word(own).to_owned()).collect())
+    });
+    commands.collect()
 }
 
 fn is_ready(pod: &Pod) -> bool {

@@ -14,6 +14,7 @@ mod quiet;
 mod rights;
 mod space;
 mod templates;
+mod uninstall;
 mod watch;
 
 use std::path::PathBuf;
@@ -174,6 +175,7 @@ fn main() -> ExitCode {
             others::cases(),
             rights::cases(),
             watch::cases(),
+            uninstall::cases(),
         ]
         .into_iter()
         .flatten()
