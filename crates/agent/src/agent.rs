@@ -6,6 +6,7 @@
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
 //! | [`config`] | the administrator's configuration file | the rules, and how long copies are kept; Events |
 //! | [`node`] | the node's report | the node's annotations and condition |
+//! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics |
 //! | [`http::serve_images`] | requests over a Unix socket | the index |
@@ -34,6 +35,7 @@ mod metrics;
 mod node;
 mod offers;
 mod pods;
+mod rollbacks;
 mod serve;
 mod shelf;
 
@@ -67,6 +69,7 @@ use self::metrics::Channel;
 pub use self::metrics::Metrics;
 use self::node::NodeWriter;
 use self::pods::Pods;
+use self::rollbacks::Rollbacks;
 use self::shelf::Shelf;
 use crate::args::{AgentArgs, LogFormat};
 use crate::clock::Clock;
@@ -163,6 +166,7 @@ async fn start(
     };
     let (report, reported) = watch::channel(None);
     let (use_of, used) = watch::channel(None);
+    let (found, rolled_back) = watch::channel(None);
     let (config, configured) = config.follow();
     let (gates, waiting) = offers::channel(GATES_MAX, metrics.overflows(Channel::Gates));
     let pods = Pods {
@@ -175,6 +179,7 @@ async fn start(
         clock: Clock::start(),
         config: configured.clone(),
         disk_floor: args.disk.disk_floor,
+        rolled_back,
         kubelet_verifies: args.kubelet_verifies,
         report,
         used: use_of,
@@ -199,6 +204,10 @@ async fn start(
         api: api.clone(),
         report: reported,
     };
+    let rollbacks = Rollbacks {
+        runtime: Arc::clone(&runtime),
+        found,
+    };
     let shelf = Shelf {
         runtime: Arc::clone(&runtime),
         metrics: Arc::clone(&metrics),
@@ -214,6 +223,7 @@ async fn start(
     own(&mut tasks, "gate image", keeper.run(stop.clone()));
     own(&mut tasks, "node report", node.run(stop.clone()));
     own(&mut tasks, "kept copies", shelf.run(stop.clone()));
+    own(&mut tasks, "rollbacks", rollbacks.run(stop.clone()));
     let config = config.run(api, own_pod, stop.clone());
     own(&mut tasks, "configuration", config);
     let http = http::serve(listener, Arc::clone(health), metrics, stop.clone());

@@ -19,7 +19,7 @@ use trylatest_core::rules::{NodeRules, PullLimit};
 #[command(name = "trylatest", version, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 done; 1 failed, or the gate refuses to let the pod start; 2 invalid \
-                        flag or environment variable."
+                        flag or environment variable; 3 nothing to roll back to."
 )]
 pub struct Cli {
     /// What to do.
@@ -50,6 +50,11 @@ pub enum Command {
     /// Show what the agent remembers about this node's TryLatest images
     Images(ImagesArgs),
     /// Point an image's name on this node back to the previous copy
+    ///
+    /// The previous copy is kept until a container has run from the newest for ten minutes. The name stays until the next
+    /// successful try moves it on: move the tag back in the registry as well. A second rollback changes nothing.
+    ///
+    /// Exit codes: 0 the name points to the previous copy, now or already; 1 failed; 3 this node keeps no previous copy.
     Rollback(RollbackArgs),
     /// Unpack an image's copy on this node again, and pull what its tag points to now
     ///
@@ -304,6 +309,10 @@ pub struct RollbackArgs {
     /// The image, as pods name it
     pub image: ImageName,
 
+    /// The agent's state folder: only one command at a time changes names on a node
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+
     /// How to reach containerd.
     #[command(flatten)]
     pub containerd: ContainerdArgs,
@@ -320,6 +329,10 @@ pub struct RepairArgs {
     /// taken away, so that the kubelet pulls it for the next pod
     #[arg(long)]
     pub download: bool,
+
+    /// The agent's state folder: only one command at a time changes names on a node
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
 
     /// How to reach containerd.
     #[command(flatten)]

@@ -13,7 +13,9 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::net::UnixStream;
-use trylatest_core::record::{ImageRecord, Try};
+use trylatest_core::digest::Digest;
+use trylatest_core::record::{Facts, ImageRecord, Try};
+use trylatest_core::time::short_age;
 use trylatest_index::Index;
 
 use crate::agent::{INDEX, SOCKET};
@@ -104,13 +106,14 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
         "CONFIRMED",
         "TRIES/7D",
         "FAILED/7D",
+        "ROLLED BACK",
     ]);
     for record in records {
         let last = record.tries.first();
         let ago = |then: Option<Timestamp>| {
             then.map_or_else(
                 || "never".to_owned(),
-                |then| format!("{} ago", trylatest_core::time::short_age(now, then)),
+                |then| format!("{} ago", short_age(now, then)),
             )
         };
         let digest = record
@@ -130,9 +133,18 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
             ago(record.copy_confirmed()),
             record.week.tries.to_string(),
             record.week.failures.to_string(),
+            rolled_back(&record.facts, now),
         ]);
     }
     table.trim_fmt()
+}
+
+/// When, and from what, the name was pointed back by hand.
+fn rolled_back(facts: &Facts, now: Timestamp) -> String {
+    facts.rolled_back.as_ref().map_or("-".to_owned(), |back| {
+        let from = back.from.as_ref().map_or("-", Digest::short);
+        format!("{} ago from {from}", short_age(now, back.time))
+    })
 }
 
 /// Who pulled.
@@ -148,19 +160,24 @@ mod tests {
     use std::time::Duration;
 
     use trylatest_core::outcome::{Failure, FailureClass};
-    use trylatest_core::record::{Facts, LocalCopy, TryResult, Week};
+    use trylatest_core::record::{LocalCopy, RolledBack, TryResult, Week};
 
     use super::*;
 
     #[test]
     fn the_table_has_a_line_an_image() {
-        let started = "2026-01-01T12:00:00Z".parse().unwrap();
+        let started: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
         let record = ImageRecord {
             image: "reg.example/app".parse().unwrap(),
             facts: Facts {
                 copy: Some(LocalCopy {
                     digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
                     size_bytes: None,
+                }),
+                rolled_back: Some(RolledBack {
+                    time: started + Duration::from_secs(40),
+                    from: format!("sha256:{}", "cd".repeat(32)).parse().ok(),
+                    to: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
                 }),
                 ..Facts::default()
             },
@@ -183,7 +200,7 @@ mod tests {
         };
         let text = table(&[record], started + Duration::from_secs(60));
         let mut lines = text.lines();
-        assert!(lines.next().unwrap().contains("FAILED/7D"));
+        assert!(lines.next().unwrap().contains("ROLLED BACK"));
         let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
         assert_eq!(
             words,
@@ -197,7 +214,11 @@ mod tests {
                 "ago",
                 "never",
                 "3",
-                "1"
+                "1",
+                "20s",
+                "ago",
+                "from",
+                "sha256:cdcdcdcdcdcd"
             ]
         );
     }

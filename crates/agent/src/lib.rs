@@ -20,12 +20,16 @@ mod node;
 pub mod repair;
 pub mod rollback;
 mod shown;
+mod turn;
 mod undo;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
+
+/// What a rollback ends with on a node that has no previous copy: as `args` says.
+const NOTHING_TO_ROLL_BACK_TO: u8 = 3;
 
 /// Runs a command to its end. The exit code is 0 if the command succeeded.
 pub fn run(cli: Cli) -> ExitCode {
@@ -41,7 +45,11 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("trylatest: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<rollback::NothingToRollBackTo>() {
+                ExitCode::from(NOTHING_TO_ROLL_BACK_TO)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use trylatest_core::text::{self, bytes};
 use crate::args::RepairArgs;
 use crate::node::run_on_containerd;
 use crate::shown::Shown;
+use crate::turn;
 use crate::undo::{Undo, digest_of};
 
 /// For each call to containerd. A collection of garbage, which removes what was unpacked, takes a while on a large node.
@@ -48,9 +49,11 @@ pub fn run(args: RepairArgs) -> anyhow::Result<()> {
     let RepairArgs {
         image,
         download,
+        state_dir,
         containerd,
     } = args;
     run_on_containerd(containerd, DEADLINE, async |node| {
+        let _turn = turn::take(&state_dir).await?;
         Box::pin(repair(node, &image, download, &Shown::on_stderr())).await
     })
 }

@@ -32,6 +32,17 @@ pub fn undo(image: &ImageName) -> String {
     format!("{UNDO}{}", mangled(image))
 }
 
+/// The alias that says that the image's name was pointed back to an earlier copy, and keeps that. It means nothing once the
+/// name points to something else.
+pub fn rolled_back(image: &ImageName) -> String {
+    format!("{ROLLED_BACK}{}", mangled(image))
+}
+
+/// The image of which this alias says that its name was pointed back, if it is one of [`rolled_back`].
+pub fn rolled_back_image(alias: &str) -> Option<ImageName> {
+    demangled(alias.strip_prefix(ROLLED_BACK)?)
+}
+
 /// What an alias is the only record of, should whoever made it be killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Journal {
@@ -59,6 +70,11 @@ impl Journal {
 /// The alias that keeps this copy for the next outage.
 pub fn copy(copy: &KeptCopy) -> String {
     let (image, digest) = copy.id();
+    copy_at(image, digest)
+}
+
+/// The same, by the image and what its name pointed to.
+pub(crate) fn copy_at(image: &ImageName, digest: &Digest) -> String {
     let digest = digest.as_str().replace(':', "+");
     format!("{COPIES}{digest},{}", mangled(image))
 }
@@ -82,6 +98,9 @@ fn demangled(name: &str) -> Option<ImageName> {
 const ASIDE: &str = "TryLatest,aside,";
 
 const UNDO: &str = "TryLatest,undo,";
+
+/// Begins every alias of a name that was pointed back.
+pub(crate) const ROLLED_BACK: &str = "TryLatest,rolled-back,";
 
 /// Begins every alias of a copy that is kept for the next outage.
 pub(crate) const COPIES: &str = "TryLatest,copy,";
@@ -141,6 +160,10 @@ mod tests {
             assert_eq!(check(&alias), Ok(()));
             assert_eq!(copy_of(&alias), Some((image.clone(), digest)));
             assert_eq!(copy_of(&aside(&image)), None);
+            let alias = rolled_back(&image);
+            assert_eq!(check(&alias), Ok(()));
+            assert_eq!(rolled_back_image(&alias), Some(image.clone()));
+            assert_eq!(rolled_back_image(&undo(&image)), None);
         }
         for bad in [
             "",

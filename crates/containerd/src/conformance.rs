@@ -167,7 +167,8 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         kept:
             a_copy_is_kept_and_says_what_is_known,
             a_kept_copy_survives_its_names,
-            a_private_copy_gets_no_name_back;
+            a_private_copy_gets_no_name_back,
+            a_rollback_is_written_down;
         names:
             a_pull_leaves_labels,
             a_try_that_was_cut_off_loses_no_label,

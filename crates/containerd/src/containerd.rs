@@ -1,6 +1,6 @@
 //! The real runtime: [`ImageRuntime`] on containerd.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,8 +10,10 @@ use k8s_cri::v1::{
     ImageSpec, ImageStatusRequest, ListImagesRequest as CriListImagesRequest, PullImageRequest,
     VersionRequest,
 };
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
+use trylatest_core::record::RolledBack;
 
 use crate::alias::Journal;
 use crate::calls::{CallObserver, Calls};
@@ -26,7 +28,7 @@ use crate::runtime::{
     PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
 };
 use crate::snapshotter::Snapshotter;
-use crate::{containers, events, kept, labels, made, mend, names, proof, renew};
+use crate::{containers, events, kept, labels, made, mend, names, proof, renew, rolled_back};
 
 /// How to reach containerd.
 #[derive(Clone, Debug)]
@@ -234,6 +236,25 @@ impl ImageRuntime for Containerd {
 
     async fn kept_copies(&self) -> Result<Vec<KeptCopy>, RuntimeError> {
         kept::kept_copies(self).await
+    }
+
+    async fn pointed(
+        &self,
+        images: &BTreeSet<ImageName>,
+    ) -> Result<BTreeMap<ImageName, Digest>, RuntimeError> {
+        names::pointed(self, images).await
+    }
+
+    async fn mark_rolled_back(
+        &self,
+        image: &ImageName,
+        back: &RolledBack,
+    ) -> Result<(), RuntimeError> {
+        rolled_back::mark(self, image, back).await
+    }
+
+    async fn rolled_back(&self) -> Result<BTreeMap<ImageName, RolledBack>, RuntimeError> {
+        rolled_back::list(self).await
     }
 
     async fn restore_kept(&self, image: &ImageName) -> Result<bool, RuntimeError> {

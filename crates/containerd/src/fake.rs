@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::record::RolledBack;
 
 use crate::containerd::locked;
 use crate::program::Program;
@@ -91,6 +92,8 @@ struct Content {
     program: Option<String>,
     /// What the alias of a kept copy says.
     kept: Option<KeptCopy>,
+    /// What the alias of a name that was pointed back says.
+    rolled_back: Option<RolledBack>,
 }
 
 /// What the disk loses of a copy.
@@ -338,6 +341,7 @@ fn content(digest: &str, size_bytes: u64) -> Content {
         labels: HashMap::new(),
         program: None,
         kept: None,
+        rolled_back: None,
     }
 }
 

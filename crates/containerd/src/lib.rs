@@ -38,6 +38,7 @@ mod program;
 mod progress;
 mod proof;
 mod renew;
+mod rolled_back;
 pub mod runtime;
 mod snapshots;
 mod snapshotter;

@@ -1,6 +1,6 @@
 //! Names in containerd's image store: aliases that keep an image, and names restored from them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -10,6 +10,7 @@ use containerd_client::types::Descriptor;
 use prost_types::FieldMask;
 use tokio::time::Instant;
 use tonic::{Code, Status};
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 
 use crate::alias::{self, Journal};
@@ -205,6 +206,34 @@ pub(crate) async fn journal(
             Some((alias, image))
         })
         .collect())
+}
+
+/// Most names that are asked for at once: a filter each.
+const ASKED_AT_ONCE: usize = 100;
+
+/// See [`crate::ImageRuntime::pointed`].
+pub(crate) async fn pointed(
+    node: &Containerd,
+    images: &BTreeSet<ImageName>,
+) -> Result<BTreeMap<ImageName, Digest>, RuntimeError> {
+    let mut all = BTreeMap::new();
+    let asked: Vec<&ImageName> = images.iter().collect();
+    for some in asked.chunks(ASKED_AT_ONCE) {
+        let request = ListImagesRequest {
+            filters: some
+                .iter()
+                .map(|name| format!("name==\"{name}\""))
+                .collect(),
+        };
+        let mut images = node.calls.images();
+        let call = images.list(request);
+        let listed = node.calls.call("looking images up", call).await?;
+        all.extend(listed.images.into_iter().filter_map(|image| {
+            let digest = image.target?.digest.parse().ok()?;
+            Some((image.name.parse().ok()?, digest))
+        }));
+    }
+    Ok(all)
 }
 
 /// Whether a container can start from the copy. CRI learns of a name that was just pulled by an event.

@@ -1,15 +1,17 @@
 //! What the agent needs of a container runtime: the seam between the agent and containerd.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::Failure;
+use trylatest_core::record::RolledBack;
 
 use crate::alias::Journal;
 use crate::program::Program;
@@ -174,6 +176,34 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// # Errors
     /// containerd did not answer.
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send;
+
+    /// What these names point to now, without a proof. Those that are not there are left out.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn pointed(
+        &self,
+        images: &BTreeSet<ImageName>,
+    ) -> impl Future<Output = Result<BTreeMap<ImageName, Digest>, RuntimeError>> + Send;
+
+    /// Writes down that the image's name is pointed back to what [`RolledBack::to`] says, which the image's kept copy must
+    /// be: an alias ([`crate::alias::rolled_back`]), which [`ImageRuntime::forget`] removes. It does not move the name.
+    ///
+    /// # Errors
+    /// There is no such copy, or containerd did not answer.
+    fn mark_rolled_back(
+        &self,
+        image: &ImageName,
+        back: &RolledBack,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Everything that was written down like that, also where the name points to something else by now.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn rolled_back(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<ImageName, RolledBack>, RuntimeError>> + Send;
 
     /// Restores the image's name from the newest of these copies, if that is everybody's and the name is gone. True if
     /// it had to.
@@ -614,6 +644,27 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send {
         R::kept_copies(self)
+    }
+
+    fn pointed(
+        &self,
+        images: &BTreeSet<ImageName>,
+    ) -> impl Future<Output = Result<BTreeMap<ImageName, Digest>, RuntimeError>> + Send {
+        R::pointed(self, images)
+    }
+
+    fn mark_rolled_back(
+        &self,
+        image: &ImageName,
+        back: &RolledBack,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send {
+        R::mark_rolled_back(self, image, back)
+    }
+
+    fn rolled_back(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<ImageName, RolledBack>, RuntimeError>> + Send {
+        R::rolled_back(self)
     }
 
     fn restore_kept(

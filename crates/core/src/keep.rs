@@ -66,7 +66,7 @@ impl KeptCopy {
 pub struct UsedImage {
     /// The image, in full.
     pub image: ImageName,
-    /// What its name points to, if there is a copy.
+    /// What its name pointed to when it was last looked at, if there was a copy.
     pub current: Option<LocalCopy>,
     /// Whether the registry has given that copy to everybody.
     pub public: bool,
@@ -148,17 +148,19 @@ impl Item {
     }
 }
 
-/// Decides what is kept from now on. `kept` is what is kept now, `disk` the file system that holds the images, if it
-/// is known. What is used is always kept, unless it is not to be kept at all; nothing else is if the limits depend on a file system that is not known.
+/// Decides what is kept from now on. `kept` is what is kept now, `names` what the names of those images and of the used ones
+/// point to now, `disk` the file system that holds the images, if it is known. What is used, or what a name points to,
+/// is not replaced. What is used is always kept, unless it is not to be kept at all; nothing else is if the limits depend on a file system that is not known.
 pub fn shelve(
     kept: &[KeptCopy],
     used: &[UsedImage],
+    names: &BTreeMap<ImageName, Digest>,
     limits: &Limits,
     config: &Config,
     disk: Option<Disk>,
     now: Timestamp,
 ) -> Shelf {
-    let mut items = merged(kept, used, now);
+    let mut items = merged(kept, used, names, now);
     replace(&mut items);
     for item in &mut items {
         let time = config.find(None, Some(&item.copy.image), |section| section.keep);
@@ -177,7 +179,12 @@ pub fn shelve(
 }
 
 /// What is kept and what is used, by image.
-fn merged(kept: &[KeptCopy], used: &[UsedImage], now: Timestamp) -> Vec<Item> {
+fn merged(
+    kept: &[KeptCopy],
+    used: &[UsedImage],
+    names: &BTreeMap<ImageName, Digest>,
+    now: Timestamp,
+) -> Vec<Item> {
     let mut items: BTreeMap<(ImageName, Digest), Item> = BTreeMap::new();
     for copy in kept {
         let item = Item {
@@ -192,8 +199,10 @@ fn merged(kept: &[KeptCopy], used: &[UsedImage], now: Timestamp) -> Vec<Item> {
     }
     for image in used {
         let nothing = None;
-        let current = image.current.as_ref();
-        let current_runs = current.map(|copy| (&copy.digest, &nothing));
+        // Somebody may have moved the name since.
+        let current = names.get(&image.image);
+        let current = current.or(image.current.as_ref().map(|copy| &copy.digest));
+        let current_runs = current.map(|digest| (digest, &nothing));
         for (digest, since) in current_runs.into_iter().chain(&image.runs) {
             let key = (image.image.clone(), digest.clone());
             let item = items.entry(key).or_insert_with(|| new(image, digest, now));
@@ -202,8 +211,17 @@ fn merged(kept: &[KeptCopy], used: &[UsedImage], now: Timestamp) -> Vec<Item> {
             item.copy.proven |= since.is_some_and(|since| age(now, since) >= PROVEN_AFTER);
         }
         if let Some(current) = current {
-            make_current(&mut items, image, current, now);
+            make_current(&mut items, &image.image, current, now);
         }
+        if let Some(seen) = &image.current
+            && let Some(item) = items.get_mut(&(image.image.clone(), seen.digest.clone()))
+        {
+            item.copy.public = image.public;
+            item.copy.size_bytes = seen.size_bytes.unwrap_or(item.copy.size_bytes);
+        }
+    }
+    for (image, digest) in names {
+        make_current(&mut items, image, digest, now);
     }
     items.into_values().collect()
 }
@@ -228,24 +246,23 @@ fn new(image: &UsedImage, digest: &Digest, now: Timestamp) -> Item {
     }
 }
 
+/// The name points to this copy, if it is kept or used.
 fn make_current(
     items: &mut BTreeMap<(ImageName, Digest), Item>,
-    image: &UsedImage,
-    current: &LocalCopy,
+    image: &ImageName,
+    current: &Digest,
     now: Timestamp,
 ) {
     let of_image = items
         .values()
-        .filter(|item| item.copy.image == image.image && item.copy.digest != current.digest);
+        .filter(|item| item.copy.image == *image && item.copy.digest != *current);
     let newest = of_image.map(|item| item.copy.since).max();
-    let key = (image.image.clone(), current.digest.clone());
+    let key = (image.clone(), current.clone());
     let Some(item) = items.get_mut(&key) else {
         return;
     };
     item.is_current = true;
-    item.copy.public = image.public;
-    item.copy.size_bytes = current.size_bytes.unwrap_or(item.copy.size_bytes);
-    // It is new, or the tag has come back to it.
+    // It is new, or the name has come back to it.
     let is_newest = newest.is_none_or(|newest| newest < item.copy.since);
     if item.before.is_none() || !is_newest {
         // The clock may have been set back.

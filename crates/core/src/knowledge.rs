@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::digest::Digest;
 use crate::image::ImageName;
-use crate::record::{Facts, ImageRecord, Try};
+use crate::record::{Facts, ImageRecord, RolledBack, Try};
 
 /// What is known about one image name.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +57,23 @@ impl Knowledge {
     /// Adds what a try has shown.
     pub(crate) fn add(&mut self, tried: &Try) {
         self.entry(&tried.image).add(tried);
+    }
+
+    /// Takes over which names are pointed back to an earlier copy: these and no others. True if that changes anything.
+    pub(crate) fn rolled_back(&mut self, back: &BTreeMap<ImageName, RolledBack>) -> bool {
+        let mut changed = false;
+        let mut set = |known: &mut Known, back: Option<&RolledBack>| {
+            let before = known.facts.rolled_back.clone();
+            known.facts.set_rolled_back(back);
+            changed |= before != known.facts.rolled_back;
+        };
+        for (name, known) in self.repositories.values_mut().flatten() {
+            set(known, back.get(name));
+        }
+        for (name, back) in back {
+            set(self.entry(name), Some(back));
+        }
+        changed
     }
 
     fn entry(&mut self, name: &ImageName) -> &mut Known {

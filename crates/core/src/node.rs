@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Outcome;
+use crate::record::RolledBack;
 use crate::text;
 use crate::time::age;
 
@@ -42,6 +43,9 @@ pub struct NodeImage {
     /// When the registry last said that the tag points there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
+    /// That the name was pointed back to this copy by hand, if the registry has not said since where the tag points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
     /// Pods of this node that were released with it and have not ended.
     pub pods: usize,
     /// Of these, pods that started from a cached copy because their try failed, and to which the
@@ -80,7 +84,9 @@ impl NodeReport {
     pub fn new(mut images: Vec<NodeImage>, agent_decides: bool) -> Self {
         let rank = |image: &NodeImage| {
             let is_behind = image.pods_behind > 0;
-            (!image.runs_from_cache(), !is_behind, image.pods == 0)
+            let is_rolled_back = image.rolled_back.is_some();
+            let from_cache = image.runs_from_cache();
+            (!from_cache, !is_rolled_back, !is_behind, image.pods == 0)
         };
         images.sort_by(|a, b| (rank(a), &a.image).cmp(&(rank(b), &b.image)));
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
@@ -92,8 +98,13 @@ impl NodeReport {
                 format!("; the tags of {pods} pods without a gate have moved since they started")
             }
         };
+        let rolled_back = images.iter().filter(|image| image.rolled_back.is_some());
+        let rolled_back = match rolled_back.count() {
+            0 => String::new(),
+            count => format!("; {} rolled back by hand", text::count(count, "image")),
+        };
         let summary = format!(
-            "{}, {} running from the node's cache after a failed pull{behind}{}",
+            "{}, {} running from the node's cache after a failed pull{rolled_back}{behind}{}",
             text::count(images.len(), "TryLatest image"),
             cached.len(),
             if agent_decides { BY_AGENT } else { "" }
@@ -154,12 +165,18 @@ fn condition_message(cached: &[&NodeImage]) -> String {
             let digest = image.digest.as_ref().map(Digest::short);
             let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
             let class = image.class.map_or("unknown", |class| class.as_str());
-            let confirmed = match image.confirmed {
-                Some(then) => format!(
+            let confirmed = match (image.confirmed, &image.rolled_back) {
+                (_, Some(back)) => {
+                    let from = back.from.as_ref().map(Digest::short);
+                    from.map_or("rolled back".to_owned(), |from| {
+                        format!("rolled back from {from}")
+                    })
+                }
+                (Some(then), None) => format!(
                     "confirmed {} before",
                     text::short_duration(age(image.tried, then))
                 ),
-                None => "never confirmed".to_owned(),
+                (None, None) => "never confirmed".to_owned(),
             };
             format!("{} ({digest}{confirmed}): {class}", image.image)
         })
@@ -185,6 +202,7 @@ mod tests {
             digest: format!("sha256:{}", "0".repeat(64)).parse().ok(),
             tried: "2026-01-01T12:00:00Z".parse().unwrap(),
             confirmed: Some("2026-01-01T11:00:00Z".parse().unwrap()),
+            rolled_back: None,
             pods,
             pods_from_cache: if outcome == Outcome::Fallback {
                 pods
@@ -235,6 +253,27 @@ mod tests {
         );
         assert!(!two.fallback);
         assert!(two.images.contains(r#""podsBehind":2"#), "{}", two.images);
+    }
+
+    #[test]
+    fn a_rollback_is_reported() {
+        let mut back = image(1, Outcome::Fallback, 1);
+        back.rolled_back = Some(RolledBack {
+            time: "2026-01-01T11:30:00Z".parse().unwrap(),
+            from: format!("sha256:{}", "2".repeat(64)).parse().ok(),
+            to: back.digest.clone().unwrap(),
+        });
+        back.confirmed = None;
+        let report = NodeReport::new(vec![image(2, Outcome::Unchanged, 1), back], false);
+        let summary = &report.summary;
+        assert!(
+            summary.contains("; 1 image rolled back by hand"),
+            "{summary}"
+        );
+        let words =
+            "app1:latest (sha256:000000000000, rolled back from sha256:222222222222): network";
+        assert!(report.message.contains(words), "{}", report.message);
+        assert!(report.images.contains(r#""rolledBack":{"time":"#));
     }
 
     #[test]

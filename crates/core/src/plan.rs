@@ -193,6 +193,7 @@ impl Planner {
                 self.rules.config = config;
                 self.changed.report = true;
             }
+            Event::RolledBack(back) => self.changed.report |= self.knowledge.rolled_back(&back),
             Event::Stopping => self.is_stopping = true,
             Event::Pruned(left) => self.forget_all_but(&left),
             Event::Tick => {}

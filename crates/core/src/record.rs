@@ -9,6 +9,8 @@ use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
+use crate::text;
+use crate::time::age;
 
 /// One finished try for one image, on this node: what happened, whatever it meant for a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +143,9 @@ pub struct Facts {
     /// rebuilt; none if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<LocalCopy>,
+    /// That the name was pointed back to an earlier copy by hand, until the next successful try says where the tag points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
 }
 
 impl Facts {
@@ -154,9 +159,47 @@ impl Facts {
         if class == Some(FailureClass::Unauthorized) || by_kubelet || tried.refused {
             self.needs_credentials = true;
         }
+        // What was there before the name was pointed back.
+        let is_older = |back: &RolledBack| tried.ended() <= back.time;
+        if self.rolled_back.as_ref().is_some_and(is_older) {
+            return;
+        }
         if !tried.copy_unknown {
             self.copy = tried.copy();
         }
+        let points_to = tried.digest.as_ref();
+        if class.is_none() || points_to.is_some() && points_to != self.rolled_back_to() {
+            self.rolled_back = None;
+        }
+    }
+
+    /// Takes over whether the name is pointed back to an earlier copy, as the node says now.
+    pub fn set_rolled_back(&mut self, back: Option<&RolledBack>) {
+        let confirmed = |back: &&RolledBack| {
+            let at = self.confirmed_at(&back.to);
+            at.is_some_and(|at| at >= back.time)
+        };
+        let Some(back) = back.filter(|back| !confirmed(back)) else {
+            self.rolled_back = None;
+            return;
+        };
+        self.rolled_back = Some(back.clone());
+        if self.copy.as_ref().map(|copy| &copy.digest) != Some(&back.to) {
+            self.copy = Some(LocalCopy {
+                digest: back.to.clone(),
+                size_bytes: None,
+            });
+        }
+    }
+
+    /// Where the name was pointed back to, if it was.
+    pub fn rolled_back_to(&self) -> Option<&Digest> {
+        self.rolled_back.as_ref().map(|back| &back.to)
+    }
+
+    /// That the name was pointed back to this digest, if it was.
+    pub fn rolled_back_here(&self, digest: &Digest) -> Option<&RolledBack> {
+        self.rolled_back.as_ref().filter(|back| back.to == *digest)
     }
 
     fn confirm(&mut self, confirmed: Confirmation, pulled_for: Option<&Identity>) {
@@ -237,6 +280,28 @@ pub struct Confirmation {
     pub digest: Digest,
 }
 
+/// A name that was pointed back to an earlier copy, by `trylatest rollback`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// When.
+    pub time: Timestamp,
+    /// What it pointed to before, if a container could start from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Digest>,
+    /// What it points to since.
+    pub to: Digest,
+}
+
+impl RolledBack {
+    /// In a sentence about the copy that it points to.
+    pub fn describe(&self, now: Timestamp) -> String {
+        let ago = text::short_duration(age(now, self.time));
+        let from = self.from.as_ref().map(Digest::short);
+        let from = from.map_or(String::new(), |from| format!(" from {from}"));
+        format!("rolled back{from} {ago} ago")
+    }
+}
+
 /// A copy on the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -264,6 +329,8 @@ pub(crate) mod tests {
 
     pub(crate) const D1: &str =
         "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+    const D2: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
 
     pub(crate) fn tried(image: &str, second: i64, result: TryResult, digest: Option<&str>) -> Try {
         Try {
@@ -312,5 +379,58 @@ pub(crate) mod tests {
         facts.add(&tried("app", 10, TryResult::Unchanged, Some(D1)));
         facts.add(&unknown);
         assert!(facts.copy.is_some(), "a silent containerd says nothing");
+    }
+
+    /// At second 20, from `D2` to `D1`.
+    fn rolled_back() -> RolledBack {
+        RolledBack {
+            time: Timestamp::from_second(20).unwrap(),
+            from: D2.parse().ok(),
+            to: D1.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_rollback_lasts_until_the_registry_has_spoken() {
+        let mut facts = Facts::default();
+        facts.add(&tried("app", 7, TryResult::Fresh, Some(D2)));
+        let back = rolled_back();
+        facts.set_rolled_back(Some(&back));
+        assert_eq!(facts.copy.as_ref().map(|copy| &copy.digest), Some(&back.to));
+        // A try that had ended before: what it saw is not there any more.
+        facts.add(&tried("app", 15, TryResult::Unchanged, Some(D2)));
+        assert_eq!(facts.rolled_back_to(), Some(&back.to));
+        assert_eq!(facts.copy.as_ref().map(|copy| &copy.digest), Some(&back.to));
+        let failed = || failed(FailureClass::Network);
+        facts.add(&tried("app", 30, failed(), Some(D1)));
+        facts.add(&tried("app", 31, failed(), None));
+        assert_eq!(facts.rolled_back, Some(back.clone()), "nobody has spoken");
+        for (result, digest) in [
+            (TryResult::Fresh, D2),
+            (TryResult::Unchanged, D1),
+            // Somebody else has moved it.
+            (failed(), D2),
+        ] {
+            let mut facts = facts.clone();
+            facts.add(&tried("app", 40, result, Some(digest)));
+            assert_eq!(facts.rolled_back, None, "{digest}");
+        }
+    }
+
+    #[test]
+    fn what_the_registry_has_confirmed_since_is_not_rolled_back() {
+        let mut facts = Facts::default();
+        let back = rolled_back();
+        facts.add(&tried("app", 30, TryResult::Unchanged, Some(D1)));
+        facts.set_rolled_back(Some(&back));
+        assert_eq!(facts.rolled_back, None);
+        let again = RolledBack {
+            time: Timestamp::from_second(40).unwrap(),
+            ..back
+        };
+        facts.set_rolled_back(Some(&again));
+        assert!(facts.rolled_back.is_some());
+        facts.set_rolled_back(None);
+        assert_eq!(facts.rolled_back, None);
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
+use crate::record::RolledBack;
 use crate::text;
 use crate::time::{age, near};
 
@@ -68,6 +69,13 @@ pub struct ContainerRelease {
     /// When the registry last said that the tag points to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
+    /// That the image's name was pointed back to it by hand, if it was.
+    #[serde(
+        rename = "rolledBack",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rolled_back: Option<RolledBack>,
     /// What the tag points to since the container has started, if that is something else; said of pods that are
     /// not held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,6 +142,7 @@ impl ContainerRelease {
             failure: None,
             digest: None,
             confirmed: None,
+            rolled_back: None,
             moved: None,
             rollout: None,
             runs: None,
@@ -213,6 +222,7 @@ impl ContainerRelease {
             failure: None,
             digest: Some(brought.clone()),
             confirmed: Some(now),
+            rolled_back: None,
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()
         })
@@ -238,6 +248,7 @@ impl ContainerRelease {
             failure: None,
             digest: Some(digest.clone()),
             confirmed: Some(now),
+            rolled_back: None,
             note: Some(BY_KUBELET.to_owned()),
             ..self.clone()
         }
@@ -263,9 +274,10 @@ impl ContainerRelease {
         let image = &self.image;
         let is_handed_over = self.outcome == Outcome::HandedOver;
         let digest = self.digest.as_ref().map_or("no proven copy", Digest::short);
-        let confirmed = match self.confirmed {
-            Some(then) => format!("confirmed {} ago", text::short_duration(age(now, then))),
-            None => "never confirmed by TryLatest".to_owned(),
+        let confirmed = match (self.confirmed, &self.rolled_back) {
+            (_, Some(back)) => back.describe(now),
+            (Some(then), None) => format!("confirmed {} ago", text::short_duration(age(now, then))),
+            (None, None) => "never confirmed by TryLatest".to_owned(),
         };
         let mut line = match self.outcome {
             Outcome::Fresh => format!("pulled {image}: {digest}"),

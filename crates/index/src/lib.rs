@@ -16,7 +16,7 @@
 mod recover;
 mod stored;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use trylatest_core::image::ImageName;
-use trylatest_core::record::{ImageRecord, LocalCopy, Try};
+use trylatest_core::record::{ImageRecord, LocalCopy, RolledBack, Try};
 use trylatest_core::time::age;
 
 pub use crate::recover::Recovered;
@@ -257,6 +257,33 @@ impl Index {
                     let bytes = Stored::new(now, Some(copy.clone())).encode();
                     table.insert(image.as_str(), bytes.as_slice())?;
                 }
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes over which names are pointed back to an earlier copy: of the images that are known, these and no others.
+    ///
+    /// # Errors
+    /// [`IndexError`]: nothing was written.
+    pub fn set_rolled_back(
+        &self,
+        back: &BTreeMap<ImageName, RolledBack>,
+    ) -> Result<(), IndexError> {
+        self.write(|table| {
+            let mut changed = Vec::new();
+            for entry in table.iter()? {
+                let (name, value) = entry?;
+                let Some(mut stored) = Stored::decode(value.value()) else {
+                    continue;
+                };
+                let image: Option<ImageName> = name.value().parse().ok();
+                if stored.set_rolled_back(image.and_then(|image| back.get(&image))) {
+                    changed.push((name.value().to_owned(), stored.encode()));
+                }
+            }
+            for (name, bytes) in changed {
+                table.insert(name.as_str(), bytes.as_slice())?;
             }
             Ok(())
         })

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use trylatest_core::image::ImageName;
-use trylatest_core::record::{Facts, ImageRecord, LocalCopy, Try, Week};
+use trylatest_core::record::{Facts, ImageRecord, LocalCopy, RolledBack, Try, Week};
 
 use crate::TRIES_MAX;
 
@@ -63,6 +63,13 @@ impl Stored {
         // A clock that was set back leaves slots in the future: they are bounded, too.
         self.slots
             .retain(|&other, _| (other - slot).abs() <= SLOTS_A_WEEK);
+    }
+
+    /// True if that changes anything.
+    pub(crate) fn set_rolled_back(&mut self, back: Option<&RolledBack>) -> bool {
+        let before = self.facts.rolled_back.clone();
+        self.facts.set_rolled_back(back);
+        before != self.facts.rolled_back
     }
 
     pub(crate) fn into_record(self, image: ImageName, now: Timestamp) -> ImageRecord {

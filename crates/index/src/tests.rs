@@ -74,6 +74,36 @@ fn tries_are_there_after_a_reopen() {
 }
 
 #[test]
+fn a_rollback_is_there_until_it_is_not() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    for image in ["app", "other"] {
+        let tried = tried(image, now(), TryResult::Fresh);
+        index.record(&tried).unwrap();
+    }
+    let back = RolledBack {
+        time: now() + days(1),
+        from: "sha256:1".parse().ok(),
+        to: "sha256:0".parse().unwrap(),
+    };
+    let unknown = "unknown".parse().unwrap();
+    let all = [
+        ("app".parse().unwrap(), back.clone()),
+        (unknown, back.clone()),
+    ];
+    index.set_rolled_back(&all.into()).unwrap();
+    drop(index);
+    let index = open(&dir).index;
+    let [app, other] = index.all(now()).unwrap().try_into().unwrap();
+    assert_eq!(app.facts.rolled_back, Some(back.clone()));
+    assert_eq!(app.facts.copy.unwrap().digest, back.to);
+    assert_eq!(other.facts.rolled_back, None);
+    index.set_rolled_back(&BTreeMap::new()).unwrap();
+    let [app, _] = index.all(now()).unwrap().try_into().unwrap();
+    assert_eq!(app.facts.rolled_back, None);
+}
+
+#[test]
 fn a_week_is_counted_and_no_more() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;

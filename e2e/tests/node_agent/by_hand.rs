@@ -1,6 +1,7 @@
 //! What an administrator does on a node by the program's commands.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use trylatest_e2e::cluster::wait;
@@ -11,10 +12,13 @@ use crate::damage::{COLLECTED, topmost, unused};
 use crate::kept::are_kept;
 use crate::{Node, Space, Tests, tests};
 
+/// How long the agent may take to learn of a rollback, or that the name has moved on.
+const SAID: Duration = Duration::from_secs(10);
+
 pub(crate) fn tests() -> Tests {
     Tests {
         beside: tests![
-            a_rollback_brings_the_copy_before_back,
+            a_rollback_lasts_until_a_try_succeeds_and_is_said,
             damaged_files_are_repaired_without_a_registry,
             a_repair_downloads_only_when_it_is_told_to,
         ],
@@ -22,26 +26,54 @@ pub(crate) fn tests() -> Tests {
     }
 }
 
-async fn a_rollback_brings_the_copy_before_back(node: &Node) -> anyhow::Result<()> {
+async fn a_rollback_lasts_until_a_try_succeeds_and_is_said(node: &Node) -> anyhow::Result<()> {
     let space = node.space("rollback").await?;
     let image = space.image();
     space.push("one").await?;
     space.run("first", "fresh", "one").await?;
     are_kept(&space, 1).await?;
     let said = said_no(node, &["rollback", &image]).await?;
-    ensure!(said.contains("no previous copy"), "{said}");
+    ensure!(said.contains("nothing to roll back to"), "{said}");
+    ensure!(said.contains("exit code 3"), "{said}");
     space.push("two").await?;
     space.run("second", "fresh", "two").await?;
     are_kept(&space, 2).await?;
     space.registry.fault(Fault::Unavailable).await?;
-    let said = node.trylatest(&["rollback", &image]).await?;
-    ensure!(said.contains(" -> "), "{said}");
+    // Two at once do not undo each other.
+    let rollback = || node.trylatest(&["rollback", &image]);
+    let (one, other) = tokio::try_join!(rollback(), rollback())?;
+    let both = format!("{one}\n{other}");
+    ensure!(both.contains(" -> "), "{both}");
+    ensure!(both.contains("already rolled back"), "{both}");
+    rolled_back_is_said(&space, true).await?;
     space.run("third", "fallback", "one").await?;
-    let said = node.trylatest(&["rollback", &image]).await?;
-    ensure!(said.contains(" -> "), "{said}");
-    space.run("fourth", "fallback", "two").await?;
+    rolled_back_is_said(&space, true).await?;
+    space.registry.heal().await?;
+    // The tag still points to it.
+    space.run("fourth", "fresh", "two").await?;
+    rolled_back_is_said(&space, false).await?;
     nothing_is_to_be_undone(&space).await?;
     space.end().await
+}
+
+/// Until `trylatest images` says that the image is rolled back, or is not any more, and the alias that says so is there or not.
+async fn rolled_back_is_said(space: &Space<'_>, expected: bool) -> anyhow::Result<()> {
+    let image = space.image();
+    let what = format!("it is known whether {image} is rolled back: {expected}");
+    wait::until(&what, SAID, || async {
+        let images = space.node.trylatest(&["images", "-o", "json"]).await?;
+        let images: Vec<serde_json::Value> = serde_json::from_str(&images)?;
+        let known = images.iter().find(|known| known["image"] == image.as_str());
+        let is_said = known.is_some_and(|known| known["rolledBack"]["to"].is_string());
+        let names = space.node.cluster.containerd();
+        let names = names.ctr(&["images", "list", "-q"]).await?;
+        let repository = space.repository.replace('/', ",");
+        let mut names = names.lines();
+        let is_marked = names
+            .any(|name| name.starts_with("TryLatest,rolled-back,") && name.contains(&repository));
+        Ok((is_said == expected && is_marked == expected).then_some(()))
+    })
+    .await
 }
 
 async fn damaged_files_are_repaired_without_a_registry(node: &Node) -> anyhow::Result<()> {

@@ -253,6 +253,7 @@ impl World {
             clock: Clock::start(),
             config: config.clone(),
             disk_floor: Amount::Percent(15),
+            rolled_back: watch::channel(None).1,
             kubelet_verifies: Verifies::Yes,
             report,
             used: use_of,

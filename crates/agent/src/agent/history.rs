@@ -1,5 +1,6 @@
 //! The index, as the agent uses it: never in the way of a release.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
-use trylatest_core::record::{ImageRecord, LocalCopy, Try};
+use trylatest_core::record::{ImageRecord, LocalCopy, RolledBack, Try};
 use trylatest_index::{Index, OpenError, Opened};
 
 use super::api::words;
@@ -90,6 +91,22 @@ impl History {
         self.rest_until = Some(Instant::now() + REST);
         self.metrics.index_failed();
         warn!(%image, error = failed, "a try could not be written to the index");
+    }
+
+    /// Records which names are pointed back to an earlier copy. Returns after the deadline at the latest; logs and counts a
+    /// failure.
+    pub(super) async fn set_rolled_back(&self, back: BTreeMap<ImageName, RolledBack>) {
+        let write = self.blocking(move |index| index.set_rolled_back(&back));
+        let failed = match timeout(RECORD_DEADLINE, write).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error,
+            Err(_) => format!("no answer within {RECORD_DEADLINE:?}"),
+        };
+        self.metrics.index_failed();
+        warn!(
+            error = failed,
+            "a rollback could not be written to the index"
+        );
     }
 
     /// All records.

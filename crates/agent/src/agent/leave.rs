@@ -62,9 +62,19 @@ impl<R: ImageRuntime> Leaver<R> {
         }
     }
 
-    /// Removes the aliases of kept copies, and those that killed commands have left.
+    /// Removes the aliases of kept copies, those that say what was rolled back, and those that killed commands have left.
     async fn forget_aliases(&self) {
         undo::all(&*self.runtime).await;
+        match self.runtime.rolled_back().await {
+            Ok(marks) => {
+                for image in marks.keys() {
+                    if let Err(error) = self.runtime.forget(&alias::rolled_back(image)).await {
+                        warn!(%image, %error, "that it was rolled back stays written down");
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "what was rolled back stays written down"),
+        }
         self.for_each_copy(async |copy| self.runtime.forget(&alias::copy(&copy)).await)
             .await;
     }

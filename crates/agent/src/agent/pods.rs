@@ -40,6 +40,7 @@ use super::keeper::Waiting;
 use super::kubelet;
 use super::metrics::{Channel, Metrics};
 use super::offers::{self, Offers};
+use super::rollbacks::Marks;
 use crate::args::Verifies;
 use crate::clock::Clock;
 
@@ -72,6 +73,8 @@ pub(super) struct Pods<R> {
     pub(super) disk_floor: Amount,
     /// The administrator's configuration, whenever it changes.
     pub(super) config: watch::Receiver<Config>,
+    /// Names that are pointed back to an earlier copy, once that is known.
+    pub(super) rolled_back: watch::Receiver<Option<Marks>>,
     pub(super) kubelet_verifies: Verifies,
     pub(super) report: watch::Sender<Option<NodeReport>>,
     pub(super) used: watch::Sender<Option<Vec<UsedImage>>>,
@@ -196,6 +199,7 @@ impl<R: ImageRuntime> Pods<R> {
                     let config = running.own.config.borrow_and_update().clone();
                     Some(Event::Configured(config))
                 }
+                Ok(()) = running.own.rolled_back.changed() => running.rolled_back().await,
                 () = sleep(wakeup.min(BEAT_EVERY)) => Some(Event::Tick),
             };
             if let Some(event) = event {
@@ -222,6 +226,13 @@ impl<R: ImageRuntime> Loop<R> {
         let plan = self.own.planner.handle(now, event);
         self.carry_out(plan).await;
         self.show_circuits();
+    }
+
+    /// Written down first: `trylatest images` reads the index.
+    async fn rolled_back(&mut self) -> Option<Event> {
+        let marks = self.own.rolled_back.borrow_and_update().clone()?;
+        self.own.history.set_rolled_back(marks.clone()).await;
+        Some(Event::RolledBack(marks))
     }
 
     /// Says which registries fail, and which are back.

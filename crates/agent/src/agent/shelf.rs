@@ -167,14 +167,18 @@ impl<R: ImageRuntime> Shelf<R> {
             pins: kept.honours_pins && !kept.is_tight,
             ..self.limits
         };
-        let Decided { write, forget } = shelve(&kept.copies, used, &limits, config, disk, now);
+        let images = kept.copies.iter().map(|copy| &copy.image);
+        let images = images.chain(used.iter().map(|used| &used.image));
+        let names = self.runtime.pointed(&images.cloned().collect()).await?;
+        let Decided { write, forget } =
+            shelve(&kept.copies, used, &names, &limits, config, disk, now);
         let mut refused = BTreeSet::new();
         for copy in write {
             let written = self.write(kept, copy.clone()).await;
             pass_over(written, &copy, kept, &mut refused)?;
         }
         for (copy, because) in forget {
-            let forgotten = self.forget(kept, &copy, because, limits.pins).await;
+            let forgotten = self.forget(kept, &copy, because).await;
             pass_over(forgotten, &copy, kept, &mut refused)?;
         }
         kept.refused = refused;
@@ -187,24 +191,8 @@ impl<R: ImageRuntime> Shelf<R> {
         kept: &mut Kept,
         copy: &KeptCopy,
         because: Because,
-        pins: bool,
     ) -> Result<(), RuntimeError> {
         let alias = alias::copy(copy);
-        // Somebody may have pointed the name back to it, which no try has seen: it is what the next container starts from.
-        if because == Because::Replaced
-            && self.runtime.pointing(&alias).await?.contains(&copy.image)
-        {
-            let gives_way = copy.pinned && !pins;
-            let copy = KeptCopy {
-                pinned: false,
-                ..copy.clone()
-            };
-            return if gives_way {
-                self.write(kept, copy).await
-            } else {
-                Ok(())
-            };
-        }
         self.runtime.forget(&alias).await?;
         self.metrics.kept.was_let_go(because);
         info!(image = %copy.image, digest = %copy.digest.as_str(), because = because.as_str(), "a copy is not kept any more");

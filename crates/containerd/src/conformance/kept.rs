@@ -1,12 +1,14 @@
 //! Copies that are kept for the next outage.
 
 use jiff::Timestamp;
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
+use trylatest_core::record::RolledBack;
 
 use super::{Harness, Verdict, ensure, is_usable, local, pull, said, until};
 use crate::alias;
-use crate::runtime::{ImageRuntime, Local, RuntimeError};
+use crate::runtime::{ImageRuntime, Local, Over, RuntimeError};
 
 pub(super) async fn a_copy_is_kept_and_says_what_is_known<H: Harness>(h: &H) -> Verdict {
     let image = h.image("kept-copy", "latest");
@@ -71,6 +73,72 @@ pub(super) async fn a_private_copy_gets_no_name_back<H: Harness>(h: &H) -> Verdi
     ensure(!restored, "nobody knows whose it is")?;
     ensure(local(h, &image).await? == Local::Absent, "it stays away")?;
     forget(h, &private).await
+}
+
+pub(super) async fn a_rollback_is_written_down<H: Harness>(h: &H) -> Verdict {
+    let image = h.image("rolled-back", "latest");
+    let one = h.push(&image, 1).await;
+    pull(h, &image).await?;
+    let before = copy(&image, &one, 1)?;
+    keep(h, &before).await?;
+    let two = h.push(&image, 2).await;
+    pull(h, &image).await?;
+    points_to(h, &image, Some(&two)).await?;
+    let mut back = RolledBack {
+        time: Timestamp::from_second(3_000).map_err(said)?,
+        from: two.parse().ok(),
+        to: two.parse().map_err(said)?,
+    };
+    let mark = async |back: &RolledBack| h.runtime().mark_rolled_back(&image, back).await;
+    let unknown = mark(&back).await;
+    ensure(
+        matches!(unknown, Err(RuntimeError::NotFound { .. })),
+        &format!("that copy is not kept: {unknown:?}"),
+    )?;
+    back.to = one.parse().map_err(said)?;
+    mark(&back).await.map_err(said)?;
+    is_marked(h, &image, Some(&back)).await?;
+    points_to(h, &image, Some(&two)).await?;
+    let alias = alias::copy(&before);
+    let pointed = h.runtime().point(&image, &alias, Over::Anything).await;
+    pointed.map_err(said)?;
+    points_to(h, &image, Some(&one)).await?;
+    // Of another rollback, nothing stays.
+    let again = RolledBack {
+        time: Timestamp::from_second(4_000).map_err(said)?,
+        from: None,
+        ..back
+    };
+    mark(&again).await.map_err(said)?;
+    is_marked(h, &image, Some(&again)).await?;
+    h.remove(&image).await;
+    points_to(h, &image, None).await?;
+    let forgotten = h.runtime().forget(&alias::rolled_back(&image)).await;
+    forgotten.map_err(said)?;
+    is_marked(h, &image, None).await?;
+    forget(h, &before).await
+}
+
+async fn is_marked<H: Harness>(h: &H, image: &ImageName, expected: Option<&RolledBack>) -> Verdict {
+    let marked = h.runtime().rolled_back().await.map_err(said)?;
+    let found = marked.get(image);
+    ensure(
+        found == expected,
+        &format!("{found:?} is written down, not {expected:?}"),
+    )
+}
+
+async fn points_to<H: Harness>(h: &H, image: &ImageName, expected: Option<&str>) -> Verdict {
+    let other = h.image("rolled-back-absent", "latest");
+    let asked = [image.clone(), other].into();
+    let pointed = h.runtime().pointed(&asked).await.map_err(said)?;
+    let found = pointed.get(image).map(Digest::as_str);
+    let others = pointed.len() - usize::from(found.is_some());
+    ensure(others == 0, &format!("{pointed:?} is more than was asked"))?;
+    ensure(
+        found == expected,
+        &format!("{image} points to {found:?}, not {expected:?}"),
+    )
 }
 
 fn copy(image: &ImageName, digest: &str, since: i64) -> Result<KeptCopy, String> {

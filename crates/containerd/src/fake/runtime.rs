@@ -1,12 +1,14 @@
 //! The fake as a runtime: what its calls do.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::MutexGuard;
 
 use futures::{StreamExt, stream};
+use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
 use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::record::RolledBack;
 
 use super::{Answer, Content, FakeContainerd, Lost, Pulls, State, content};
 use crate::alias::{self, Journal};
@@ -391,6 +393,51 @@ impl ImageRuntime for FakeContainerd {
             .filter(|(name, _)| name.starts_with(alias::COPIES));
         Ok(aliases
             .filter_map(|(_, content)| content.kept.clone())
+            .collect())
+    }
+
+    async fn pointed(
+        &self,
+        images: &BTreeSet<ImageName>,
+    ) -> Result<BTreeMap<ImageName, Digest>, RuntimeError> {
+        let state = self.up("looking images up")?;
+        let pointed = images.iter().filter_map(|image| {
+            let content = state.names.get(image.as_str())?;
+            Some((image.clone(), content.digest.parse().ok()?))
+        });
+        Ok(pointed.collect())
+    }
+
+    async fn mark_rolled_back(
+        &self,
+        image: &ImageName,
+        back: &RolledBack,
+    ) -> Result<(), RuntimeError> {
+        let operation = "writing down a rollback";
+        let mut state = self.up(operation)?;
+        let copy = alias::copy_at(image, &back.to);
+        let kept = state.names.get(&copy).cloned();
+        let kept = kept.ok_or(RuntimeError::NotFound {
+            operation,
+            name: copy,
+        })?;
+        let mark = Content {
+            kept: None,
+            rolled_back: Some(back.clone()),
+            ..kept
+        };
+        state.set(&alias::rolled_back(image), mark);
+        Ok(())
+    }
+
+    async fn rolled_back(&self) -> Result<BTreeMap<ImageName, RolledBack>, RuntimeError> {
+        let state = self.up("listing rollbacks")?;
+        let aliases = state.names.iter();
+        Ok(aliases
+            .filter_map(|(alias, content)| {
+                let image = alias::rolled_back_image(alias)?;
+                Some((image, content.rolled_back.clone()?))
+            })
             .collect())
     }
 

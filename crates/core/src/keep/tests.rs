@@ -47,6 +47,8 @@ fn used(image: &str, copy: &str, since: Option<Timestamp>) -> UsedImage {
 struct Node {
     config: Config,
     kept: Vec<KeptCopy>,
+    /// What names point to, where that is not what pods use.
+    names: BTreeMap<ImageName, Digest>,
     is_tight: bool,
 }
 
@@ -67,7 +69,8 @@ impl Node {
             pins: !self.is_tight,
             ..*limits
         };
-        let decided = shelve(&self.kept, used, &limits, &self.config, disk, now);
+        let (kept, names) = (&self.kept, &self.names);
+        let decided = shelve(kept, used, names, &limits, &self.config, disk, now);
         let gone = decided.forget.iter().map(|(copy, _)| copy);
         for gone in gone.chain(&decided.write) {
             let same = |copy: &KeptCopy| copy.id() == gone.id();
@@ -205,6 +208,43 @@ fn a_tag_that_comes_back_makes_its_copy_the_newest() {
         node.step(&[used("app", copy, None)], Some(ROOMY), at(minute));
     }
     assert_eq!(node.copies(), ["sha256:a", "sha256:c"]);
+}
+
+#[test]
+fn the_copy_that_a_name_was_pointed_back_to_is_the_newest() {
+    let mut node = Node::default();
+    node.step(&[used("app", "good", Some(at(0)))], Some(ROOMY), at(20));
+    let pods = [used("app", "bad", Some(at(21)))];
+    node.step(&pods, Some(ROOMY), at(21));
+    node.names = [("app".parse().unwrap(), digest("good"))].into();
+    node.step(&pods, Some(ROOMY), at(22));
+    assert_eq!(node.copies(), ["sha256:bad", "sha256:good"], "one runs");
+    assert_eq!(node.pinned(), ["sha256:bad", "sha256:good"]);
+    let newest = node.kept.iter().max_by_key(|copy| copy.since).unwrap();
+    assert_eq!(newest.digest, digest("good"), "for a name that is removed");
+    // That the other has run for long makes no difference.
+    assert!(!node.step(&pods, Some(ROOMY), at(60)).write.is_empty());
+    assert_eq!(node.copies(), ["sha256:bad", "sha256:good"]);
+    node.step(&[], Some(ROOMY), at(61));
+    assert_eq!(node.copies(), ["sha256:good"]);
+    assert!(node.kept[0].public, "as it was");
+    assert_eq!(node.step(&[], Some(ROOMY), at(62)), Shelf::default());
+}
+
+#[test]
+fn a_name_that_nobody_uses_is_pointed_back_as_well() {
+    let mut node = Node::default();
+    node.step(&[used("app", "good", None)], Some(ROOMY), at(0));
+    node.step(&[used("app", "bad", None)], Some(ROOMY), at(1));
+    node.names = [
+        ("app".parse().unwrap(), digest("good")),
+        ("other".parse().unwrap(), digest("unknown")),
+    ]
+    .into();
+    node.step(&[], Some(ROOMY), at(2));
+    let newest = node.kept.iter().max_by_key(|copy| copy.since).unwrap();
+    assert_eq!(newest.digest, digest("good"));
+    assert_eq!(node.kept.len(), 2);
 }
 
 #[test]

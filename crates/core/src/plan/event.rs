@@ -1,6 +1,6 @@
 //! What comes in, and what goes out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::pod::{GatedPod, Overruled, PodId};
-use crate::record::Try;
+use crate::record::{RolledBack, Try};
 use crate::release::{Progress, Release};
 use crate::text;
 use crate::verdict::{CachedCopy, Evidence};
@@ -80,6 +80,8 @@ pub enum Event {
     KubeletVerifies(bool),
     /// The administrator's configuration is this from now on: for rounds and pulls that begin later.
     Configured(Config),
+    /// These names are pointed back to an earlier copy by hand, and no others.
+    RolledBack(BTreeMap<ImageName, RolledBack>),
     /// The agent ends: what was taken away is given back.
     Stopping,
     /// Only these images are on the node or remembered by the index.

@@ -45,6 +45,7 @@ pub(super) fn node_images<'a>(
                 digest: copy.cloned(),
                 tried: latest.time(known),
                 confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
+                rolled_back: known.facts.rolled_back.clone(),
                 pods: users.len(),
                 pods_from_cache: users.iter().filter(|user| runs_old(user, known)).count(),
                 pods_behind: users

@@ -23,7 +23,7 @@ use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
-use crate::record::{Confirmation, Facts, Try};
+use crate::record::{Confirmation, Facts, RolledBack, Try};
 use crate::rules::PullLimit;
 use crate::settings::Settings;
 use crate::verdict::{CachedCopy, Evidence};
@@ -274,6 +274,7 @@ fn written_down(
             needs_credentials,
             private_to: None,
             copy: None,
+            rolled_back: None,
         },
         seen: wall(Duration::ZERO),
         tries: Vec::new(),

@@ -104,6 +104,7 @@ fn given(
         .unwrap_or_else(|| ContainerRelease {
             digest: digest.cloned(),
             confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
+            rolled_back: digest.and_then(|digest| facts.rolled_back_here(digest).cloned()),
             ..ContainerRelease::new(&container.written, Outcome::NotHeld)
         });
     // What was said before it started may have been about another copy.

@@ -37,7 +37,10 @@ pub(super) fn images<'a>(
 fn of(knowledge: &Knowledge, image: &ImageName) -> UsedImage {
     let facts = knowledge.facts(image);
     let current = facts.copy.clone();
-    let given = |digest| facts.is_public() && facts.is_everybodys(digest);
+    // Only what was had without credentials is rolled back to.
+    let is_everybodys =
+        |digest| facts.is_everybodys(digest) || facts.rolled_back_here(digest).is_some();
+    let given = |digest| facts.is_public() && is_everybodys(digest);
     UsedImage {
         image: image.clone(),
         public: current.as_ref().is_some_and(|copy| given(&copy.digest)),

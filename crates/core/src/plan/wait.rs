@@ -498,6 +498,7 @@ impl Waiting {
             failure: failure.cloned(),
             digest: digest.cloned(),
             confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
+            rolled_back: digest.and_then(|digest| facts.rolled_back_here(digest).cloned()),
             rollout: context.rollout.and_then(Rollout::first).cloned(),
             note,
             ..ContainerRelease::new(&self.written, outcome)

@@ -162,7 +162,7 @@ async fn what_somebody_has_removed_is_kept_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_is_not_there_is_kept_once_it_comes() {
-    let world = World::start(LIMITS);
+    let world = World::on(FakeContainerd::new(), LIMITS);
     world.uses(used("sha256:two"));
     world.later().await;
     assert!(world.kept().await.is_empty());

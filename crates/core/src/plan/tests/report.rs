@@ -173,3 +173,41 @@ fn the_age_belongs_to_the_copy_and_not_to_the_name() {
     let actions = world.ends(attempt, failed, usable("2"), usable("2"));
     assert_eq!(the_release(&actions).containers["app"].confirmed, None);
 }
+
+#[test]
+fn a_rollback_is_said_until_a_try_succeeds() {
+    let mut world = World::new();
+    released(&mut world, "a", None, usable("2"));
+    world.up += Duration::from_secs(10);
+    let back = RolledBack {
+        time: world.now().wall,
+        from: Some(digest("2")),
+        to: digest("1"),
+    };
+    world.handle(Event::RolledBack([(image(), back.clone())].into()));
+    let [report] = world.node_images().try_into().unwrap();
+    assert_eq!(report.digest, Some(digest("1")));
+    assert_eq!(report.rolled_back, Some(back.clone()));
+    let used = world.planner.take_used().unwrap();
+    assert!(used[0].public, "only such copies are rolled back to");
+    // An outage: the next pod starts from what the name points to, and knows why.
+    world.up += Duration::from_secs(10);
+    let attempt = the_try(&world.see(&pod("b", &world)));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    let Some(Action::Release { release, .. }) = actions.first() else {
+        panic!("not released: {actions:?}");
+    };
+    let given = &release.containers["app"];
+    assert_eq!(given.rolled_back, Some(back));
+    let line = given.describe(world.now().wall);
+    let words =
+        "using the cached copy of reg.example/app: sha256:1, rolled back from sha256:2 10s ago";
+    assert!(line.starts_with(words), "{line}");
+    world.sent(&actions, Written::Done);
+    assert!(world.node_images()[0].rolled_back.is_some());
+    released(&mut world, "c", None, usable("2"));
+    let [report] = world.node_images().try_into().unwrap();
+    assert_eq!(report.rolled_back, None);
+    assert_eq!(report.digest, Some(digest("2")));
+}

@@ -169,6 +169,7 @@ impl Waiting {
             failure: refused,
             digest: kept.cloned(),
             confirmed: kept.and_then(|digest| facts.confirmed_at(digest)),
+            rolled_back: kept.and_then(|digest| facts.rolled_back_here(digest).cloned()),
             rollout: context.rollout.and_then(Rollout::first).cloned(),
             ..ContainerRelease::new(&self.written, Outcome::HandedOver)
         }))
