@@ -2,18 +2,22 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
 
 use crate::args::ContainerdArgs;
 
-/// Runs a command, and prints what it says. Each call to containerd but pulls may take as long as the deadline.
+/// Runs a command, and prints what it says. Each call to containerd but pulls may take as long as the deadline. The first
+/// SIGINT or SIGTERM tells the command by the token: it ends in order, and says how. A second one ends it at once.
 ///
 /// # Errors
-/// Those of the command.
+/// Those of the command, or a second signal.
 pub(crate) fn run_on_containerd(
     args: ContainerdArgs,
     call_timeout: Duration,
-    command: impl AsyncFnOnce(&Containerd) -> anyhow::Result<String>,
+    command: impl AsyncFnOnce(&Containerd, &CancellationToken) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
     let ContainerdArgs {
         containerd_socket,
@@ -29,7 +33,33 @@ pub(crate) fn run_on_containerd(
                 call_timeout,
                 observer: CallObserver::default(),
             });
-            command(&node).await
+            let stop = CancellationToken::new();
+            let signals = (
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            );
+            let aborted = async {
+                let (mut interrupt, mut terminate) = signals;
+                for is_second in [false, true] {
+                    // Cancel-safe: a signal that came is not waited for again.
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                    }
+                    if !is_second {
+                        eprintln!("trylatest: ending in order; a second signal ends it at once");
+                        stop.cancel();
+                    }
+                }
+            };
+            tokio::select! {
+                said = command(&node, &stop) => said,
+                // What was half done is in the journal.
+                () = aborted => bail!(
+                    "ended at once by a second signal; what was half done is undone when the agent starts next, or by the next \
+                     rollback or repair of the image"
+                ),
+            }
         })?;
     crate::printed(format!("{said}\n").as_bytes())
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use tokio::time::{Instant, sleep};
-use trylatest_containerd::{
-    Discarded, ImageRuntime, Local, Movement, RuntimeError, Spoiled, Verified, alias,
-};
+use tokio_util::sync::CancellationToken;
+use trylatest_containerd::{Discarded, ImageRuntime, Local, Movement, Spoiled, Verified, alias};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
@@ -52,11 +51,26 @@ pub fn run(args: RepairArgs) -> anyhow::Result<()> {
         state_dir,
         containerd,
     } = args;
-    run_on_containerd(containerd, DEADLINE, async |node| {
-        let _turn = turn::take(&state_dir).await?;
-        Box::pin(repair(node, &image, download, &Shown::on_stderr())).await
+    run_on_containerd(containerd, DEADLINE, async |node, stop| {
+        let _turn = turn::take(&state_dir, stop).await?;
+        let way = Way {
+            shown: &Shown::on_stderr(),
+            stop,
+        };
+        Box::pin(repair(node, &image, download, way)).await
     })
 }
+
+/// How far it is, and whether it is to stop. Nothing is begun after that; what has been thrown away by then stays so, and
+/// what is said is as after a pull that has failed.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    shown: &'a Shown,
+    stop: &'a CancellationToken,
+}
+
+/// Why nothing more was done.
+const STOPPED: &str = "stopped by a signal";
 
 /// What was done.
 struct Done {
@@ -73,13 +87,12 @@ async fn repair(
     node: &impl ImageRuntime,
     image: &ImageName,
     download: bool,
-    shown: &Shown,
+    way: Way<'_>,
 ) -> anyhow::Result<String> {
     let change = Undo::begin(node, image).await?;
     let before = change.before().cloned();
-    let done = renew(node, image, download, shown).await;
-    let found = change.end().await?;
-    let done = done?;
+    let done = renew(node, image, download, way).await;
+    let (done, found) = change.end_after(done).await?;
     let why = done.failure.as_ref().map(Failure::to_string);
     let Some(now) = found else {
         let why = why.unwrap_or_else(|| "what was pulled cannot be used".to_owned());
@@ -106,7 +119,7 @@ async fn renew(
     node: &impl ImageRuntime,
     image: &ImageName,
     download: bool,
-    shown: &Shown,
+    way: Way<'_>,
 ) -> anyhow::Result<Done> {
     let is_usable = match node.local(image).await? {
         Local::Absent => {
@@ -119,18 +132,18 @@ async fn renew(
             digest_of(node, image).await?.is_some()
         }
     };
-    let mut verified = verify(node, image, shown).await?;
+    let mut verified = verify(node, image, way).await?;
     let downloaded = !is_usable || !verified.spoiled.is_empty();
     if downloaded {
         if is_usable && !download {
             bail!(needs_download(image, &verified.spoiled));
         }
         // Before anything goes, the registry has to answer.
-        if let Err(failure) = pull(node, image, shown).await {
+        if let Err(failure) = pull(node, image, way).await {
             bail!(not_downloaded(image, &failure));
         }
         // The tag may have moved, or the pull may have brought what was missing.
-        verified = verify(node, image, shown).await?;
+        verified = verify(node, image, way).await?;
     }
     let discarded = node.discard(image, &verified.spoiled).await?;
     if discarded.is_in_use() {
@@ -143,10 +156,10 @@ async fn renew(
     };
     let mut failure = None;
     for again in 0..tries {
-        if again > 0 {
-            sleep(PAUSE).await;
+        if again > 0 && way.stop.run_until_cancelled(sleep(PAUSE)).await.is_none() {
+            break;
         }
-        failure = pull(node, image, shown).await.err();
+        failure = pull(node, image, way).await.err();
         if failure.is_none() {
             break;
         }
@@ -162,16 +175,21 @@ async fn renew(
 async fn verify(
     node: &impl ImageRuntime,
     image: &ImageName,
-    shown: &Shown,
-) -> Result<Verified, RuntimeError> {
+    way: Way<'_>,
+) -> anyhow::Result<Verified> {
+    let Way { shown, stop } = way;
     let step = "comparing the layers with their digests";
     shown.step(step);
-    node.verify(image, &|done, of| shown.is_at(step, done, of))
-        .await
+    let seen = |done, of| shown.is_at(step, done, of);
+    match stop.run_until_cancelled(node.verify(image, &seen)).await {
+        Some(verified) => Ok(verified?),
+        None => bail!("{STOPPED}; nothing was thrown away, and {image} is as it was"),
+    }
 }
 
 /// Pulls, until nothing moves any more.
-async fn pull(node: &impl ImageRuntime, image: &ImageName, shown: &Shown) -> Result<(), Failure> {
+async fn pull(node: &impl ImageRuntime, image: &ImageName, way: Way<'_>) -> Result<(), Failure> {
+    let Way { shown, stop } = way;
     let step = format!("pulling {image}");
     shown.step(&step);
     let mut pull = std::pin::pin!(node.pull(image));
@@ -181,6 +199,7 @@ async fn pull(node: &impl ImageRuntime, image: &ImageName, shown: &Shown) -> Res
         // The pull is only borrowed.
         tokio::select! {
             ended = &mut pull => return ended.map_err(|error| error.failure()),
+            () = stop.cancelled() => return Err(Failure::new(FailureClass::Unknown, STOPPED)),
             () = sleep(LOOK_EVERY) => {}
         }
         // An unanswered look counts as no movement.

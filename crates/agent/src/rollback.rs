@@ -32,8 +32,9 @@ pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
         state_dir,
         containerd,
     } = args;
-    run_on_containerd(containerd, DEADLINE, async |node| {
-        let _turn = turn::take(&state_dir).await?;
+    run_on_containerd(containerd, DEADLINE, async |node, stop| {
+        let _turn = turn::take(&state_dir, stop).await?;
+        // It takes a moment, so a signal lets it finish.
         roll_back(node, &image).await
     })
 }
@@ -56,8 +57,8 @@ async fn roll_back(node: &impl ImageRuntime, image: &ImageName) -> anyhow::Resul
     let change = Undo::begin(node, image).await?;
     let now = change.before().cloned();
     let pointed = point_back(node, image, now.as_ref()).await;
-    let found = change.end().await?;
-    match pointed? {
+    let (pointed, found) = change.end_after(pointed).await?;
+    match pointed {
         Done::Before(back) => Ok(format!(
             "{image} is already {}; the name still points to {}",
             back.describe(clock::wall()),
@@ -144,6 +145,7 @@ fn words(image: &ImageName, now: Option<&Digest>, before: &KeptCopy, time: Times
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
     use trylatest_containerd::Pin;
     use trylatest_containerd::fake::FakeContainerd;
 
@@ -207,7 +209,9 @@ mod tests {
         hold(&node, "sha256:two", 2).await;
         let image = image();
         let one_of_them = async || {
-            let _turn = turn::take(dir.path()).await.unwrap();
+            let _turn = turn::take(dir.path(), &CancellationToken::new())
+                .await
+                .unwrap();
             roll_back(&node, &image).await.unwrap()
         };
         let (one, other) = futures::join!(one_of_them(), one_of_them());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// The lock's name in the agent's state folder. The kernel lets go of it when the command ends, however that is.
 const LOCK: &str = "by-hand.lock";
@@ -25,8 +26,8 @@ pub(crate) struct Turn {
 /// Waits for this command's turn.
 ///
 /// # Errors
-/// Another command is at work for too long, or the folder cannot be written to.
-pub(crate) async fn take(state_dir: &Path) -> anyhow::Result<Turn> {
+/// Another command is at work for too long, this one is to `stop`, or the folder cannot be written to.
+pub(crate) async fn take(state_dir: &Path, stop: &CancellationToken) -> anyhow::Result<Turn> {
     let path = state_dir.join(LOCK);
     let open = || {
         fs::create_dir_all(state_dir)?;
@@ -42,7 +43,10 @@ pub(crate) async fn take(state_dir: &Path) -> anyhow::Result<Turn> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(Turn { _locked: file }),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOOK_EVERY).await,
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                let waited = stop.run_until_cancelled(sleep(LOOK_EVERY)).await;
+                waited.context("stopped by a signal; nothing was changed")?;
+            }
             Err(TryLockError::WouldBlock) => bail!(
                 "another rollback or repair is at work on this node; nothing was changed, repeat this when it has ended"
             ),
@@ -59,10 +63,14 @@ mod tests {
     async fn one_comes_after_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = dir.path().join("new");
-        let turn = take(&state_dir).await.unwrap();
-        let error = take(&state_dir).await.err().unwrap();
+        let stop = CancellationToken::new();
+        let turn = take(&state_dir, &stop).await.unwrap();
+        let error = take(&state_dir, &stop).await.err().unwrap();
         assert!(error.to_string().contains("another rollback"), "{error}");
+        stop.cancel();
+        let error = take(&state_dir, &stop).await.err().unwrap();
+        assert!(error.to_string().contains("stopped"), "{error}");
         drop(turn);
-        assert!(take(&state_dir).await.is_ok());
+        assert!(take(&state_dir, &stop).await.is_ok());
     }
 }

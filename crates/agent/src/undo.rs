@@ -3,7 +3,7 @@
 //! An alias keeps what the name pointed to. It is the journal as well: if the command is killed half-way, the agent finds
 //! it when it begins or is uninstalled ([`all`]).
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tracing::{info, warn};
 use trylatest_containerd::alias::{self, Journal};
 use trylatest_containerd::{ImageRuntime, Local, Pin, RuntimeError};
@@ -52,12 +52,27 @@ impl<'a, R: ImageRuntime> Undo<'a, R> {
         self.before.as_ref()
     }
 
+    /// The same as [`Undo::end`], after what came of the change.
+    ///
+    /// # Errors
+    /// Those of the change; those of the end; or both, if the end has failed as well.
+    pub(crate) async fn end_after<T>(
+        self,
+        done: anyhow::Result<T>,
+    ) -> anyhow::Result<(T, Option<Digest>)> {
+        match (done, self.end().await) {
+            (Ok(done), Ok(found)) => Ok((done, found)),
+            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+            (Err(first), Err(then)) => Err(anyhow!("{first:#}; and after that: {then:#}")),
+        }
+    }
+
     /// After the change: if no container can start from what the name points to now, it points to what it did before. What
     /// it points to, if a container can start from that.
     ///
     /// # Errors
     /// containerd does not answer. The agent then ends this when it begins.
-    pub(crate) async fn end(self) -> anyhow::Result<Option<Digest>> {
+    async fn end(self) -> anyhow::Result<Option<Digest>> {
         if self.before.is_some() {
             let undone = undo(self.node, &self.alias, self.image).await;
             undone.with_context(|| {
@@ -193,6 +208,23 @@ mod tests {
         assert_eq!(of_name(&node), None);
         assert_eq!(node.kept(&aside).as_deref(), Some("sha256:one"));
         assert_eq!(node.kept(&alias::undo(&image)), None, "nothing is left");
+    }
+
+    #[tokio::test]
+    async fn what_failed_first_is_said_even_if_the_end_fails_too() {
+        let node = FakeContainerd::new();
+        node.hold(&image(), "sha256:one", 1);
+        let image = image();
+        let undo = Undo::begin(&node, &image).await.unwrap();
+        node.set_down(true);
+        let done: anyhow::Result<()> = Err(anyhow!("the disk is full").context("writing a name"));
+        let error = undo.end_after(done).await.unwrap_err().to_string();
+        for words in [
+            "writing a name: the disk is full",
+            "it is not known whether",
+        ] {
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -24,7 +24,17 @@ fn of_name(node: &FakeContainerd) -> Option<String> {
 }
 
 async fn repaired(node: &FakeContainerd, download: bool) -> Result<String, String> {
-    let done = repair(node, &image(), download, &Shown::on_stderr()).await;
+    stopped_repair(node, download, &CancellationToken::new()).await
+}
+
+/// The same, which ends when the token says so.
+async fn stopped_repair(
+    node: &FakeContainerd,
+    download: bool,
+    stop: &CancellationToken,
+) -> Result<String, String> {
+    let shown = &Shown::on_stderr();
+    let done = repair(node, &image(), download, Way { shown, stop }).await;
     let alias = alias::undo(&image());
     assert_eq!(node.kept(&alias), None, "nothing is left");
     done.map_err(|error| format!("{error:#}"))
@@ -194,11 +204,62 @@ async fn one_that_is_killed_half_way_leaves_a_copy() {
     let node = node(Lost::File);
     node.answer(&image(), Answer::Hang);
     let (shown, image) = (Shown::on_stderr(), image());
-    let repair = repair(&node, &image, false, &shown);
+    let stop = CancellationToken::new();
+    let way = Way {
+        shown: &shown,
+        stop: &stop,
+    };
+    let repair = repair(&node, &image, false, way);
     let killed = timeout(Duration::from_secs(1), repair).await;
     assert!(killed.is_err());
     let found = digest_of(&node, &image).await.unwrap();
     assert_eq!(found.unwrap().as_str(), "sha256:one");
     undo::all(&node).await;
     assert_eq!(node.kept(&alias::undo(&image)), None, "nothing is left");
+}
+
+/// Stops a repair whose last pull hangs, or the one before anything goes.
+async fn stopped(node: &FakeContainerd, download: bool) -> Result<String, String> {
+    let stop = CancellationToken::new();
+    let after = async {
+        sleep(LOOK_EVERY).await;
+        stop.cancel();
+    };
+    let (done, ()) = futures::join!(stopped_repair(node, download, &stop), after);
+    assert_eq!(node.running(&image()), 0);
+    done
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_says_what_it_has_done() {
+    let node = node(Lost::File);
+    node.answer(&image(), Answer::Hang);
+    let said = stopped(&node, false).await.unwrap();
+    says(&said, "1 unpacked layer thrown away");
+    says(&said, "not known: unknown: stopped by a signal");
+    assert_eq!(of_name(&node).as_deref(), Some("sha256:one"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_before_anything_goes_changes_nothing() {
+    let node = node(Lost::FileAndLayers);
+    node.answer(&image(), Answer::Hang);
+    let said = stopped(&node, true).await.unwrap_err();
+    says(
+        &said,
+        "nothing was thrown away: unknown: stopped by a signal",
+    );
+    assert_eq!(node.lost(&image()), Some(Lost::FileAndLayers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_during_the_download_leaves_the_kubelet_to_pull() {
+    let node = node(Lost::FileAndLayers);
+    node.answer_once(&image(), Answer::Succeed);
+    node.answer(&image(), Answer::Hang);
+    let said = stopped(&node, true).await.unwrap_err();
+    says(&said, "stopped by a signal");
+    says(&said, "the kubelet pulls it for the next pod");
+    assert_eq!(of_name(&node), None);
+    assert_eq!(node.pulls(&image()), 2, "it was not tried again");
 }
