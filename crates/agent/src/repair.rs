@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use trylatest_containerd::{Discarded, ImageRuntime, Local, Movement, Spoiled, Verified, alias};
+use trylatest_containerd::{
+    Discarded, ImageRuntime, Local, Movement, Spoiled, Users, Verified, alias,
+};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
@@ -37,7 +39,7 @@ const TRIES: u32 = 3;
 /// Between two of those.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Digests and containers that are named at most.
+/// Digests and pods that are named at most.
 const NAMED_AT_MOST: usize = 3;
 
 /// Unpacks the copy again, and says what it did.
@@ -132,6 +134,10 @@ async fn renew(
             digest_of(node, image).await?.is_some()
         }
     };
+    // First: reading all layers of a large image takes long.
+    if let Some(users) = node.users(image).await? {
+        bail!(in_use(image, &users));
+    }
     let mut verified = verify(node, image, way).await?;
     let downloaded = !is_usable || !verified.spoiled.is_empty();
     if downloaded {
@@ -147,7 +153,7 @@ async fn renew(
     }
     let discarded = node.discard(image, &verified.spoiled).await?;
     if discarded.is_in_use() {
-        bail!(in_use(image, &discarded));
+        bail!(in_use(image, &discarded.users));
     }
     let tries = if verified.spoiled.is_empty() {
         1
@@ -255,22 +261,16 @@ fn not_downloaded(image: &ImageName, failure: &Failure) -> String {
     format!("{image} cannot be downloaded again; nothing was thrown away: {failure}{advice}")
 }
 
-fn in_use(image: &ImageName, discarded: &Discarded) -> String {
-    let by = if discarded.containers.is_empty() {
+fn in_use(image: &ImageName, users: &Users) -> String {
+    let by = if users.names.is_empty() {
         "other images were unpacked on top of it: remove those first".to_owned()
     } else {
-        let ids = discarded.containers.iter().map(|id| short(id));
-        let ids = text::some_of(ids, NAMED_AT_MOST);
+        let names = text::some_of(&users.names, NAMED_AT_MOST);
         format!(
-            "containers, perhaps exited ones, are on top of it ({ids}): cordon the node, delete their pods, and repeat"
+            "pods, perhaps with exited containers only, run from it ({names}): cordon the node, delete them, and repeat"
         )
     };
     format!("{image} is in use, and nothing was thrown away: {by}")
-}
-
-/// As crictl shows a container.
-fn short(id: &str) -> &str {
-    id.get(..13).unwrap_or(id)
 }
 
 fn words(image: &ImageName, before: Option<&Digest>, now: &Digest, done: &Done) -> String {

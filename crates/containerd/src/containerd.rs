@@ -25,7 +25,7 @@ use crate::progress::Progress;
 use crate::proof::Depth;
 use crate::runtime::{
     Discarded, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over, Pin,
-    PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
+    PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Users, Verified,
 };
 use crate::snapshotter::Snapshotter;
 use crate::{containers, events, kept, labels, made, mend, names, proof, renew, rolled_back};
@@ -171,6 +171,10 @@ impl ImageRuntime for Containerd {
 
     async fn verify(&self, image: &ImageName, seen: &Seen<'_>) -> Result<Verified, RuntimeError> {
         Box::pin(renew::verify(self, image, seen)).await
+    }
+
+    async fn users(&self, image: &ImageName) -> Result<Option<Users>, RuntimeError> {
+        Box::pin(renew::users(self, image)).await
     }
 
     async fn discard(

@@ -29,6 +29,22 @@ const KIND: (&str, &str) = ("io.cri-containerd.kind", "sandbox");
 const STARTED: &str = "/tasks/start";
 const ENDED: &str = "/tasks/exit";
 
+const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const POD_NAME: &str = "io.kubernetes.pod.name";
+
+/// The pods, as `namespace/name`, of all containers that CRI knows, also those that have exited, by the containers' IDs.
+pub(crate) async fn pods(calls: &Calls) -> Result<HashMap<String, String>, RuntimeError> {
+    let mut cri = calls.cri_runtime();
+    let call = cri.list_containers(ListContainersRequest::default());
+    let listed = calls.call(LISTING, call).await?;
+    let named = listed.containers.into_iter().filter_map(|container| {
+        let label = |key| container.labels.get(key);
+        let pod = format!("{}/{}", label(POD_NAMESPACE)?, label(POD_NAME)?);
+        Some((container.id, pod))
+    });
+    Ok(named.collect())
+}
+
 /// See [`crate::ImageRuntime::pod_events`].
 pub(crate) async fn pod_events(calls: &Calls, name: &str) -> Result<PodEvents, RuntimeError> {
     let topics = [STARTED, ENDED].map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""));

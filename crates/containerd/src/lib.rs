@@ -50,5 +50,5 @@ pub use program::{Program, ProgramError};
 pub use runtime::{
     Discarded, ImageChange, ImageEvent, ImageEvents, ImageRuntime, Local, LocalImage, Mended,
     Movement, Over, Pin, PodEvent, PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion,
-    Seen, Spoiled, Verified,
+    Seen, Spoiled, Users, Verified,
 };

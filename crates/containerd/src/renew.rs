@@ -5,19 +5,20 @@
 //! unpacked of it is removed, because containerd unpacks it when it makes the next container (`WithNewSnapshot` in
 //! internal/cri/opts/container.go), or at the next pull, whichever comes first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use containerd_client::services::v1::ReadContentRequest;
 use tonic::Code;
 use trylatest_core::image::ImageName;
 
 use crate::containerd::Containerd;
+use crate::containers;
 use crate::content::{self, Hash, NoDocument, read_json};
 use crate::manifest::{Config, Descriptor, Manifest};
 use crate::mend::collect_garbage;
 use crate::proof;
-use crate::runtime::{Discarded, RuntimeError, Seen, Spoiled, Verified};
-use crate::snapshots::{self, Is};
+use crate::runtime::{Discarded, RuntimeError, Seen, Spoiled, Users, Verified};
+use crate::snapshots::{self, Is, Snapshot};
 
 /// See [`crate::ImageRuntime::verify`].
 pub(crate) async fn verify(
@@ -127,6 +128,55 @@ fn unreadable(error: RuntimeError) -> Result<Option<&'static str>, RuntimeError>
     }
 }
 
+/// See [`crate::ImageRuntime::users`].
+pub(crate) async fn users(
+    node: &Containerd,
+    image: &ImageName,
+) -> Result<Option<Users>, RuntimeError> {
+    let chain = match Box::pin(parts(node, image)).await {
+        Ok((_, config)) => config.chain_ids(),
+        // What is unpacked of it is not known.
+        Err(NoDocument::Unusable(_) | NoDocument::Corrupt(_)) => return Ok(None),
+        Err(NoDocument::Runtime(error)) => return Err(error),
+    };
+    let snapshotter = node.snapshotter.name(&node.calls).await?;
+    let mut on = snapshots::list(node, &snapshotter).await?;
+    let unpacked = layers(&on);
+    let topmost = chain.iter().rev().find(|layer| unpacked.contains(*layer));
+    let mut above = topmost
+        .and_then(|layer| on.remove(layer))
+        .unwrap_or_default();
+    above.retain(|one| one.is != Is::Look);
+    if above.is_empty() {
+        return Ok(None);
+    }
+    users_among(node, above).await.map(Some)
+}
+
+/// The layers that are unpacked.
+fn layers(on: &BTreeMap<String, Vec<Snapshot>>) -> BTreeSet<String> {
+    let layers = on.values().flatten().filter(|one| one.is == Is::Layer);
+    layers.map(|layer| layer.key.clone()).collect()
+}
+
+/// Whose snapshots these are.
+async fn users_among(node: &Containerd, above: Vec<Snapshot>) -> Result<Users, RuntimeError> {
+    let of_containers = above.into_iter().filter(|one| one.is == Is::Containers);
+    // CRI names a container's snapshot after it.
+    let ids: Vec<String> = of_containers.map(|one| one.key).collect();
+    if ids.is_empty() {
+        return Ok(Users::default());
+    }
+    let pods = containers::pods(&node.calls).await?;
+    let names = ids
+        .into_iter()
+        .map(|id| pods.get(&id).cloned().unwrap_or(id));
+    let names: BTreeSet<String> = names.collect();
+    Ok(Users {
+        names: names.into_iter().collect(),
+    })
+}
+
 /// See [`crate::ImageRuntime::discard`].
 pub(crate) async fn discard(
     node: &Containerd,
@@ -162,8 +212,7 @@ pub(crate) async fn discard(
 async fn discard_unpacked(node: &Containerd, chain: &[String]) -> Result<Discarded, RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
     let mut on = snapshots::list(node, &snapshotter).await?;
-    let layers = on.values().flatten().filter(|one| one.is == Is::Layer);
-    let unpacked: BTreeSet<String> = layers.map(|layer| layer.key.clone()).collect();
+    let unpacked = layers(&on);
     let order = chain.iter().rev().filter(|layer| unpacked.contains(*layer));
     let mut left = order.clone().count();
     let mut discarded = Discarded::default();
@@ -177,8 +226,7 @@ async fn discard_unpacked(node: &Containerd, chain: &[String]) -> Result<Discard
         // Somebody may have come since.
         if !above.is_empty() || !snapshots::remove(node, &snapshotter, layer).await? {
             discarded.kept = left;
-            above.retain(|one| one.is == Is::Containers);
-            discarded.containers = above.into_iter().map(|one| one.key).collect();
+            discarded.users = users_among(node, above).await?;
             break;
         }
         left -= 1;

@@ -85,6 +85,16 @@ pub trait ImageRuntime: Send + Sync + 'static {
         seen: &Seen<'_>,
     ) -> impl Future<Output = Result<Verified, RuntimeError>> + Send;
 
+    /// Who keeps [`ImageRuntime::discard`] from removing anything of the copy that the name points to; none if nobody does.
+    /// Takes a moment, and touches nothing.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn users(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Option<Users>, RuntimeError>> + Send;
+
     /// Removes what is unpacked of the copy that the name points to, and content that [`ImageRuntime::verify`] has found
     /// spoiled: the next pull unpacks and fetches it again. If nothing is spoiled, so does the next container that starts
     /// from the copy, without a registry. What a container or another image has something on top of stays; if that is the
@@ -365,6 +375,14 @@ pub struct Spoiled {
     pub why: String,
 }
 
+/// Who has something on top of an unpacked layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Pods as `namespace/name`, perhaps ones whose containers have exited; containers that are no pod's, by their IDs. If
+    /// there are none, other images share the layer.
+    pub names: Vec<String>,
+}
+
 /// How many unpacked layers were removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discarded {
@@ -372,9 +390,8 @@ pub struct Discarded {
     pub removed: usize,
     /// So many stay below them.
     pub kept: usize,
-    /// Containers that have something on top of the highest that stays, perhaps exited ones, by their IDs. If there are
-    /// none, another image shares it.
-    pub containers: Vec<String>,
+    /// Who has something on top of the highest that stays.
+    pub users: Users,
 }
 
 impl Discarded {
@@ -588,6 +605,13 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
         seen: &Seen<'_>,
     ) -> impl Future<Output = Result<Verified, RuntimeError>> + Send {
         R::verify(self, image, seen)
+    }
+
+    fn users(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<Option<Users>, RuntimeError>> + Send {
+        R::users(self, image)
     }
 
     fn discard(

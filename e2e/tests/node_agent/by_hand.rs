@@ -89,6 +89,8 @@ async fn damaged_files_are_repaired_without_a_registry(node: &Node) -> anyhow::R
     let image = space.image();
     let said = said_no(node, &["repair", &image]).await?;
     ensure!(said.contains("nothing was thrown away"), "{said}");
+    let pod = format!("{}/damaged", space.work.name());
+    ensure!(said.contains(&pod), "{said}");
     space.work.delete_pod("damaged").await?;
     space.registry.fault(Fault::Unavailable).await?;
     let said = repaired(&space, &["repair", &image]).await?;

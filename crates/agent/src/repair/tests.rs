@@ -97,8 +97,8 @@ async fn a_moved_tag_that_cannot_start_is_not_followed() {
 async fn what_containers_use_stays() {
     let node = node(Lost::FileInUse);
     let said = repaired(&node, false).await.unwrap_err();
-    says(&said, "nothing was thrown away: containers");
-    says(&said, "(container)");
+    says(&said, "nothing was thrown away: pods");
+    says(&said, "(default/pod)");
     assert_eq!(node.lost(&image()), Some(Lost::FileInUse));
     assert_eq!(node.pulls(&image()), 0);
 }

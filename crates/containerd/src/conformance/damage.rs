@@ -97,6 +97,8 @@ pub(super) async fn damaged_files_are_unpacked_again<H: Harness>(h: &H) -> Verdi
     let verified = h.runtime().verify(&image, &|_, _| {}).await.map_err(said)?;
     ensure(verified.spoiled.is_empty(), &format!("{verified:?}"))?;
     ensure(verified.bytes > 0, "its layers have a size")?;
+    let users = h.runtime().users(&image).await.map_err(said)?;
+    ensure(users.is_none(), &format!("{users:?} use it"))?;
     let discarded = h.runtime().discard(&image, &[]).await.map_err(said)?;
     ensure(discarded.removed > 0, &format!("{discarded:?}"))?;
     ensure(discarded.kept == 0, &format!("{discarded:?}"))?;
@@ -112,9 +114,12 @@ pub(super) async fn damaged_files_in_use_are_left_alone<H: Harness>(h: &H) -> Ve
     let digest = h.push_sharing(&image, 1).await;
     pull(h, &image).await?;
     h.lose(&image, Loss::FilesInUse).await;
+    let users = h.runtime().users(&image).await.map_err(said)?;
+    let named = users.as_ref().map_or(0, |users| users.names.len());
+    ensure(named == 1, &format!("{users:?} use it"))?;
     let discarded = h.runtime().discard(&image, &[]).await.map_err(said)?;
     ensure(discarded.is_in_use(), &format!("{discarded:?}"))?;
-    ensure(discarded.containers.len() == 1, &format!("{discarded:?}"))?;
+    ensure(discarded.users.names.len() == 1, &format!("{discarded:?}"))?;
     is_usable(h, &image, &digest).await
 }
 

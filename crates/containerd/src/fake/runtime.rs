@@ -16,7 +16,8 @@ use crate::containerd::locked;
 use crate::program::Program;
 use crate::runtime::{
     Discarded, ImageChange, ImageEvents, ImageRuntime, Local, LocalImage, Mended, Movement, Over,
-    Pin, PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Verified,
+    Pin, PodEvents, Pointed, PullError, RuntimeError, RuntimeVersion, Seen, Spoiled, Users,
+    Verified,
 };
 
 impl FakeContainerd {
@@ -137,6 +138,16 @@ impl Drop for Running {
     }
 }
 
+/// Who has something on top of a copy that has lost this.
+fn users(lost: Option<Lost>) -> Option<Users> {
+    match lost? {
+        Lost::FileInUse | Lost::UnpackedInUse => Some(Users {
+            names: vec!["default/pod".to_owned()],
+        }),
+        Lost::Unpacked | Lost::SharedLayer | Lost::File | Lost::FileAndLayers => None,
+    }
+}
+
 impl ImageRuntime for FakeContainerd {
     async fn pull(&self, image: &ImageName) -> Result<(), PullError> {
         let (mut answer, _running) = self.begin(image);
@@ -244,6 +255,12 @@ impl ImageRuntime for FakeContainerd {
         })
     }
 
+    async fn users(&self, image: &ImageName) -> Result<Option<Users>, RuntimeError> {
+        let state = self.up("listing snapshots")?;
+        let copy = state.names.get(image.as_str());
+        Ok(copy.and_then(|copy| users(copy.lost)))
+    }
+
     async fn discard(
         &self,
         image: &ImageName,
@@ -254,11 +271,11 @@ impl ImageRuntime for FakeContainerd {
         let Some(Content { digest, lost, .. }) = copy else {
             return Ok(Discarded::default());
         };
-        if let Some(Lost::FileInUse | Lost::UnpackedInUse) = lost {
+        if let Some(users) = users(lost) {
             return Ok(Discarded {
                 removed: 0,
                 kept: 1,
-                containers: vec!["container".to_owned()],
+                users,
             });
         }
         let same = state.names.values_mut();
