@@ -242,6 +242,16 @@ impl ImageRuntime for Containerd {
         kept::kept_copies(self).await
     }
 
+    async fn digests(&self, image: &ImageName) -> Result<BTreeSet<Digest>, RuntimeError> {
+        let known = self.in_cri(image.as_str()).await?;
+        let names = known.map(|known| known.repo_digests).unwrap_or_default();
+        // Of any repository: content is shared.
+        let digests = names.iter().filter_map(|name| name.rsplit_once('@'));
+        Ok(digests
+            .filter_map(|(_, digest)| digest.parse().ok())
+            .collect())
+    }
+
     async fn pointed(
         &self,
         images: &BTreeSet<ImageName>,

@@ -187,6 +187,16 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send;
 
+    /// Every digest by which CRI knows the image that the name points to: of manifests, and of indexes that name them. Empty if
+    /// CRI does not know the name.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    fn digests(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<BTreeSet<Digest>, RuntimeError>> + Send;
+
     /// What these names point to now, without a proof. Those that are not there are left out.
     ///
     /// # Errors
@@ -668,6 +678,13 @@ impl<R: ImageRuntime> ImageRuntime for Arc<R> {
 
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send {
         R::kept_copies(self)
+    }
+
+    fn digests(
+        &self,
+        image: &ImageName,
+    ) -> impl Future<Output = Result<BTreeSet<Digest>, RuntimeError>> + Send {
+        R::digests(self, image)
     }
 
     fn pointed(

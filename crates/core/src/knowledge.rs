@@ -1,7 +1,7 @@
 //! What the planner knows about images from this node's tries, which [`Facts::add`] folds for it and
 //! for the index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -17,6 +17,8 @@ pub(crate) struct Known {
     pub(crate) last_try: Option<Box<Try>>,
     /// When the try ended that brought [`Facts::confirmed`].
     confirmed_until: Option<Timestamp>,
+    /// Every digest under which this node has the content that [`Facts::confirmed`] names; empty if that is not known.
+    digests: BTreeSet<Digest>,
 }
 
 impl Known {
@@ -24,8 +26,15 @@ impl Known {
         self.facts.add(tried);
         if tried.confirmation().is_some() {
             self.confirmed_until = Some(tried.ended());
+            self.digests.clear();
         }
         self.last_try = Some(Box::new(tried.clone()));
+    }
+
+    /// Whether what the tag was last found to point to is other content than this digest's, if that is known.
+    pub(crate) fn is_other_content(&self, digest: &Digest) -> Option<bool> {
+        let is_known = !self.digests.is_empty();
+        is_known.then(|| !self.digests.contains(digest))
     }
 
     /// Whether the registry has said, at this time or later, that the tag points to this digest.
@@ -50,6 +59,7 @@ impl Knowledge {
                 facts: record.facts.clone(),
                 last_try: record.tries.first().cloned().map(Box::new),
                 confirmed_until: record.facts.confirmed.as_ref().map(|c| c.time),
+                digests: BTreeSet::new(),
             };
         }
     }
@@ -57,6 +67,11 @@ impl Knowledge {
     /// Adds what a try has shown.
     pub(crate) fn add(&mut self, tried: &Try) {
         self.entry(&tried.image).add(tried);
+    }
+
+    /// Under which digests this node has what the last try has confirmed.
+    pub(crate) fn has_digests(&mut self, name: &ImageName, digests: &BTreeSet<Digest>) {
+        self.entry(name).digests.clone_from(digests);
     }
 
     /// Takes over which names are pointed back to an earlier copy: these and no others. True if that changes anything.

@@ -1,5 +1,6 @@
 //! Which copy a container may use once a try has ended: the one place that says so.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -75,6 +76,9 @@ pub struct Evidence {
     pub copy: CachedCopy,
     /// What the node's disk had lost and was fetched again, or can be.
     pub healed: Option<String>,
+    /// Every digest under which the node has the content of that copy: an index that was pushed again names the same
+    /// manifest. Empty if that is not known.
+    pub digests: BTreeSet<Digest>,
 }
 
 impl Evidence {
@@ -92,6 +96,7 @@ impl Evidence {
         };
         Self {
             result,
+            digests: after.digest().cloned().into_iter().collect(),
             copy: after,
             healed,
         }
@@ -128,6 +133,7 @@ impl Evidence {
             result: TryResult::Failed(failure),
             copy,
             healed: None,
+            digests: BTreeSet::new(),
         }
     }
 }
@@ -173,6 +179,7 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
         result,
         copy,
         healed,
+        digests: _,
     } = evidence;
     let note = healed.clone();
     match (result, copy) {

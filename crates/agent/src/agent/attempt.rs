@@ -138,10 +138,15 @@ pub(super) async fn attempt<R: ImageRuntime>(
         after,
         healed,
     } = tried;
+    let mut evidence = Evidence::of_try(failure, &before, after, healed);
+    if evidence.result.failure().is_none() {
+        // If it is not known, nobody is told that the tag has moved.
+        evidence.digests = runtime.digests(&image).await.unwrap_or_default();
+    }
     TryEnded {
         image,
         attempt,
-        evidence: Evidence::of_try(failure, &before, after, healed),
+        evidence,
     }
 }
 

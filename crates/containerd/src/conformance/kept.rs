@@ -133,6 +133,12 @@ async fn points_to<H: Harness>(h: &H, image: &ImageName, expected: Option<&str>)
     let asked = [image.clone(), other].into();
     let pointed = h.runtime().pointed(&asked).await.map_err(said)?;
     let found = pointed.get(image).map(Digest::as_str);
+    let digests = h.runtime().digests(image).await.map_err(said)?;
+    let digests: Vec<&str> = digests.iter().map(Digest::as_str).collect();
+    ensure(
+        found.is_none() || digests.contains(&found.unwrap_or_default()),
+        &format!("{image} has the digests {digests:?}"),
+    )?;
     let others = pointed.len() - usize::from(found.is_some());
     ensure(others == 0, &format!("{pointed:?} is more than was asked"))?;
     ensure(

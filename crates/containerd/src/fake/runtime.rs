@@ -413,6 +413,15 @@ impl ImageRuntime for FakeContainerd {
             .collect())
     }
 
+    async fn digests(&self, image: &ImageName) -> Result<BTreeSet<Digest>, RuntimeError> {
+        let state = self.up("asking CRI for an image")?;
+        let content = state.names.get(image.as_str());
+        Ok(content
+            .and_then(|content| content.digest.parse().ok())
+            .into_iter()
+            .collect())
+    }
+
     async fn pointed(
         &self,
         images: &BTreeSet<ImageName>,

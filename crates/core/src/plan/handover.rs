@@ -16,6 +16,7 @@
 //!
 //! While one of the kubelet's pulls hangs, no other pod that has a copy is left to it (`brake`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -494,6 +495,7 @@ impl Planner {
             result,
             copy,
             healed: None,
+            digests: BTreeSet::new(),
         };
         if !is_left_alone {
             self.kubelet_tried(now, name, &handover, &evidence, plan);

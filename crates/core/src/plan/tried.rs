@@ -137,6 +137,9 @@ impl Planner {
     ) {
         if attempt.asks() {
             self.add_try(evidence.to_try(name, attempt.started, now, None), plan);
+            if evidence.result.failure().is_none() {
+                self.knowledge.has_digests(name, &evidence.digests);
+            }
         }
     }
 

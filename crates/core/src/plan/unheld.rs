@@ -113,7 +113,13 @@ fn given(
         && since.is_some_and(|since| said.time >= since)
         && given.image == container.written
     {
-        given.moved = Some(said.digest.clone()).filter(|now| now != runs);
+        // The same content can have several digests. Where that is not known, what was said stands.
+        let known = image.and_then(|name| knowledge.of_name(name)?.is_other_content(runs));
+        if said.digest == *runs || known == Some(false) {
+            given.moved = None;
+        } else if known == Some(true) {
+            given.moved = Some(said.digest.clone());
+        }
     }
     given
 }

@@ -119,6 +119,33 @@ fn a_tag_that_has_moved_since_is_told_once() {
     assert_eq!(world.node_images()[0].pods_behind, 0);
 }
 
+#[test]
+fn an_index_that_was_pushed_again_over_the_same_manifest_has_not_moved() {
+    for (digests, moved) in [
+        (&["1", "2"][..], None),
+        (&[], None),
+        (&["2", "3"], Some(digest("2"))),
+    ] {
+        let mut world = World::new();
+        let pod = runs(unheld("a", &world), "1", &world);
+        let actions = world.see(&pod);
+        let attempt = tries(&actions)[0];
+        world.settles(&actions);
+        world.up += Duration::from_secs(1);
+        let evidence = Evidence {
+            digests: digests.iter().map(|name| digest(name)).collect(),
+            ..Evidence::of_try(None, &usable("1"), usable("2"), None)
+        };
+        let actions = world.handle(Event::TryEnded(TryEnded {
+            image: image(),
+            attempt,
+            evidence,
+        }));
+        let said = told(&actions).and_then(|release| release.containers["app"].moved.clone());
+        assert_eq!(said, moved, "{digests:?}");
+    }
+}
+
 /// What was confirmed before it started may be another copy than the node's.
 #[test]
 fn only_what_was_said_since_the_start_is_news() {
