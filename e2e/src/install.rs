@@ -242,6 +242,26 @@ impl Install {
         Ok(value.trim().parse()?)
     }
 
+    /// The sum of the values of a metric's series that have these labels, written as in `/metrics`: `class="network"`.
+    ///
+    /// # Errors
+    /// There is no such series.
+    pub async fn sum(&self, metric: &str, labels: &[&str]) -> anyhow::Result<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let series = text.lines().filter_map(|line| {
+            let (own, value) = line
+                .strip_prefix(metric)?
+                .strip_prefix('{')?
+                .split_once("} ")?;
+            let own: Vec<&str> = own.split(',').collect();
+            let has = |label: &&str| own.contains(label);
+            labels.iter().all(has).then_some(value)
+        });
+        let values = series.map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+        ensure!(!values.is_empty(), "no series {metric} with {labels:?}");
+        Ok(values.iter().sum())
+    }
+
     /// Removes the namespace's DaemonSet pods and waits until they are gone, and puts a node
     /// selector in place that no node has: a node without an agent.
     ///

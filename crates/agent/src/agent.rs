@@ -168,7 +168,7 @@ async fn start(
     let (use_of, used) = watch::channel(None);
     let (found, rolled_back) = watch::channel(None);
     let (config, configured) = config.follow();
-    let (gates, waiting) = offers::channel(GATES_MAX, metrics.overflows(Channel::Gates));
+    let (gates, waiting) = offers::channel(GATES_MAX, metrics.calls.overflows(Channel::Gates));
     let pods = Pods {
         runtime: Arc::clone(&runtime),
         api: api.clone(),
@@ -238,7 +238,7 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
         socket: args.containerd.containerd_socket.clone(),
         snapshotter: args.containerd.snapshotter.clone(),
         call_timeout: RUNTIME_DEADLINE,
-        observer: metrics.of_runtime_calls(),
+        observer: metrics.of_runtime(),
     })
 }
 
@@ -265,6 +265,7 @@ async fn open_index_and_start_planner(
 
 fn own(
     tasks: &mut Tasks,
+    metrics.registries.retain(&planner.registries());
     name: &'static str,
     work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) {

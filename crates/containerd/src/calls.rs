@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -53,16 +54,44 @@ impl Interceptor for InNamespace {
     }
 }
 
-/// Learns how each call ended, except pulls: `None` for an answer. By default nobody listens.
+/// Learns how each call ended, and how long pulls took. By default nobody listens.
 #[derive(Clone)]
-pub struct CallObserver(Arc<Hear>);
+pub struct CallObserver {
+    calls: Arc<HearCall>,
+    pulls: Arc<HearPull>,
+}
 
-type Hear = dyn Fn(Option<&RuntimeError>) + Send + Sync;
+type HearCall = dyn Fn(Option<&RuntimeError>) + Send + Sync;
+type HearPull = dyn Fn(PullEnd, Duration) + Send + Sync;
+
+/// How a pull ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullEnd {
+    /// containerd has the image.
+    Success,
+    /// containerd has given up.
+    Failed,
+    /// The caller has dropped it.
+    Cut,
+}
 
 impl CallObserver {
-    /// Runs in the caller's task: it should only count, not wait.
+    /// Hears of each call except pulls: `None` for an answer. Runs in the caller's task: it should only count, not
+    /// wait.
     pub fn new(hear: impl Fn(Option<&RuntimeError>) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(hear))
+        Self {
+            calls: Arc::new(hear),
+            pulls: Arc::new(|_, _| {}),
+        }
+    }
+
+    /// Also hears of pulls, and how long they took.
+    #[must_use]
+    pub fn and_of_pulls(self, hear: impl Fn(PullEnd, Duration) + Send + Sync + 'static) -> Self {
+        Self {
+            pulls: Arc::new(hear),
+            ..self
+        }
     }
 }
 
@@ -75,6 +104,38 @@ impl Default for CallObserver {
 impl fmt::Debug for CallObserver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CallObserver")
+    }
+}
+
+/// A pull that runs; its end is observed, also if it is dropped.
+pub(crate) struct RunningPull {
+    observer: CallObserver,
+    started: Instant,
+    end: PullEnd,
+}
+
+impl RunningPull {
+    /// It begins.
+    pub(crate) fn begin(observer: &CallObserver) -> Self {
+        Self {
+            observer: observer.clone(),
+            started: Instant::now(),
+            end: PullEnd::Cut,
+        }
+    }
+
+    /// containerd has answered.
+    pub(crate) fn ended<T, E>(mut self, answer: &Result<T, E>) {
+        self.end = match answer {
+            Ok(_) => PullEnd::Success,
+            Err(_) => PullEnd::Failed,
+        };
+    }
+}
+
+impl Drop for RunningPull {
+    fn drop(&mut self) {
+        (self.observer.pulls)(self.end, self.started.elapsed());
     }
 }
 
@@ -112,6 +173,11 @@ impl Calls {
     /// How many connections were attempted: what was learned over an earlier one may have changed.
     pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// A pull begins.
+    pub(crate) fn begin_pull(&self) -> RunningPull {
+        RunningPull::begin(&self.observer)
     }
 
     pub(crate) fn cri_images(&self) -> ImageServiceClient<Channel> {
@@ -198,7 +264,7 @@ impl Calls {
             Ok(result) => result.map_err(|status| error(operation, &status)),
             Err(_) => Err(RuntimeError::Timeout { operation, timeout }),
         };
-        (self.observer.0)(result.as_ref().err());
+        (self.observer.calls)(result.as_ref().err());
         result
     }
 
@@ -285,6 +351,26 @@ mod tests {
         );
         assert_eq!(seen.load(Ordering::Relaxed), 1);
         drop(listener);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_each_pull_is_observed() {
+        let ends = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let heard = Arc::clone(&ends);
+        let observer = CallObserver::default()
+            .and_of_pulls(move |end, took| heard.lock().unwrap().push((end, took.as_secs())));
+        let begin = || RunningPull::begin(&observer);
+        begin().ended(&Ok::<_, ()>(()));
+        let (failed, cut) = (begin(), begin());
+        tokio::time::advance(Duration::from_secs(3)).await;
+        failed.ended(&Err::<(), _>(()));
+        drop(cut);
+        let expected = [
+            (PullEnd::Success, 0),
+            (PullEnd::Failed, 3),
+            (PullEnd::Cut, 3),
+        ];
+        assert_eq!(*ends.lock().unwrap(), expected);
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,7 +39,7 @@ pub struct ContainerdOptions {
     pub snapshotter: Option<String>,
     /// How long any call but a pull may take. All calls of a proof together may take twice as long.
     pub call_timeout: Duration,
-    /// Learns how each of these calls ended.
+    /// Learns how the calls ended.
     pub observer: CallObserver,
 }
 
@@ -138,7 +138,9 @@ impl ImageRuntime for Containerd {
             sandbox_config: None,
         };
         let labels = Box::pin(labels::remember(self, image)).await;
+        let running = self.calls.begin_pull();
         let pulled = self.calls.cri_images().pull_image(request).await;
+        running.ended(&pulled);
         // A pull that failed may have moved the name as well.
         labels::put_back(self, labels).await;
         match pulled {

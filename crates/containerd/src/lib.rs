@@ -43,7 +43,7 @@ pub mod runtime;
 mod snapshots;
 mod snapshotter;
 
-pub use calls::CallObserver;
+pub use calls::{CallObserver, PullEnd};
 pub use classify::kubelet_failure;
 pub use containerd::{Containerd, ContainerdOptions};
 pub use program::{Program, ProgramError};

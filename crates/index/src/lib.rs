@@ -55,6 +55,7 @@ const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 /// fails closes it, and the next one opens it. So a disk that was full for a moment only costs the
 /// writes of that moment.
 pub struct Index {
+    file: PathBuf,
     /// None from a failure to the next call.
     store: RwLock<Option<Store>>,
     reopen: Reopen,
@@ -176,9 +177,11 @@ impl Index {
     pub fn open(path: &Path, now: Timestamp) -> Result<Opened, OpenError> {
         let (database, recovered) = recover::open(path, now)?;
         let path = path.to_owned();
+        let file = path.clone();
         // An existing file only: a new one would have no tables.
         let reopen = move || builder().open(&path).map(Store::Owned);
         let index = Self {
+            file,
             store: RwLock::new(Some(Store::Owned(database))),
             reopen: Box::new(reopen),
         };
@@ -198,11 +201,19 @@ impl Index {
         })?;
         check_schema(path, found)?;
         let path = path.to_owned();
+        let file = path.clone();
         let reopen = move || builder().open_read_only(&path).map(Store::ReadOnly);
         Ok(Self {
+            file,
             store: RwLock::new(Some(Store::ReadOnly(database))),
             reopen: Box::new(reopen),
         })
+    }
+
+    /// How large its file is, in bytes; none if the disk does not say.
+    pub fn size_bytes(&self) -> Option<u64> {
+        let file = std::fs::metadata(&self.file).ok()?;
+        Some(file.len())
     }
 
     /// Records a try. It is on disk when this returns.

@@ -435,6 +435,7 @@ fn a_disk_that_was_full_for_a_moment_costs_that_moment() {
             .map(Store::Owned)
     };
     let index = Index {
+        file: PathBuf::new(),
         store: RwLock::new(None),
         reopen: Box::new(reopen),
     };

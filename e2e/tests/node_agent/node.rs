@@ -98,7 +98,7 @@ async fn the_agent_counts_how_long_pods_wait(node: &Node) -> anyhow::Result<()> 
     space.push("one").await?;
     let late = Fault::Latency(Duration::from_secs(2));
     space.registry.fault(late).await?;
-    let series = "trylatest_release_seconds_sum";
+    let series = "trylatest_hold_duration_seconds_sum";
     let before = node.install.metric(series).await?;
     space.run("app", "fresh", "one").await?;
     let waited = node.install.metric(series).await? - before;

@@ -213,16 +213,19 @@ async fn the_node_says_so_and_takes_it_back(node: &Node) -> anyhow::Result<()> {
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
     space.registry.fault(Fault::Unavailable).await?;
-    let series = "trylatest_tries_total{class=\"server-error\",result=\"failed\"}";
-    let before = node.install.metric(series).await?;
+    let tries = async || {
+        let labels = ["class=\"server-error\"", "result=\"failed\""];
+        node.install.sum("trylatest_tries_total", &labels).await
+    };
+    let before = tries().await?;
     space.run("after", "fallback", "one").await?;
     let image = space.image();
     wait_node(node, "the node names the image", |node| {
         condition(node) == Some("True") && images(node).contains(&image)
     })
     .await?;
-    let after = node.install.metric(series).await?;
-    ensure!(after > before, "{series} stays {before}");
+    let after = tries().await?;
+    ensure!(after > before, "failed tries stay {before}");
     space.registry.heal().await?;
     space.run("healed", "unchanged", "one").await?;
     takes_it_back(node, &image).await?;

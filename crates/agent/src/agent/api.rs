@@ -75,7 +75,7 @@ impl Api {
             Err(ApiError::Timeout { .. }) => CallResult::Timeout,
             Err(ApiError::Call { .. }) => CallResult::Error,
         };
-        self.metrics.called(operation, word);
+        self.metrics.calls.called(operation, word);
         result
     }
 }

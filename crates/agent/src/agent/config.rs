@@ -157,7 +157,7 @@ impl ConfigFile {
         };
         match file.read().await {
             Found::Nothing => {
-                file.metrics.set_config(true, None);
+                file.metrics.config.set(true, None);
                 info!(path = %file.path.display(), "there is no configuration file: the agent's flags apply");
             }
             found => drop(file.take(found)),
@@ -204,7 +204,7 @@ impl ConfigFile {
         match parsed {
             Ok(config) => {
                 let loaded = is_there.then(clock::wall);
-                self.metrics.set_config(true, loaded);
+                self.metrics.config.set(true, loaded);
                 let changes = self.config.changes(&config);
                 let path = self.path.display();
                 info!(%path, present = is_there, changes = changes.len(), "the configuration is valid");
@@ -234,7 +234,7 @@ impl ConfigFile {
     }
 
     fn refuse(&mut self, invalid: &InvalidConfig, fingerprint: u64) {
-        self.metrics.set_config(false, None);
+        self.metrics.config.set(false, None);
         self.is_refused = true;
         let path = self.path.display();
         for problem in &invalid.problems {

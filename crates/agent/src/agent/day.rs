@@ -231,7 +231,7 @@ impl World {
         let (report, reported) = watch::channel(None);
         let (use_of, used) = watch::channel(None);
         let (_, config) = watch::channel(Config::default());
-        let (gates, _) = offers::channel(1, metrics.overflows(Channel::Gates));
+        let (gates, _) = offers::channel(1, metrics.calls.overflows(Channel::Gates));
         let rules = NodeRules {
             kubelet_pulls: PullLimit::default(),
             try_for: Duration::from_secs(30),

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
 use trylatest_core::record::{ImageRecord, LocalCopy, RolledBack, Try};
-use trylatest_index::{Index, OpenError, Opened};
+use trylatest_index::{Index, IndexError, OpenError, Opened};
 
 use super::api::words;
 use super::handover;
@@ -65,31 +65,36 @@ impl History {
                 None
             }
         };
-        metrics.set_index_open(index.is_some());
+        metrics.index.set_open(index.is_some());
+        let bytes = index.as_ref().and_then(|index| index.size_bytes());
         let history = Self {
             index,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             metrics,
             rest_until: None,
         };
+        history.show_size(bytes);
         (history, rebuilt)
     }
 
     /// Records a try. Returns after the deadline at the latest; logs and counts a failure.
     pub(super) async fn record(&mut self, record: Try) {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
-            self.metrics.index_failed();
+            self.metrics.index.failed();
             return;
         }
         let image = record.image.clone();
-        let write = self.blocking(move |index| index.record(&record));
+        let write = self.blocking(move |index| {
+            index.record(&record)?;
+            Ok::<_, IndexError>(index.size_bytes())
+        });
         let failed = match timeout(RECORD_DEADLINE, write).await {
-            Ok(Ok(_)) => return,
+            Ok(Ok(bytes)) => return self.show_size(bytes.flatten()),
             Ok(Err(error)) => error,
             Err(_) => format!("no answer within {RECORD_DEADLINE:?}"),
         };
         self.rest_until = Some(Instant::now() + REST);
-        self.metrics.index_failed();
+        self.metrics.index.failed();
         warn!(%image, error = failed, "a try could not be written to the index");
     }
 
@@ -102,11 +107,17 @@ impl History {
             Ok(Err(error)) => error,
             Err(_) => format!("no answer within {RECORD_DEADLINE:?}"),
         };
-        self.metrics.index_failed();
+        self.metrics.index.failed();
         warn!(
             error = failed,
             "a rollback could not be written to the index"
         );
+    }
+
+    fn show_size(&self, bytes: Option<u64>) {
+        if let Some(bytes) = bytes {
+            self.metrics.index.set_bytes(bytes);
+        }
     }
 
     /// All records.
@@ -161,7 +172,7 @@ impl History {
         match pruned.await {
             Ok(left) => left.map(|left| left.into_iter().map(|record| record.image).collect()),
             Err(error) => {
-                self.metrics.index_failed();
+                self.metrics.index.failed();
                 warn!(error, "the index could not be cleaned up");
                 None
             }

@@ -148,7 +148,7 @@ impl<R: ImageRuntime> Keeper<R> {
         ));
         let image = images.own();
         if let Ok(true) = looked {
-            self.metrics.gate_image_was_restored();
+            self.metrics.gate_image.was_restored();
             info!(%image, "the gate's image was gone, and the agent has made it again");
         }
         let failed = looked.err().map(|error| error.to_string());
@@ -170,7 +170,7 @@ impl<R: ImageRuntime> Keeper<R> {
             said.told.pop_front();
         }
         said.told.push_back(pod.uid.clone());
-        self.metrics.gate_wanted_image(help);
+        self.metrics.gate_image.was_wanted(help);
         warn!(
             namespace = pod.namespace,
             pod = pod.name,

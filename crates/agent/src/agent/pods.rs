@@ -24,7 +24,7 @@ use trylatest_core::digest::Digest;
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::UsedImage;
-use trylatest_core::node::{NodeImage, NodeReport};
+use trylatest_core::node::NodeReport;
 use trylatest_core::plan::{Action, Event, Moved, Planner, TryEnded, Written};
 use trylatest_core::pod::{GatedPod, PodId};
 use trylatest_core::record::Try;
@@ -118,7 +118,6 @@ struct Loop<R> {
     moved: Offers<Moved>,
     /// Events under way.
     telling: usize,
-    reported: Vec<NodeImage>,
     /// Running tries, by their names.
     cuts: HashMap<u64, CancellationToken>,
     /// Names that are away, by the hand-over.
@@ -137,14 +136,13 @@ impl<R: ImageRuntime> Pods<R> {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let mut changes = std::pin::pin!(changes);
-        let overflows = self.metrics.overflows(Channel::Moved);
+        let overflows = self.metrics.calls.overflows(Channel::Moved);
         let (sender, mut moved) = offers::channel(MOVED_MAX, overflows);
         let mut running = Loop {
             own: self,
             under_way: FuturesUnordered::new(),
             moved: sender,
             telling: 0,
-            reported: Vec::new(),
             cuts: HashMap::new(),
             away: HashMap::new(),
             is_well: false,
@@ -223,9 +221,15 @@ impl<R: ImageRuntime> Loop<R> {
     /// Tells the planner, and carries out what it wants.
     async fn handle(&mut self, event: Event) {
         let now = self.own.clock.now();
+        let is_pruned = matches!(event, Event::Pruned(_));
         let plan = self.own.planner.handle(now, event);
         self.carry_out(plan).await;
         self.show_circuits();
+        let (metrics, planner) = (&self.own.metrics, &self.own.planner);
+        if is_pruned {
+            metrics.registries.retain(&planner.registries());
+        }
+        metrics.set_figures(planner.figures(), self.own.clock);
     }
 
     /// Written down first: `trylatest images` reads the index.
@@ -241,13 +245,18 @@ impl<R: ImageRuntime> Loop<R> {
         for (registry, failure) in self.own.planner.open_circuits() {
             if !self.open.remove(registry) {
                 warn!(registry, error = %failure, "the registry fails: pods that have a copy do not wait for it");
+                self.own
+                    .metrics
+                    .registries
+                    .circuit_opened(registry, failure);
             }
             open.insert(registry.to_owned());
         }
         for registry in std::mem::replace(&mut self.open, open) {
             info!(registry, "the registry is back");
         }
-        self.own.metrics.set_open_circuits(self.open.len());
+        let registries = &self.own.metrics.registries;
+        registries.set_open_circuits(self.open.iter());
     }
 
     fn changed(&mut self, change: Result<PodChange, WatchError>) -> Option<Event> {
@@ -268,7 +277,7 @@ impl<R: ImageRuntime> Loop<R> {
             }
             Ok(PodChange::Gone(uid)) => Some(Event::Gone(uid)),
             Err(error) => {
-                self.own.metrics.watch_failed();
+                self.own.metrics.calls.watch_failed();
                 self.own.health.set_interrupted(true);
                 warn!(error = %words(&error), "the watch of pods is interrupted; it goes on by itself");
                 None
@@ -305,8 +314,7 @@ impl<R: ImageRuntime> Loop<R> {
             Came::Settled(pod, release, before, written) => {
                 self.telling -= 1;
                 if written == Written::Done {
-                    self.own.metrics.not_held(&release, before.as_ref());
-                    self.own.metrics.was_other(&release, before.as_ref());
+                    self.own.metrics.became(&release, before.as_ref());
                     self.tell_release(&pod, &release, before);
                 }
                 Some(Event::Settled(pod, release, written))
@@ -321,7 +329,10 @@ impl<R: ImageRuntime> Loop<R> {
                 let given_back =
                     matches!(&event, Event::GivenBack { by_kubelet, .. } if !by_kubelet);
                 if let Some(away) = self.away.remove(&id).filter(|away| away.had_copy) {
-                    self.own.metrics.was_away(away.since.elapsed(), given_back);
+                    self.own
+                        .metrics
+                        .handovers
+                        .was_away(away.since.elapsed(), given_back);
                 }
                 Some(event)
             }
@@ -408,12 +419,15 @@ impl<R: ImageRuntime> Loop<R> {
         let Some(images) = self.own.planner.take_report(self.own.clock.now()) else {
             return;
         };
-        self.own.metrics.set_pods_behind(&images);
-        if images != self.reported || self.own.report.borrow().is_none() {
-            self.reported.clone_from(&images);
-            let report = NodeReport::new(images, self.own.planner.agent_decides());
-            self.own.report.send_replace(Some(report));
-        }
+        self.own.metrics.set_images(&images);
+        let report = NodeReport::new(images, self.own.planner.agent_decides());
+        self.own.report.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&report);
+            if is_new {
+                *known = Some(report);
+            }
+            is_new
+        });
     }
 
     /// Says which images pods use, once the pods are known.

@@ -142,6 +142,16 @@ impl Handover {
         }
     }
 
+    /// Since when a copy's name is away, if it is: to take it away is a matter of moments.
+    pub(super) fn away_since(&self) -> Option<Duration> {
+        let kept = match &self.phase {
+            Phase::Leaving => None,
+            Phase::Away(kept) => Some(kept),
+            Phase::Returning { kept, .. } => kept.as_ref(),
+        };
+        kept?.digest.is_some().then_some(self.began.up)
+    }
+
     /// When nothing has moved for too long.
     fn due(&self) -> Option<Duration> {
         self.away()?;

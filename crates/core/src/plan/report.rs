@@ -96,7 +96,7 @@ fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> O
 }
 
 /// Whether the pod fell back, and the registry has not said since that the tag points to its copy.
-fn runs_old((time, release): &ReleasedWith<'_>, known: &Known) -> bool {
+pub(super) fn runs_old((time, release): &ReleasedWith<'_>, known: &Known) -> bool {
     let digest = release.digest.as_ref();
     let stands = digest.is_some_and(|digest| known.is_confirmed_since(*time, digest));
     release.outcome == Outcome::Fallback && !stands

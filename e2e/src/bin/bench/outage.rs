@@ -105,7 +105,7 @@ impl Bench {
         registry.heal().await?;
         let circuits = "trylatest_open_circuits";
         for repository in repositories.iter().cycle() {
-            if self.install.metric(circuits).await? == 0.0 {
+            if self.install.sum(circuits, &[]).await? == 0.0 {
                 break;
             }
             self.pods(repository, "TryLatest", 1, LIMIT).await?;

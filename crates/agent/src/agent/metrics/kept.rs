@@ -1,9 +1,9 @@
 //! The series about kept copies.
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge, Registry, Result};
 use trylatest_core::keep::{Because, KeptCopy};
 
-use super::register;
+use super::make::{counters, gauge, value};
 
 pub(in crate::agent) struct KeptSeries {
     copies: IntGauge,
@@ -14,13 +14,14 @@ pub(in crate::agent) struct KeptSeries {
 }
 
 impl KeptSeries {
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
-        let let_go = Opts::new(
+    pub(super) fn new(registry: &Registry) -> Result<Self> {
+        let gauge = |name, help| gauge(registry, name, help);
+        let let_go = counters(
+            registry,
             "trylatest_kept_copies_let_go_total",
             "Copies that are not kept any more, by reason.",
-        );
-        let let_go = register(registry, IntCounterVec::new(let_go, &["reason"])?)?;
+            &["reason"],
+        )?;
         for because in Because::ALL {
             let_go.with_label_values(&[because.as_str()]);
         }
@@ -46,15 +47,14 @@ impl KeptSeries {
     }
 
     pub(in crate::agent) fn set(&self, kept: &[KeptCopy]) {
-        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let unpinned = kept.iter().filter(|copy| !copy.pinned).count();
         let bytes = kept
             .iter()
             .map(|copy| copy.size_bytes)
             .fold(0, u64::saturating_add);
-        self.copies.set(number(kept.len()));
-        self.unpinned.set(number(unpinned));
-        self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.copies.set(value(kept.len()));
+        self.unpinned.set(value(unpinned));
+        self.bytes.set(value(bytes));
     }
 
     pub(in crate::agent) fn was_let_go(&self, because: Because) {

@@ -26,6 +26,7 @@ impl<R: ImageRuntime> Loop<R> {
                 ask,
                 stall,
             } => {
+                self.own.metrics.registries.know(image.registry());
                 let moved = self.moved.clone();
                 let limits = PullLimits::of_node(stall, self.own.disk_floor);
                 let cut = CancellationToken::new();
@@ -100,7 +101,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.tell(pod, Notice::bad_setting(words));
             }
             Action::Overruled(pod, overruled) => {
-                self.own.metrics.was_overruled(&overruled);
+                self.own.metrics.pods.was_overruled(&overruled);
                 let notice = Notice::overruled(&pod, &overruled);
                 warn!(
                     namespace = pod.namespace,
@@ -111,7 +112,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.tell(pod, notice);
             }
             Action::Unanswered(pod, at, silence) => {
-                self.own.metrics.was_unanswered();
+                self.own.metrics.pods.was_unanswered();
                 warn!(
                     namespace = pod.namespace,
                     pod = pod.name,
@@ -121,7 +122,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.tell(pod, notice);
             }
             Action::Unseen(pod, at, answer) => {
-                self.own.metrics.was_unseen(&answer);
+                self.own.metrics.pods.was_unseen(&answer);
                 warn!(
                     namespace = pod.namespace,
                     pod = pod.name,

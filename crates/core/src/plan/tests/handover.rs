@@ -5,7 +5,7 @@ use crate::pod::Start;
 use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
 
 /// The kubelet keeps records, and everything works.
-fn well() -> World {
+pub(super) fn well() -> World {
     let mut world = World::new();
     world.handle(Event::KubeletVerifies(true));
     world.handle(Event::Well(true));
@@ -24,25 +24,25 @@ fn tenant(name: &str, tenant: &str, world: &World) -> GatedPod {
     }
 }
 
-fn private(name: &str, world: &World) -> GatedPod {
+pub(super) fn private(name: &str, world: &World) -> GatedPod {
     tenant(name, "default", world)
 }
 
 /// The registry refuses the try that these actions begin; there is this copy.
-fn refused(world: &mut World, actions: &[Action], copy: &CachedCopy) -> Vec<Action> {
+pub(super) fn refused(world: &mut World, actions: &[Action], copy: &CachedCopy) -> Vec<Action> {
     let attempt = the_try(actions);
     let failure = Some(FailureClass::Unauthorized);
     world.ends(attempt, failure, copy.clone(), copy.clone())
 }
 
-fn the_handover(actions: &[Action]) -> u64 {
+pub(super) fn the_handover(actions: &[Action]) -> u64 {
     match actions {
         [Action::TakeAway { id, .. }] => *id,
         _ => panic!("{actions:?}"),
     }
 }
 
-fn taken(world: &mut World, id: u64, kept: Option<&str>) -> Vec<Action> {
+pub(super) fn taken(world: &mut World, id: u64, kept: Option<&str>) -> Vec<Action> {
     world.handle(Event::TakenAway {
         image: image(),
         id,
@@ -58,7 +58,7 @@ fn returned(world: &mut World, id: u64, copy: &str) -> Vec<Action> {
     })
 }
 
-fn given_back(world: &mut World, id: u64, copy: CachedCopy) -> Vec<Action> {
+pub(super) fn given_back(world: &mut World, id: u64, copy: CachedCopy) -> Vec<Action> {
     world.handle(Event::GivenBack {
         image: image(),
         id,
@@ -96,7 +96,7 @@ fn wanting(pod: &GatedPod, class: FailureClass) -> GatedPod {
     pod
 }
 
-fn the_give_back(actions: &[Action]) -> u64 {
+pub(super) fn the_give_back(actions: &[Action]) -> u64 {
     match actions {
         [Action::GiveBack { id, .. }] => *id,
         _ => panic!("{actions:?}"),
