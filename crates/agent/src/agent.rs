@@ -8,7 +8,7 @@
 //! | [`node`] | the node's report | the node's annotations and condition |
 //! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
-//! | [`http::serve`] | requests over TCP | probes, metrics |
+//! | [`http::serve`] | requests over TCP | probes, metrics, the report |
 //! | [`http::serve_images`] | requests over a Unix socket | the index |
 //!
 //! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
@@ -63,6 +63,7 @@ use self::config::ConfigFile;
 use self::health::Health;
 use self::history::History;
 pub(crate) use self::http::SOCKET;
+use self::http::Shown;
 use self::keeper::Keeper;
 use self::leave::Leaver;
 use self::metrics::Channel;
@@ -202,7 +203,7 @@ async fn start(
     };
     let node = NodeWriter {
         api: api.clone(),
-        report: reported,
+        report: reported.clone(),
     };
     let rollbacks = Rollbacks {
         runtime: Arc::clone(&runtime),
@@ -226,7 +227,8 @@ async fn start(
     own(&mut tasks, "rollbacks", rollbacks.run(stop.clone()));
     let config = config.run(api, own_pod, stop.clone());
     own(&mut tasks, "configuration", config);
-    let http = http::serve(listener, Arc::clone(health), metrics, stop.clone());
+    let shown = Shown::new(Arc::clone(health), metrics, reported);
+    let http = http::serve(listener, shown, stop.clone());
     own(&mut tasks, "http", http);
     let socket = http::serve_images(state_dir, history, stop.clone());
     own(&mut tasks, "index socket", socket);
@@ -260,12 +262,12 @@ async fn open_index_and_start_planner(
     });
     let mut planner = Planner::new(&args.node_name, rules, &records);
     planner.refresh_every(args.refresh_every);
+    metrics.registries.retain(&planner.registries());
     (history, planner)
 }
 
 fn own(
     tasks: &mut Tasks,
-    metrics.registries.retain(&planner.registries());
     name: &'static str,
     work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) {

@@ -1,22 +1,17 @@
 //! What a node says of itself: two annotations and one condition, all bounded in size.
 
+mod lines;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
+use self::lines::Rank;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Outcome;
 use crate::record::RolledBack;
 use crate::text;
 use crate::time::age;
-
-/// Most images named in the node's annotation, the worst first. An entry is about 250 bytes;
-/// etcd and every watcher of nodes carry the annotation.
-const IMAGES_MAX: usize = 40;
-
-/// Longest annotation. All annotations of an object together may have 256 KiB; names of images can
-/// be a kilobyte each.
-const IMAGES_MAX_BYTES: usize = 32 << 10;
 
 /// Most images named in the condition's message.
 const CONDITION_IMAGES_MAX: usize = 5;
@@ -66,8 +61,10 @@ impl NodeImage {
 pub struct NodeReport {
     /// One line: how many images, how many run from cache.
     pub summary: String,
-    /// JSON, an array of [`NodeImage`].
-    pub images: String,
+    /// A line for each image, the worst first, bounded.
+    pub lines: String,
+    /// Every image, in the same order.
+    pub images: Vec<NodeImage>,
     /// Whether a pod of this node runs from cache, see [`NodeImage::pods_from_cache`].
     pub fallback: bool,
     /// The condition's reason, one word.
@@ -82,13 +79,7 @@ impl NodeReport {
     ///
     /// `agent_decides`: whether it is for the agent to say who may use a private image's copy.
     pub fn new(mut images: Vec<NodeImage>, agent_decides: bool) -> Self {
-        let rank = |image: &NodeImage| {
-            let is_behind = image.pods_behind > 0;
-            let is_rolled_back = image.rolled_back.is_some();
-            let from_cache = image.runs_from_cache();
-            (!from_cache, !is_rolled_back, !is_behind, image.pods == 0)
-        };
-        images.sort_by(|a, b| (rank(a), &a.image).cmp(&(rank(b), &b.image)));
+        images.sort_by(|a, b| (Rank::of(a), &a.image).cmp(&(Rank::of(b), &b.image)));
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
         let behind: usize = images.iter().map(|image| image.pods_behind).sum();
         let behind = match behind {
@@ -120,33 +111,29 @@ impl NodeReport {
         } else {
             (true, "RunningFromCache")
         };
-        images.truncate(IMAGES_MAX);
-        let images = array(&images, IMAGES_MAX_BYTES);
         Self {
             summary,
+            lines: lines::lines(&images),
             images,
             fallback,
             reason,
             message,
         }
     }
-}
 
-/// As many of these as fit, as a JSON array.
-fn array(images: &[NodeImage], max_bytes: usize) -> String {
-    let mut json = String::from("[");
-    for image in images {
-        let entry = serde_json::to_string(image).unwrap_or_default();
-        if json.len() + entry.len() + 2 > max_bytes {
-            break;
-        }
-        if json.len() > 1 {
-            json.push(',');
-        }
-        json.push_str(&entry);
+    /// Whether what is written to the node is the same.
+    pub fn is_written_as(&self, other: &Self) -> bool {
+        let Self {
+            summary,
+            lines,
+            images: _,
+            fallback,
+            reason,
+            message,
+        } = self;
+        (summary, lines) == (&other.summary, &other.lines)
+            && (fallback, reason, message) == (&other.fallback, &other.reason, &other.message)
     }
-    json.push(']');
-    json
 }
 
 fn condition_message(cached: &[&NodeImage]) -> String {
@@ -192,7 +179,7 @@ mod tests {
     use super::*;
     use crate::outcome::FailureClass;
 
-    fn image(n: usize, outcome: Outcome, pods: usize) -> NodeImage {
+    pub(super) fn image(n: usize, outcome: Outcome, pods: usize) -> NodeImage {
         NodeImage {
             image: format!("reg.example/{}/app{n}:latest", "x".repeat(100))
                 .parse()
@@ -230,7 +217,10 @@ mod tests {
         );
         assert!(report.summary.starts_with("2 TryLatest images, 1 running"));
         // The worst comes first.
-        assert!(report.images.find("app2").unwrap() < report.images.find("app1").unwrap());
+        assert!(report.lines.find("app2").unwrap() < report.lines.find("app1").unwrap());
+        let names = report.images.iter().map(|image| image.image.as_str());
+        let ends: Vec<&str> = names.filter_map(|name| name.rsplit('/').next()).collect();
+        assert_eq!(ends, ["app2:latest", "app1:latest"]);
     }
 
     /// They are none of the condition's business: nothing has failed.
@@ -252,7 +242,7 @@ mod tests {
                 .contains("; the tags of 2 pods without a gate have moved")
         );
         assert!(!two.fallback);
-        assert!(two.images.contains(r#""podsBehind":2"#), "{}", two.images);
+        assert!(two.lines.contains("  2 of 3 pods on an older copy"));
     }
 
     #[test]
@@ -273,7 +263,8 @@ mod tests {
         let words =
             "app1:latest (sha256:000000000000, rolled back from sha256:222222222222): network";
         assert!(report.message.contains(words), "{}", report.message);
-        assert!(report.images.contains(r#""rolledBack":{"time":"#));
+        let line = "ROLLED-BACK network  docker.io/library/app1:latest  sha256:000000000000  since 2026-01-01T11:30Z  1 pod";
+        assert!(report.lines.contains(line), "{}", report.lines);
     }
 
     #[test]
@@ -304,10 +295,25 @@ mod tests {
     fn the_size_is_bounded() {
         let images = (0..1000).map(|n| image(n, Outcome::Fallback, 1)).collect();
         let report = NodeReport::new(images, false);
-        assert_eq!(named(&report), IMAGES_MAX);
-        assert!(report.images.len() < 24 * 1024, "{}", report.images.len());
+        assert!(report.lines.len() < 6 * 1024, "{}", report.lines.len());
         assert!(report.message.len() < 2048, "{}", report.message.len());
         assert!(report.message.ends_with("and 995 more"));
+    }
+
+    /// What only the JSON says is no reason to write to the node.
+    #[test]
+    fn a_time_that_no_line_shows_is_not_written() {
+        let report = |seconds| {
+            let mut image = image(1, Outcome::Unchanged, 1);
+            image.tried += std::time::Duration::from_secs(seconds);
+            image.confirmed = image
+                .confirmed
+                .map(|then| then + std::time::Duration::from_secs(seconds));
+            NodeReport::new(vec![image], false)
+        };
+        assert_ne!(report(0), report(59));
+        assert!(report(0).is_written_as(&report(59)));
+        assert!(!report(0).is_written_as(&report(60)));
     }
 
     #[test]
@@ -317,15 +323,8 @@ mod tests {
             image: format!("{host}.example/{path}:{tag}").parse().unwrap(),
             ..image(1, Outcome::Fallback, 1)
         };
-        let report = NodeReport::new(vec![long; IMAGES_MAX], false);
-        assert!(report.images.len() <= IMAGES_MAX_BYTES);
-        assert!((10..IMAGES_MAX).contains(&named(&report)));
+        let report = NodeReport::new(vec![long; 40], false);
+        assert!(report.lines.len() < 6 * 1024, "{}", report.lines.len());
         assert!(report.message.len() < 8192, "{}", report.message.len());
-    }
-
-    /// How many images the annotation names.
-    fn named(report: &NodeReport) -> usize {
-        let images: Vec<serde_json::Value> = serde_json::from_str(&report.images).unwrap();
-        images.len()
     }
 }

@@ -257,7 +257,7 @@ impl Writer {
     pub async fn annotate_node(&self, report: &NodeReport) -> Result<(), ApiError> {
         let patch = json!({ "metadata": { "annotations": {
             keys::NODE_SUMMARY: report.summary,
-            keys::NODE_IMAGES: report.images,
+            keys::NODE_IMAGES: report.lines,
         } } });
         let api: Api<Node> = Api::all(self.client.clone());
         let call = async {

@@ -113,12 +113,19 @@ async fn is_reported(space: &Space<'_>, behind: u64) -> anyhow::Result<()> {
     wait::until("the node says how many are behind", SOON, || async {
         let node = nodes.get(&name).await?;
         let annotations = node.metadata.annotations.unwrap_or_default();
-        let images = annotations.get(keys::NODE_IMAGES);
-        let images: Vec<Value> = serde_json::from_str(images.map_or("[]", String::as_str))?;
-        let ours = images.iter().find(|image| image["image"] == space.image());
+        let lines = annotations
+            .get(keys::NODE_IMAGES)
+            .map_or("", String::as_str);
         // Those with such pods come first; others may be too many for the annotation.
-        let found = ours.and_then(|ours| ours["podsBehind"].as_u64());
-        Ok((found.unwrap_or_default() == behind).then_some(()))
+        let ours = lines.lines().find(|line| line.contains(&space.image()));
+        let is_moved = ours.is_some_and(|ours| ours.starts_with("MOVED  "));
+        let counts = |ours: &str| ours.contains(&format!("  {behind} of "));
+        let is_right = if behind > 0 {
+            is_moved && ours.is_some_and(counts)
+        } else {
+            !is_moved
+        };
+        Ok(is_right.then_some(()))
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! Probes and metrics over TCP, and the index over a socket that only this node's root can open.
+//! Probes, metrics and the node's report over TCP, and the index over a socket that only this node's root can open.
 
 use std::future::ready;
 use std::io::ErrorKind;
@@ -11,9 +11,12 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use rustix::fs::Mode;
+use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use trylatest_core::node::NodeReport;
 
 use super::handover;
 use super::health::Health;
@@ -37,14 +40,25 @@ pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {address}; choose another with --port"))
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` until `stop`.
-pub(super) async fn serve(
-    listener: TcpListener,
+/// What the agent shows over TCP.
+#[derive(Clone)]
+pub(super) struct Shown {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    report: watch::Receiver<Option<NodeReport>>,
+}
+
+/// Serves `/livez`, `/readyz`, `/metrics` and, to this node alone, `/report` until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    shown: Shown,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let answer = move |request| ready(node_page(&request, &health, &metrics));
+    let own = listener
+        .local_addr()
+        .context("asking for the port's address")?;
+    let answer =
+        move |request, peer: &SocketAddr| ready(shown.page(&request, is_of_this_node(*peer, own)));
     super::serve::serve(listener, answer, stop).await;
     Ok(())
 }
@@ -66,7 +80,7 @@ pub(super) async fn serve_images(
         }
     };
     let asked = history.clone();
-    let answer = move |request| {
+    let answer = move |request, _: &_| {
         let history = asked.clone();
         async move { images_page(&request, &history).await }
     };
@@ -92,13 +106,50 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn node_page<B>(request: &Request<B>, health: &Health, metrics: &Metrics) -> Answer {
-    match request.uri().path() {
-        "/livez" | "/readyz" | "/metrics" if !reads(request) => not_allowed(),
-        "/livez" => probe(health.dead()),
-        "/readyz" => probe(health.unready()),
-        "/metrics" => metrics_text(metrics),
-        _ => empty(StatusCode::NOT_FOUND),
+/// Whether somebody asks from the network of this node: over loopback, or from the address that the agent listens on.
+/// A pod with a network of its own has another address.
+fn is_of_this_node(peer: SocketAddr, own: SocketAddr) -> bool {
+    let [peer, own] = [peer, own].map(|address| address.ip().to_canonical());
+    peer.is_loopback() || peer == own
+}
+
+impl Shown {
+    pub(super) fn new(
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        report: watch::Receiver<Option<NodeReport>>,
+    ) -> Self {
+        Self {
+            health,
+            metrics,
+            report,
+        }
+    }
+
+    fn page<B>(&self, request: &Request<B>, is_of_this_node: bool) -> Answer {
+        match request.uri().path() {
+            "/livez" | "/readyz" | "/metrics" | "/report" if !reads(request) => not_allowed(),
+            "/livez" => probe(self.health.dead()),
+            "/readyz" => probe(self.health.unready()),
+            "/metrics" => metrics_text(&self.metrics),
+            // It names the images of every tenant.
+            "/report" if !is_of_this_node => failed(
+                StatusCode::FORBIDDEN,
+                "only the node itself gets this\n".to_owned(),
+            ),
+            "/report" => self.report(),
+            _ => empty(StatusCode::NOT_FOUND),
+        }
+    }
+
+    fn report(&self) -> Answer {
+        match &*self.report.borrow() {
+            Some(report) => json(&report.images),
+            None => failed(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not listed yet\n".to_owned(),
+            ),
+        }
     }
 }
 
@@ -141,13 +192,19 @@ fn metrics_text(metrics: &Metrics) -> Answer {
 
 async fn images(history: &History) -> Answer {
     match history.all().await {
-        Ok(records) => match serde_json::to_string(&records) {
-            Ok(json) => page("application/json", json),
-            Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        },
+        Ok(records) => json(&records),
         Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
+
+fn json<T: Serialize>(of: &[T]) -> Answer {
+    match serde_json::to_string(of) {
+        Ok(json) => page(JSON, json),
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+const JSON: &str = "application/json";
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -173,6 +230,8 @@ fn empty(status: StatusCode) -> Answer {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use trylatest_core::node::NodeImage;
+    use trylatest_core::outcome::Outcome;
 
     use super::*;
 
@@ -194,9 +253,64 @@ mod tests {
         )
     }
 
+    fn shown() -> (Shown, watch::Sender<Option<NodeReport>>) {
+        let (sender, report) = watch::channel(None);
+        let shown = Shown {
+            health: Arc::new(Health::new()),
+            metrics: Arc::new(Metrics::new("1.2.3").unwrap()),
+            report,
+        };
+        (shown, sender)
+    }
+
+    /// Pods reach the port.
+    #[tokio::test]
+    async fn images_are_named_to_their_node_alone() {
+        let (shown, sender) = shown();
+        let image = serde_json::json!({
+            "image": "reg.example/app:latest", "outcome": "fresh", "tried": "2026-01-01T12:00:00Z", "pods": 1,
+            "podsFromCache": 0, "podsBehind": 0,
+        });
+        let app = NodeImage {
+            image: "reg.example/app".parse().unwrap(),
+            outcome: Outcome::Fresh,
+            class: None,
+            digest: None,
+            tried: "2026-01-01T12:00:00Z".parse().unwrap(),
+            confirmed: None,
+            pods: 1,
+            pods_from_cache: 0,
+            pods_behind: 0,
+        };
+        sender.send_replace(Some(NodeReport::new(vec![app], false)));
+        let report = request(&Method::GET, "/report");
+        let own = SocketAddr::new("10.0.0.1".parse().unwrap(), 9776);
+        for (peer, status) in [
+            ("127.0.0.1", 200),
+            ("127.0.0.9", 200),
+            ("::1", 200),
+            ("::ffff:127.0.0.1", 200),
+            ("10.0.0.1", 200),
+            ("::ffff:10.0.0.1", 200),
+            ("10.0.0.2", 403),
+            ("192.168.1.7", 403),
+            ("fe80::1", 403),
+        ] {
+            let peer = SocketAddr::new(peer.parse().unwrap(), 40000);
+            let is_of_this_node = is_of_this_node(peer, own);
+            let answer = read(shown.page(&report, is_of_this_node)).await;
+            assert_eq!(answer.0, status, "{peer}");
+            assert_eq!(answer.2.contains("reg.example"), status == 200, "{peer}");
+        }
+        let (_, kind, text) = read(shown.page(&report, true)).await;
+        assert_eq!(kind, JSON);
+        let served: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(served, serde_json::json!([image]));
+    }
+
     #[tokio::test]
     async fn probes_and_metrics_have_their_paths() {
-        let (health, metrics) = (Health::new(), Metrics::new("1.2.3").unwrap());
+        let (shown, _report) = shown();
         for (method, path, status, content_type, text) in [
             (Method::GET, "/livez", 200, TEXT, "ok\n"),
             (Method::HEAD, "/livez?verbose", 200, TEXT, "ok\n"),
@@ -205,9 +319,10 @@ mod tests {
             (Method::POST, "/metrics", 405, "", ""),
             (Method::GET, "/", 404, "", ""),
             (Method::GET, "/livez/", 404, "", ""),
-            (Method::POST, "/images", 404, "", ""),
+            (Method::GET, "/report", 503, TEXT, "not listed yet\n"),
+            (Method::POST, "/report", 405, "", ""),
         ] {
-            let answer = node_page(&request(&method, path), &health, &metrics);
+            let answer = shown.page(&request(&method, path), true);
             let allowed = (status == 405).then_some(HeaderValue::from_static("GET,HEAD"));
             assert_eq!(answer.headers().get(ALLOW), allowed.as_ref(), "{path}");
             let answer = read(answer).await;

@@ -1,11 +1,11 @@
-//! Writes the node's report: as soon as it changes, but at most every ten seconds, and again every five
+//! Writes the node's report: as soon as what it says there changes, but at most every ten seconds, and again every five
 //! minutes in case somebody has overwritten it.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trylatest_core::node::NodeReport;
@@ -38,19 +38,29 @@ impl NodeWriter {
     async fn write(mut self) -> anyhow::Result<()> {
         // Since when the condition has its value; read once, then known.
         let mut since: Option<(bool, Timestamp)> = None;
+        let mut written: Option<NodeReport> = None;
+        let mut resync_at = Instant::now() + RESYNC;
         loop {
+            if Instant::now() >= resync_at {
+                written = None;
+                resync_at = Instant::now() + RESYNC;
+            }
             let report = self.report.borrow_and_update().clone();
-            if let Some(report) = report {
+            let is_written =
+                |report: &NodeReport| written.as_ref().is_some_and(|w| w.is_written_as(report));
+            if let Some(report) = report.filter(|report| !is_written(report)) {
                 if let Err(error) = self.write_once(&report, &mut since).await {
                     warn!(error = %words(&error), "the node's report could not be written; retrying");
                     sleep(PAUSE).await;
                     continue;
                 }
+                written = Some(report);
+                resync_at = Instant::now() + RESYNC;
                 sleep(PAUSE).await;
             }
             // A changed report and the resync lead to the next turn. A closed channel means that the main
             // task has ended, which says why itself.
-            if let Ok(Err(_)) = timeout(RESYNC, self.report.changed()).await {
+            if let Ok(Err(_)) = timeout_at(resync_at, self.report.changed()).await {
                 anyhow::bail!("nobody reports on this node any more");
             }
         }

@@ -32,32 +32,38 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// What a request is answered with.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// Answers until `stop`, and returns soon after it whatever the clients do.
-pub(super) async fn serve<A: Future<Output = Answer> + Send + 'static>(
-    listener: impl Listener<Io: Unpin + Send + 'static>,
-    answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+/// Answers until `stop`, also by who asks, and returns soon after it whatever the clients do.
+pub(super) async fn serve<L, A>(
+    listener: L,
+    answer: impl Fn(Request<Incoming>, &L::Addr) -> A + Clone + Send + 'static,
     stop: CancellationToken,
-) {
+) where
+    L: Listener<Io: Unpin + Send + 'static, Addr: Send + 'static>,
+    A: Future<Output = Answer> + Send + 'static,
+{
     serve_within(listener, answer, stop, CONNECTION_DEADLINE).await;
 }
 
-async fn serve_within<A: Future<Output = Answer> + Send + 'static>(
-    mut listener: impl Listener<Io: Unpin + Send + 'static>,
-    answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+async fn serve_within<L, A>(
+    mut listener: L,
+    answer: impl Fn(Request<Incoming>, &L::Addr) -> A + Clone + Send + 'static,
     stop: CancellationToken,
     deadline: Duration,
-) {
+) where
+    L: Listener<Io: Unpin + Send + 'static, Addr: Send + 'static>,
+    A: Future<Output = Answer> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
-        let io = tokio::select! {
+        let (io, peer) = tokio::select! {
             // All can be dropped: a connection is accepted or still waits, a task joined or not.
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            io = accept(&mut listener), if connections.len() < CONNECTIONS_MAX => io,
+            accepted = accept(&mut listener), if connections.len() < CONNECTIONS_MAX => accepted,
         };
         let answer = answer.clone();
         let service = service_fn(move |request| {
-            let answer = answer(request);
+            let answer = answer(request, &peer);
             async { Ok::<_, Infallible>(answer.await) }
         });
         let serving = http1::Builder::new()
@@ -78,10 +84,10 @@ async fn serve_within<A: Future<Output = Answer> + Send + 'static>(
 }
 
 /// Accepts the next connection.
-async fn accept<L: Listener>(listener: &mut L) -> L::Io {
+async fn accept<L: Listener>(listener: &mut L) -> (L::Io, L::Addr) {
     loop {
         match listener.accept().await {
-            Ok((io, _)) => return io,
+            Ok(accepted) => return accepted,
             // The client has gone already.
             Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -105,7 +111,7 @@ mod tests {
     async fn server(deadline: Duration) -> (std::net::SocketAddr, CancellationToken, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = |_request| ready(Response::new(Full::from("ok")));
+        let answer = |_request, _: &std::net::SocketAddr| ready(Response::new(Full::from("ok")));
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
         serving.spawn(serve_within(listener, answer, stop.clone(), deadline));

@@ -357,14 +357,15 @@ impl Demo {
         println!("  $ kubectl describe node | grep -i trylatest");
         match self.cluster.kubectl(&["describe", "node"]).await {
             Ok(said) => {
-                // A long annotation is on the line below its name.
-                let lines: Vec<&str> = said.lines().collect();
-                for pair in lines.windows(2) {
-                    let ours = |line: &str| line.to_lowercase().contains("trylatest");
-                    let above = ours(pair[0]) && pair[0].ends_with(':');
-                    if (ours(pair[1]) || above) && !pair[1].contains("trylatest-system") {
-                        println!("    {}", pair[1].trim());
+                // An annotation of several lines, or a long one, is below its name.
+                let mut is_below = false;
+                for line in said.lines() {
+                    let is_ours = line.to_lowercase().contains("trylatest");
+                    is_below &= !line.contains(": ") && !line.ends_with(':');
+                    if (is_ours || is_below) && !line.contains("trylatest-system") {
+                        println!("    {}", line.trim());
                     }
+                    is_below |= is_ours && line.ends_with(':');
                 }
                 println!();
             }
