@@ -12,7 +12,7 @@
 //!
 //! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`record`] (what tries
 //! have shown), [`rules`] (what applies to a container) and [`config`] (what the administrator says of that), [`verdict`] (which copy a container may use),
-//! [`release`] (what is said), [`gate`] (what the held pod does with it), in this order. [`gate_image`]
+//! [`release`] (what is said), [`told`] (what a pod's owner is told of it), [`gate`] (what the held pod does with it), in this order. [`gate_image`]
 //! (what the gate starts from), [`keep`] (which copies stay for the next outage) and [`disk`] (whether there is room)
 //! stand alone. [`keys`] owns every name on an object, [`outcome`] the
 //! outcomes and failure classes.
@@ -37,4 +37,5 @@ pub mod rules;
 pub mod settings;
 pub mod text;
 pub mod time;
+pub mod told;
 pub mod verdict;

@@ -18,6 +18,7 @@ use trylatest_core::node::NodeReport;
 use trylatest_core::plan::{Answer, Silence};
 use trylatest_core::pod::{Overruled, PodId, describe_overruled};
 use trylatest_core::release::{Progress, Release};
+use trylatest_core::told::Told;
 
 use crate::error::{ApiError, Operation};
 
@@ -49,6 +50,17 @@ pub struct Notice {
 }
 
 impl Notice {
+    /// What the owner is told of a release.
+    pub fn of_release(told: Told) -> Self {
+        let Told { reason, note } = told;
+        Self {
+            reason: reason.as_str(),
+            warning: reason.is_warning(),
+            note,
+            once: None,
+        }
+    }
+
     /// An invalid setting.
     pub fn bad_setting(note: String) -> Self {
         Self {

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use tracing::{debug, warn};
-use trylatest_core::outcome::Outcome;
 use trylatest_core::plan::Written;
 use trylatest_core::pod::PodId;
-use trylatest_core::release::{ContainerRelease, Progress, Release};
+use trylatest_core::release::{Progress, Release};
 use trylatest_k8s::{ApiError, Notice, Operation, Writer};
 
 use super::metrics::{CallResult, Metrics};
@@ -42,14 +41,10 @@ impl Api {
         written.is_ok()
     }
 
-    /// Writes an Event for each container of a release that is not as `before`; what was handed over has
-    /// its Event when that has ended.
+    /// Writes an Event for each outcome of a release in which a container is not as `before`.
     pub(super) async fn announce(&self, pod: &PodId, release: &Release, before: Option<&Release>) {
-        for (name, container) in &release.containers {
-            let known = before.and_then(|before| before.containers.get(name));
-            if container.is_news_after(known) {
-                self.notify(pod, &notice(name, container, release)).await;
-            }
+        for told in release.told_after(before) {
+            self.notify(pod, &Notice::of_release(told)).await;
         }
     }
 
@@ -77,29 +72,6 @@ impl Api {
         };
         self.metrics.calls.called(operation, word);
         result
-    }
-}
-
-fn notice(name: &str, container: &ContainerRelease, release: &Release) -> Notice {
-    let (reason, warning) = match container.outcome {
-        Outcome::Fresh | Outcome::Unchanged | Outcome::Same if container.is_other() => {
-            ("TryLatestOtherDigest", true)
-        }
-        Outcome::Fresh => ("TryLatestFresh", false),
-        Outcome::Unchanged => ("TryLatestUnchanged", false),
-        Outcome::Same => ("TryLatestSame", false),
-        Outcome::Fallback => ("TryLatestFallback", true),
-        Outcome::NotHeld if container.moved.is_some() => ("TryLatestMoved", false),
-        Outcome::NotHeld => ("TryLatestNotHeld", false),
-        Outcome::HandedOver => ("TryLatestHandedOver", false),
-        Outcome::Unavailable => ("TryLatestUnavailable", true),
-        Outcome::Refused => ("TryLatestRefused", true),
-    };
-    Notice {
-        reason,
-        warning,
-        note: format!("{name}: {}", container.describe(release.time)),
-        once: None,
     }
 }
 

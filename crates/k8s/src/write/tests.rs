@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use kube::client::Body;
 use tower::service_fn;
+use trylatest_core::told::Reason;
 
 use super::*;
 use crate::fake;
@@ -187,4 +188,36 @@ async fn a_refused_configuration_is_a_warning_about_the_agents_pod_once_for_each
     );
     assert_eq!(calls[0].2["reason"], "TryLatestConfig");
     assert_eq!(calls[0].2["regarding"]["name"], "a");
+}
+
+/// Reason and type of every Event.
+#[test]
+fn the_page_lists_every_event() {
+    let at = "2026-01-01T12:00:00Z".parse().unwrap();
+    let notices = [
+        Notice::bad_setting(String::new()),
+        Notice::config(&pod(), String::new(), true, 1),
+        Notice::overruled(&pod(), &[]),
+        Notice::gate_image(&pod(), String::new()),
+        Notice::unanswered(&pod(), at, Silence::NoAgent),
+        Notice::unseen(&pod(), at, &Answer::AtWork),
+    ];
+    let of_releases = Reason::ALL.map(|reason| {
+        let note = String::new();
+        Notice::of_release(Told { reason, note })
+    });
+    let all = notices.into_iter().chain(of_releases);
+    let word = |warning| if warning { "Warning" } else { "Normal" };
+    let mut all: Vec<_> = all.map(|n| (n.reason, word(n.warning))).collect();
+    all.sort_unstable();
+    let page = include_str!("../../../../docs/events.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut listed: Vec<_> = rows
+        .filter_map(|row| {
+            let (reason, rest) = row.split_once("` | ")?;
+            Some((reason, rest.split_once(" | ")?.0))
+        })
+        .collect();
+    listed.sort_unstable();
+    assert_eq!(listed, all);
 }

@@ -1,0 +1,254 @@
+//! What a pod's owner is told of its release, as Events: one for each reason, with what to do at the end.
+
+use std::collections::BTreeMap;
+
+use crate::outcome::{FailureClass, Outcome};
+use crate::release::{ContainerRelease, Release};
+
+/// Longest note of an Event in bytes (`pkg/apis/core/validation/events.go`, `NoteLengthLimit`).
+const NOTE_MAX_BYTES: usize = 1024;
+
+/// In place of what is left out of a note.
+const CUT: &str = "…";
+
+/// Why an Event is written about a release. The words are stable: people filter and alert by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// [`Outcome::Refused`].
+    Refused,
+    /// [`Outcome::Unavailable`].
+    Unavailable,
+    /// [`Outcome::Fallback`].
+    Fallback,
+    /// The container runs something else than its rollout.
+    OtherDigest,
+    /// The tag has moved since the container started without a gate.
+    Moved,
+    /// [`Outcome::NotHeld`].
+    NotHeld,
+    /// [`Outcome::Same`].
+    Same,
+    /// [`Outcome::Fresh`].
+    Fresh,
+    /// [`Outcome::Unchanged`].
+    Unchanged,
+}
+
+impl Reason {
+    /// Every reason, the worst first.
+    pub const ALL: [Self; 9] = [
+        Self::Refused,
+        Self::Unavailable,
+        Self::Fallback,
+        Self::OtherDigest,
+        Self::Moved,
+        Self::NotHeld,
+        Self::Same,
+        Self::Fresh,
+        Self::Unchanged,
+    ];
+
+    /// The Event's reason.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "TryLatestRefused",
+            Self::Unavailable => "TryLatestUnavailable",
+            Self::Fallback => "TryLatestFallback",
+            Self::OtherDigest => "TryLatestOtherDigest",
+            Self::Moved => "TryLatestMoved",
+            Self::NotHeld => "TryLatestNotHeld",
+            Self::Same => "TryLatestSame",
+            Self::Fresh => "TryLatestFresh",
+            Self::Unchanged => "TryLatestUnchanged",
+        }
+    }
+
+    /// Whether a person may have to look.
+    pub const fn is_warning(self) -> bool {
+        match self {
+            Self::Refused | Self::Unavailable | Self::Fallback | Self::OtherDigest => true,
+            Self::Moved | Self::NotHeld | Self::Same | Self::Fresh | Self::Unchanged => false,
+        }
+    }
+
+    /// None of a hand-over: its end is told.
+    fn of(container: &ContainerRelease) -> Option<Self> {
+        Some(match container.outcome {
+            Outcome::Fresh | Outcome::Unchanged | Outcome::Same if container.is_other() => {
+                Self::OtherDigest
+            }
+            Outcome::Fresh => Self::Fresh,
+            Outcome::Unchanged => Self::Unchanged,
+            Outcome::Same => Self::Same,
+            Outcome::Fallback => Self::Fallback,
+            Outcome::NotHeld if container.moved.is_some() => Self::Moved,
+            Outcome::NotHeld => Self::NotHeld,
+            Outcome::HandedOver => return None,
+            Outcome::Unavailable => Self::Unavailable,
+            Outcome::Refused => Self::Refused,
+        })
+    }
+
+    /// What the owner can do, if anything.
+    fn advice(self, class: Option<FailureClass>) -> Option<&'static str> {
+        match self {
+            Self::Refused => Some(
+                "to do: nothing if the registry will be back, the gate asks again; otherwise check the pod's credentials \
+                 and its trylatest.dev annotations",
+            ),
+            Self::Fallback | Self::Unavailable => class.map(|class| match class {
+                FailureClass::Network | FailureClass::Timeout => {
+                    "to do: check that the node reaches the registry; a pod that starts after that gets the new image"
+                }
+                FailureClass::ServerError | FailureClass::RateLimited => {
+                    "to do: nothing until the registry recovers; a pod that starts after that gets the new image"
+                }
+                FailureClass::NotFound => "to do: check that the registry has this tag",
+                FailureClass::Unauthorized => "to do: check the pod's imagePullSecrets",
+                FailureClass::Invalid => {
+                    "to do: check the image's name, and that the image is complete and for this node's platform"
+                }
+                FailureClass::Blocked => "to do: ask whoever runs the node's image verifier",
+                FailureClass::Local => "to do: check the node's disk and containerd",
+                FailureClass::Unknown => "to do: look the message up in containerd's log",
+            }),
+            Self::OtherDigest => Some("to do: restart the rollout if it has to run one digest"),
+            Self::Moved => Some("to do: restart the pod to run the new image"),
+            Self::NotHeld | Self::Same | Self::Fresh | Self::Unchanged => None,
+        }
+    }
+}
+
+/// An Event about a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its reason.
+    pub reason: Reason,
+    /// Its note, which fits.
+    pub note: String,
+}
+
+impl Release {
+    /// What the owner is told that has been told of `before`: a hand-over when it has ended.
+    pub fn told_after(&self, before: Option<&Self>) -> Vec<Told> {
+        let mut news: BTreeMap<Reason, Vec<(&String, &ContainerRelease)>> = BTreeMap::new();
+        for (name, container) in &self.containers {
+            let known = before.and_then(|before| before.containers.get(name));
+            if let Some(reason) = Reason::of(container)
+                && container.is_news_after(known)
+            {
+                news.entry(reason).or_default().push((name, container));
+            }
+        }
+        let told = |(reason, containers): (Reason, Vec<_>)| Told {
+            reason,
+            note: self.note(reason, &containers),
+        };
+        news.into_iter().map(told).collect()
+    }
+
+    fn note(&self, reason: Reason, containers: &[(&String, &ContainerRelease)]) -> String {
+        let lines = containers
+            .iter()
+            .map(|(name, container)| format!("{name}: {}", container.describe(self.time)));
+        let mut note = lines.collect::<Vec<_>>().join("; ");
+        let classes = containers.iter().map(|(_, container)| {
+            let failure = container.failure.as_ref();
+            failure.map(|failure| failure.class)
+        });
+        let mut advice: Vec<&str> = classes.filter_map(|class| reason.advice(class)).collect();
+        advice.sort_unstable();
+        advice.dedup();
+        let end = advice.iter().map(|advice| "; ".len() + advice.len()).sum();
+        let most = NOTE_MAX_BYTES.saturating_sub(end);
+        if note.len() > most {
+            note.truncate(note.floor_char_boundary(most.saturating_sub(CUT.len())));
+            note.push_str(CUT);
+        }
+        for advice in advice {
+            note.push_str("; ");
+            note.push_str(advice);
+        }
+        note
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Failure;
+
+    fn container(image: &str, outcome: Outcome, class: Option<FailureClass>) -> ContainerRelease {
+        ContainerRelease {
+            failure: class.map(|class| Failure::new(class, "why")),
+            ..ContainerRelease::new(image, outcome)
+        }
+    }
+
+    fn release(containers: impl IntoIterator<Item = ContainerRelease>) -> Release {
+        let names = ('a'..='z').map(String::from);
+        Release {
+            time: "2026-01-01T12:00:00Z".parse().unwrap(),
+            containers: names.zip(containers).collect(),
+            unseen: None,
+        }
+    }
+
+    #[test]
+    fn containers_with_one_outcome_share_an_event() {
+        let network = Some(FailureClass::Network);
+        let release = release([
+            container("one", Outcome::Fallback, network),
+            container("two", Outcome::Fresh, None),
+            container("three", Outcome::Fallback, network),
+        ]);
+        let [fallback, fresh] = &release.told_after(None)[..] else {
+            panic!("{:?}", release.told_after(None));
+        };
+        assert_eq!(
+            (fallback.reason, fresh.reason),
+            (Reason::Fallback, Reason::Fresh)
+        );
+        assert!(
+            fallback.note.starts_with("a: using the cached copy of one"),
+            "{}",
+            fallback.note
+        );
+        assert!(
+            fallback
+                .note
+                .contains("; c: using the cached copy of three")
+        );
+        assert_eq!(
+            fallback.note.matches("to do: ").count(),
+            1,
+            "{}",
+            fallback.note
+        );
+        assert_eq!(fresh.note, "b: pulled two: no proven copy");
+        assert_eq!(release.told_after(Some(&release)), []);
+    }
+
+    #[test]
+    fn a_long_note_ends_with_what_to_do() {
+        let long = format!("registry.example/{}:latest", "ä".repeat(400));
+        let classes = [FailureClass::NotFound, FailureClass::Local];
+        let containers = classes.map(|class| container(&long, Outcome::Unavailable, Some(class)));
+        let told = &release(containers).told_after(None)[0];
+        assert!(told.note.len() <= NOTE_MAX_BYTES, "{}", told.note.len());
+        let end = "…; to do: check that the registry has this tag; to do: check the node's disk and containerd";
+        assert!(told.note.ends_with(end), "{}", told.note);
+    }
+
+    #[test]
+    fn whatever_warns_says_what_to_do() {
+        for reason in Reason::ALL {
+            for class in FailureClass::ALL {
+                let advice = reason.advice(Some(class));
+                let has_advice = reason.is_warning() || reason == Reason::Moved;
+                assert_eq!(advice.is_some(), has_advice, "{reason:?} {class}");
+            }
+        }
+        assert!(Reason::ALL.is_sorted());
+    }
+}
