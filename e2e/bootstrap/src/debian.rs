@@ -59,12 +59,15 @@ struct Unpacked {
     program: &'static str,
     /// How the version begins.
     version: &'static str,
+    /// Whether nothing but its own tests needs it: they are skipped without it.
+    optional: bool,
 }
 
 const REGISTRY: Unpacked = Unpacked {
     name: "docker-registry",
     program: "usr/bin/docker-registry",
     version: "2.",
+    optional: false,
 };
 
 /// The oldest containerd that is tested. Debian 12 has it, others have not.
@@ -72,6 +75,15 @@ const CONTAINERD: Unpacked = Unpacked {
     name: "containerd",
     program: "usr/bin/containerd",
     version: "1.6.",
+    optional: true,
+};
+
+/// Reads the alerts and dashboards, with promtool. Installed, it would start a service.
+const PROMETHEUS: Unpacked = Unpacked {
+    name: "prometheus",
+    program: "usr/bin/prometheus",
+    version: "2.",
+    optional: true,
 };
 
 /// Whether there is a containerd 1.6, the machine's own or an unpacked one.
@@ -91,7 +103,7 @@ pub fn bring_in(tools: &Tools, need: Need) -> anyhow::Result<()> {
         .filter(|package| !package.proof.holds())
         .map(|package| package.name)
         .collect();
-    let unpacked: Vec<_> = [REGISTRY, CONTAINERD]
+    let unpacked: Vec<_> = [REGISTRY, CONTAINERD, PROMETHEUS]
         .into_iter()
         .filter(|package| need == Need::Cluster && !package.is_there(tools))
         .collect();
@@ -197,10 +209,11 @@ impl Unpacked {
         let version = listed.iter().find(|v| v.starts_with(self.version));
         match version {
             Some(version) => self.unpack(tools, version),
-            None if self.name == CONTAINERD.name => {
-                say(
-                    "This machine's package lists have no containerd 1.6: tests that need it are skipped",
-                );
+            None if self.optional => {
+                say(&format!(
+                    "This machine's package lists have no {} {}x: tests that need it are skipped",
+                    self.name, self.version
+                ));
                 Ok(())
             }
             None => bail!(

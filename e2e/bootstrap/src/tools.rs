@@ -169,6 +169,16 @@ impl Tools {
         self.debian("docker-registry", "usr/bin/docker-registry")
     }
 
+    /// prometheus, which not every machine has.
+    pub fn prometheus(&self) -> PathBuf {
+        self.debian("prometheus", "usr/bin/prometheus")
+    }
+
+    /// promtool, which comes with it.
+    pub fn promtool(&self) -> PathBuf {
+        self.prometheus().with_file_name("promtool")
+    }
+
     /// runc.
     pub fn runc(&self) -> PathBuf {
         PathBuf::from("/usr/sbin/runc")
