@@ -57,3 +57,7 @@ test *args: _to-build
 test-day:
     cargo test --config profile.dev.package.trylatest-core.opt-level=3 --package trylatest --lib -- \
         --exact agent::day::a_day_of_outage --ignored --nocapture
+
+# Grafana's dashboards and the operator's alerts from their sources in manifests/monitoring; --check
+monitoring *args:
+    cargo run --quiet --package trylatest-monitoring -- {{ args }}
