@@ -458,7 +458,8 @@ fn filled(text: &str, changes: Changes<'_>) -> anyhow::Result<String> {
     Ok(filled)
 }
 
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+/// What this address answers to a path: the status and the body.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

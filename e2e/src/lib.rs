@@ -25,6 +25,7 @@ pub mod install;
 pub mod machine;
 pub mod pki;
 pub mod process;
+pub mod prometheus;
 pub mod registry;
 pub mod suite;
 pub mod testimage;

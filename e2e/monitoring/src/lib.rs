@@ -9,6 +9,7 @@
 //! In: the sources below a repository. Out: the text of every generated file, and every query with the place
 //! where it stands, for the tests that run them. It writes nothing itself and knows no Prometheus.
 
+pub mod draw;
 pub mod grafana;
 pub mod page;
 pub mod query;
@@ -118,6 +119,19 @@ impl Sources {
             path,
         });
         Ok(files)
+    }
+
+    /// Pictures of the dashboards for the docs.
+    ///
+    /// # Errors
+    /// The answers are not what the test of the queries writes.
+    pub fn pictures(&self, answers: &str) -> anyhow::Result<Vec<Generated>> {
+        let answers: Vec<draw::Answer> = serde_json::from_str(answers)?;
+        let one = |(name, dashboard): &(&str, Dashboard)| Generated {
+            path: self.root.join(format!("docs/monitoring/{name}.svg")),
+            text: draw::svg(dashboard, &answers),
+        };
+        Ok(self.dashboards.iter().map(one).collect())
     }
 
     /// Every query of dashboards and alerts.

@@ -1,6 +1,7 @@
 //! `just monitoring`: writes the generated files, or checks them.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -16,12 +17,26 @@ struct Args {
     /// Write nothing; exit with 1 if a file is not as it should be
     #[arg(long)]
     check: bool,
+
+    /// Draw the dashboards in docs/monitoring from this file and do nothing else: the test `monitoring` of node_agent
+    /// writes target/monitoring.json
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    draw: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let Args { check } = Args::parse();
+    let Args { check, draw } = Args::parse();
+    let sources = Sources::here()?;
+    let files = match draw {
+        Some(file) => {
+            let answers = fs::read_to_string(&file);
+            let answers = answers.with_context(|| format!("read {}", file.display()))?;
+            sources.pictures(&answers)?
+        }
+        None => sources.generate()?,
+    };
     let mut stale = false;
-    for file in Sources::here()?.generate()? {
+    for file in files {
         if fs::read_to_string(&file.path).is_ok_and(|text| text == file.text) {
             continue;
         }
@@ -30,7 +45,9 @@ fn main() -> anyhow::Result<ExitCode> {
         if check {
             eprintln!("{path} is not what its source makes: run `just monitoring`");
         } else {
-            fs::write(&file.path, &file.text).with_context(|| format!("write {path}"))?;
+            let folder = file.path.parent().map_or(Ok(()), fs::create_dir_all);
+            let written = folder.and_then(|()| fs::write(&file.path, &file.text));
+            written.with_context(|| format!("write {path}"))?;
             println!("wrote {path}");
         }
     }

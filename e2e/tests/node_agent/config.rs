@@ -15,7 +15,7 @@ use crate::{Node, STALLED, Space, Tests, tests, tried};
 
 /// How long a changed ConfigMap may take to the agent. The kubelet looks at each pod once in a minute and a half at the
 /// latest, and at once where the pod has changed.
-const ARRIVES: Duration = Duration::from_secs(150);
+pub(crate) const ARRIVES: Duration = Duration::from_secs(150);
 
 const MAP: &str = "trylatest-config";
 
@@ -28,7 +28,7 @@ pub(crate) fn tests() -> Tests {
 }
 
 /// Writes the ConfigMap, and has the kubelet look at the agent's pod.
-async fn configure(node: &Node, text: Option<&str>) -> anyhow::Result<()> {
+pub(crate) async fn configure(node: &Node, text: Option<&str>) -> anyhow::Result<()> {
     configure_key(node, "config.yaml", text).await
 }
 

@@ -12,6 +12,7 @@ mod handover;
 mod hold;
 mod input;
 mod kept;
+mod monitoring;
 mod node;
 mod outages;
 mod outcomes;
@@ -263,8 +264,9 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-/// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server and the planner.
-const NEWEST_ONLY: [&str; 7] = [
+/// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server, the planner and
+/// what it counts.
+const NEWEST_ONLY: [&str; 8] = [
     "credentials",
     "verification",
     "input",
@@ -272,6 +274,7 @@ const NEWEST_ONLY: [&str; 7] = [
     "config",
     "hold",
     "same",
+    "monitoring",
 ];
 
 fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
@@ -297,6 +300,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),
+        ("monitoring", monitoring::tests()),
     ];
     // Those that want the node alone come last: each waits until all others have ended.
     let (mut beside, mut alone) = (Vec::new(), Vec::new());

@@ -85,7 +85,7 @@ async fn what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(
 }
 
 /// The gate exits non-zero, the pod does not run, and the user sees why.
-async fn refuses_pod(space: &Space<'_>, spec: &PodSpec<'_>) -> anyhow::Result<()> {
+pub(crate) async fn refuses_pod(space: &Space<'_>, spec: &PodSpec<'_>) -> anyhow::Result<()> {
     let name = spec.name;
     space.work.create(spec).await?;
     let pod = space.work.wait_pod(name, "its gate refuses", SOON, |pod| {
