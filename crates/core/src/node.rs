@@ -263,8 +263,13 @@ mod tests {
         let words =
             "app1:latest (sha256:000000000000, rolled back from sha256:222222222222): network";
         assert!(report.message.contains(words), "{}", report.message);
-        let line = "ROLLED-BACK network  docker.io/library/app1:latest  sha256:000000000000  since 2026-01-01T11:30Z  1 pod";
-        assert!(report.lines.contains(line), "{}", report.lines);
+        assert!(
+            report.lines.starts_with("FALLBACK network  "),
+            "{}",
+            report.lines
+        );
+        let copy = "  sha256:000000000000  rolled back 2026-01-01T11:30Z  1 pod\n";
+        assert!(report.lines.contains(copy), "{}", report.lines);
     }
 
     #[test]

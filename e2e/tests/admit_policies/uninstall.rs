@@ -52,7 +52,14 @@ async fn create(api: &Api, args: &[&str], object: &Value) -> anyhow::Result<Stri
 async fn run_there(api: &Api) -> anyhow::Result<()> {
     // There is no scheduler; pods of other tests are bound.
     let unbound = "--field-selector=spec.nodeName=";
-    let get = ["get", "pods", "--namespace", NAMESPACE, unbound, "--output=name"];
+    let get = [
+        "get",
+        "pods",
+        "--namespace",
+        NAMESPACE,
+        unbound,
+        "--output=name",
+    ];
     let pod = wait::until("the agent has a pod", SOON, || async {
         let names = api.plane.kubectl(&get).await?;
         let name = names.lines().next();

@@ -93,7 +93,9 @@ fn line(image: &NodeImage) -> String {
                 .map(|then| format!("confirmed {}", minute(then)));
             let confirmed = confirmed.unwrap_or_else(|| "never confirmed".to_owned());
             let back = image.rolled_back.as_ref();
-            let said = back.map_or(confirmed, |back| format!("since {}", minute(back.time)));
+            let said = back.map_or(confirmed, |back| {
+                format!("rolled back {}", minute(back.time))
+            });
             format!("{}{GAP}{said}", digest.short())
         }
         None => format!("no copy{GAP}tried {}", minute(image.tried)),

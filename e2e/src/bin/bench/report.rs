@@ -193,6 +193,35 @@ fn outage(report: &Report) -> [Line; 3] {
     ]
 }
 
+/// The agent's own targets.
+fn agent(report: &Report) -> [Line; 4] {
+    let agent = report.agent.as_ref();
+    let rss = agent.map(|agent| agent.rss_idle_bytes.max(agent.rss_after_burst_bytes));
+    let idle = report.idle.as_ref();
+    [
+        (
+            "the agent's own part, ms",
+            agent.map(|agent| agent.own_part_p50_ms),
+            Some(60),
+        ),
+        (
+            "the agent's memory, KiB",
+            rss.map(|rss| rss / 1024),
+            Some(20 * MIB / 1024),
+        ),
+        (
+            "the image's size, KiB",
+            agent.map(|agent| agent.image_bytes / 1024),
+            Some(12 * MIB / 1024),
+        ),
+        (
+            "the agent beside 109 pods, µs of CPU a second",
+            idle.map(|idle| idle.cpu_ms * 1000 / idle.seconds.max(1)),
+            Some(2000),
+        ),
+    ]
+}
+
 /// The targets, and whether TryLatest meets them. Targets without a measurement are left out.
 pub(crate) fn targets(report: &Report) -> String {
     let p50 = |case, policy| report.p50(case, policy);
@@ -207,13 +236,10 @@ pub(crate) fn targets(report: &Report) -> String {
     let moved = "restart-30-images, moved";
     let silent = "restart-30-images, silent";
     let one = p50("one-unchanged", "TryLatest").zip(p50("one-unchanged", "IfNotPresent"));
-    let agent = report.agent.as_ref();
-    let rss = agent.map(|agent| agent.rss_idle_bytes.max(agent.rss_after_burst_bytes));
     let (unchanged_ms, unchanged_most) = against_always(unchanged);
     let (moved_ms, moved_most) = against_always(moved);
     let silent_most = thirds(p50(unchanged, "TryLatest")).map(|ms| ms + STALL_MS);
-    let idle = report.idle.as_ref();
-    let lines: [Line; 13] = [
+    let lines: [Line; 9] = [
         (
             "one pod, beyond IfNotPresent, ms",
             one.map(|(ours, plain)| ours.saturating_sub(plain)),
@@ -243,32 +269,13 @@ pub(crate) fn targets(report: &Report) -> String {
             silent_most,
         ),
         ("30 images, unanswered gates", unanswered(report), Some(0)),
-        (
-            "the agent's own part, ms",
-            agent.map(|agent| agent.own_part_p50_ms),
-            Some(60),
-        ),
-        (
-            "the agent's memory, KiB",
-            rss.map(|rss| rss / 1024),
-            Some(20 * MIB / 1024),
-        ),
-        (
-            "the image's size, KiB",
-            agent.map(|agent| agent.image_bytes / 1024),
-            Some(12 * MIB / 1024),
-        ),
-        (
-            "the agent beside 109 pods, µs of CPU a second",
-            idle.map(|idle| idle.cpu_ms * 1000 / idle.seconds.max(1)),
-            Some(2000),
-        ),
     ];
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["target", "measured", "at most", ""]);
     for (what, measured, most) in lines
         .into_iter()
+        .chain(agent(report))
         .chain(private(report))
         .chain(outage(report))
     {
