@@ -5,7 +5,15 @@
 /// comma-separated, or `*`. On a pod, admission replaces it with the resolved names.
 pub const CONTAINERS: &str = "trylatest.dev/containers";
 
-/// Pod-template annotation, written by admission: the containers whose template said `TryLatest`.
+/// The same for image volumes.
+pub const VOLUMES: &str = "trylatest.dev/volumes";
+
+/// What an image volume's name begins with where it stands beside containers' names, as in [`LITERAL`] and in a
+/// release. No container's name has a slash.
+pub const VOLUME_PREFIX: &str = "volume/";
+
+/// Pod-template annotation, written by admission: the containers whose template said `TryLatest`, and the image
+/// volumes with [`VOLUME_PREFIX`].
 pub const LITERAL: &str = "trylatest.dev/literal";
 
 /// Pod annotation: how long to try before falling back, e.g. `5s`.

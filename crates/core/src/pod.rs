@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use crate::digest::Digest;
 use crate::identity::Identity;
 use crate::image::{ImageName, InvalidImageName};
+use crate::keys;
 use crate::outcome::Failure;
 use crate::release::Release;
 use crate::settings::Settings;
@@ -31,7 +32,7 @@ pub struct GatedPod {
     pub id: PodId,
     /// When it was created, in whole seconds, rounded down (as the API server says it).
     pub created: Timestamp,
-    /// Its TryLatest containers, except those that the kubelet pulls at each start.
+    /// Its TryLatest containers and image volumes, except those that the kubelet pulls at each start.
     pub containers: Vec<TryContainer>,
     /// The gate and TryLatest containers that no longer have the pull policy that admission gave them.
     pub overruled: Vec<Overruled>,
@@ -68,10 +69,14 @@ pub struct Revision {
     pub version: Option<String>,
 }
 
-/// One container whose image TryLatest looks after.
+/// One container, or image volume, whose image TryLatest looks after.
+///
+/// The kubelet looks for a volume's image each time that it starts a container of the pod, and mounts what it finds
+/// into the containers that it starts then (`pkg/kubelet/kuberuntime/kuberuntime_manager.go`, `getImageVolumes`). So a
+/// gate holds a volume like a container, and a container that restarts may get a newer copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TryContainer {
-    /// The container's name.
+    /// The container's name; a volume's begins with [`keys::VOLUME_PREFIX`].
     pub name: String,
     /// The image as the pod names it.
     pub written: String,
@@ -79,19 +84,33 @@ pub struct TryContainer {
     pub image: Result<ImageName, InvalidImageName>,
 }
 
-/// How far the kubelet has come with a container, by its status. A container that is not known waits for
-/// others.
+impl TryContainer {
+    /// Whether it is an image volume.
+    pub(crate) fn is_volume(&self) -> bool {
+        self.name.starts_with(keys::VOLUME_PREFIX)
+    }
+
+    /// Which one it is, in a message.
+    pub(crate) fn describe(&self) -> String {
+        let kind = if self.is_volume() { "" } else { "container " };
+        format!("{kind}{}", self.name)
+    }
+}
+
+/// How far the kubelet has come with a container, by its status, or with an image volume, by the statuses of the
+/// containers that mount it. One that is not known waits for others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// It is its turn: nothing that starts before it is left.
     Next,
     /// The kubelet could not get its image.
     Wanting(Failure),
-    /// It has started.
+    /// It has started; all that mount it have.
     Started {
-        /// What it runs, if the kubelet says so.
+        /// What it runs, if the kubelet says so. Of a volume it seldom does.
         digest: Option<Digest>,
-        /// Since when it runs without a break; none while it does not.
+        /// Since when it runs without a break; none while it does not. Of a volume, when the last of those that run
+        /// has started.
         since: Option<Timestamp>,
     },
 }

@@ -334,11 +334,14 @@ impl ContainerRelease {
     /// Who has brought the copy is not known: it may have been the kubelet, for this pod.
     fn describe_not_held(&self, confirmed: &str) -> String {
         let image = &self.image;
-        let runs = self.digest.as_ref().map(Digest::short);
-        let runs = runs.unwrap_or("a copy without a digest");
+        let Some(runs) = self.digest.as_ref().map(Digest::short) else {
+            return format!(
+                "started {image} without checking its tag first; the kubelet does not say which copy"
+            );
+        };
         match &self.moved {
             Some(moved) => format!(
-                "{image} has moved to {}, which is on the node for the next start; this container runs {runs}",
+                "{image} has moved to {}, which is on the node for the next start; this pod runs {runs}",
                 moved.short()
             ),
             None => format!("started {image} without checking its tag first: {runs}, {confirmed}"),

@@ -1,9 +1,10 @@
 //! From a Kubernetes Pod to what the core needs to know of it.
 
+mod item;
 mod overruled;
 mod starts;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,22 +16,18 @@ use trylatest_core::gate::End;
 use trylatest_core::identity::Identity;
 use trylatest_core::keys;
 use trylatest_core::outcome::Failure;
-use trylatest_core::pod::{
-    GateImage, GateState, GatedPod, OtherPolicy, PodId, Revision, TryContainer,
-};
+use trylatest_core::pod::{GateImage, GateState, GatedPod, OtherPolicy, PodId, Revision};
 use trylatest_core::settings::Settings;
-use trylatest_core::text::some_of;
+
+use self::item::Item;
 
 // Anybody may label a pod and write a megabyte into it, so the agent keeps a bounded part of each pod.
 
 /// Longest complaint: as long as an Event's text may be.
 const COMPLAINT_MAX_BYTES: usize = 1024;
 
-/// Most containers of one pod that are looked after: half of the tries that run at once.
-const CONTAINERS_MAX: usize = 32;
-
-/// Most names that one complaint lists.
-const NAMES_MAX: usize = 5;
+/// Most containers and image volumes of one pod that are looked after: half of the tries that run at once.
+const ITEMS_MAX: usize = 32;
 
 /// Longest release that is read. Ours have about a kilobyte per container.
 const RELEASE_MAX_BYTES: usize = 64 << 10;
@@ -49,7 +46,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
     let none = BTreeMap::new();
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     let (settings, mut complaints) = Settings::parse(annotations);
-    let ours = try_containers(spec, annotations, &mut complaints);
+    let ours = item::all(spec, annotations, &mut complaints);
     let revision = revision(meta);
     if settings.same_digest && revision.is_none() {
         complaints.push(format!("{}: {UNKNOWN_ROLLOUT}; ignored", keys::SAME_DIGEST));
@@ -74,8 +71,8 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
         starts: starts::all(pod, spec, &ours, gate == GateState::NotWanted, classify),
         containers: ours
             .into_iter()
-            .filter(|container| overruled::other_policy(container) != Some(OtherPolicy::Always))
-            .map(try_container)
+            .filter(|item| item.other_policy() != Some(OtherPolicy::Always))
+            .map(Item::into_container)
             .collect(),
         settings,
         revision,
@@ -94,55 +91,6 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
         terminated: meta.deletion_timestamp.is_some()
             || matches!(phase, Some("Succeeded" | "Failed")),
     })
-}
-
-/// The containers that admission has named, in the pod's order.
-fn try_containers<'a>(
-    spec: &'a PodSpec,
-    annotations: &BTreeMap<String, String>,
-    complaints: &mut Vec<String>,
-) -> Vec<&'a Container> {
-    let named: BTreeSet<&str> = annotations
-        .get(keys::CONTAINERS)
-        .map(|names| names.split(',').map(str::trim).collect())
-        .unwrap_or_default();
-    let all = named.contains("*");
-    let inits = spec.init_containers.iter().flatten();
-    let own = inits
-        .chain(&spec.containers)
-        .filter(|container| container.name != keys::GATE);
-    let known: BTreeSet<&str> = own.clone().map(|own| own.name.as_str()).collect();
-    let unknown: Vec<&str> = named
-        .iter()
-        .copied()
-        .filter(|name| !matches!(*name, "" | "*") && !known.contains(name))
-        .collect();
-    if !unknown.is_empty() {
-        complaints.push(format!(
-            "{}: this pod has no container named {} (it has {}); ignored",
-            keys::CONTAINERS,
-            some_of(unknown.into_iter().map(shown), NAMES_MAX),
-            some_of(known.into_iter().map(shown), NAMES_MAX)
-        ));
-    }
-    let mut ours: Vec<_> = own
-        .filter(|container| all || named.contains(&container.name.as_str()))
-        .collect();
-    if ours.len() > CONTAINERS_MAX {
-        complaints.push(format!(
-            "this pod has {} TryLatest containers; the agent handles {CONTAINERS_MAX} of them and leaves the \
-             others to the kubelet",
-            ours.len()
-        ));
-        ours.truncate(CONTAINERS_MAX);
-    }
-    ours
-}
-
-/// A name in quotes, no longer than a container's can be.
-fn shown(name: &str) -> String {
-    const NAME_MAX: usize = 63;
-    format!("{:?}", &name[..name.floor_char_boundary(NAME_MAX)])
 }
 
 /// The label by which StatefulSets, DaemonSets and their like say which version of their template a pod was made from.
@@ -188,16 +136,6 @@ fn identity(namespace: Option<&String>, spec: &PodSpec) -> Identity {
         namespace: namespace.cloned().unwrap_or_default(),
         service_account: spec.service_account_name.clone().unwrap_or_default(),
         pull_secrets,
-    }
-}
-
-fn try_container(container: &Container) -> TryContainer {
-    let image = container.image.as_deref().unwrap_or_default();
-    let written = image[..image.floor_char_boundary(IMAGE_MAX_BYTES)].to_owned();
-    TryContainer {
-        name: container.name.clone(),
-        image: written.parse(),
-        written,
     }
 }
 

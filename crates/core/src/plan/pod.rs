@@ -12,7 +12,7 @@ use super::round::Round;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
-use crate::pod::{GateState, GatedPod};
+use crate::pod::{GateState, GatedPod, TryContainer};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
 use crate::time::{Now, age};
@@ -199,12 +199,14 @@ impl Pod {
             .chain(self.settle_timers(now, images))
     }
 
-    /// Whether its gate runs, or is about to.
+    /// Whether its gate runs, or is about to. The kubelet gets the images of volumes before it starts the gate, and
+    /// does not show how it fares with that: of a pod that has any, the gate has to run.
     pub(super) fn gate_is_here(&self, now: Now) -> bool {
         match self.gate_state() {
             GateState::Running { .. } => true,
             GateState::Pending => {
-                let started = self.sandbox_started;
+                let has_volumes = self.seen.containers.iter().any(TryContainer::is_volume);
+                let started = self.sandbox_started.filter(|_| !has_volumes);
                 started.is_some_and(|started| now.up < started + GATE_FOLLOWS)
             }
             GateState::Open | GateState::NotWanted | GateState::GaveUp { .. } => false,
@@ -368,10 +370,8 @@ impl Pod {
         }
         let bad_names = self.seen.containers.iter().filter_map(|container| {
             let error = container.image.as_ref().err()?;
-            Some(format!(
-                "container {}: {error}; left to the kubelet",
-                container.name
-            ))
+            let which = container.describe();
+            Some(format!("{which}: {error}; left to the kubelet"))
         });
         let of_settings = if self.seen.is_unheld() {
             self.seen.needs_gate().into_iter().collect()

@@ -15,6 +15,7 @@ mod time;
 mod turns;
 mod unheld;
 mod used;
+mod volumes;
 
 use jiff::Timestamp;
 

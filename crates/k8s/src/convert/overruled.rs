@@ -1,21 +1,23 @@
 //! Pull policies other than those that our admission wrote: somebody else's admission ran before or
 //! after it.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use trylatest_core::keys;
 use trylatest_core::pod::{OtherPolicy, Overruled, Trace};
 
-use super::{CONTAINERS_MAX, gate};
+use super::item::{Item, containers, volumes};
+use super::{ITEMS_MAX, gate};
 
-/// What the pod's owner should know about; `ours` are the containers that admission has named.
-pub(super) fn all(pod: &Pod, spec: &PodSpec, ours: &[&Container]) -> Vec<Overruled> {
+/// What the pod's owner should know about; `ours` is what admission has named.
+pub(super) fn all(pod: &Pod, spec: &PodSpec, ours: &[Item<'_>]) -> Vec<Overruled> {
     let annotations = pod.metadata.annotations.as_ref();
     let literal = annotations.and_then(|annotations| annotations.get(keys::LITERAL));
     let overtaken = overtaken(spec, literal.map_or("", String::as_str), ours);
-    let held = gate(spec).into_iter().chain(ours.iter().copied());
-    let held = held.filter_map(|container| changed(container, Trace::Policy));
-    let overtaken = overtaken.into_iter();
-    let overtaken = overtaken.filter_map(|container| changed(container, Trace::Template));
+    let gate = gate(spec).map(Item::of_container);
+    let held = gate.iter().chain(ours);
+    let held = held.filter_map(|item| changed(item, Trace::Policy));
+    let overtaken = overtaken.iter();
+    let overtaken = overtaken.filter_map(|item| changed(item, Trace::Template));
     removed_gate(pod, spec)
         .into_iter()
         .chain(held)
@@ -23,28 +25,21 @@ pub(super) fn all(pod: &Pod, spec: &PodSpec, ours: &[&Container]) -> Vec<Overrul
         .collect()
 }
 
-fn changed(container: &Container, trace: Trace) -> Option<Overruled> {
+fn changed(item: &Item<'_>, trace: Trace) -> Option<Overruled> {
     Some(Overruled {
-        name: container.name.clone(),
-        policy: other_policy(container)?,
+        name: item.name.clone(),
+        policy: item.other_policy()?,
         trace,
     })
 }
 
-/// What a container has instead of the `IfNotPresent` that admission gave it.
-pub(super) fn other_policy(container: &Container) -> Option<OtherPolicy> {
-    let written = container.image_pull_policy.as_deref();
-    OtherPolicy::ALL
-        .into_iter()
-        .find(|policy| Some(policy.as_str()) == written)
-}
-
-/// The gate that admission removed again. Only the label is left of it, and the names of the
-/// containers that it was for: the other policy need not have changed any of them.
+/// The gate that admission removed again. Only the label is left of it, and the names of what it was
+/// for: the other policy need not have changed any of that.
 fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
     let label = pod.metadata.labels.as_ref()?.get(keys::GATED)?;
     let annotations = pod.metadata.annotations.as_ref()?;
-    let had_one = label == keys::GATED_OVERRULED && annotations.contains_key(keys::CONTAINERS);
+    let mut names = [keys::CONTAINERS, keys::VOLUMES].into_iter();
+    let had_one = label == keys::GATED_OVERRULED && names.any(|key| annotations.contains_key(key));
     (had_one && gate(spec).is_none()).then(|| Overruled {
         name: keys::GATE.to_owned(),
         policy: OtherPolicy::Always,
@@ -52,17 +47,15 @@ fn removed_gate(pod: &Pod, spec: &PodSpec) -> Option<Overruled> {
     })
 }
 
-/// The containers that said TryLatest in the pod's template and were given `Always` before our
-/// admission saw the pod: it has not named them.
-fn overtaken<'a>(spec: &'a PodSpec, literal: &str, ours: &[&'a Container]) -> Vec<&'a Container> {
-    let all = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers);
-    all.filter(|container| other_policy(container) == Some(OtherPolicy::Always))
-        .filter(|container| literal.split(',').any(|name| name == container.name))
-        .filter(|container| !ours.iter().any(|our| our.name == container.name))
-        .take(CONTAINERS_MAX)
+/// What said TryLatest in the pod's template and was given `Always` before our admission saw the pod: it
+/// has not named that.
+fn overtaken<'a>(spec: &'a PodSpec, literal: &str, ours: &[Item<'_>]) -> Vec<Item<'a>> {
+    let all = containers(spec)
+        .map(Item::of_container)
+        .chain(volumes(spec));
+    all.filter(|item| item.other_policy() == Some(OtherPolicy::Always))
+        .filter(|item| literal.split(',').any(|name| name == item.name))
+        .filter(|item| !ours.iter().any(|our| our.name == item.name))
+        .take(ITEMS_MAX)
         .collect()
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec};
 use trylatest_core::digest::Digest;
+use trylatest_core::image::ImageName;
 use trylatest_core::keys;
 use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::pod::Start;
 
 use super::Classify;
+use super::item::{Item, volumes};
 
 /// The waiting reasons of a container whose pull has failed (pkg/kubelet/images/types.go). Others say that
 /// the kubelet has not tried.
@@ -30,12 +32,11 @@ const MESSAGE_MAX_BYTES: usize = 4096;
 /// Those of a container that the kubelet pulls for, or is about to (pkg/kubelet/kubelet_pods.go).
 const PREPARES: [&str; 2] = ["PodInitializing", "ContainerCreating"];
 
-/// Of each of these containers that it has come to, once the gate has opened; of a pod without one from the
-/// beginning.
+/// Of each of these that it has come to, once the gate has opened; of a pod without one from the beginning.
 pub(super) fn all(
     pod: &Pod,
     spec: &PodSpec,
-    ours: &[&Container],
+    ours: &[Item<'_>],
     is_unheld: bool,
     classify: Classify,
 ) -> BTreeMap<String, Start> {
@@ -62,13 +63,64 @@ pub(super) fn all(
         None => own.find(|container| start(&container.name).is_none()),
     };
     let next = next.map(|container| container.name.as_str());
-    let starts = ours.iter().filter_map(|container| {
-        let name = container.name.as_str();
-        let is_next = next == Some(name) && may_be_pulled(name);
+    let next = next.filter(|name| start(name).is_none() && may_be_pulled(name));
+    let volumes = volumes(spec);
+    let of_user = |item: &Item<'_>, name: &str| {
+        let is_next = next == Some(name);
         let start = start(name).or(is_next.then_some(Start::Next))?;
-        Some((name.to_owned(), start))
+        let is_wanting = matches!(start, Start::Wanting(_));
+        let is_others = is_wanting && !is_wanted(item, statuses.message(name), name, &volumes);
+        Some(if is_others { Start::Next } else { start })
+    };
+    let starts = ours.iter().filter_map(|item| {
+        let users = item.users.iter().map(|name| of_user(item, name));
+        let start = match item.volume() {
+            None => users.flatten().next()?,
+            Some(volume) => {
+                // Whichever container is next, the kubelet gets the images of all volumes first.
+                let users = users.map(|user| user.or(next.map(|_| Start::Next)));
+                of_volume(&users.collect::<Vec<_>>(), statuses.mounted(volume))?
+            }
+        };
+        Some((item.name.clone(), start))
     });
     starts.collect()
+}
+
+/// Of an image volume, from those of the containers that mount it: the kubelet looks for its image each time that it
+/// starts one of them. It has started if all of them have.
+fn of_volume(users: &[Option<Start>], mounted: Option<Digest>) -> Option<Start> {
+    let known = || users.iter().flatten();
+    let wanting = known().find(|start| matches!(start, Start::Wanting(_)));
+    let next = known().find(|start| matches!(start, Start::Next));
+    if let Some(start) = wanting.or(next) {
+        return Some(start.clone());
+    }
+    let since = known().filter_map(|start| match start {
+        Start::Started { since, .. } => *since,
+        Start::Next | Start::Wanting(_) => None,
+    });
+    let started = Start::Started {
+        digest: mounted,
+        since: since.max(),
+    };
+    (!users.contains(&None)).then_some(started)
+}
+
+/// Whether a message about a container that cannot have its images is about this item's: it names that, or no volume's
+/// that the container mounts. The status says it of its own image and of theirs in the same way.
+fn is_wanted(item: &Item<'_>, message: &str, container: &str, volumes: &[Item<'_>]) -> bool {
+    let mounts = |volume: &&Item<'_>| volume.users.contains(&container);
+    let mut mounted = volumes.iter().filter(mounts);
+    let is_theirs = mounted.any(|volume| names(message, volume.image));
+    names(message, item.image) || item.volume().is_none() && !is_theirs
+}
+
+/// Whether a message of the kubelet or of containerd has this image's name in it: as it is written, or in full.
+fn names(message: &str, image: &str) -> bool {
+    let quoted = |name: &str| message.contains(&format!("\"{name}\""));
+    let full = image.parse::<ImageName>().ok();
+    quoted(image) || full.is_some_and(|full| quoted(full.as_str()))
 }
 
 /// Of one container since the gate opened, which may have been the gate of an earlier run of the pod.
@@ -83,12 +135,16 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
     let runs = [Some(state), status.last_state.as_ref()];
     let since_then = runs.into_iter().flatten().filter_map(started);
     since_then.max().filter(|at| *at >= opened)?;
-    let digest = status.image_id.rsplit_once('@');
     let runs = state.running.as_ref().and_then(|s| s.started_at.as_ref());
     Some(Start::Started {
-        digest: digest.and_then(|(_, digest)| digest.parse::<Digest>().ok()),
+        digest: digest(&status.image_id),
         since: runs.map(|since| since.0),
     })
+}
+
+/// The digest of an image as the kubelet reports it. An id without a repository is not one of a manifest.
+fn digest(reported: &str) -> Option<Digest> {
+    reported.rsplit_once('@')?.1.parse().ok()
 }
 
 /// Why the kubelet could not get an image. That it waits before it tries again is not the reason.
@@ -135,6 +191,32 @@ impl<'a> Statuses<'a> {
 
     fn of_container(&self, name: &str) -> Option<&'a ContainerStatus> {
         self.0.iter().copied().find(|status| status.name == name)
+    }
+
+    /// Why a container waits.
+    fn message(&self, name: &str) -> &'a str {
+        let state = self
+            .of_container(name)
+            .and_then(|status| status.state.as_ref());
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let message = waiting.and_then(|waiting| waiting.message.as_deref());
+        let message = message.unwrap_or_default();
+        &message[..message.floor_char_boundary(MESSAGE_MAX_BYTES)]
+    }
+
+    /// What the containers have mounted as this image volume: none if that is not the same, or the kubelet does not
+    /// say so (feature gate `ImageVolumeWithDigest`).
+    fn mounted(&self, volume: &str) -> Option<Digest> {
+        let mounts = self.0.iter().flat_map(|s| s.volume_mounts.iter().flatten());
+        let mounts = mounts.filter(|mount| mount.name == volume);
+        let mut digests = mounts.map(|mount| {
+            let image = mount.volume_status.as_ref()?.image.as_ref()?;
+            digest(&image.image_ref)
+        });
+        let first = digests.next()??;
+        digests
+            .all(|other| other.as_ref() == Some(&first))
+            .then_some(first)
     }
 
     /// When the gate opened, in whole seconds, rounded down.

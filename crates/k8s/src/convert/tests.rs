@@ -8,6 +8,8 @@ use trylatest_core::outcome::FailureClass;
 
 use super::*;
 
+mod volumes;
+
 fn pod(patch: &Value) -> GatedPod {
     let mut pod = json!({
         "metadata": {
@@ -354,9 +356,9 @@ fn of_very_many_containers_some_are_left_to_the_kubelet() {
         "metadata": {"annotations": {"trylatest.dev/containers": "*"}},
         "spec": {"containers": many},
     }));
-    assert_eq!(pod.containers.len(), CONTAINERS_MAX);
+    assert_eq!(pod.containers.len(), ITEMS_MAX);
     assert!(
-        pod.complaints[0].starts_with("this pod has 500 TryLatest containers;"),
+        pod.complaints[0].starts_with("this pod has 500 TryLatest containers and image volumes;"),
         "{:?}",
         pod.complaints
     );

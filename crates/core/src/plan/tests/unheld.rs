@@ -100,7 +100,7 @@ fn a_tag_that_has_moved_since_is_told_once() {
     assert_eq!(given.moved, Some(digest("2")));
     assert_eq!(
         given.describe(world.now().wall),
-        "reg.example/app has moved to sha256:2, which is on the node for the next start; this container runs sha256:1"
+        "reg.example/app has moved to sha256:2, which is on the node for the next start; this pod runs sha256:1"
     );
     assert_eq!(world.node_images()[0].pods_behind, 1);
     assert_eq!(world.see(&pod), []);
