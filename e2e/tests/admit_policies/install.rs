@@ -43,6 +43,7 @@ async fn the_keys_are_those(api: Arc<Api>) -> anyhow::Result<()> {
     let text = text_of(&api.manifests.join("policy"))?;
     let known = [
         keys::CONTAINERS,
+        keys::VOLUMES,
         keys::LITERAL,
         keys::HOLD,
         keys::GATED,
@@ -66,6 +67,7 @@ async fn the_keys_are_those(api: Arc<Api>) -> anyhow::Result<()> {
         keys::GATE,
         keys::FIELD_MANAGER,
         keys::NODE_CONDITION,
+        keys::VOLUME_PREFIX,
         "TryLatest",
     ] {
         ensure!(text.contains(&format!("'{name}'")), "no {name}");

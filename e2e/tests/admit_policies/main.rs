@@ -15,6 +15,7 @@ mod rights;
 mod space;
 mod templates;
 mod uninstall;
+mod volumes;
 mod watch;
 
 use std::path::PathBuf;
@@ -166,6 +167,7 @@ fn main() -> ExitCode {
             install::cases(),
             pods::cases(),
             hold::cases(),
+            volumes::cases(),
             neutral::cases(),
             existing::cases(),
             templates::cases(),

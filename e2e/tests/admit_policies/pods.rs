@@ -20,7 +20,6 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("names_by_hand_are_resolved", names_by_hand_are_resolved),
         Case::new("any_policy_gives_way_to_a_name", any_policy_gives_way),
         Case::new("all_kinds_of_containers", all_kinds_of_containers),
-        Case::new("image_volumes_are_rewritten", image_volumes_are_rewritten),
         Case::new("windows_pods_are_not_gated", windows_pods_are_not_gated),
         Case::new("pods_for_virtual_kubelets", pods_for_virtual_kubelets),
         Case::new("a_pod_made_from_a_dump", a_pod_made_from_a_dump),
@@ -157,25 +156,6 @@ async fn all_kinds_of_containers(api: Arc<Api>) -> anyhow::Result<()> {
         policies(&stored["spec"]).join(" ") == wanted,
         "{:?}",
         policies(&stored["spec"])
-    );
-    Ok(())
-}
-
-async fn image_volumes_are_rewritten(api: Arc<Api>) -> anyhow::Result<()> {
-    let space = api.space("image-volume").await?;
-    let image =
-        |policy: &str| json!({"reference": "registry.example/data:v1", "pullPolicy": policy});
-    let spec = json!({
-        "containers": [container("app", "Always")],
-        "volumes": [{"name": "one", "image": image("Always")}, {"name": "two", "image": image("TryLatest")}],
-    });
-    let stored = space.create(&pod_of("app", &json!({}), &spec)).await?;
-    not_gated(&stored)?;
-    let volumes = &stored["spec"]["volumes"];
-    ensure!(volumes[0]["image"]["pullPolicy"] == "Always", "{volumes:#}");
-    ensure!(
-        volumes[1]["image"]["pullPolicy"] == "IfNotPresent",
-        "{volumes:#}"
     );
     Ok(())
 }

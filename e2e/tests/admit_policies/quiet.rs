@@ -9,7 +9,7 @@ use trylatest_e2e::suite::Case;
 
 use crate::Api;
 use crate::owned::owner;
-use crate::space::{Apply, Space, annotation, container};
+use crate::space::{Apply, Space, annotation, container, image_volume};
 use crate::templates::{KINDS, deployment, object, template, told};
 
 pub(crate) fn cases() -> Vec<Case<Api>> {
@@ -71,7 +71,9 @@ async fn nothing_rolls_out(api: Arc<Api>) -> anyhow::Result<()> {
     for by in Apply::BOTH {
         let space = api.space("quiet").await?;
         for kind in KINDS {
-            let manifest = object(kind, &template(&[container("app", "TryLatest")]));
+            let mut template = template(&[container("app", "TryLatest")]);
+            template["spec"]["volumes"] = json!([image_volume("data", "TryLatest")]);
+            let manifest = object(kind, &template);
             space.apply_by(by, &manifest).await?;
             nothing_happens(&space, kind, &manifest).await?;
         }

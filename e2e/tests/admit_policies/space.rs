@@ -140,6 +140,28 @@ pub(crate) fn policies(pod_spec: &Value) -> Vec<String> {
         .collect()
 }
 
+/// The image volumes of a pod spec, as `name=policy`.
+pub(crate) fn volume_policies(pod_spec: &Value) -> Vec<String> {
+    let volumes = pod_spec["volumes"].as_array().into_iter().flatten();
+    volumes
+        .filter(|volume| volume["image"].is_object())
+        .map(|volume| {
+            let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+            let policy = text(&volume["image"]["pullPolicy"]);
+            format!("{}={policy}", text(&volume["name"]))
+        })
+        .collect()
+}
+
+/// An image volume; no policy where it is empty.
+pub(crate) fn image_volume(name: &str, policy: &str) -> Value {
+    let mut image = json!({"reference": "registry.example/data:v1"});
+    if !policy.is_empty() {
+        image["pullPolicy"] = json!(policy);
+    }
+    json!({"name": name, "image": image})
+}
+
 /// The gates of a pod, with their place among the init containers.
 pub(crate) fn gates(pod: &Value) -> Vec<(usize, &Value)> {
     pod["spec"]["initContainers"]
@@ -151,8 +173,13 @@ pub(crate) fn gates(pod: &Value) -> Vec<(usize, &Value)> {
         .collect()
 }
 
-/// The gate of a pod that is held as it should be, with these names.
+/// The gate of a pod that is held as it should be, with these names of containers.
 pub(crate) fn gate_of<'v>(pod: &'v Value, names: &str) -> anyhow::Result<&'v Value> {
+    gate_for(pod, keys::CONTAINERS, names)
+}
+
+/// The same with names of one kind, under its annotation.
+pub(crate) fn gate_for<'v>(pod: &'v Value, key: &str, names: &str) -> anyhow::Result<&'v Value> {
     let gates = gates(pod);
     ensure!(
         matches!(gates[..], [(0, _)]),
@@ -162,10 +189,10 @@ pub(crate) fn gate_of<'v>(pod: &'v Value, names: &str) -> anyhow::Result<&'v Val
         pod["metadata"]["labels"][keys::GATED] == keys::GATED_VALUE,
         "no label: {pod:#}"
     );
-    let written = annotation(pod, keys::CONTAINERS);
+    let written = annotation(pod, key);
     ensure!(
         written == Some(names),
-        "the names are {written:?}, not {names:?}"
+        "the names in {key} are {written:?}, not {names:?}"
     );
     Ok(gates[0].1)
 }

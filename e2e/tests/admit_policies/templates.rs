@@ -107,7 +107,8 @@ async fn every_kind_is_rewritten(api: Arc<Api>) -> anyhow::Result<()> {
             let first = space.apply_by(by, &manifest).await?;
             let template = first.pointer(kind.2).context("no template")?;
             let literal = annotation(template, keys::LITERAL);
-            ensure!(literal == Some("sidecar,app"), "{kind:?}: {literal:?}");
+            let wanted = "sidecar,app,volume/data";
+            ensure!(literal == Some(wanted), "{kind:?}: {literal:?}");
             let got = policies(&template["spec"]).join(" ");
             let wanted = "sidecar=IfNotPresent init=Never app=IfNotPresent two=Always";
             ensure!(got == wanted, "{kind:?}: {got}");

@@ -22,6 +22,7 @@ mod refused;
 mod same;
 mod storm;
 mod verification;
+mod volumes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -266,7 +267,7 @@ pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server, the planner and
 /// what it counts.
-const NEWEST_ONLY: [&str; 8] = [
+const NEWEST_ONLY: [&str; 9] = [
     "credentials",
     "verification",
     "input",
@@ -275,12 +276,15 @@ const NEWEST_ONLY: [&str; 8] = [
     "hold",
     "same",
     "monitoring",
+    // 1.6 mounts no image.
+    "volumes",
 ];
 
 fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
     let modules = [
         // The slowest of these waits for five minutes, beside the others.
         ("hold", hold::tests()),
+        ("volumes", volumes::tests()),
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
         ("circuit", circuit::tests()),
