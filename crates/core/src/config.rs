@@ -267,11 +267,11 @@ impl Section {
     }
 }
 
-const TRY: &str = "try";
-const STALL: &str = "stall";
-const FRESHNESS: &str = "freshness";
-const MAX_AGE: &str = "max-age";
-const FALLBACK_ON: &str = "fallback-on";
+pub(crate) const TRY: &str = "try";
+pub(crate) const STALL: &str = "stall";
+pub(crate) const FRESHNESS: &str = "freshness";
+pub(crate) const MAX_AGE: &str = "max-age";
+pub(crate) const FALLBACK_ON: &str = "fallback-on";
 const KEEP: &str = "keep";
 
 /// Longest time for which copies can be kept: a longer one is a mistake.

@@ -7,9 +7,12 @@
 //! | try, max age, fallback-on | a container's | the pod's annotation, its namespace in the configuration, the image's registry, the defaults of the configuration, the flag; then the ceilings |
 //! | stall, freshness | a pull's, which pods share | the image's registry, the defaults of the configuration, the flag |
 
+mod in_force;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+pub use self::in_force::RuleInForce;
 use crate::config::{Config, Section};
 use crate::identity::Identity;
 use crate::image::ImageName;
@@ -66,6 +69,8 @@ pub enum Source {
     Pod,
     /// The agent's configuration.
     Administrator,
+    /// Whoever pulls by hand.
+    Command,
 }
 
 /// A rule, and who has made it.
@@ -109,9 +114,7 @@ impl Rules {
         let settings = &pod.settings;
         let ceilings = &node.config.ceilings;
         let defaults = node.by_default(Some(&pod.id.namespace), image);
-        // A pod with a short deadline needs that time for its work.
-        let short = pod.active_deadline.map(|whole| whole / DEADLINES_SHARE);
-        let default = short.map_or(defaults.try_for, |short| defaults.try_for.min(short));
+        let default = at_most(defaults.try_for, share_of_deadline(pod));
         let fallback_on = settings.fallback_on.clone();
         let fallback_on = fallback_on.map(|classes| Source::Pod.says(classes));
         let max_age = settings.max_age.map(|age| Source::Pod.says(age));
@@ -150,6 +153,11 @@ impl Rules {
             },
         }
     }
+}
+
+/// A pod with a short deadline needs the rest of that time for its work.
+fn share_of_deadline(pod: &GatedPod) -> Option<Duration> {
+    pod.active_deadline.map(|whole| whole / DEADLINES_SHARE)
 }
 
 fn at_most(value: Duration, ceiling: Option<Duration>) -> Duration {

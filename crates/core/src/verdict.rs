@@ -102,8 +102,9 @@ impl Evidence {
         }
     }
 
-    /// What is remembered of it.
-    pub(crate) fn to_try(
+    /// What is remembered of it, of a try that began then; and for whom the kubelet has pulled, if it was the
+    /// kubelet.
+    pub fn to_try(
         &self,
         image: &ImageName,
         began: Now,
@@ -249,6 +250,22 @@ pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Deci
     }
 }
 
+/// The decision when nothing more is tried: [`judge`], or without anything to start from [`give_up`].
+pub fn settle(evidence: &Evidence, terms: Terms<'_>) -> Decision {
+    let class = evidence.result.failure().map(|failure| failure.class);
+    let class = class.unwrap_or(FailureClass::Unknown);
+    judge(evidence, terms).unwrap_or_else(|| give_up(class, &evidence.copy, terms))
+}
+
+/// What a pod gets if its try fails like this, with this copy here.
+pub(crate) fn foresee(failure: Failure, copy: &CachedCopy, terms: Terms<'_>) -> Decision {
+    let evidence = Evidence::of_look(failure, copy.clone());
+    if is_for_kubelet(&evidence, terms) {
+        return Decision::plain(Outcome::HandedOver);
+    }
+    settle(&evidence, terms)
+}
+
 /// Why this pod may not use the cached copy, if so; without a digest, a copy of which nothing is
 /// known.
 fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
@@ -301,6 +318,7 @@ fn whose(source: Source) -> &'static str {
     match source {
         Source::Pod => "the pod's",
         Source::Administrator => "the administrator's",
+        Source::Command => "the command's",
     }
 }
 

@@ -76,18 +76,22 @@ impl Planner {
     /// A pod has come, and may be luckier than those for whom this image's pull stands still: it is cut off for a
     /// new one, but not again for the next pod.
     pub(super) fn start_over(&mut self, now: Now, name: &ImageName, plan: &mut Vec<Action>) {
-        let is_needed = self.is_needed(name);
-        if self.circuits.of(name).is_some() && !self.may_probe(now, name) {
+        if !self.starts_over(now, name) {
             return;
         }
-        let image = self.images.get_mut(name);
-        let Some(image) = image.filter(|image| image.is_stalled() && !image.is_patient) else {
-            return;
-        };
-        if !is_needed {
+        if let Some(image) = self.images.get_mut(name) {
             image.is_patient = true;
             self.cut(name.clone(), Why::Newcomer, plan);
         }
+    }
+
+    /// Whether that would be done for a pod that comes now.
+    pub(super) fn starts_over(&self, now: Now, name: &ImageName) -> bool {
+        let is_open = self.circuits.of(name).is_some();
+        let image = self.images.get(name);
+        (!is_open || self.may_probe(now, name))
+            && image.is_some_and(|image| image.is_stalled() && !image.is_patient)
+            && !self.is_needed(name)
     }
 
     pub(super) fn cut(&mut self, name: ImageName, why: Why, plan: &mut Vec<Action>) {

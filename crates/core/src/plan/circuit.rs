@@ -105,6 +105,11 @@ impl Open {
         Failure::new(self.failure.class, words)
     }
 
+    /// When it last failed.
+    pub(super) fn failed_at(&self) -> Timestamp {
+        self.written
+    }
+
     fn failed_ago(&self, now: Now) -> String {
         text::short_duration(age(now.wall, self.written))
     }

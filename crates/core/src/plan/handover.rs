@@ -134,6 +134,11 @@ impl Handover {
         }
     }
 
+    /// When it began.
+    pub(super) fn began(&self) -> Now {
+        self.began
+    }
+
     /// What the kubelet does not find, if it does not.
     pub(super) fn away(&self) -> Option<&Kept> {
         match &self.phase {
@@ -314,7 +319,12 @@ impl Planner {
 
     /// The failure that spares a pod of this identity a pull of the kubelet, if there was one. A copy that
     /// nobody is known to have pulled, as one that was imported, is not worth one for each namespace.
-    fn spared_by(&self, now: Now, name: &ImageName, identity: &Identity) -> Option<&Failure> {
+    pub(super) fn spared_by(
+        &self,
+        now: Now,
+        name: &ImageName,
+        identity: &Identity,
+    ) -> Option<&Failure> {
         let own = self.spared.failure(now, name, identity);
         let facts = self.knowledge.facts(name);
         let unproven = |copy: &LocalCopy| facts.confirmed_at(&copy.digest).is_none();

@@ -160,8 +160,23 @@ impl Planner {
                 namespaces.entry(pod.seen.id.namespace.clone()).or_default();
             }
         }
+        self.fill(name, &mut rollouts);
+        rollouts
+    }
+
+    /// What this pod's rollout has of this image, the pod itself included; none if it does not have to start from that.
+    pub(super) fn rollout_of(&self, pod: &Pod, name: &ImageName) -> Option<Rollout> {
+        let revision = pod.seen.rollout()?;
+        let namespace = &pod.seen.id.namespace;
+        let empty = BTreeMap::from([(namespace.clone(), Rollout::default())]);
+        let mut rollouts = Rollouts(BTreeMap::from([(revision.clone(), empty)]));
+        self.fill(name, &mut rollouts);
+        rollouts.0.remove(revision)?.remove(namespace)
+    }
+
+    fn fill(&self, name: &ImageName, rollouts: &mut Rollouts) {
         if rollouts.is_empty() {
-            return rollouts;
+            return;
         }
         let mut pods: Vec<&Pod> = self.pods.values().collect();
         pods.sort_by_key(|pod| (pod.seen.created, &pod.seen.id.name));
@@ -174,7 +189,6 @@ impl Planner {
                 rollout.has.entry(digest).or_insert(origin);
             }
         }
-        rollouts
     }
 
     /// The images of this pod of which its rollout has something.

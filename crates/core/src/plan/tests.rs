@@ -4,6 +4,7 @@
 mod catch_up;
 mod circuit;
 mod config;
+mod explain;
 mod figures;
 mod handover;
 mod privacy;

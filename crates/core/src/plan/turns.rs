@@ -152,13 +152,13 @@ impl Planner {
         (looks, pulls)
     }
 
-    fn gives_digest(&self, name: &ImageName) -> bool {
+    pub(super) fn gives_digest(&self, name: &ImageName) -> bool {
         self.knowledge
             .gives_digest(name, self.rules.kubelet_verifies)
     }
 
     /// Whether the registry has told everybody a moment ago where the name points.
-    fn is_young(&self, now: Now, name: &ImageName) -> bool {
+    pub(super) fn is_young(&self, now: Now, name: &ImageName) -> bool {
         let facts = self.knowledge.facts(name);
         let confirmed = facts.confirmed.as_ref().filter(|_| facts.is_public());
         let age = confirmed.map(|confirmed| now.wall.duration_since(confirmed.time));

@@ -219,3 +219,74 @@ fn a_short_deadline_bounds_what_the_administrator_says_not_what_the_pod_says() {
     short.settings.timeout = Some(20 * SECOND);
     assert_eq!(of(&short), 20 * SECOND);
 }
+
+const CONFIG: &str = "registries: {reg.example: {try: 40s, fallback-on: [network]}}\n\
+                      ceilings: {try: 1m, max-age: 24h}";
+
+/// What is said of one rule: what it says, and where it comes from.
+fn in_force(pod: &GatedPod, config: &str, key: &str) -> (String, String) {
+    let rules = node(config).in_force(Some(pod), None, &image(), HOUR);
+    assert_eq!(rules.len(), 6);
+    let rule = rules.into_iter().find(|rule| rule.key == key).unwrap();
+    (rule.value, rule.from)
+}
+
+#[test]
+fn a_rule_that_the_pod_does_not_set_comes_from_the_configuration_or_a_flag() {
+    let by_registry = "registries[reg.example]";
+    for (config, key, value, from) in [
+        ("", "try", "30s", "--try"),
+        ("", "stall", "5s", "--stall"),
+        ("", "freshness", "0s", "--freshness"),
+        ("", "max-age", "none", "default"),
+        ("", "keep", "1h", "--keep-for"),
+        (CONFIG, "try", "40s", by_registry),
+        (CONFIG, "max-age", "1day", "ceilings"),
+        (CONFIG, "fallback-on", "network", by_registry),
+    ] {
+        let (is_value, is_from) = in_force(&pod(Settings::default()), config, key);
+        assert_eq!(
+            (is_value.as_str(), is_from.as_str()),
+            (value, from),
+            "{key}"
+        );
+    }
+    let rules = node(CONFIG).in_force(None, Some("default"), &image(), HOUR);
+    assert_eq!(rules[0].ceiling.as_deref(), Some("1m"));
+    // A section that says less than the ceiling has the say.
+    let rules = node("defaults: {max-age: 1h}\nceilings: {max-age: 24h}");
+    let rules = rules.in_force(None, None, &image(), HOUR);
+    assert_eq!(rules[3].from, "defaults");
+}
+
+#[test]
+fn a_rule_of_the_pod_is_its_annotation_within_the_ceiling() {
+    let timeout = |timeout| Settings {
+        timeout: Some(timeout),
+        ..Settings::default()
+    };
+    let max_age = Settings {
+        max_age: Some(HOUR),
+        ..Settings::default()
+    };
+    let fallback_on = Settings {
+        fallback_on: Some([FailureClass::Timeout].into()),
+        ..Settings::default()
+    };
+    let own = |key: &str| format!("the pod's trylatest.dev/{key}");
+    for (settings, key, value, from) in [
+        (timeout(HOUR), "try", "1m", "ceilings".to_owned()),
+        (timeout(3 * SECOND), "try", "3s", own("timeout")),
+        (max_age, "max-age", "1h", own("max-age")),
+        (fallback_on, "fallback-on", "timeout", own("fallback-on")),
+    ] {
+        let (is_value, is_from) = in_force(&pod(settings), CONFIG, key);
+        assert_eq!((is_value.as_str(), is_from), (value, from), "{key}");
+    }
+    let mut short = pod(Settings::default());
+    short.active_deadline = Some(40 * SECOND);
+    let share = "a quarter of the pod's activeDeadlineSeconds".to_owned();
+    assert_eq!(in_force(&short, CONFIG, "try"), ("10s".to_owned(), share));
+    short.settings = timeout(3 * SECOND);
+    assert_eq!(in_force(&short, CONFIG, "try").1, own("timeout"));
+}
