@@ -9,7 +9,7 @@
 //! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics, the report |
-//! | [`http::serve_images`] | requests over a Unix socket | the index |
+//! | [`http::serve_socket`] | requests over a Unix socket | the index; questions to the planner ([`questions`]) |
 //!
 //! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
 //! it again. After SIGTERM the agent is unready at once, takes no new pod, writes the releases that
@@ -33,8 +33,9 @@ mod kubelet;
 mod leave;
 mod metrics;
 mod node;
-mod offers;
+pub(crate) mod offers;
 mod pods;
+mod questions;
 mod rollbacks;
 mod serve;
 mod shelf;
@@ -54,16 +55,18 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use trylatest_containerd::{Containerd, ContainerdOptions, kubelet_failure};
+use trylatest_core::config::Config;
+use trylatest_core::keep::{Limits, UsedImage};
 use trylatest_core::plan::Planner;
-use trylatest_core::rules::NodeRules;
 use trylatest_k8s::{Writer, connect, watch_pods};
 
 use self::api::Api;
+pub(crate) use self::attempt::{PullLimits, attempt};
 use self::config::ConfigFile;
 use self::health::Health;
 use self::history::History;
-pub(crate) use self::http::SOCKET;
 use self::http::Shown;
+pub(crate) use self::http::{OF_IMAGE, OF_POD, SOCKET};
 use self::keeper::Keeper;
 use self::leave::Leaver;
 use self::metrics::Channel;
@@ -158,8 +161,7 @@ async fn start(
         .await
         .context("making a client of the API server")?;
     let runtime = Arc::new(containerd(&args, &metrics));
-    let rules = args.rules(config.config().clone());
-    let open = open_index_and_start_planner(&args, rules, &runtime, &metrics);
+    let open = open_index_and_start_planner(&args, config.config(), &runtime, &metrics);
     let (history, planner) = Box::pin(open).await;
     let api = Api {
         writer: Writer::new(client.clone(), &args.node_name, API_DEADLINE),
@@ -169,6 +171,7 @@ async fn start(
     let (use_of, used) = watch::channel(None);
     let (found, rolled_back) = watch::channel(None);
     let (config, configured) = config.follow();
+    let (questions, asked) = questions::channel();
     let (gates, waiting) = offers::channel(GATES_MAX, metrics.calls.overflows(Channel::Gates));
     let pods = Pods {
         runtime: Arc::clone(&runtime),
@@ -181,10 +184,12 @@ async fn start(
         config: configured.clone(),
         disk_floor: args.disk.disk_floor,
         rolled_back,
+        keep_for: args.disk.keep_for,
         kubelet_verifies: args.kubelet_verifies,
         report,
         used: use_of,
         gates,
+        questions: asked,
     };
     let own_pod = (args.pod_namespace, args.pod_name);
     let keeper = Keeper {
@@ -209,15 +214,8 @@ async fn start(
         runtime: Arc::clone(&runtime),
         found,
     };
-    let shelf = Shelf {
-        runtime: Arc::clone(&runtime),
-        metrics: Arc::clone(&metrics),
-        clock: Clock::start(),
-        limits: args.disk.keep_limits(),
-        config: configured,
-        disk: disk::of_images,
-        used,
-    };
+    let limits = args.disk.keep_limits();
+    let shelf = shelf(&runtime, &metrics, limits, configured, used);
     let mut tasks = JoinSet::new();
     let changes = watch_pods(client, &args.node_name, kubelet_failure);
     own(&mut tasks, "pods", pods.run(changes, stop.clone()));
@@ -230,9 +228,28 @@ async fn start(
     let shown = Shown::new(Arc::clone(health), metrics, reported);
     let http = http::serve(listener, shown, stop.clone());
     own(&mut tasks, "http", http);
-    let socket = http::serve_images(state_dir, history, stop.clone());
+    let socket = http::serve_socket(state_dir, history, questions, stop.clone());
     own(&mut tasks, "index socket", socket);
     Ok((tasks, leaver))
+}
+
+/// What looks after the kept copies.
+fn shelf(
+    runtime: &Arc<Containerd>,
+    metrics: &Arc<Metrics>,
+    limits: Limits,
+    config: watch::Receiver<Config>,
+    used: watch::Receiver<Option<Vec<UsedImage>>>,
+) -> Shelf<Containerd> {
+    Shelf {
+        runtime: Arc::clone(runtime),
+        metrics: Arc::clone(metrics),
+        clock: Clock::start(),
+        limits,
+        config,
+        disk: disk::of_images,
+        used,
+    }
 }
 
 fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
@@ -247,7 +264,7 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
 /// Opens what earlier runs have written down, and starts the planner from it.
 async fn open_index_and_start_planner(
     args: &AgentArgs,
-    rules: NodeRules,
+    config: &Config,
     runtime: &Containerd,
     metrics: &Arc<Metrics>,
 ) -> (History, Planner) {
@@ -260,6 +277,7 @@ async fn open_index_and_start_planner(
         warn!(error, "starting without what earlier runs have remembered");
         Vec::new()
     });
+    let rules = args.rules(config.clone());
     let mut planner = Planner::new(&args.node_name, rules, &records);
     planner.refresh_every(args.refresh_every);
     metrics.registries.retain(&planner.registries());

@@ -11,6 +11,7 @@ use trylatest_core::config::{Config, KEEP_MAX};
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
+use trylatest_core::outcome::FailureClass;
 use trylatest_core::rules::{NodeRules, PullLimit};
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
@@ -19,7 +20,8 @@ use trylatest_core::rules::{NodeRules, PullLimit};
 #[command(name = "trylatest", version, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 done; 1 failed, or the gate refuses to let the pod start; 2 invalid \
-                        flag or environment variable; 3 nothing to roll back to."
+                        flag or environment variable. Of rollback: 3 nothing to roll back to. Of pull: 0 fresh or \
+                        unchanged; 3 fallback; 4 unavailable; 5 refused."
 )]
 pub struct Cli {
     /// What to do.
@@ -49,6 +51,34 @@ pub enum Command {
     Gate(GateArgs),
     /// Show what the agent remembers about this node's TryLatest images
     Images(ImagesArgs),
+    /// Say what would happen to an image or a pod on this node now, and why; changes nothing
+    ///
+    /// The agent that runs on the node answers: which copy there is and since when it is known to be what the tag
+    /// points to, the last tries, the rules in force and where each comes from, whether the registry is asked, who
+    /// may use the copy, which pods use or wait for it, and what a pod would get after each kind of failure.
+    #[command(
+        after_help = "Exit codes: 0 the answer is printed; 1 there is none, for example because no agent runs; 2 \
+                            invalid flag."
+    )]
+    Explain(ExplainArgs),
+    /// Pull what an image's tag points to now, or fall back to this node's copy, once and by hand
+    ///
+    /// The same try as for a pod, through containerd, and the same decision about its end; it needs neither
+    /// Kubernetes nor an agent. If nothing moves for the stall deadline, or the timeout passes, the pull ends where
+    /// a copy is here that may be used. Without a copy it goes on as long as bytes arrive.
+    ///
+    /// The pull has no credentials. If it cannot be used, the image's name points to the copy that was here. Where
+    /// an agent runs, its memory is read and not written; where none runs, the try is remembered in the state
+    /// folder, so that the next
+    /// --max-age is known.
+    #[command(
+        after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes: 0 \
+                            fresh (new content was pulled) or unchanged (the tag still points to the copy); 3 fallback (the \
+                            pull failed, the cached copy may be used); 4 unavailable (the pull failed, and there is no usable \
+                            copy); 5 refused (the pull failed, and --max-age or --fallback-on forbids the copy); 1 it could \
+                            not be tried; 2 invalid flag."
+    )]
+    Pull(PullOnceArgs),
     /// Point an image's name on this node back to the previous copy
     ///
     /// The previous copy is kept until a container has run from the newest for ten minutes. The name stays until the next
@@ -303,6 +333,82 @@ pub struct ImagesArgs {
     pub output: Output,
 }
 
+/// What `trylatest explain` takes.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// An image, as pods name it, or NAMESPACE/POD. What can be both is the pod if this node has it: write
+    /// team/app:latest if you mean the image
+    #[arg(value_name = "IMAGE|NAMESPACE/POD", value_parser = not_empty)]
+    pub name: String,
+
+    /// Of an image: explain it for pods of this namespace
+    #[arg(short, long, value_parser = not_empty)]
+    pub namespace: Option<String>,
+
+    /// The agent's state folder
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// The output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: TextOrJson,
+}
+
+/// What `trylatest pull` takes.
+#[derive(Args, Debug)]
+pub struct PullOnceArgs {
+    /// The image, as pods name it
+    pub image: ImageName,
+
+    /// How long to wait before the cached copy is taken, even if the download still makes progress
+    #[arg(long, default_value = "30s", value_parser = positive)]
+    pub timeout: Duration,
+
+    /// How long the pull may stand still before the cached copy is taken
+    #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
+    pub stall: Duration,
+
+    /// Refuse a cached copy whose tag was last confirmed longer ago, or never
+    #[arg(long, value_parser = age)]
+    pub max_age: Option<Duration>,
+
+    /// The failures after which the cached copy may be used
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "CLASSES",
+        default_value = "network,timeout,server-error,rate-limited,not-found,unauthorized,invalid,local,unknown"
+    )]
+    pub fallback_on: Vec<FailureClass>,
+
+    /// Do not download if less than this would be left free, where a copy is here and the file system that holds
+    /// the images can be seen
+    #[arg(long, env = "TRYLATEST_DISK_FLOOR", default_value = "15%")]
+    pub disk_floor: Amount,
+
+    /// How to reach containerd.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+
+    /// Where the agent, or without one this command, remembers what tries have shown
+    #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// The output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: TextOrJson,
+}
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TextOrJson {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object
+    Json,
+}
+
 /// What `trylatest rollback` takes.
 #[derive(Args, Debug)]
 pub struct RollbackArgs {
@@ -436,6 +542,11 @@ fn days(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn age(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text);
+    parsed.map_err(|error| format!("{error}; write it like 24h or 7d"))
+}
+
 /// More often than this, it would be the registry that notices.
 const REFRESH_MIN: Duration = Duration::from_mins(10);
 
@@ -515,6 +626,40 @@ mod tests {
         assert_eq!(args.freshness, Duration::from_secs(10));
         assert!(args.allow_unverified_fallback);
         assert_eq!(args.port, 9776);
+    }
+
+    #[test]
+    fn a_pull_falls_back_after_what_a_pod_falls_back_after() {
+        let parsed = |more: &[&str]| {
+            let args = ["trylatest", "pull", "reg.example/app"].iter().chain(more);
+            match Cli::try_parse_from(args).map(|cli| cli.command) {
+                Ok(Command::Pull(args)) => Ok(args),
+                Ok(_) => panic!("not a pull"),
+                Err(error) => Err(error),
+            }
+        };
+        let default = parsed(&[]).unwrap().fallback_on;
+        for class in FailureClass::ALL {
+            assert_eq!(
+                default.contains(&class),
+                class.falls_back_by_default(),
+                "{class}"
+            );
+        }
+        let args = parsed(&["--fallback-on=network,blocked", "--max-age=7d"]).unwrap();
+        assert_eq!(
+            args.fallback_on,
+            [FailureClass::Network, FailureClass::Blocked]
+        );
+        assert_eq!(args.max_age, Some(Duration::from_hours(7 * 24)));
+        for bad in [
+            "--fallback-on=dns",
+            "--max-age=old",
+            "--timeout=0s",
+            "--stall=fast",
+        ] {
+            assert_eq!(parsed(&[bad]).unwrap_err().exit_code(), 2, "{bad}");
+        }
     }
 
     fn bare(args: &[&str], variables: &[&str]) -> Option<GateArgs> {

@@ -1,18 +1,12 @@
 //! `trylatest images`: the index, from the running agent or, if none runs, from its file.
 
-use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use jiff::Timestamp;
-use tokio::net::UnixStream;
 use trylatest_core::digest::Digest;
 use trylatest_core::record::{Facts, ImageRecord, Try};
 use trylatest_core::time::short_age;
@@ -21,12 +15,7 @@ use trylatest_index::Index;
 use crate::agent::{INDEX, SOCKET};
 use crate::args::{ImagesArgs, Output};
 use crate::clock;
-
-/// For the whole answer: it comes from this node.
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// The index is bounded; a larger answer does not come from an agent.
-const ANSWER_MAX_BYTES: usize = 64 << 20;
+use crate::socket::{Asked, ask};
 
 /// Prints what the agent remembers.
 ///
@@ -45,53 +34,41 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<()> {
     crate::printed(format!("{text}\n").as_bytes())
 }
 
-async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
-    let socket = state_dir.join(SOCKET);
-    match UnixStream::connect(&socket).await {
-        Ok(stream) => tokio::time::timeout(DEADLINE, ask(stream))
-            .await
-            .with_context(|| format!("the agent did not answer within {DEADLINE:?}"))?
-            .context("asking the agent"),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            let path = state_dir.join(INDEX);
-            let index = Index::open_read_only(&path).with_context(|| {
-                format!(
-                    "no agent answers at {}, so reading {}",
-                    socket.display(),
-                    path.display()
-                )
-            })?;
-            Ok(index.all(clock::wall())?)
-        }
-        Err(error) => Err(error).with_context(|| format!("connecting to {}", socket.display())),
-    }
+/// What is remembered, and by whom.
+pub(crate) struct Remembered {
+    pub(crate) records: Vec<ImageRecord>,
+    /// Whether an agent runs, which has said so; otherwise it was read from its file.
+    pub(crate) by_agent: bool,
 }
 
-async fn ask(stream: UnixStream) -> anyhow::Result<Vec<ImageRecord>> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/images")
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())?;
-    // The sender is dropped when it is done, which ends the connection.
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
-        let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
-        anyhow::Ok((status, body.to_bytes()))
-    };
-    let (answer, _) = tokio::join!(answer, connection);
-    let (status, body) = answer?;
-    if status != StatusCode::OK {
-        bail!("{}", String::from_utf8_lossy(&body));
+async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
+    Ok(remembered(state_dir).await?.records)
+}
+
+/// What the agent remembers, or an earlier one has left.
+///
+/// # Errors
+/// There is no index, or it cannot be read.
+pub(crate) async fn remembered(state_dir: &Path) -> anyhow::Result<Remembered> {
+    match ask(state_dir, "/images").await? {
+        Asked::Answered(StatusCode::OK, body) => Ok(Remembered {
+            records: serde_json::from_slice(&body)?,
+            by_agent: true,
+        }),
+        Asked::Answered(_, body) => bail!("{}", Asked::text(&body)),
+        Asked::NoAgent => {
+            let path = state_dir.join(INDEX);
+            let index = Index::open_read_only(&path).with_context(|| {
+                let socket = state_dir.join(SOCKET);
+                let (socket, path) = (socket.display(), path.display());
+                format!("no agent answers at {socket}, so reading {path}")
+            })?;
+            Ok(Remembered {
+                records: index.all(clock::wall())?,
+                by_agent: false,
+            })
+        }
     }
-    Ok(serde_json::from_slice(&body)?)
 }
 
 fn table(records: &[ImageRecord], now: Timestamp) -> String {

@@ -19,11 +19,24 @@ pub(crate) fn run_on_containerd(
     call_timeout: Duration,
     command: impl AsyncFnOnce(&Containerd, &CancellationToken) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
+    let said = on_containerd(args, call_timeout, command)?;
+    crate::printed(format!("{said}\n").as_bytes())
+}
+
+/// The same, and returns what comes of it.
+///
+/// # Errors
+/// Those of the command.
+pub(crate) fn on_containerd<T>(
+    args: ContainerdArgs,
+    call_timeout: Duration,
+    command: impl AsyncFnOnce(&Containerd, &CancellationToken) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let ContainerdArgs {
         containerd_socket,
         snapshotter,
     } = args;
-    let said = tokio::runtime::Builder::new_current_thread()
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
@@ -57,9 +70,8 @@ pub(crate) fn run_on_containerd(
                 // What was half done is in the journal.
                 () = aborted => bail!(
                     "ended at once by a second signal; what was half done is undone when the agent starts next, or by the next \
-                     rollback or repair of the image"
+                     rollback, repair or pull of the image"
                 ),
             }
-        })?;
-    crate::printed(format!("{said}\n").as_bytes())
+        })
 }

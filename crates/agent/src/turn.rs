@@ -48,7 +48,7 @@ pub(crate) async fn take(state_dir: &Path, stop: &CancellationToken) -> anyhow::
                 waited.context("stopped by a signal; nothing was changed")?;
             }
             Err(TryLockError::WouldBlock) => bail!(
-                "another rollback or repair is at work on this node; nothing was changed, repeat this when it has ended"
+                "another rollback, repair or pull is at work on this node; nothing was changed, repeat this when it has ended"
             ),
             Err(TryLockError::Error(error)) => return Err(error).with_context(lock),
         }

@@ -26,24 +26,27 @@ const LOOK_AT_STALLED_EVERY: Duration = Duration::from_secs(1);
 /// The same while the disk is nearly full, until it is known how much is to come.
 const LOOK_AT_FULL_DISK_EVERY: Duration = Duration::from_millis(50);
 
-/// What bounds a pull.
+/// What bounds a pull, and what keeps the copy meanwhile.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PullLimits {
+pub(crate) struct PullLimits {
     /// How long nothing may move before it has stalled.
-    pub(super) stall: Duration,
+    pub(crate) stall: Duration,
     /// What it leaves free on the disk where there is a copy; without one, the kubelet would pull all the same.
-    pub(super) floor: Option<Amount>,
+    pub(crate) floor: Option<Amount>,
     /// How full the disk is, if that can be known.
-    pub(super) disk: fn() -> Option<Disk>,
+    pub(crate) disk: fn() -> Option<Disk>,
+    /// The alias that keeps the copy. Two who try the same image at the same time must not share it.
+    pub(crate) alias: fn(&ImageName) -> String,
 }
 
 impl PullLimits {
     /// On this node.
-    pub(super) fn of_node(stall: Duration, floor: Amount) -> Self {
+    pub(crate) fn of_node(stall: Duration, floor: Amount) -> Self {
         Self {
             stall,
             floor: Some(floor),
             disk: disk::of_images,
+            alias: alias::of,
         }
     }
 
@@ -75,7 +78,7 @@ impl PullLimits {
 /// # Cancel safety
 /// Dropping the future stops the pull; see [`ImageRuntime::pull`]. The alias stays, and the next try
 /// of the image restores the copy from it if necessary.
-pub(super) async fn attempt<R: ImageRuntime>(
+pub(crate) async fn attempt<R: ImageRuntime>(
     runtime: &R,
     image: ImageName,
     attempt: u64,
@@ -84,7 +87,7 @@ pub(super) async fn attempt<R: ImageRuntime>(
     moved: Offers<Moved>,
     cut: CancellationToken,
 ) -> TryEnded {
-    let alias = alias::of(&image);
+    let alias = (limits.alias)(&image);
     // The check of the disk runs while the pull waits for the registry.
     let mut before = copy(runtime.listed(&image).await);
     if matches!(before, CachedCopy::Unusable { .. }) {

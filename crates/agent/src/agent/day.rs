@@ -41,6 +41,7 @@ use super::metrics::{Channel, Metrics};
 use super::node::NodeWriter;
 use super::offers;
 use super::pods::Pods;
+use super::questions;
 use super::shelf::Shelf;
 use crate::args::Verifies;
 use crate::clock::{self, Clock};
@@ -254,10 +255,12 @@ impl World {
             config: config.clone(),
             disk_floor: Amount::Percent(15),
             rolled_back: watch::channel(None).1,
+            keep_for: 14 * 24 * HOUR,
             kubelet_verifies: Verifies::Yes,
             report,
             used: use_of,
             gates,
+            questions: questions::channel().1,
         };
         let keeper = Shelf {
             runtime,

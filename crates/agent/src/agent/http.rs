@@ -1,4 +1,5 @@
-//! Probes, metrics and the node's report over TCP, and the index over a socket that only this node's root can open.
+//! Probes, metrics and the node's report over TCP; the index, and what would happen now, over a socket that only this
+//! node's root can open.
 
 use std::future::ready;
 use std::io::ErrorKind;
@@ -16,16 +17,28 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use trylatest_core::explain::Subject;
 use trylatest_core::node::NodeReport;
 
 use super::handover;
 use super::health::Health;
 use super::history::History;
 use super::metrics::Metrics;
+use super::questions::Questions;
 use super::serve::Answer;
 
 /// The socket's name in the state folder.
 pub(crate) const SOCKET: &str = "agent.sock";
+
+/// What a path begins with that asks about an image: its name follows as it is, for every letter of a valid one may
+/// stand in a path.
+pub(crate) const OF_IMAGE: &str = "/explain/image/";
+
+/// The same about a pod: `NAMESPACE/NAME` follows.
+pub(crate) const OF_POD: &str = "/explain/pod/";
+
+/// Longest path and query. The longest name of an image is half of it.
+const PATH_MAX_BYTES: usize = 2048;
 
 /// Takes the port, also from an agent that is still ending.
 pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -63,26 +76,27 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Serves `/images` on the socket until `stop`. Pods come first: an agent that cannot make its socket
+/// Serves `/images` and `/explain` on the socket until `stop`. Pods come first: an agent that cannot make its socket
 /// (the disk is full, or became read-only) says so and runs without.
-pub(super) async fn serve_images(
+pub(super) async fn serve_socket(
     state_dir: PathBuf,
     history: History,
+    questions: Questions,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let path = state_dir.join(SOCKET);
     let listener = match bind(&path) {
         Ok(listener) => listener,
         Err(error) => {
-            warn!(path = %path.display(), error = format!("{error:#}"), "`trylatest images` cannot ask this agent");
+            warn!(path = %path.display(), error = format!("{error:#}"), "`trylatest images` and `trylatest explain` cannot ask this agent");
             stop.cancelled().await;
             return Ok(());
         }
     };
     let asked = history.clone();
     let answer = move |request, _: &_| {
-        let history = asked.clone();
-        async move { images_page(&request, &history).await }
+        let (history, questions) = (asked.clone(), questions.clone());
+        async move { socket_page(&request, &history, &questions).await }
     };
     super::serve::serve(listener, answer, stop).await;
     let removed = remove(&path).with_context(|| format!("removing {}", path.display()));
@@ -153,11 +167,66 @@ impl Shown {
     }
 }
 
-async fn images_page<B>(request: &Request<B>, history: &History) -> Answer {
-    match request.uri().path() {
-        "/images" if !reads(request) => not_allowed(),
+async fn socket_page<B>(request: &Request<B>, history: &History, questions: &Questions) -> Answer {
+    let (path, query) = (request.uri().path(), request.uri().query());
+    if path.len() + query.map_or(0, str::len) > PATH_MAX_BYTES {
+        return failed(
+            StatusCode::URI_TOO_LONG,
+            format!("the path has more than {PATH_MAX_BYTES} bytes"),
+        );
+    }
+    let is_question = path.starts_with(OF_IMAGE) || path.starts_with(OF_POD);
+    match path {
+        _ if path != "/images" && !is_question => empty(StatusCode::NOT_FOUND),
+        _ if !reads(request) => not_allowed(),
         "/images" => images(history).await,
-        _ => empty(StatusCode::NOT_FOUND),
+        _ => match subject(path, query) {
+            Ok(subject) => explained(questions, subject).await,
+            Err(why) => failed(StatusCode::BAD_REQUEST, why),
+        },
+    }
+}
+
+/// What a path asks about.
+fn subject(path: &str, query: Option<&str>) -> Result<Subject, String> {
+    let namespace = match query {
+        None => None,
+        Some(query) => Some(
+            query
+                .strip_prefix("namespace=")
+                .filter(|name| !name.is_empty() && name.bytes().all(is_of_name))
+                .ok_or("the query may say ?namespace=NAME and nothing else")?
+                .to_owned(),
+        ),
+    };
+    if let Some(image) = path.strip_prefix(OF_IMAGE) {
+        let image = image.parse().map_err(|error| format!("{error}"))?;
+        return Ok(Subject::Image { image, namespace });
+    }
+    let pod = path.strip_prefix(OF_POD).unwrap_or_default();
+    match pod.split_once('/') {
+        Some((namespace, name)) if query.is_none() && !namespace.is_empty() && !name.is_empty() => {
+            Ok(Subject::Pod {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            })
+        }
+        _ => Err(format!("{pod:?} is not the name of a pod: NAMESPACE/NAME")),
+    }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
+}
+
+async fn explained(questions: &Questions, subject: Subject) -> Answer {
+    match questions.ask(subject).await {
+        Ok(Some(explanation)) => json(&explanation),
+        Ok(None) => failed(
+            StatusCode::NOT_FOUND,
+            "this node has no such TryLatest pod".to_owned(),
+        ),
+        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     }
 }
 
@@ -197,8 +266,8 @@ async fn images(history: &History) -> Answer {
     }
 }
 
-fn json<T: Serialize>(of: &[T]) -> Answer {
-    match serde_json::to_string(of) {
+fn json<T: Serialize + ?Sized>(answer: &T) -> Answer {
+    match serde_json::to_string(answer) {
         Ok(json) => page(JSON, json),
         Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
@@ -230,9 +299,11 @@ fn empty(status: StatusCode) -> Answer {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use trylatest_core::explain::Explanation;
     use trylatest_core::node::NodeImage;
     use trylatest_core::outcome::Outcome;
 
+    use super::super::questions;
     use super::*;
 
     fn request(method: &Method, path: &str) -> Request<()> {
@@ -277,6 +348,7 @@ mod tests {
             class: None,
             digest: None,
             tried: "2026-01-01T12:00:00Z".parse().unwrap(),
+            rolled_back: None,
             confirmed: None,
             pods: 1,
             pods_from_cache: 0,
@@ -340,12 +412,80 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new("test").unwrap());
         let (history, _) = History::open(&dir.path().join("index"), metrics).await;
-        let answer = images_page(&request(&Method::GET, "/images"), &history).await;
+        let (questions, _asked) = questions::channel();
+        let ask = async |method, path: &str| {
+            let request = request(&method, path);
+            socket_page(&request, &history, &questions).await
+        };
+        let answer = ask(Method::GET, "/images").await;
         let json = (200, "application/json".to_owned(), "[]".to_owned());
         assert_eq!(read(answer).await, json);
-        let answer = images_page(&request(&Method::DELETE, "/images"), &history).await;
-        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
-        let answer = images_page(&request(&Method::GET, "/metrics"), &history).await;
-        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        let long = format!("{OF_IMAGE}{}", "a".repeat(PATH_MAX_BYTES));
+        let digest = "/explain/image/app@sha256:12";
+        for (method, path, status) in [
+            (Method::DELETE, "/images", 405),
+            (Method::POST, "/explain/image/app", 405),
+            (Method::GET, "/metrics", 404),
+            (Method::GET, "/explain", 404),
+            (Method::GET, "/explain/node/a", 404),
+            (Method::GET, "/explain/image/", 400),
+            (Method::GET, "/explain/image/Not%20A%20Name", 400),
+            (Method::GET, "/explain/image/app?namespace=", 400),
+            (Method::GET, "/explain/image/app?namespace=a&b=c", 400),
+            (Method::GET, "/explain/image/app?all", 400),
+            (Method::GET, digest, 400),
+            (Method::GET, "/explain/pod/", 400),
+            (Method::GET, "/explain/pod/team", 400),
+            (Method::GET, "/explain/pod/team/?namespace=a", 400),
+            (Method::GET, &long, 414),
+        ] {
+            let answer = ask(method.clone(), path).await;
+            assert_eq!(answer.status().as_u16(), status, "{method} {path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_reaches_the_planner_and_its_answer_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let (history, _) = History::open(&dir.path().join("index"), metrics).await;
+        let (questions, mut asked) = questions::channel();
+        let image = |name: &str, namespace: Option<&str>| Subject::Image {
+            image: name.parse().unwrap(),
+            namespace: namespace.map(str::to_owned),
+        };
+        let pod = Subject::Pod {
+            namespace: "team-a".to_owned(),
+            name: "web-1.2".to_owned(),
+        };
+        for (path, subject) in [
+            ("/explain/image/app", image("app", None)),
+            (
+                "/explain/image/[::1]:5000/team/app:v1?namespace=team-a",
+                image("[::1]:5000/team/app:v1", Some("team-a")),
+            ),
+            ("/explain/pod/team-a/web-1.2", pod),
+        ] {
+            let request = request(&Method::GET, path);
+            let answer = socket_page(&request, &history, &questions);
+            let planner = async {
+                let question = asked.recv().await.unwrap();
+                let explanation = Explanation {
+                    time: "2026-01-01T12:00:00Z".parse().unwrap(),
+                    node: "here".to_owned(),
+                    pod: None,
+                    images: Vec::new(),
+                };
+                let known = question.subject != image("app", None);
+                question.answer.send(known.then_some(explanation)).unwrap();
+                question.subject
+            };
+            let (answer, heard) = futures::join!(answer, planner);
+            assert_eq!(heard, subject, "{path}");
+            let is_known = subject != image("app", None);
+            let (status, _, text) = read(answer).await;
+            assert_eq!(status, if is_known { 200 } else { 404 });
+            assert_eq!(text.contains(r#""node":"here""#), is_known, "{text}");
+        }
     }
 }

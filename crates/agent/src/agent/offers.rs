@@ -7,20 +7,20 @@ use tokio::sync::mpsc::{self, Receiver};
 
 /// The sending end.
 #[derive(Debug)]
-pub(super) struct Offers<T> {
+pub(crate) struct Offers<T> {
     sender: mpsc::Sender<T>,
     dropped: IntCounter,
 }
 
 /// A channel for `most` items that wait to be received.
-pub(super) fn channel<T>(most: usize, dropped: IntCounter) -> (Offers<T>, Receiver<T>) {
+pub(crate) fn channel<T>(most: usize, dropped: IntCounter) -> (Offers<T>, Receiver<T>) {
     let (sender, receiver) = mpsc::channel(most);
     (Offers { sender, dropped }, receiver)
 }
 
 impl<T> Offers<T> {
     /// Sends the item if there is room for it. A receiver that is gone wants nothing.
-    pub(super) fn offer(&self, item: T) {
+    pub(crate) fn offer(&self, item: T) {
         if let Err(TrySendError::Full(_)) = self.sender.try_send(item) {
             self.dropped.inc();
         }

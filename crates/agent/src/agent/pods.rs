@@ -7,14 +7,14 @@
 
 mod act;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -22,6 +22,7 @@ use trylatest_containerd::{ImageRuntime, PodEvent};
 use trylatest_core::config::Config;
 use trylatest_core::digest::Digest;
 use trylatest_core::disk::Amount;
+use trylatest_core::explain::Found;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::UsedImage;
 use trylatest_core::node::NodeReport;
@@ -40,6 +41,7 @@ use super::keeper::Waiting;
 use super::kubelet;
 use super::metrics::{Channel, Metrics};
 use super::offers::{self, Offers};
+use super::questions::{self, Question};
 use super::rollbacks::Marks;
 use crate::args::Verifies;
 use crate::clock::Clock;
@@ -71,6 +73,8 @@ pub(super) struct Pods<R> {
     pub(super) clock: Clock,
     /// What stays free on the disk.
     pub(super) disk_floor: Amount,
+    /// How long a copy is kept that no pod uses, where the configuration does not say so.
+    pub(super) keep_for: Duration,
     /// The administrator's configuration, whenever it changes.
     pub(super) config: watch::Receiver<Config>,
     /// Names that are pointed back to an earlier copy, once that is known.
@@ -79,6 +83,7 @@ pub(super) struct Pods<R> {
     pub(super) report: watch::Sender<Option<NodeReport>>,
     pub(super) used: watch::Sender<Option<Vec<UsedImage>>>,
     pub(super) gates: Offers<Waiting>,
+    pub(super) questions: mpsc::Receiver<Question>,
 }
 
 /// What came of something under way.
@@ -97,6 +102,8 @@ enum Came {
     ThereAgain(u64, Event),
     /// No name is away that an earlier agent has taken.
     GivenBackAll,
+    /// What was looked up for a question.
+    LookedUp(Question, BTreeMap<ImageName, Found>),
     /// An Event was written, or was not.
     Told,
     Done,
@@ -118,6 +125,8 @@ struct Loop<R> {
     moved: Offers<Moved>,
     /// Events under way.
     telling: usize,
+    /// Questions that are looked up.
+    asked: usize,
     /// Running tries, by their names.
     cuts: HashMap<u64, CancellationToken>,
     /// Names that are away, by the hand-over.
@@ -143,6 +152,7 @@ impl<R: ImageRuntime> Pods<R> {
             under_way: FuturesUnordered::new(),
             moved: sender,
             telling: 0,
+            asked: 0,
             cuts: HashMap::new(),
             away: HashMap::new(),
             is_well: false,
@@ -193,11 +203,10 @@ impl<R: ImageRuntime> Pods<R> {
                     PodEvent::SandboxStarted(pod) => Event::SandboxStarted(pod),
                 }),
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
-                Ok(()) = running.own.config.changed() => {
-                    let config = running.own.config.borrow_and_update().clone();
-                    Some(Event::Configured(config))
-                }
+                Ok(()) = running.own.config.changed() => Some(running.configured()),
                 Ok(()) = running.own.rolled_back.changed() => running.rolled_back().await,
+                Some(question) = running.own.questions.recv(),
+                    if running.asked < questions::AT_ONCE_MAX => running.look_up(question),
                 () = sleep(wakeup.min(BEAT_EVERY)) => Some(Event::Tick),
             };
             if let Some(event) = event {
@@ -340,12 +349,48 @@ impl<R: ImageRuntime> Loop<R> {
                 self.own.health.set_tidy();
                 None
             }
+            Came::LookedUp(question, found) => {
+                self.asked -= 1;
+                self.answer(question, &found);
+                None
+            }
             Came::Told => {
                 self.telling -= 1;
                 None
             }
             Came::Done => None,
         }
+    }
+
+    fn configured(&mut self) -> Event {
+        let config = self.own.config.borrow_and_update().clone();
+        Event::Configured(config)
+    }
+
+    /// A question has come: the planner is asked once its images have been looked at.
+    fn look_up(&mut self, question: Question) -> Option<Event> {
+        if question.answer.is_closed() {
+            return None;
+        }
+        let Some(images) = self.own.planner.images_of(&question.subject) else {
+            // Whoever has asked may have gone.
+            let _ = question.answer.send(None);
+            return None;
+        };
+        let (runtime, history) = (Arc::clone(&self.own.runtime), self.own.history.clone());
+        self.asked += 1;
+        self.begin(async move {
+            let found = questions::look_up(&*runtime, &history, images).await;
+            Came::LookedUp(question, found)
+        });
+        None
+    }
+
+    fn answer(&self, question: Question, found: &BTreeMap<ImageName, Found>) {
+        let Question { subject, answer } = question;
+        let now = self.own.clock.now();
+        let planner = &self.own.planner;
+        let _ = answer.send(planner.explain(now, &subject, found, self.own.keep_for));
     }
 
     fn was_released(&mut self, pod: &PodId, release: &Release, took: Duration) {

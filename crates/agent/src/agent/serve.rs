@@ -23,6 +23,9 @@ const CONNECTIONS_MAX: usize = 128;
 /// From a connection's first byte to its last. Probes ask for an answer within a second or so.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Most bytes of a request's head that are read. Nobody here sends a body that is.
+const HEAD_MAX_BYTES: usize = 16 << 10;
+
 /// How long answers under way may take after `stop`.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -68,6 +71,7 @@ async fn serve_within<L, A>(
         });
         let serving = http1::Builder::new()
             .keep_alive(false)
+            .max_buf_size(HEAD_MAX_BYTES)
             .serve_connection(TokioIo::new(io), service);
         connections.spawn(async move {
             match timeout(deadline, serving).await {

@@ -17,6 +17,7 @@ const LIMITS: PullLimits = PullLimits {
     stall: STALL,
     floor: Some(Amount::Percent(15)),
     disk: || None,
+    alias: alias::of,
 };
 
 fn digest(short: &str) -> Digest {

@@ -104,6 +104,7 @@ mod tests {
             class: None,
             digest: digest.map(|digest| digest.parse().unwrap()),
             tried: "2026-01-01T12:00:00Z".parse().unwrap(),
+            rolled_back: None,
             confirmed: None,
             pods,
             pods_from_cache: 0,

@@ -48,6 +48,7 @@ fn image(name: &str) -> NodeImage {
         class: None,
         digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
         tried: "2026-01-01T12:00:00Z".parse().unwrap(),
+        rolled_back: None,
         confirmed: None,
         pods: 1,
         pods_from_cache: 0,

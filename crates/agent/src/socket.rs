@@ -1,0 +1,81 @@
+//! Asks the node's running agent, over the Unix socket that only root can open.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use crate::agent::SOCKET;
+
+/// For the whole answer: it comes from this node.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The index is bounded; a larger answer does not come from an agent.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+
+/// What came of a question.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// An answer.
+    Answered(StatusCode, Bytes),
+    /// No agent runs, or not with this state folder.
+    NoAgent,
+}
+
+impl Asked {
+    /// The answer's text, as a person may read it.
+    pub(crate) fn text(body: &Bytes) -> String {
+        String::from_utf8_lossy(body).trim().to_owned()
+    }
+}
+
+/// Asks for this path.
+///
+/// # Errors
+/// The socket cannot be opened, or the agent does not answer in time. That no agent runs is none.
+pub(crate) async fn ask(state_dir: &Path, path: &str) -> anyhow::Result<Asked> {
+    let socket = state_dir.join(SOCKET);
+    let stream = match UnixStream::connect(&socket).await {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(Asked::NoAgent);
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("connecting to {}", socket.display()));
+        }
+    };
+    let (status, body) = tokio::time::timeout(DEADLINE, exchange(stream, path))
+        .await
+        .with_context(|| format!("the agent did not answer within {DEADLINE:?}"))?
+        .context("asking the agent")?;
+    Ok(Asked::Answered(status, body))
+}
+
+async fn exchange(stream: UnixStream, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())?;
+    // The sender is dropped when it is done, which ends the connection.
+    let answer = async move {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
+        anyhow::Ok((status, body.to_bytes()))
+    };
+    let (answer, _) = tokio::join!(answer, connection);
+    answer
+}
