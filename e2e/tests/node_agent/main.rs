@@ -7,6 +7,7 @@ mod config;
 mod credentials;
 mod damage;
 mod deaths;
+mod explain;
 mod gate_image;
 mod handover;
 mod hold;
@@ -301,6 +302,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("input", input::tests()),
         ("kept", kept::tests()),
         ("by_hand", by_hand::tests()),
+        ("explain", explain::tests()),
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),
