@@ -52,14 +52,14 @@ pub fn some_of<N: AsRef<str>>(
 }
 
 /// How many of something there are, in words: `1 pod`, `2 pods`.
-pub(crate) fn count(number: usize, what: &str) -> String {
+pub fn count(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {what}{plural}")
 }
 
 /// Others' text as part of one line: control characters, and those that only change how the line
 /// looks, become spaces.
-pub(crate) fn on_one_line(text: &str) -> String {
+pub fn on_one_line(text: &str) -> String {
     let hidden = |c: char| {
         matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

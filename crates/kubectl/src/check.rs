@@ -1,0 +1,256 @@
+//! `check`: waits for a rollout, then says whether its pods run what their tags point to.
+
+mod judge;
+mod rollout;
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DynamicObject, ListParams};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use self::judge::{Checked, Demand, Judgement};
+use self::rollout::Rollout;
+use crate::args::CheckArgs;
+use crate::cluster::Cluster;
+use crate::output::{self, BAD, Cell, GOOD, HEAD, ODD, columns, styled};
+use crate::target::{Kind, Target};
+
+/// A pod runs an old copy, or nobody can say what it runs.
+const OLD: u8 = 3;
+
+/// The rollout failed, or did not end in time.
+const NOT_ROLLED_OUT: u8 = 4;
+
+/// Between two looks at a workload.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Most pods of one workload that are looked at.
+const PODS_MAX: usize = 10_000;
+
+/// What `check` answers.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    workload: String,
+    namespace: String,
+    fresh: bool,
+    /// Whether it is as asked.
+    ok: bool,
+    /// Why the rollout has not ended, if it has not.
+    rollout: Option<String>,
+    pods: usize,
+    containers: Vec<Checked>,
+}
+
+/// Waits, judges, prints. Says by the exit code how it is.
+///
+/// # Errors
+/// The API server cannot be asked, there is no such workload, or it has no TryLatest pod.
+pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let CheckArgs {
+        target,
+        fresh,
+        timeout,
+        output,
+    } = args;
+    if matches!(target.kind, Kind::Namespace | Kind::CronJob) {
+        bail!(
+            "{target} has no pods of its own: check a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or pod"
+        );
+    }
+    let demand = if *fresh {
+        Demand::Fresh
+    } else {
+        Demand::NotOld
+    };
+    let mut watch = Watch {
+        cluster,
+        target,
+        demand,
+        said: String::new(),
+    };
+    let deadline = Instant::now() + *timeout;
+    let (judgement, rollout) = loop {
+        let (judgement, waits_for) = watch.look().await?;
+        let Some(waits_for) = waits_for else {
+            break (judgement, None);
+        };
+        if waits_for.is_final || Instant::now() + PAUSE > deadline {
+            break (judgement, Some(waits_for.why));
+        }
+        watch.say(&waits_for.why);
+        sleep(PAUSE).await;
+    };
+    let answer = Answer {
+        workload: target.to_string(),
+        namespace: cluster.namespace().to_owned(),
+        fresh: *fresh,
+        ok: rollout.is_none() && judgement.containers.iter().all(|c| c.ok),
+        rollout,
+        pods: judgement.pods,
+        containers: judgement.containers,
+    };
+    output::print(*output, &answer, text)?;
+    Ok(match (&answer.rollout, answer.ok) {
+        (Some(_), _) => ExitCode::from(NOT_ROLLED_OUT),
+        (None, false) => ExitCode::from(OLD),
+        (None, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// Why to look again.
+struct WaitsFor {
+    why: String,
+    /// It will not change by itself.
+    is_final: bool,
+}
+
+struct Watch<'a> {
+    cluster: &'a Cluster,
+    target: &'a Target,
+    demand: Demand,
+    said: String,
+}
+
+impl Watch<'_> {
+    /// How the workload's pods are, and what there is to wait for, if anything.
+    async fn look(&self) -> anyhow::Result<(Judgement, Option<WaitsFor>)> {
+        let name = &self.target.name;
+        let what = format!("get {}", self.target);
+        let objects = self.cluster.objects(self.target);
+        let object = self.cluster.need(&what, objects.get(name)).await?;
+        let pods = self.pods(&object).await?;
+        let json = serde_json::to_value(&object)?;
+        let judgement = judge::judge(&pods, self.demand);
+        let waits = |why, is_final| Some(WaitsFor { why, is_final });
+        match rollout::rollout(self.target.kind, &json) {
+            Rollout::Waiting(why) => return Ok((judgement, waits(why, false))),
+            Rollout::Failed(why) => return Ok((judgement, waits(why, true))),
+            Rollout::Done => {}
+        }
+        if pods.is_empty() {
+            bail!("{} has no pods", self.target);
+        }
+        if judgement.containers.is_empty() {
+            bail!(
+                "{} has no TryLatest container: neither imagePullPolicy: TryLatest nor the annotation \
+                 trylatest.dev/containers had any effect when its pods were created (kubectl trylatest doctor)",
+                self.target
+            );
+        }
+        let pulls = judgement
+            .containers
+            .iter()
+            .find(|container| container.waits);
+        let pulls = pulls.map(|container| format!("{}: {}", container.pod, container.words));
+        Ok((judgement, pulls.and_then(|why| waits(why, false))))
+    }
+
+    /// The pods that the workload has now.
+    async fn pods(&self, object: &DynamicObject) -> anyhow::Result<Vec<Pod>> {
+        let namespace = Some(self.cluster.namespace());
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        if self.target.kind == Kind::Pod {
+            let pod = serde_json::from_value(serde_json::to_value(object)?)?;
+            return Ok(vec![pod]);
+        }
+        let selector = rollout::selector(&object.data).context("the workload has no selector")?;
+        let params = ListParams::default().labels(&selector);
+        let mut owners = vec![uid.clone()];
+        if self.target.kind == Kind::Deployment {
+            let sets = self.cluster.api::<ReplicaSet>(namespace);
+            let mine = |all: &mut Vec<String>, set: ReplicaSet| {
+                if is_owned(&set.metadata, std::slice::from_ref(&uid)) {
+                    all.extend(set.metadata.uid);
+                }
+            };
+            let what = "list the Deployment's ReplicaSets";
+            let listed = self
+                .cluster
+                .each(what, &sets, &params, Vec::new, mine)
+                .await;
+            owners.extend(listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))?);
+        }
+        let pods = self.cluster.api::<Pod>(namespace);
+        let mine = |all: &mut Vec<Pod>, pod: Pod| {
+            let stays = pod.metadata.deletion_timestamp.is_none();
+            if stays && all.len() < PODS_MAX && is_owned(&pod.metadata, &owners) {
+                all.push(pod);
+            }
+        };
+        let listed = self
+            .cluster
+            .each("list the workload's pods", &pods, &params, Vec::new, mine)
+            .await;
+        listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))
+    }
+
+    /// What is waited for, on stderr, once.
+    fn say(&mut self, why: &str) {
+        if self.said != why {
+            eprintln!("waiting: {why}");
+            why.clone_into(&mut self.said);
+        }
+    }
+}
+
+fn is_owned(
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    owners: &[String],
+) -> bool {
+    let mut references = meta.owner_references.iter().flatten();
+    references.any(|owner| owner.controller == Some(true) && owners.contains(&owner.uid))
+}
+
+fn text(answer: &Answer) -> String {
+    let of_interest = answer.containers.iter().filter(|container| !container.ok);
+    let rows: Vec<[Cell; 4]> = of_interest
+        .map(|container| {
+            let node = container.node.clone().unwrap_or_else(|| "-".to_owned());
+            [
+                format!("{} {}", container.pod, container.container).into(),
+                node.into(),
+                Cell::new(BAD, container.state.as_str()),
+                container.words.clone().into(),
+            ]
+        })
+        .collect();
+    let bad = rows.len();
+    let mut text = String::new();
+    if bad > 0 {
+        text.push_str(&columns(["POD, CONTAINER", "NODE", "RUNS", "WHY"], rows));
+    }
+    let workload = styled(HEAD, &answer.workload);
+    let containers = answer.containers.len();
+    let words = match (&answer.rollout, bad) {
+        (Some(why), _) => styled(ODD, &format!("not rolled out: {why}")),
+        (None, 0) if answer.fresh => styled(
+            GOOD,
+            &format!(
+                "{containers} of {containers} containers run what their tag pointed to when they started"
+            ),
+        ),
+        (None, 0) => styled(
+            GOOD,
+            &format!("none of {containers} containers runs an old copy"),
+        ),
+        (None, bad) => styled(
+            BAD,
+            &format!("{bad} of {containers} containers are not as asked"),
+        ),
+    };
+    let _ = writeln!(text, "{workload}: {words}");
+    text
+}
+
+/// A value by its JSON pointer, as a number.
+fn number(object: &Value, pointer: &str) -> i64 {
+    object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
+}

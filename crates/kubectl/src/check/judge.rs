@@ -1,0 +1,369 @@
+//! Whether pods run what was asked for.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use trylatest_core::digest::Digest;
+use trylatest_core::outcome::Outcome;
+use trylatest_core::release::ContainerRelease;
+
+use crate::pods::{Gate, Label, OurContainer, SeenPod, runs};
+
+/// What is asked of every container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Demand {
+    /// It does not run a copy because its try had failed.
+    NotOld,
+    /// The registry has confirmed its copy when it started, and all run the same.
+    Fresh,
+}
+
+/// What a container runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum State {
+    /// What the tag pointed to.
+    Current,
+    /// What its rollout had on the node; nobody asked.
+    Same,
+    /// What was there; nobody asked first.
+    NotHeld,
+    /// What was there, and the tag has moved since.
+    Moved,
+    /// A copy whose try had failed.
+    Old,
+    /// Nothing: neither a pull nor a copy.
+    Unavailable,
+    /// Nothing: it must not use the copy.
+    Refused,
+    /// What the kubelet still pulls, or an answer is waited for.
+    Pending,
+    /// Nobody knows: no agent answered.
+    Unanswered,
+    /// What the kubelet has pulled, because another policy says `Always`.
+    Always,
+    /// Nobody knows: the pod is none of ours.
+    NotTryLatest,
+    /// What the tag pointed to, but other pods of the workload run another digest.
+    Skewed,
+}
+
+impl State {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Same => "same",
+            Self::NotHeld => "not-held",
+            Self::Moved => "moved",
+            Self::Old => "old copy",
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused",
+            Self::Pending => "pending",
+            Self::Unanswered => "unanswered",
+            Self::Always => "always",
+            Self::NotTryLatest => "not TryLatest",
+            Self::Skewed => "skewed",
+        }
+    }
+
+    const fn is_enough(self, demand: Demand) -> bool {
+        match self {
+            Self::Current | Self::Always => true,
+            Self::Same | Self::NotHeld | Self::Moved | Self::Skewed => {
+                matches!(demand, Demand::NotOld)
+            }
+            Self::Old
+            | Self::Unavailable
+            | Self::Refused
+            | Self::Pending
+            | Self::Unanswered
+            | Self::NotTryLatest => false,
+        }
+    }
+}
+
+/// A container, and whether it is as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Checked {
+    pub(super) pod: String,
+    pub(super) node: Option<String>,
+    pub(super) container: String,
+    pub(super) image: String,
+    pub(super) state: State,
+    pub(super) ok: bool,
+    /// It changes by itself, soon.
+    #[serde(skip)]
+    pub(super) waits: bool,
+    pub(super) digest: Option<Digest>,
+    /// In words.
+    pub(super) words: String,
+}
+
+/// All of a workload's containers.
+#[derive(Debug)]
+pub(super) struct Judgement {
+    pub(super) pods: usize,
+    /// Empty if none of the pods is a TryLatest pod.
+    pub(super) containers: Vec<Checked>,
+}
+
+/// Judges these pods.
+pub(super) fn judge(pods: &[Pod], demand: Demand) -> Judgement {
+    let seen: Vec<_> = pods.iter().map(SeenPod::of).collect();
+    let mut containers: Vec<_> = seen.iter().flat_map(|pod| of_pod(pod, demand)).collect();
+    if seen.iter().all(|pod| pod.label == Label::Missing) {
+        containers.clear();
+    }
+    confirm_same(&mut containers);
+    if demand == Demand::Fresh {
+        compare(&mut containers);
+    }
+    for container in &mut containers {
+        container.ok = container.state.is_enough(demand);
+    }
+    Judgement {
+        pods: pods.len(),
+        containers,
+    }
+}
+
+fn of_pod(pod: &SeenPod, demand: Demand) -> Vec<Checked> {
+    let checked = |container: &str, image: &str, (state, words): (State, String)| Checked {
+        pod: pod.name.clone(),
+        node: pod.node.clone(),
+        container: container.to_owned(),
+        image: image.to_owned(),
+        state,
+        ok: state.is_enough(demand),
+        waits: state == State::Pending,
+        digest: pod.released(container).and_then(runs).cloned(),
+        words,
+    };
+    if pod.label == Label::Missing {
+        let words = "it was created without TryLatest: the policies were not there, or its template did not say so";
+        return vec![checked("-", "-", (State::NotTryLatest, words.to_owned()))];
+    }
+    let ours = pod.ours.iter();
+    ours.map(|container| checked(&container.name, &container.image, state(pod, container)))
+        .collect()
+}
+
+fn state(pod: &SeenPod, container: &OurContainer) -> (State, String) {
+    if container.always {
+        let words = "another policy says Always: the kubelet asks the registry itself";
+        return (State::Always, words.to_owned());
+    }
+    let Some(release) = pod.released(&container.name) else {
+        return match &pod.gate {
+            Gate::Pending | Gate::Waiting(_) => {
+                (State::Pending, "it waits for its agent".to_owned())
+            }
+            Gate::Wanting(why) => (State::Pending, why.clone()),
+            Gate::Refused(why) => (State::Refused, why.clone()),
+            Gate::Opened | Gate::Unanswered | Gate::Missing => {
+                let words = "no agent has said what it started from";
+                (State::Unanswered, words.to_owned())
+            }
+        };
+    };
+    (released(release), words(release))
+}
+
+fn released(release: &ContainerRelease) -> State {
+    match release.outcome {
+        Outcome::Fresh | Outcome::Unchanged if release.runs.is_none() => State::Current,
+        // Its image's name has been moved since, and it has started again from that.
+        Outcome::Fresh | Outcome::Unchanged | Outcome::Same => State::Same,
+        Outcome::Fallback => State::Old,
+        Outcome::NotHeld if release.moved.is_some() => State::Moved,
+        Outcome::NotHeld => State::NotHeld,
+        Outcome::HandedOver => State::Pending,
+        Outcome::Unavailable => State::Unavailable,
+        Outcome::Refused => State::Refused,
+    }
+}
+
+/// Without an age, so that the same release always reads the same.
+fn words(release: &ContainerRelease) -> String {
+    let digest = release.digest.as_ref().map_or("no copy", Digest::short);
+    let mut words = match release.confirmed {
+        Some(confirmed) => format!("{digest}, last confirmed {confirmed:.0}"),
+        None => digest.to_owned(),
+    };
+    for more in [
+        release.failure.as_ref().map(ToString::to_string),
+        release.note.clone(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        words.push_str("; ");
+        words.push_str(&more);
+    }
+    words
+}
+
+/// A pod that took what its rollout had is current if a pod on its node got that from the registry.
+fn confirm_same(containers: &mut [Checked]) {
+    let current: Vec<_> = containers
+        .iter()
+        .filter(|container| container.state == State::Current)
+        .map(|c| (c.node.clone(), c.image.clone(), c.digest.clone()))
+        .collect();
+    for container in containers.iter_mut().filter(|c| c.state == State::Same) {
+        let own = (
+            container.node.clone(),
+            container.image.clone(),
+            container.digest.clone(),
+        );
+        if container.digest.is_some() && current.contains(&own) {
+            container.state = State::Current;
+        }
+    }
+}
+
+/// A tag that moved during the rollout: all pods were told what it points to, and yet they differ.
+fn compare(containers: &mut [Checked]) {
+    let mut digests: BTreeMap<(String, String), BTreeMap<Digest, usize>> = BTreeMap::new();
+    for container in containers.iter() {
+        if let Some(digest) = &container.digest {
+            let key = (container.container.clone(), container.image.clone());
+            *digests
+                .entry(key)
+                .or_default()
+                .entry(digest.clone())
+                .or_default() += 1;
+        }
+    }
+    for container in containers.iter_mut().filter(|c| c.state == State::Current) {
+        let key = (container.container.clone(), container.image.clone());
+        let Some(all) = digests.get(&key).filter(|all| all.len() > 1) else {
+            continue;
+        };
+        container.state = State::Skewed;
+        container.words.push_str("; the workload's pods run ");
+        container.words.push_str(&all.len().to_string());
+        container
+            .words
+            .push_str(" digests of this image: its tag has moved during the rollout");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::pods::tests::{digest_of, gate_status, pod, release};
+
+    fn states(pods: &[Pod], demand: Demand) -> Vec<(State, bool)> {
+        let judged = judge(pods, demand);
+        judged.containers.iter().map(|c| (c.state, c.ok)).collect()
+    }
+
+    #[test]
+    fn each_outcome_is_enough_or_not() {
+        use State::{Current, Moved, NotHeld, Old, Pending, Refused, Same, Unavailable};
+        for (outcome, state, not_old, fresh) in [
+            ("fresh", Current, true, true),
+            ("unchanged", Current, true, true),
+            ("same", Same, true, false),
+            ("not-held", NotHeld, true, false),
+            ("fallback", Old, false, false),
+            ("handed-over", Pending, false, false),
+            ("unavailable", Unavailable, false, false),
+            ("refused", Refused, false, false),
+        ] {
+            let pods = [pod("1", "n", &release(outcome, "a"))];
+            assert_eq!(
+                states(&pods, Demand::NotOld),
+                [(state, not_old)],
+                "{outcome}"
+            );
+            assert_eq!(states(&pods, Demand::Fresh), [(state, fresh)], "{outcome}");
+        }
+        let mut moved = release("not-held", "a");
+        moved["moved"] = json!(digest_of("b"));
+        assert_eq!(
+            states(&[pod("1", "n", &moved)], Demand::Fresh),
+            [(Moved, false)]
+        );
+    }
+
+    #[test]
+    fn the_same_as_a_current_pod_of_the_node_is_current() {
+        let pods = [
+            pod("1", "n", &release("fresh", "a")),
+            pod("2", "n", &release("same", "a")),
+            pod("3", "other", &release("same", "a")),
+        ];
+        let states = states(&pods, Demand::Fresh);
+        assert_eq!(
+            states,
+            [
+                (State::Current, true),
+                (State::Current, true),
+                (State::Same, false)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tag_that_moved_during_the_rollout_is_not_fresh() {
+        let pods = [
+            pod("1", "n", &release("fresh", "a")),
+            pod("2", "m", &release("fresh", "b")),
+        ];
+        assert_eq!(states(&pods, Demand::NotOld), [(State::Current, true); 2]);
+        assert_eq!(states(&pods, Demand::Fresh), [(State::Skewed, false); 2]);
+        let words = &judge(&pods, Demand::Fresh).containers[0].words;
+        assert!(words.contains("run 2 digests"), "{words}");
+    }
+
+    fn without_release(gate: &Value) -> Pod {
+        let mut object = serde_json::to_value(pod("1", "n", &json!(null))).unwrap();
+        object["metadata"]["annotations"] = json!({"trylatest.dev/containers": "app"});
+        object["status"]["initContainerStatuses"] = json!([gate_status(gate)]);
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_nobody_answered_is_not_vouched_for() {
+        let alone =
+            without_release(&json!({"terminated": {"exitCode": 0, "message": "unanswered"}}));
+        assert_eq!(
+            states(&[alone], Demand::NotOld),
+            [(State::Unanswered, false)]
+        );
+        let waits = without_release(&json!({"running": {}}));
+        let judged = judge(&[waits], Demand::NotOld);
+        assert!(judged.containers[0].waits);
+    }
+
+    #[test]
+    fn pods_without_trylatest_are_no_success() {
+        let mut plain = pod("1", "n", &release("fresh", "a"));
+        plain.metadata.labels = None;
+        let ours = pod("2", "n", &release("fresh", "a"));
+        assert!(
+            judge(&[plain.clone()], Demand::NotOld)
+                .containers
+                .is_empty()
+        );
+        let mixed = states(&[plain, ours], Demand::NotOld);
+        assert_eq!(
+            mixed,
+            [(State::NotTryLatest, false), (State::Current, true)]
+        );
+    }
+
+    #[test]
+    fn a_container_that_another_policy_has_made_always_asks_the_registry() {
+        let mut always = pod("1", "n", &json!(null));
+        let spec = always.spec.as_mut().unwrap();
+        spec.containers[0].image_pull_policy = Some("Always".into());
+        assert_eq!(states(&[always], Demand::Fresh), [(State::Always, true)]);
+    }
+}

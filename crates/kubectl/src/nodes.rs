@@ -1,0 +1,319 @@
+//! Nodes, and the agents on them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ListParams};
+use serde::Serialize;
+use trylatest_core::keys;
+use trylatest_core::text;
+
+use crate::cluster::{Cluster, Looked};
+
+/// How the manifests label the agent's pods.
+pub(crate) const AGENT_SELECTOR: &str =
+    "app.kubernetes.io/name=trylatest,app.kubernetes.io/component=agent";
+
+/// Longest text of a node that is kept.
+const TEXT_MAX: usize = 4096;
+
+/// A node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SeenNode {
+    pub(crate) name: String,
+    pub(crate) ready: bool,
+    pub(crate) place: Place,
+    pub(crate) disk_pressure: bool,
+    /// The condition `TryLatestFallback`, if it has one.
+    pub(crate) fallback: Option<Fallback>,
+    pub(crate) summary: Option<String>,
+    pub(crate) kubelet: String,
+    /// As the kubelet reports it, e.g. `containerd://2.2.7`.
+    pub(crate) runtime: String,
+}
+
+/// Whether TryLatest pods come to a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// They may.
+    #[default]
+    Open,
+    /// No new ones: it is cordoned.
+    Cordoned,
+    /// No agent belongs on it: it does not run Linux, or has no real kubelet.
+    Foreign,
+}
+
+/// What a node says of copies that pods fell back to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fallback {
+    pub(crate) on: bool,
+    pub(crate) message: String,
+}
+
+impl SeenNode {
+    pub(crate) fn of(node: &Node) -> Self {
+        let status = node.status.as_ref();
+        let conditions = || status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let condition = |type_: &str| conditions().find(|condition| condition.type_ == type_);
+        let is_true = |type_: &str| condition(type_).is_some_and(|c| c.status == "True");
+        let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
+        let info = status.and_then(|s| s.node_info.as_ref());
+        let is_linux =
+            info.is_none_or(|info| matches!(info.operating_system.as_str(), "" | "linux"));
+        let annotations = node.metadata.annotations.as_ref();
+        Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            ready: is_true("Ready"),
+            place: match node.spec.as_ref().and_then(|spec| spec.unschedulable) {
+                _ if !is_linux || label("type") == Some("virtual-kubelet") => Place::Foreign,
+                Some(true) => Place::Cordoned,
+                _ => Place::Open,
+            },
+            disk_pressure: is_true("DiskPressure"),
+            fallback: condition(keys::NODE_CONDITION).map(|condition| Fallback {
+                on: condition.status == "True",
+                message: line(condition.message.as_deref().unwrap_or_default()),
+            }),
+            summary: annotations
+                .and_then(|all| all.get(keys::NODE_SUMMARY))
+                .map(|summary| line(summary)),
+            kubelet: info.map(|i| line(&i.kubelet_version)).unwrap_or_default(),
+            runtime: info
+                .map(|i| line(&i.container_runtime_version))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Whether a pod that fell back to a copy of this image on this node still runs an unconfirmed copy. The node takes its
+    /// condition back once the registry has confirmed what its pods run; the pods' releases stay as they are.
+    pub(crate) fn still_falls_back(&self, image: &str) -> bool {
+        self.fallback.as_ref().is_none_or(|fallback| {
+            // Only so many images have room in the message.
+            let names_all = !fallback.message.ends_with(" more");
+            fallback.on && (!names_all || fallback.message.contains(image))
+        })
+    }
+}
+
+fn line(words: &str) -> String {
+    text::on_one_line(&words[..words.floor_char_boundary(TEXT_MAX)])
+}
+
+/// An agent's pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SeenAgent {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) ready: bool,
+    pub(crate) image: String,
+    pub(crate) pull_policy: String,
+    pub(crate) created: Option<Timestamp>,
+}
+
+impl SeenAgent {
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let meta = &pod.metadata;
+        let spec = pod.spec.as_ref()?;
+        let agent = spec.containers.iter().find(|c| c.name == "agent");
+        let agent = agent.or_else(|| spec.containers.first())?;
+        let status = pod.status.as_ref();
+        let mut conditions = status.iter().flat_map(|s| s.conditions.iter().flatten());
+        if meta.deletion_timestamp.is_some() {
+            return None;
+        }
+        Some(Self {
+            namespace: meta.namespace.clone()?,
+            name: meta.name.clone()?,
+            node: spec.node_name.clone()?,
+            ready: conditions.any(|c| c.type_ == "Ready" && c.status == "True"),
+            image: line(agent.image.as_deref().unwrap_or_default()),
+            pull_policy: agent.image_pull_policy.clone().unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+        })
+    }
+}
+
+/// How the agent of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AgentState {
+    /// There is none, and pods can be sent to the node.
+    Missing,
+    /// It does not answer its probe.
+    NotReady,
+    /// Nobody could look.
+    Unknown,
+    /// It works.
+    Ready,
+    /// None belongs there, or the node is away.
+    NotWanted,
+}
+
+impl AgentState {
+    /// Of this node, whose agents are these; none if they could not be looked at.
+    pub(crate) fn of(node: &SeenNode, agents: Option<&Agents>) -> Self {
+        let Some(agents) = agents else {
+            return Self::Unknown;
+        };
+        match agents.get(&node.name) {
+            Some(agent) if agent.ready => Self::Ready,
+            _ if node.place == Place::Foreign || !node.ready => Self::NotWanted,
+            Some(_) => Self::NotReady,
+            None => Self::Missing,
+        }
+    }
+
+    /// The word.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::NotReady => "not ready",
+            Self::Unknown => "unknown",
+            Self::Ready => "ready",
+            Self::NotWanted => "-",
+        }
+    }
+}
+
+/// The agents by the name of their node.
+pub(crate) type Agents = BTreeMap<String, SeenAgent>;
+
+/// All nodes.
+pub(crate) async fn nodes(cluster: &Cluster) -> Looked<Vec<SeenNode>> {
+    let api: Api<Node> = Api::all(cluster.client.clone());
+    let params = ListParams::default();
+    cluster
+        .each("list nodes", &api, &params, Vec::new, |all, node| {
+            all.push(SeenNode::of(&node));
+        })
+        .await
+}
+
+/// The agents of all nodes, in whatever namespace they are.
+pub(crate) async fn agents(cluster: &Cluster) -> Looked<Agents> {
+    let api: Api<Pod> = cluster.api(None);
+    let params = ListParams::default().labels(AGENT_SELECTOR);
+    cluster
+        .each(
+            "list the agents' pods",
+            &api,
+            &params,
+            Agents::new,
+            |all, pod| {
+                keep(all, SeenAgent::of(&pod));
+            },
+        )
+        .await
+}
+
+/// Of two agents on one node, the one that is ready counts.
+fn keep(all: &mut Agents, agent: Option<SeenAgent>) {
+    if let Some(agent) = agent {
+        let known = all.get(&agent.node);
+        if known.is_none_or(|known| !known.ready) {
+            all.insert(agent.node.clone(), agent);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A node that is well, with this condition.
+    pub(crate) fn node(name: &str, fallback: Option<(bool, &str)>) -> SeenNode {
+        SeenNode {
+            name: name.to_owned(),
+            ready: true,
+            fallback: fallback.map(|(on, message)| Fallback {
+                on,
+                message: message.to_owned(),
+            }),
+            kubelet: "v1.37.2".to_owned(),
+            runtime: "containerd://2.4.2".to_owned(),
+            ..SeenNode::default()
+        }
+    }
+
+    /// An agent on that node.
+    pub(crate) fn agent(node: &str, ready: bool) -> SeenAgent {
+        SeenAgent {
+            namespace: "trylatest-system".into(),
+            name: format!("trylatest-agent-{node}"),
+            node: node.to_owned(),
+            ready,
+            image: "ghcr.io/trylatest/trylatest:0.1.0".into(),
+            pull_policy: "IfNotPresent".into(),
+            created: None,
+        }
+    }
+
+    /// The agents of these nodes, by whether they are ready.
+    pub(crate) fn agents_of(all: &[(&str, bool)]) -> Agents {
+        let agents = all.iter().map(|(name, ready)| agent(name, *ready));
+        agents.map(|agent| (agent.node.clone(), agent)).collect()
+    }
+
+    #[test]
+    fn an_agent_is_missed_only_where_one_belongs() {
+        let agents = agents_of(&[("ready", true), ("starts", false)]);
+        let state = |node: &SeenNode| AgentState::of(node, Some(&agents));
+        assert_eq!(state(&node("ready", None)), AgentState::Ready);
+        assert_eq!(state(&node("starts", None)), AgentState::NotReady);
+        assert_eq!(state(&node("none", None)), AgentState::Missing);
+        let mut windows = node("none", None);
+        windows.place = Place::Foreign;
+        assert_eq!(state(&windows), AgentState::NotWanted);
+        let mut away = node("starts", None);
+        away.ready = false;
+        assert_eq!(state(&away), AgentState::NotWanted);
+        assert_eq!(AgentState::of(&away, None), AgentState::Unknown);
+    }
+
+    #[test]
+    fn a_node_that_took_its_condition_back_has_no_old_copy() {
+        let image = "reg.example/app:1";
+        for (fallback, still) in [
+            (None, true),
+            (Some((false, "no pod runs one")), false),
+            (Some((true, "reg.example/app:1 (sha256:a): network")), true),
+            (
+                Some((true, "reg.example/other:1 (sha256:a): network")),
+                false,
+            ),
+            (
+                Some((true, "reg.example/other:1: network; and 3 more")),
+                true,
+            ),
+        ] {
+            assert_eq!(
+                node("n", fallback).still_falls_back(image),
+                still,
+                "{fallback:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_is_read() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n", "annotations": {keys::NODE_SUMMARY: "2 images\n"}},
+            "spec": {"unschedulable": true},
+            "status": {"conditions": [
+                {"type": "Ready", "status": "True"},
+                {"type": keys::NODE_CONDITION, "status": "True", "message": "app"},
+            ]},
+        }))
+        .unwrap();
+        let seen = SeenNode::of(&node);
+        assert!(seen.ready && !seen.disk_pressure);
+        assert_eq!(seen.place, Place::Cordoned);
+        assert_eq!(seen.summary.as_deref(), Some("2 images "));
+        assert!(seen.fallback.is_some_and(|fallback| fallback.on));
+    }
+}

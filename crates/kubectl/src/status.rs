@@ -1,0 +1,239 @@
+//! `status`: one screen of what runs.
+//!
+//! Pods are folded into counts as their pages arrive, so that a large cluster needs little memory here.
+
+mod fold;
+mod render;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use serde::Serialize;
+use trylatest_core::digest::Digest;
+use trylatest_core::keys;
+use trylatest_core::outcome::FailureClass;
+
+use self::fold::Fold;
+use crate::args::StatusArgs;
+use crate::cluster::{Cluster, Looked, Unseen, now};
+use crate::nodes::{AgentState, Agents, Place, SeenNode, agents, nodes};
+use crate::output;
+
+/// What `status` answers.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    /// When it was looked.
+    time: Timestamp,
+    /// TryLatest pods that have not ended.
+    pods: usize,
+    /// Of these, pods that run a copy although their try had failed, and that nobody has confirmed since.
+    pods_from_cache: usize,
+    /// The worst first.
+    nodes: Vec<NodeStatus>,
+    /// Images of which pods run an old copy.
+    stale: Vec<StaleImage>,
+    /// Images of which pods run several digests.
+    skew: Vec<SkewedImage>,
+    /// Registries that failed for these pods.
+    registries: Vec<FailingRegistry>,
+    /// Pods that wait, must not start, or started without an answer.
+    troubled: Vec<TroubledPod>,
+    /// What was too much to be kept: so many more images, and pods of the last list.
+    left_out: LeftOut,
+    /// What could not be looked at, and why.
+    not_seen: Vec<String>,
+}
+
+/// What did not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LeftOut {
+    images: usize,
+    troubled: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    name: String,
+    ready: bool,
+    schedulable: bool,
+    agent: AgentState,
+    /// The condition `TryLatestFallback`, if the node has it.
+    fallback: Option<bool>,
+    summary: Option<String>,
+}
+
+/// An image of which a pod runs an old copy.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StaleImage {
+    image: String,
+    /// Pods that fell back to a copy.
+    pods: usize,
+    /// Pods without a gate whose tag has moved since they started.
+    behind: usize,
+    nodes: usize,
+    digests: Vec<Digest>,
+    /// Why their tries failed.
+    classes: Vec<FailureClass>,
+    /// When the registry last confirmed the oldest of these copies; none if one was never confirmed.
+    confirmed: Option<Timestamp>,
+}
+
+/// An image of which pods run several digests.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SkewedImage {
+    image: String,
+    /// The one that most pods run first.
+    digests: Vec<DigestUse>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DigestUse {
+    digest: Digest,
+    pods: usize,
+    nodes: usize,
+    /// When a pod was last released with it.
+    released: Timestamp,
+}
+
+/// A registry that failed for pods which run a copy because of that.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FailingRegistry {
+    registry: String,
+    pods: usize,
+    nodes: usize,
+    classes: Vec<FailureClass>,
+    /// When it last failed for one of them.
+    last: Timestamp,
+}
+
+/// What is the matter with a pod, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Trouble {
+    /// It has a copy that it must not use.
+    Refused,
+    /// The kubelet cannot get its gate's image.
+    GateImage,
+    /// Neither a pull nor a copy.
+    Unavailable,
+    /// It waits for its agent.
+    Waiting,
+    /// It has started, and nobody had answered.
+    Unanswered,
+    /// Another policy changes its pull policies.
+    Overruled,
+}
+
+impl Trouble {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::GateImage => "gate image",
+            Self::Unavailable => "unavailable",
+            Self::Waiting => "waiting",
+            Self::Unanswered => "unanswered",
+            Self::Overruled => "overruled",
+        }
+    }
+}
+
+/// A pod that waits, must not start, or started without an answer.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TroubledPod {
+    trouble: Trouble,
+    namespace: String,
+    name: String,
+    node: Option<String>,
+    /// Since when.
+    since: Option<Timestamp>,
+    why: String,
+}
+
+/// Prints what runs.
+///
+/// # Errors
+/// Neither nodes nor pods can be looked at, or stdout cannot be written.
+pub(crate) async fn run(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<()> {
+    let StatusArgs { all, output } = *args;
+    let (nodes, agents) = tokio::join!(nodes(cluster), agents(cluster));
+    let pods = pods(cluster, nodes.as_deref().unwrap_or_default()).await;
+    if let (Err(nodes), Err(pods)) = (&nodes, &pods) {
+        anyhow::bail!("{}; {}", nodes.why(), pods.why());
+    }
+    let status = Status::new(now(), nodes, agents.as_ref(), pods);
+    output::print(output, &status, |status| render::text(status, all))
+}
+
+async fn pods(cluster: &Cluster, nodes: &[SeenNode]) -> Looked<Fold> {
+    let params = ListParams::default().labels(keys::GATED);
+    let list = async |namespace: Option<&str>| {
+        let api = cluster.api::<Pod>(namespace);
+        let begin = || Fold::new(nodes);
+        cluster
+            .each("list pods", &api, &params, begin, |fold, pod| {
+                fold.pod(&pod);
+            })
+            .await
+    };
+    match list(cluster.named_namespace()).await {
+        // Not every user may look into every namespace.
+        Err(Unseen::Forbidden(why)) if cluster.named_namespace().is_none() => {
+            let mut own = list(Some(cluster.namespace())).await?;
+            own.not_seen(format!(
+                "{why}; only the namespace {} was looked at",
+                cluster.namespace()
+            ));
+            Ok(own)
+        }
+        pods => pods,
+    }
+}
+
+impl Status {
+    fn new(
+        time: Timestamp,
+        nodes: Looked<Vec<SeenNode>>,
+        agents: Result<&Agents, &Unseen>,
+        pods: Looked<Fold>,
+    ) -> Self {
+        let mut not_seen: Vec<String> = Vec::new();
+        not_seen.extend(nodes.as_ref().err().map(|unseen| unseen.why().to_owned()));
+        not_seen.extend(agents.err().map(|unseen| unseen.why().to_owned()));
+        let mut status = match pods {
+            Ok(fold) => fold.finish(time),
+            Err(unseen) => {
+                not_seen.push(unseen.why().to_owned());
+                Fold::new(&[]).finish(time)
+            }
+        };
+        status.not_seen.splice(0..0, not_seen);
+        let state = |node: &SeenNode| AgentState::of(node, agents.ok());
+        let nodes = nodes.unwrap_or_default().into_iter();
+        status.nodes = nodes
+            .map(|node| NodeStatus {
+                agent: state(&node),
+                name: node.name,
+                ready: node.ready,
+                schedulable: node.place == Place::Open,
+                fallback: node.fallback.map(|fallback| fallback.on),
+                summary: node.summary,
+            })
+            .collect();
+        let rank = |node: &NodeStatus| (node.agent, node.fallback != Some(true));
+        status
+            .nodes
+            .sort_by(|a, b| (rank(a), &a.name).cmp(&(rank(b), &b.name)));
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! One screen.
+
+use std::fmt::Write as _;
+
+use trylatest_core::digest::Digest;
+use trylatest_core::outcome::FailureClass;
+use trylatest_core::text;
+use trylatest_core::time::short_age;
+
+use super::{NodeStatus, Status, Trouble};
+use crate::nodes::AgentState;
+use crate::output::{BAD, Cell, DIM, GOOD, HEAD, ODD, PLAIN, columns, styled};
+
+/// Rows of each table, unless all are asked for.
+const ROWS: usize = 10;
+
+/// Longest words in a row's last column, unless all are asked for.
+const WORDS_MAX: usize = 120;
+
+/// All of it as text; everything or the worst of each kind.
+pub(super) fn text(status: &Status, all: bool) -> String {
+    let screen = Screen {
+        rows: if all { usize::MAX } else { ROWS },
+        words: if all { usize::MAX } else { WORDS_MAX },
+        status,
+    };
+    let mut text = screen.head();
+    for part in [
+        screen.nodes(),
+        screen.registries(),
+        screen.stale(),
+        screen.skew(),
+        screen.troubled(),
+    ] {
+        text.push_str(&part);
+    }
+    for why in &status.not_seen {
+        let _ = writeln!(text, "{} {why}", styled(ODD, "not looked at:"));
+    }
+    text
+}
+
+struct Screen<'a> {
+    rows: usize,
+    words: usize,
+    status: &'a Status,
+}
+
+impl Screen<'_> {
+    fn head(&self) -> String {
+        let Status { nodes, pods, .. } = self.status;
+        let ready = nodes
+            .iter()
+            .filter(|n| n.agent == AgentState::Ready)
+            .count();
+        let wanted = nodes
+            .iter()
+            .filter(|n| n.agent != AgentState::NotWanted)
+            .count();
+        let agents = match (
+            ready == wanted,
+            nodes.iter().any(|n| n.agent == AgentState::Unknown),
+        ) {
+            (_, true) => styled(ODD, "agents unknown"),
+            (true, _) => styled(GOOD, &format!("{} ready", text::count(ready, "agent"))),
+            _ => styled(BAD, &format!("{ready} of {wanted} agents ready")),
+        };
+        let old = match self.status.pods_from_cache {
+            0 => styled(GOOD, "none runs an old copy"),
+            1 => styled(BAD, "1 runs an old copy"),
+            old => styled(BAD, &format!("{old} run an old copy")),
+        };
+        let count = |trouble| {
+            let troubled = self.status.troubled.iter();
+            troubled.filter(|pod| pod.trouble == trouble).count()
+        };
+        let of = |number: usize, words: &str| match number {
+            0 => String::new(),
+            number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
+        };
+        format!(
+            "{}, {agents}; {}: {old}{}{}\n",
+            text::count(nodes.len(), "node"),
+            text::count(*pods, "TryLatest pod"),
+            of(count(Trouble::Waiting), "waiting"),
+            of(count(Trouble::Refused), "refused"),
+        )
+    }
+
+    fn nodes(&self) -> String {
+        let nodes = &self.status.nodes;
+        let rows = nodes.iter().take(self.rows).map(|node| self.node(node));
+        let head = ["NODE", "AGENT", "FALLBACK", "SUMMARY"];
+        table("Nodes", head, rows.collect(), nodes.len())
+    }
+
+    fn node(&self, node: &NodeStatus) -> [Cell; 4] {
+        let style = match node.agent {
+            AgentState::Missing | AgentState::NotReady => BAD,
+            AgentState::Unknown => ODD,
+            AgentState::Ready => GOOD,
+            AgentState::NotWanted => DIM,
+        };
+        let fallback = match node.fallback {
+            Some(true) => Cell::new(BAD, "yes"),
+            Some(false) => Cell::new(PLAIN, "no"),
+            None => Cell::new(DIM, "-"),
+        };
+        let mut name = node.name.clone();
+        if !node.ready {
+            name.push_str(" (NotReady)");
+        }
+        let summary = node.summary.as_deref().unwrap_or("-");
+        let agent = Cell::new(style, node.agent.as_str());
+        [name.into(), agent, fallback, self.cut(summary).into()]
+    }
+
+    fn stale(&self) -> String {
+        let stale = &self.status.stale;
+        let rows = stale.iter().take(self.rows).map(|image| {
+            let confirmed = match (&image.confirmed, image.pods) {
+                (Some(then), _) => format!("{} ago", short_age(self.status.time, *then)),
+                (None, 0) => "-".to_owned(),
+                (None, _) => "never".to_owned(),
+            };
+            let mut why = classes(&image.classes);
+            if image.behind > 0 {
+                let separator = if why.is_empty() { "" } else { "; " };
+                let _ = write!(why, "{separator}{} without a gate: tag moved", image.behind);
+            }
+            [
+                Cell::new(BAD, image.image.clone()),
+                (image.pods + image.behind).to_string().into(),
+                image.nodes.to_string().into(),
+                digests(&image.digests).into(),
+                confirmed.into(),
+                why.into(),
+            ]
+        });
+        let head = ["IMAGE", "PODS", "NODES", "COPY", "CONFIRMED", "WHY"];
+        let total = stale.len() + self.status.left_out.images;
+        table(
+            "Images that run from an old copy",
+            head,
+            rows.collect(),
+            total,
+        )
+    }
+
+    fn skew(&self) -> String {
+        let skew = &self.status.skew;
+        let all = skew.iter().flat_map(|image| {
+            image.digests.iter().enumerate().map(|(at, used)| {
+                let name = if at == 0 { image.image.as_str() } else { "" };
+                [
+                    Cell::new(ODD, name),
+                    used.digest.short().into(),
+                    used.pods.to_string().into(),
+                    used.nodes.to_string().into(),
+                    format!("{} ago", short_age(self.status.time, used.released)).into(),
+                ]
+            })
+        });
+        let total = skew.iter().map(|image| image.digests.len()).sum();
+        let head = ["IMAGE", "DIGEST", "PODS", "NODES", "LAST RELEASED"];
+        let rows = all.take(self.rows).collect();
+        table("Tags of which pods run several digests", head, rows, total)
+    }
+
+    fn registries(&self) -> String {
+        let failing = &self.status.registries;
+        let rows = failing.iter().take(self.rows).map(|registry| {
+            [
+                Cell::new(BAD, registry.registry.clone()),
+                registry.pods.to_string().into(),
+                registry.nodes.to_string().into(),
+                format!("{} ago", short_age(self.status.time, registry.last)).into(),
+                classes(&registry.classes).into(),
+            ]
+        });
+        let head = ["REGISTRY", "PODS", "NODES", "LAST", "WHY"];
+        let title = "Registries that failed when these pods started";
+        table(title, head, rows.collect(), failing.len())
+    }
+
+    fn troubled(&self) -> String {
+        let troubled = &self.status.troubled;
+        let rows = troubled.iter().take(self.rows).map(|pod| {
+            let style = match pod.trouble {
+                Trouble::Refused | Trouble::GateImage | Trouble::Unavailable => BAD,
+                Trouble::Waiting | Trouble::Unanswered | Trouble::Overruled => ODD,
+            };
+            let age = pod.since.map(|since| short_age(self.status.time, since));
+            [
+                format!("{}/{}", pod.namespace, pod.name).into(),
+                Cell::new(style, pod.trouble.as_str()),
+                age.unwrap_or_else(|| "-".to_owned()).into(),
+                pod.node.clone().unwrap_or_else(|| "-".to_owned()).into(),
+                self.cut(&pod.why).into(),
+            ]
+        });
+        let head = ["POD", "STATE", "FOR", "NODE", "WHY"];
+        let total = troubled.len() + self.status.left_out.troubled;
+        table(
+            "Pods to look at (kubectl trylatest explain POD)",
+            head,
+            rows.collect(),
+            total,
+        )
+    }
+
+    fn cut(&self, words: &str) -> String {
+        match words.char_indices().nth(self.words) {
+            Some((end, _)) => format!("{}…", &words[..end]),
+            None => words.to_owned(),
+        }
+    }
+}
+
+/// A table with a title, if it has a row; `total` rows exist, even if some were not kept.
+fn table<const N: usize>(
+    title: &str,
+    head: [&str; N],
+    rows: Vec<[Cell; N]>,
+    total: usize,
+) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let more = total.saturating_sub(rows.len());
+    let mut text = format!("\n{}\n{}", styled(HEAD, title), columns(head, rows));
+    if more > 0 {
+        let _ = writeln!(
+            text,
+            "  {}",
+            styled(DIM, &format!("and {more} more (--all)"))
+        );
+    }
+    text
+}
+
+fn classes(classes: &[FailureClass]) -> String {
+    let words: Vec<_> = classes.iter().map(|class| class.as_str()).collect();
+    words.join(", ")
+}
+
+fn digests(digests: &[Digest]) -> String {
+    match digests {
+        [] => "-".to_owned(),
+        [one] => one.short().to_owned(),
+        [first, more @ ..] => format!("{} and {} more", first.short(), more.len()),
+    }
+}

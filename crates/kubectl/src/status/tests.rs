@@ -1,0 +1,175 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::nodes::tests::{agents_of, node};
+use crate::pods::tests::{digest_of, gate_status, pod, release};
+
+const NOW: &str = "2026-01-01T12:05:00Z";
+
+fn failed(digest: &str, class: &str) -> Value {
+    let mut failed = release("fallback", digest);
+    failed["class"] = json!(class);
+    failed["message"] = json!("connection refused");
+    failed
+}
+
+fn status(nodes: Vec<SeenNode>, pods: &[Pod]) -> Status {
+    let mut fold = Fold::new(&nodes);
+    for pod in pods {
+        fold.pod(pod);
+    }
+    let agents = agents_of(&[("a", true), ("b", true)]);
+    Status::new(NOW.parse().unwrap(), Ok(nodes), Ok(&agents), Ok(fold))
+}
+
+fn shown(status: &Status) -> String {
+    anstream::adapter::strip_str(&render::text(status, false)).to_string()
+}
+
+/// The same pod whose gate has this status, and without a release.
+fn held(name: &str, state: &Value) -> Pod {
+    let mut held = serde_json::to_value(pod(name, "a", &json!(null))).unwrap();
+    held["metadata"]["annotations"][keys::RELEASED].take();
+    let annotations = held["metadata"]["annotations"].as_object_mut().unwrap();
+    annotations.remove(keys::RELEASED);
+    held["status"]["initContainerStatuses"] = json!([gate_status(state)]);
+    serde_json::from_value(held).unwrap()
+}
+
+#[test]
+fn what_runs_from_an_old_copy_is_counted_by_image() {
+    let on = Some((true, "reg.example/app:1 (sha256:bbb): network"));
+    let mut never = failed("b", "timeout");
+    never["confirmed"].take();
+    let status = status(
+        vec![node("a", on), node("b", on)],
+        &[
+            pod("1", "a", &release("fresh", "c")),
+            pod("2", "a", &failed("b", "network")),
+            pod("3", "b", &never),
+        ],
+    );
+    assert_eq!((status.pods, status.pods_from_cache), (3, 2));
+    let [stale] = &status.stale[..] else {
+        panic!("{:?}", status.stale);
+    };
+    assert_eq!(stale.image, "reg.example/app:1");
+    assert_eq!((stale.pods, stale.nodes, stale.behind), (2, 2, 0));
+    assert_eq!(stale.confirmed, None);
+    assert_eq!(
+        stale.classes,
+        [FailureClass::Network, FailureClass::Timeout]
+    );
+    assert_eq!(status.registries[0].registry, "reg.example");
+    assert_eq!(status.registries[0].pods, 2);
+    // Two digests of one tag.
+    let digests: Vec<_> = status.skew[0]
+        .digests
+        .iter()
+        .map(|used| used.pods)
+        .collect();
+    assert_eq!(digests, [2, 1]);
+    let text = shown(&status);
+    assert!(
+        text.starts_with("2 nodes, 2 agents ready; 3 TryLatest pods: 2 run an old copy\n"),
+        "{text}"
+    );
+    assert!(text.contains("never      network, timeout"), "{text}");
+}
+
+#[test]
+fn a_copy_that_was_confirmed_since_is_no_old_one() {
+    let off = Some((false, "no pod on this node runs a cached image"));
+    let status = status(
+        vec![node("a", off)],
+        &[pod("2", "a", &failed("b", "network"))],
+    );
+    assert_eq!(status.pods_from_cache, 0);
+    assert!(status.stale.is_empty() && status.registries.is_empty());
+    assert!(shown(&status).contains("none runs an old copy"));
+}
+
+#[test]
+fn pods_that_have_ended_do_not_count() {
+    let mut ended = pod("1", "a", &failed("b", "network"));
+    ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
+    let status = status(vec![node("a", None)], &[ended]);
+    assert_eq!(status.pods, 0);
+    assert!(status.skew.is_empty());
+}
+
+#[test]
+fn a_tag_that_moved_under_a_pod_without_a_gate_is_named() {
+    let mut moved = release("not-held", "b");
+    moved["moved"] = json!(digest_of("c"));
+    let status = status(vec![node("a", None)], &[pod("1", "a", &moved)]);
+    assert_eq!(status.pods_from_cache, 0);
+    assert_eq!((status.stale[0].pods, status.stale[0].behind), (0, 1));
+    assert!(
+        shown(&status).contains("1 without a gate: tag moved"),
+        "{}",
+        shown(&status)
+    );
+}
+
+#[test]
+fn pods_to_look_at_come_worst_first() {
+    let waiting = held(
+        "waits",
+        &json!({"running": {"startedAt": "2026-01-01T12:04:00Z"}}),
+    );
+    let unanswered = held(
+        "alone",
+        &json!({"terminated": {"exitCode": 0, "message": "unanswered after 20s"}}),
+    );
+    let refused = held(
+        "refused",
+        &json!({"terminated": {"exitCode": 1, "message": "refused: app: too old\nrefused after 0.10s"}}),
+    );
+    let status = status(vec![node("a", None)], &[waiting, unanswered, refused]);
+    let troubles: Vec<_> = status.troubled.iter().map(|pod| pod.trouble).collect();
+    assert_eq!(
+        troubles,
+        [Trouble::Refused, Trouble::Waiting, Trouble::Unanswered]
+    );
+    let text = shown(&status);
+    assert!(text.contains("1 waiting, 1 refused"), "{text}");
+    assert!(text.contains("shop/waits    waiting     60s"), "{text}");
+}
+
+#[test]
+fn a_screen_is_bounded_and_says_what_is_left_out() {
+    let nodes: Vec<_> = (0..5_000)
+        .map(|n| node(&format!("n{n:04}"), None))
+        .collect();
+    let pods: Vec<_> = (0..1_200)
+        .map(|n| held(&format!("p{n}"), &json!({"running": {}})))
+        .collect();
+    let status = status(nodes, &pods);
+    let text = shown(&status);
+    assert!(text.lines().count() < 40, "{text}");
+    assert!(text.contains("and 4990 more (--all)"), "{text}");
+    assert!(text.contains("and 1190 more (--all)"), "{text}");
+    assert!(
+        text.starts_with("5000 nodes, 0 of 5000 agents ready"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_could_not_be_looked_at_is_said() {
+    let forbidden = Unseen::Forbidden("list nodes: forbidden".into());
+    let status = Status::new(
+        NOW.parse().unwrap(),
+        Err(forbidden.clone()),
+        Err(&forbidden),
+        Ok(Fold::new(&[])),
+    );
+    let text = shown(&status);
+    assert!(
+        text.contains("not looked at: list nodes: forbidden"),
+        "{text}"
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["notSeen"][0], "list nodes: forbidden");
+}
