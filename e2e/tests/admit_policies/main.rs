@@ -6,6 +6,7 @@ mod always;
 mod existing;
 mod hold;
 mod install;
+mod kubectl;
 mod neutral;
 mod others;
 mod owned;
@@ -161,6 +162,9 @@ impl Fixture for Api {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = kubectl::as_program() {
+        return code;
+    }
     let mut suite = Suite::new();
     suite.run(
         [
@@ -177,6 +181,7 @@ fn main() -> ExitCode {
             others::cases(),
             rights::cases(),
             watch::cases(),
+            kubectl::cases(),
             uninstall::cases(),
         ]
         .into_iter()
