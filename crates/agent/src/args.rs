@@ -100,6 +100,16 @@ pub enum Command {
     Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
+    /// Look for what keeps TryLatest from working on this node; only what the node itself can see
+    ///
+    /// It reads files of the node, which the agent's own pod does not see. Where you cannot log in: kubectl debug node/NODE
+    /// --profile=sysadmin --image=(the agent's image) -it -- /trylatest doctor --root /host. For all nodes and the cluster: kubectl
+    /// trylatest doctor.
+    #[command(
+        after_help = "Exit codes: 0 nothing is wrong, as far as could be looked at; 1 failed; 2 wrong usage; 3 the \
+                            worst finding is a warning; 4 it is an error."
+    )]
+    Doctor(DoctorArgs),
 }
 
 /// What `trylatest agent` takes.
@@ -469,6 +479,30 @@ pub enum Output {
     Table,
     /// A JSON array
     Json,
+}
+
+/// What `trylatest doctor` takes.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The folder where the node's root is mounted
+    #[arg(long, default_value = "/")]
+    pub root: PathBuf,
+
+    /// The folder of the registries' mirrors: containerd's config_path
+    #[arg(long, default_value = "/etc/containerd/certs.d")]
+    pub certs_dir: PathBuf,
+
+    /// The kubelet's folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+
+    /// containerd's folder, for how full its disk is
+    #[arg(long, default_value = "/var/lib/containerd")]
+    pub containerd_dir: PathBuf,
+
+    /// The output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: CheckOutput,
 }
 
 /// What `trylatest config` takes.

@@ -11,11 +11,13 @@
 //! - [`rollback`]: an image's name points to the previous copy again.
 //! - [`repair`]: an image's copy is unpacked again.
 //! - [`config`]: what is wrong with a configuration file.
+//! - [`doctor`]: what is wrong on the node, as far as its files say it.
 
 pub mod agent;
 pub mod args;
 mod clock;
 pub mod config;
+pub mod doctor;
 pub mod explain;
 pub mod gate;
 pub mod images;
@@ -47,6 +49,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Rollback(args) => rollback::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Config(args) => config::run(&args),
+        Command::Doctor(args) => return ended(doctor::run(&args)),
     };
     ended(done.map(|()| ExitCode::SUCCESS))
 }

@@ -1,0 +1,302 @@
+//! `trylatest doctor`: what only the node itself can see. It reads, and asks nobody.
+//!
+//! `kubectl trylatest doctor` looks at everything else. The agent's own pod does not see the node's files; what is not
+//! there is said and no finding.
+
+mod mirrors;
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use trylatest_core::text;
+
+use crate::args::{CheckOutput, DoctorArgs};
+
+/// The worst finding is a warning.
+const WARNING: u8 = 3;
+
+/// The worst finding is an error.
+const ERROR: u8 = 4;
+
+/// Most registries that are looked at.
+const REGISTRIES_MAX: usize = 1_000;
+
+/// Longest file that is read.
+const FILE_MAX: u64 = 64 << 10;
+
+/// What the agent leaves free by default (`--disk-floor`), and what it lets kept copies go for (`--keep-free`), in percent.
+const FLOOR: u64 = 15;
+const KEEP_FREE: u64 = 20;
+
+/// How bad it is, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Severity {
+    Error,
+    Warning,
+    Info,
+}
+
+/// Something that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    severity: Severity,
+    /// A name that stays the same, for scripts.
+    check: &'static str,
+    /// What is so.
+    what: String,
+    /// What to do.
+    fix: &'static str,
+}
+
+/// What was looked at.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    findings: Vec<Finding>,
+    /// What could not be looked at, and why.
+    not_seen: Vec<String>,
+}
+
+/// Looks, and prints what it has found. The exit code is that of the worst finding.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let DoctorArgs {
+        root,
+        certs_dir,
+        kubelet_dir,
+        containerd_dir,
+        output,
+    } = args;
+    let mut report = Report::default();
+    registries(&below(root, certs_dir), &mut report);
+    records(&below(root, kubelet_dir), &mut report);
+    disk(&below(root, containerd_dir), &mut report);
+    report
+        .findings
+        .sort_by_key(|finding| (finding.severity, finding.check));
+    let text = match output {
+        CheckOutput::Text => render(&report),
+        CheckOutput::Json => serde_json::to_string_pretty(&report)? + "\n",
+    };
+    crate::printed(text.as_bytes())?;
+    Ok(match report.findings.iter().map(|f| f.severity).min() {
+        Some(Severity::Error) => ExitCode::from(ERROR),
+        Some(Severity::Warning) => ExitCode::from(WARNING),
+        Some(Severity::Info) | None => ExitCode::SUCCESS,
+    })
+}
+
+/// A path of the node, where its root is.
+fn below(root: &Path, path: &Path) -> std::path::PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The folder in which containerd looks for a registry's mirrors, by the name of the registry.
+fn registries(folder: &Path, report: &mut Report) {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => {
+            let why = format!("registry mirrors in {}: {error}", folder.display());
+            return report.not_seen.push(why);
+        }
+    };
+    for entry in entries.take(REGISTRIES_MAX).flatten() {
+        let name = text::on_one_line(&entry.file_name().to_string_lossy());
+        match read(&entry.path().join("hosts.toml")) {
+            Ok(Some(hosts)) => report.findings.extend(mirrors::findings(&name, &hosts)),
+            Ok(None) => {}
+            Err(error) => report
+                .not_seen
+                .push(format!("mirrors of {name}: {error:#}")),
+        }
+    }
+}
+
+/// A file's text; none if it is not there.
+fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    let file = match File::open(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        file => file?,
+    };
+    let mut text = String::new();
+    let read = file.take(FILE_MAX + 1).read_to_string(&mut text);
+    read.with_context(|| format!("read {}", path.display()))?;
+    anyhow::ensure!(
+        text.len() as u64 <= FILE_MAX,
+        "{} is too long",
+        path.display()
+    );
+    Ok(Some(text))
+}
+
+/// The kubelet's records of who may use an image (KEP-2535): `image_manager/pulled` and `pulling` below its folder.
+fn records(kubelet: &Path, report: &mut Report) {
+    if let Err(error) = fs::read_dir(kubelet) {
+        let why = format!("the kubelet's records in {}: {error}", kubelet.display());
+        return report.not_seen.push(why);
+    }
+    let count = |name: &str| {
+        let entries = fs::read_dir(kubelet.join("image_manager").join(name));
+        entries.map(|entries| entries.take(REGISTRIES_MAX).count())
+    };
+    match (count("pulled"), count("pulling")) {
+        (Err(_), _) => report.findings.push(Finding {
+            severity: Severity::Info,
+            check: "kubelet-keeps-no-records",
+            what: "the kubelet keeps no records of who may use a private image's copy".to_owned(),
+            fix: "Kubernetes 1.35 and later do, unless the feature gate KubeletEnsureSecretPulledImages is off. There, start the \
+                  agent with --kubelet-verifies=no.",
+        }),
+        (Ok(_), Ok(pulling)) if pulling > 0 => report.findings.push(Finding {
+            severity: Severity::Info,
+            check: "kubelet-pulls",
+            what: format!("the kubelet has {} under way, or cut off", text::count(pulling, "pull")),
+            fix: "After one that was cut off, the kubelet asks the registry before it gives the image to any pod. If nothing is \
+                  being pulled now, pull it once more while the registry answers.",
+        }),
+        _ => {}
+    }
+}
+
+fn disk(containerd: &Path, report: &mut Report) {
+    let stat = match rustix::fs::statvfs(containerd) {
+        Ok(stat) => stat,
+        Err(error) => {
+            let why = format!("the disk of {}: {error}", containerd.display());
+            return report.not_seen.push(why);
+        }
+    };
+    report
+        .findings
+        .extend(room("of the disk", stat.f_bavail, stat.f_blocks));
+    report
+        .findings
+        .extend(room("of the disk's inodes", stat.f_favail, stat.f_files));
+}
+
+/// How much is left, of which all is this.
+fn room(what: &str, free: u64, all: u64) -> Option<Finding> {
+    // Some file systems have no fixed number of inodes.
+    let percent = u128::from(free) * 100 / u128::from(all.max(1));
+    let (check, fix) = match percent {
+        _ if all == 0 => return None,
+        left if left < u128::from(FLOOR) => (
+            "disk-full",
+            "New images that have a copy here are not downloaded (--disk-floor), and kept copies are not pinned: free some disk.",
+        ),
+        left if left < u128::from(KEEP_FREE) => (
+            "disk-nearly-full",
+            "Kept copies are not pinned (--keep-free), so the kubelet may collect them: free some disk.",
+        ),
+        _ => return None,
+    };
+    Some(Finding {
+        severity: Severity::Warning,
+        check,
+        what: format!("{percent}% {what} that holds the images are free"),
+        fix,
+    })
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let word = match finding.severity {
+            Severity::Error => "ERROR  ",
+            Severity::Warning => "WARNING",
+            Severity::Info => "INFO   ",
+        };
+        let Finding {
+            what, check, fix, ..
+        } = finding;
+        let _ = writeln!(text, "{word} {what} [{check}]\n        {fix}");
+    }
+    for not_seen in &report.not_seen {
+        let _ = writeln!(text, "NOT LOOKED AT {not_seen}");
+    }
+    let findings = text::count(report.findings.len(), "finding");
+    let not_seen = text::count(report.not_seen.len(), "thing");
+    let _ = writeln!(text, "{findings}; {not_seen} could not be looked at");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looked(root: &Path) -> Report {
+        let mut report = Report::default();
+        registries(&below(root, Path::new("/certs.d")), &mut report);
+        records(&below(root, Path::new("/kubelet")), &mut report);
+        report
+    }
+
+    #[test]
+    fn a_nodes_files_are_looked_at_and_what_is_missing_is_said() {
+        let root = tempfile::tempdir().unwrap();
+        let report = looked(root.path());
+        assert_eq!((report.findings.len(), report.not_seen.len()), (0, 2));
+        let registry = root.path().join("certs.d/registry.example");
+        fs::create_dir_all(&registry).unwrap();
+        fs::create_dir_all(root.path().join("certs.d/old-style")).unwrap();
+        fs::write(
+            registry.join("hosts.toml"),
+            "[host.\"https://mirror.example\"]\n",
+        )
+        .unwrap();
+        fs::create_dir_all(root.path().join("kubelet")).unwrap();
+        let report = looked(root.path());
+        assert_eq!(report.not_seen, [""; 0]);
+        let checks: Vec<_> = report
+            .findings
+            .iter()
+            .map(|finding| finding.check)
+            .collect();
+        let expected = [
+            "mirror-without-dial-timeout",
+            "mirror-resolves",
+            "kubelet-keeps-no-records",
+        ];
+        assert_eq!(checks, expected);
+        let manager = root.path().join("kubelet/image_manager");
+        fs::create_dir_all(manager.join("pulled")).unwrap();
+        fs::create_dir_all(manager.join("pulling")).unwrap();
+        assert_eq!(looked(root.path()).findings.len(), 2);
+        fs::write(manager.join("pulling/sha256-a"), "").unwrap();
+        let report = looked(root.path());
+        assert_eq!(
+            report.findings[2].what,
+            "the kubelet has 1 pull under way, or cut off"
+        );
+        assert!(render(&report).ends_with("3 findings; 0 things could not be looked at\n"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = root.path().join("certs.d/registry.example");
+        fs::create_dir_all(&registry).unwrap();
+        let long = "#".repeat(usize::try_from(FILE_MAX).unwrap() + 1);
+        fs::write(registry.join("hosts.toml"), long).unwrap();
+        assert!(looked(root.path()).not_seen[0].contains("too long"));
+    }
+
+    #[test]
+    fn room_is_compared_with_what_the_agent_wants() {
+        let check = |free, all| room("of the disk", free, all).map(|finding| finding.check);
+        assert_eq!(check(20, 100), None);
+        assert_eq!(check(19, 100), Some("disk-nearly-full"));
+        assert_eq!(check(14, 100), Some("disk-full"));
+        assert_eq!(check(0, 0), None);
+    }
+}
