@@ -42,6 +42,7 @@ mod shelf;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,13 +154,10 @@ async fn start(
     let metrics = Arc::new(Metrics::new(VERSION)?);
     let config = ConfigFile::open(args.config.clone(), Arc::clone(&metrics)).await;
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
-    let state_dir = args.state_dir.clone();
-    fs::create_dir_all(&state_dir)
-        .with_context(|| format!("making the state folder {}", state_dir.display()))?;
+    let state_dir = made(args.state_dir.clone())?;
     let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
-    let client = connect()
-        .await
-        .context("making a client of the API server")?;
+    let client = connect().await;
+    let client = client.context("making a client of the API server")?;
     let runtime = Arc::new(containerd(&args, &metrics));
     let open = open_index_and_start_planner(&args, config.config(), &runtime, &metrics);
     let (history, planner) = Box::pin(open).await;
@@ -231,6 +229,13 @@ async fn start(
     let socket = http::serve_socket(state_dir, history, questions, stop.clone());
     own(&mut tasks, "index socket", socket);
     Ok((tasks, leaver))
+}
+
+/// The state folder, which is there now.
+fn made(state_dir: PathBuf) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(&state_dir)
+        .with_context(|| format!("making the state folder {}", state_dir.display()))?;
+    Ok(state_dir)
 }
 
 /// What looks after the kept copies.

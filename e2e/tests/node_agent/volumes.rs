@@ -88,15 +88,15 @@ async fn mounts(
 async fn a_pod_mounts_what_the_tag_points_to_or_the_copy(node: &Node) -> anyhow::Result<()> {
     let space = node.space("volume").await?;
     let app = with_app(&space).await?;
-    let none = json!({});
+    let plain = json!({});
     space.push("one").await?;
     // The kubelet may have pulled it before the gate began.
-    let first = pod(&space, &app, "first", &none)?;
+    let first = pod(&space, &app, "first", &plain)?;
     mounts(&space, &first, "one", &["fresh", "unchanged"]).await?;
     let two = space.push("two").await?;
     let release = mounts(
         &space,
-        &pod(&space, &app, "second", &none)?,
+        &pod(&space, &app, "second", &plain)?,
         "two",
         &["fresh"],
     )
@@ -104,7 +104,7 @@ async fn a_pod_mounts_what_the_tag_points_to_or_the_copy(node: &Node) -> anyhow:
     ensure!(release["digest"] == two.as_str(), "{release}");
     space.push("three").await?;
     space.registry.fault(Fault::Unavailable).await?;
-    let third = pod(&space, &app, "third", &none)?;
+    let third = pod(&space, &app, "third", &plain)?;
     let release = mounts(&space, &third, "two", &["fallback"]).await?;
     ensure!(release["digest"] == two.as_str(), "{release}");
     let event = space.work.wait_event("third", "TryLatestFallback", SOON);
@@ -161,14 +161,14 @@ async fn a_pod_that_is_not_held_mounts_the_copy_and_the_next_one_what_is_new(
 async fn a_private_volume_is_pulled_by_the_kubelet(node: &Node) -> anyhow::Result<()> {
     let space = private(node, "volumeprivate", Scheme::Basic).await?;
     let app = with_app(&space).await?;
-    let none = json!({});
+    let plain = json!({});
     let any = ["fresh", "unchanged"];
-    mounts(&space, &pod(&space, &app, "first", &none)?, "one", &any).await?;
+    mounts(&space, &pod(&space, &app, "first", &plain)?, "one", &any).await?;
     space.push("two").await?;
-    let second = pod(&space, &app, "second", &none)?;
+    let second = pod(&space, &app, "second", &plain)?;
     mounts(&space, &second, "two", &["fresh"]).await?;
     space.registry.fault(Fault::Unavailable).await?;
-    let third = pod(&space, &app, "third", &none)?;
+    let third = pod(&space, &app, "third", &plain)?;
     mounts(&space, &third, "two", &["fallback"]).await?;
     space.end().await
 }

@@ -381,7 +381,7 @@ proptest! {
             let mut pods = [used("app", "new", Some(since))];
             running.measure(&mut pods, Now { wall, up });
             let shelf = node.step(&pods, Some(ROOMY), wall);
-            is_proven |= up - started >= PROVEN_AFTER;
+            is_proven |= up.saturating_sub(started) >= PROVEN_AFTER;
             let new = node.kept.iter().find(|copy| copy.digest == digest("new"));
             prop_assert_eq!(new.map(|copy| copy.proven), Some(is_proven));
             let mut gone = shelf.forget.iter().map(|(_, because)| *because);

@@ -23,7 +23,7 @@ fn assert_shows(metrics: &Metrics, lines: &[&str]) {
     }
 }
 
-fn release(container: serde_json::Value) -> Release {
+fn release(container: &serde_json::Value) -> Release {
     let json =
         serde_json::json!({"time": "2026-01-01T12:00:00Z", "containers": {"app": container}});
     serde_json::from_value(json).unwrap()
@@ -82,7 +82,7 @@ fn expected_series_are_there_before_the_first_event() {
 fn a_start_without_a_gate_counts_once() {
     let metrics = metrics();
     let told = |digest: &str, moved: Option<&str>| {
-        release(serde_json::json!({
+        release(&serde_json::json!({
             "image": "a", "outcome": "not-held", "digest": digest, "moved": moved,
         }))
     };
@@ -100,7 +100,7 @@ fn a_container_that_is_not_as_its_rollout_counts_once() {
     let release = |rollout: &str, runs: &str| {
         let digest = |n: &str| format!("sha256:{}", n.repeat(64));
         let runs = (!runs.is_empty()).then(|| digest(runs));
-        release(serde_json::json!({
+        release(&serde_json::json!({
             "image": "app", "outcome": "same", "digest": digest("1"), "rollout": digest(rollout), "runs": runs,
         }))
     };
@@ -121,7 +121,7 @@ fn a_container_that_is_not_as_its_rollout_counts_once() {
 fn what_became_of_a_release_counts_with_its_registry() {
     let metrics = metrics();
     let given = |outcome: &str| {
-        release(serde_json::json!({
+        release(&serde_json::json!({
             "image": "r.example:5000/app", "outcome": outcome, "class": "timeout", "message": "why",
         }))
     };
@@ -330,7 +330,11 @@ fn the_page_lists_the_values_of_labels() {
     let (_, page) = PAGE.split_once("## Labels").unwrap();
     let mut values: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
     for family in families() {
-        for label in family.get_metric().iter().flat_map(|m| m.get_label()) {
+        for label in family
+            .get_metric()
+            .iter()
+            .flat_map(prometheus::proto::Metric::get_label)
+        {
             let key = (label.name().to_owned(), family.name().to_owned());
             let values = values.entry(key).or_default();
             values.insert(label.value().to_owned());
