@@ -256,7 +256,7 @@ async fn the_copy_that_the_name_was_pointed_back_to_is_not_replaced() {
         proven[0].runs = [(two, Some(clock::wall() - Duration::from_hours(1)))].into();
         world.uses(proven);
         world.later().await;
-        assert_eq!(world.kept().await, ["sha256:one", "sha256:two"]);
+        assert_eq!(world.kept().await.len(), 2, "{is_pointed_back}");
         sleep(PROVEN_AFTER).await;
         let kept = world.kept().await;
         assert_eq!(kept.len(), if is_pointed_back { 2 } else { 1 }, "{kept:?}");
