@@ -257,7 +257,7 @@ async fn the_copy_that_the_name_was_pointed_back_to_is_not_replaced() {
         world.uses(proven);
         world.later().await;
         assert_eq!(world.kept().await.len(), 2, "{is_pointed_back}");
-        sleep(PROVEN_AFTER).await;
+        sleep(PROVEN_AFTER + DECIDE_EVERY).await;
         let kept = world.kept().await;
         assert_eq!(kept.len(), if is_pointed_back { 2 } else { 1 }, "{kept:?}");
     }
