@@ -213,7 +213,7 @@ async fn start(
         found,
     };
     let limits = args.disk.keep_limits();
-    let shelf = shelf(&runtime, &metrics, limits, configured, used);
+    let shelf = kept_copies(&runtime, &metrics, limits, configured, used);
     let mut tasks = JoinSet::new();
     let changes = watch_pods(client, &args.node_name, kubelet_failure);
     own(&mut tasks, "pods", pods.run(changes, stop.clone()));
@@ -239,7 +239,7 @@ fn made(state_dir: PathBuf) -> anyhow::Result<PathBuf> {
 }
 
 /// What looks after the kept copies.
-fn shelf(
+fn kept_copies(
     runtime: &Arc<Containerd>,
     metrics: &Arc<Metrics>,
     limits: Limits,

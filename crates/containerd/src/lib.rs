@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Start with [`runtime::ImageRuntime`], the seam that the agent is written against. Features: `fake`
-//! is that seam in memory, for tests; `conformance` the suite that both sides of it pass.
+//! is that seam in memory, for tests; `conformance` the suite that both sides of it pass; `fuzz` what a fuzzer calls.
 
 pub mod alias;
 mod calls;
@@ -28,6 +28,8 @@ mod disk;
 mod events;
 #[cfg(feature = "fake")]
 pub mod fake;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod kept;
 mod labels;
 mod made;

@@ -73,7 +73,7 @@ async fn ask(calls: &Calls) -> Result<Option<String>, RuntimeError> {
 }
 
 /// The name in CRI's configuration.
-fn configured(config: &str) -> Option<String> {
+pub(crate) fn configured(config: &str) -> Option<String> {
     let config: Value = serde_json::from_str(config).ok()?;
     let name = config.pointer("/containerd/snapshotter")?.as_str()?;
     (!name.is_empty()).then(|| name.to_owned())

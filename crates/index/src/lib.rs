@@ -13,6 +13,8 @@
 //! Bounded: [`TRIES_MAX`] tries per image, a week of counts, and [`Index::prune`] drops images that
 //! are gone and were not tried for [`KEEP`], or not among the last [`GONE_MAX`].
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod recover;
 mod stored;
 

@@ -90,7 +90,7 @@ pub(crate) fn print<T: Serialize>(
 /// Prints to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn printed(text: &str) -> anyhow::Result<()> {
     let mut stdout = anstream::stdout().lock();
     match stdout
