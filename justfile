@@ -53,6 +53,10 @@ deny:
 test *args: _to-build
     cargo test --workspace --exclude trylatest-e2e {{ args }}
 
+# Everything that is read from outside, under a fuzzer: 10 s each, or SECONDS, or --inputs N (needs cargo-fuzz)
+fuzz *args: _to-build
+    e2e/fuzz/run {{ args }}
+
 # The agent's heap over a simulated day of outage with 10,000 pods (minutes)
 test-day:
     cargo test --config profile.dev.package.trylatest-core.opt-level=3 --package trylatest --lib -- \

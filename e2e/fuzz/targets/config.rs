@@ -1,0 +1,15 @@
+//! The administrator's configuration.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use trylatest_core::config::Config;
+
+fuzz_target!(|text: &str| {
+    match Config::parse(text) {
+        Ok(config) => {
+            assert_eq!(Config::parse(text).as_ref(), Ok(&config));
+            assert!(config.changes(&config).is_empty());
+        }
+        Err(invalid) => assert!(invalid.summary(1024).len() <= 1024),
+    }
+});
