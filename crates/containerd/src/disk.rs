@@ -29,6 +29,9 @@ const LOOK_LASTS: Duration = Duration::from_secs(1);
 /// Snapshots that are remembered as seen.
 const REMEMBERED: usize = 4096;
 
+/// How often a look is repeated because the garbage collection was faster.
+const AGAIN_MAX: usize = 8;
+
 /// What the keys of our looks at snapshots begin with.
 const LOOK: &str = "trylatest-look-";
 
@@ -233,33 +236,60 @@ pub(crate) async fn folder(node: &Containerd, snapshot: &str) -> Result<OnDisk, 
         return Ok(OnDisk::Whole);
     }
     let key = node.looks.key();
+    let mut found = look(node, &snapshotter, &key, snapshot).await?;
+    // A view that the garbage collection has removed stays in the list of what is on top of the layer
+    // (core/metadata/gc.go, `remove`), which could then never be removed: it is put there again.
+    for _ in 0..AGAIN_MAX {
+        if found != OnDisk::Whole || remove(node, &snapshotter, &key).await? {
+            break;
+        }
+        found = look(node, &snapshotter, &key, snapshot).await?;
+    }
+    Ok(found)
+}
+
+/// Makes a view of an unpacked layer, which needs its folder. If that is not whole, there is no view.
+async fn look(
+    node: &Containerd,
+    snapshotter: &str,
+    key: &str,
+    snapshot: &str,
+) -> Result<OnDisk, RuntimeError> {
     let mut snapshots = node.calls.snapshots();
     let request = ViewSnapshotRequest {
-        snapshotter: snapshotter.clone(),
-        key: key.clone(),
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
         parent: snapshot.to_owned(),
         labels: HashMap::new(),
     };
     let call = snapshots.view(request);
     match node.calls.find("looking at a snapshot", call).await {
-        Ok(Some(_)) => {}
-        Ok(None) => return Ok(OnDisk::Unlisted),
+        Ok(Some(_)) => Ok(OnDisk::Whole),
+        Ok(None) => Ok(OnDisk::Unlisted),
         Err(RuntimeError::Answered { message, .. })
             if message.contains("no such file or directory")
                 || message.contains("not a directory") =>
         {
-            return Ok(OnDisk::Gone);
+            Ok(OnDisk::Gone)
         }
         Err(error @ RuntimeError::Answered { .. }) => {
             tracing::debug!(snapshot, %error, "checking an unpacked layer has failed");
-            return Ok(OnDisk::Whole);
+            Ok(OnDisk::Whole)
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
     }
-    let request = RemoveSnapshotRequest { snapshotter, key };
+}
+
+/// Removes a view. False if it was not there.
+async fn remove(node: &Containerd, snapshotter: &str, key: &str) -> Result<bool, RuntimeError> {
+    let mut snapshots = node.calls.snapshots();
+    let request = RemoveSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+    };
     let call = snapshots.remove(request);
     let removed = node.calls.find("removing a snapshot view", call).await;
-    removed.map(|_was_there| OnDisk::Whole)
+    removed.map(|was_there| was_there.is_some())
 }
 
 #[cfg(test)]
