@@ -69,8 +69,7 @@ pub enum Command {
     ///
     /// The pull has no credentials. If it cannot be used, the image's name points to the copy that was here. Where
     /// an agent runs, its memory is read and not written; where none runs, the try is remembered in the state
-    /// folder, so that the next
-    /// --max-age is known.
+    /// folder, so that a later --max-age knows how old the copy is.
     #[command(
         after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes: 0 \
                             fresh (new content was pulled) or unchanged (the tag still points to the copy); 3 fallback (the \
@@ -100,7 +99,7 @@ pub enum Command {
     Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
-    /// Look for what keeps TryLatest from working on this node; only what the node itself can see
+    /// Look for what keeps TryLatest from working on this node, as far as only the node itself can see it
     ///
     /// It reads files of the node, which the agent's own pod does not see. Where you cannot log in: kubectl debug node/NODE
     /// --profile=sysadmin --image=(the agent's image) -it -- /trylatest doctor --root /host. For all nodes and the cluster: kubectl

@@ -203,7 +203,7 @@ fn room(what: &str, free: u64, all: u64) -> Option<Finding> {
     Some(Finding {
         severity: Severity::Warning,
         check,
-        what: format!("{percent}% {what} that holds the images are free"),
+        what: format!("where the images are, {percent}% {what} is free"),
         fix,
     })
 }

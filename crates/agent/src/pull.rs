@@ -339,8 +339,8 @@ impl Pulled {
             None => "never confirmed by TryLatest".to_owned(),
         };
         let mut line = match outcome {
-            Outcome::Fresh => format!("{outcome}: {image} now is {digest}"),
-            Outcome::Unchanged => format!("{outcome}: {image} still is {digest}"),
+            Outcome::Fresh => format!("{outcome}: {image} is now {digest}"),
+            Outcome::Unchanged => format!("{outcome}: {image} is still {digest}"),
             Outcome::Fallback => {
                 format!("{outcome}: {image} is the cached copy {digest}, {confirmed}")
             }

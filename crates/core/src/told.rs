@@ -93,8 +93,8 @@ impl Reason {
     fn advice(self, class: Option<FailureClass>) -> Option<&'static str> {
         match self {
             Self::Refused => Some(
-                "to do: nothing if the registry will be back, the gate asks again; otherwise check the pod's credentials \
-                 and its trylatest.dev annotations",
+                "to do: nothing if the registry will be back, because the gate asks again; otherwise check the pod's \
+                 credentials and its trylatest.dev annotations",
             ),
             Self::Fallback | Self::Unavailable => class.map(|class| match class {
                 FailureClass::Network | FailureClass::Timeout => {

@@ -15,7 +15,7 @@ pub(super) fn findings(registry: &str, hosts: &str) -> Vec<Finding> {
                 severity: Severity::Error,
                 check: "hosts-invalid",
                 what: format!("{registry}: hosts.toml is not valid TOML: {why}"),
-                fix: "containerd cannot pull from this registry: mend the file.",
+                fix: "containerd cannot pull from this registry: correct the file.",
             }];
         }
     };

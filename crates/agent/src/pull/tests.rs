@@ -82,7 +82,7 @@ async fn a_moved_tag_is_fresh_and_then_unchanged() {
     let fresh = pulled(&node, &[]).await;
     assert_eq!(
         fresh.words(),
-        "fresh: reg.example/app:latest now is sha256:two"
+        "fresh: reg.example/app:latest is now sha256:two"
     );
     let unchanged = pulled(&node, &[]).await;
     assert_eq!(unchanged.outcome, Outcome::Unchanged);

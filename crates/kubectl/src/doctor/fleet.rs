@@ -34,8 +34,8 @@ pub(super) fn examine(facts: &Facts, now: Timestamp, report: &mut Report) {
                 Severity::Warning,
                 "config-refused",
                 &format!("an agent has refused its configuration within the last hour: {message}"),
-                "Check the ConfigMap trylatest-config with `trylatest config check`. If it was mended since, this Event goes by \
-                 itself.",
+                "Check the ConfigMap trylatest-config with `trylatest config check`. If it has been corrected since, this Event goes \
+                 by itself.",
             );
         }
     }
@@ -98,7 +98,7 @@ fn agents(facts: &Facts, nodes: &[SeenNode], report: &mut Report) {
             AgentState::NotReady => (
                 Severity::Error,
                 "agent-not-ready",
-                "the agent of nodes is not ready",
+                "nodes have an agent that is not ready",
             ),
             _ => continue,
         };
@@ -129,7 +129,7 @@ fn agents(facts: &Facts, nodes: &[SeenNode], report: &mut Report) {
             Severity::Warning,
             "agent-version-skew",
             &format!("agents run different images: {}", counts.join(", ")),
-            "While an upgrade rolls that is how it is. If it does not end: kubectl -n trylatest-system rollout status \
+            "That is normal while an upgrade rolls out. If it does not end: kubectl -n trylatest-system rollout status \
              daemonset/trylatest-agent.",
         );
     }
