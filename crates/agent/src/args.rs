@@ -80,30 +80,31 @@ pub enum Command {
     Pull(PullOnceArgs),
     /// Point an image's name on this node back to the previous copy
     ///
-    /// The previous copy is kept until a container has run from the newest for ten minutes. The name stays until the next
-    /// successful try moves it on: move the tag back in the registry as well. A second rollback changes nothing.
+    /// The previous copy is kept until a container has run from the newest for ten minutes. The name stays until the
+    /// next successful try moves it on: move the tag back in the registry as well. A second rollback changes nothing.
     ///
-    /// Exit codes: 0 the name points to the previous copy, now or already; 1 failed; 3 this node keeps no previous copy.
+    /// Exit codes: 0 the name points to the previous copy, now or already; 1 failed; 3 this node keeps no previous
+    /// copy.
     Rollback(RollbackArgs),
     /// Unpack an image's copy on this node again, and pull what its tag points to now
     ///
     /// For a copy that is damaged where the agent cannot see it: files that are wrong inside an unpacked layer.
     ///
-    /// The layers are compared with their digests first. If they match, what is unpacked is thrown away and unpacked again from
-    /// them. The copy stays usable under its name all the time, whether or not the registry answers and wants credentials. If
-    /// they do not match, or containerd has not kept them (discard_unpacked_layers), nothing is changed unless --download is
-    /// given.
+    /// The layers are compared with their digests first. If they match, what is unpacked is thrown away and unpacked
+    /// again from them. The copy stays usable under its name all the time, whether or not the registry answers and
+    /// wants credentials. If they do not match, or containerd has not kept them (discard_unpacked_layers), nothing is
+    /// changed unless --download is given.
     ///
-    /// Nothing is changed either while the kubelet pulls the image with a pod's credentials, or while containers, even exited
-    /// ones, run from the copy. Lower layers that others use stay as they are, and the command says how many.
+    /// Nothing is changed either while the kubelet pulls the image with a pod's credentials, or while containers, even
+    /// exited ones, run from the copy. Lower layers that others use stay as they are, and the command says how many.
     Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
     /// Look for what keeps TryLatest from working on this node, as far as only the node itself can see it
     ///
-    /// It reads files of the node, which the agent's own pod does not see. Where you cannot log in: kubectl debug node/NODE
-    /// --profile=sysadmin --image=(the agent's image) -it -- /trylatest doctor --root /host. For all nodes and the cluster: kubectl
-    /// trylatest doctor.
+    /// It reads files of the node, which the agent's own pod does not see. Where you cannot log in: kubectl debug
+    /// node/NODE --profile=sysadmin --image=(the agent's image) -it -- /trylatest doctor --root /host. For all nodes
+    /// and the cluster: kubectl trylatest doctor.
     #[command(
         after_help = "Exit codes: 0 nothing is wrong, as far as could be looked at; 1 failed; 2 wrong usage; 3 the \
                             worst finding is a warning; 4 it is an error."
@@ -213,8 +214,8 @@ impl AgentArgs {
 /// The kubelet's limit of pulls, as its configuration has it.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PullArgs {
-    /// The kubelet's `registryPullQPS`: private images are left to it no faster than it pulls, with a fifth to spare; 0 if
-    /// it has no limit
+    /// The kubelet's `registryPullQPS`: private images are left to it no faster than it pulls, with a fifth to spare; 0
+    /// if it has no limit
     #[arg(long, env = "TRYLATEST_REGISTRY_PULL_QPS", default_value_t = 5)]
     pub registry_pull_qps: u32,
 
@@ -235,13 +236,13 @@ impl PullArgs {
 /// How much of the node's disk is used, and how much stays free.
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
-    /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none. `keep` in the
-    /// configuration file says otherwise for a registry
+    /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none. `keep`
+    /// in the configuration file says otherwise for a registry
     #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
     pub keep_for: Duration,
 
-    /// How much space copies that no pod uses may take, in bytes (20GiB) or as a percentage of the file system that holds
-    /// the images; what they share counts for each
+    /// How much space copies that no pod uses may take, in bytes (20GiB) or as a percentage of the file system that
+    /// holds the images; what they share counts for each
     #[arg(long, env = "TRYLATEST_KEEP_BYTES", default_value = "10%")]
     pub keep_bytes: Amount,
 
@@ -251,8 +252,8 @@ pub struct DiskArgs {
     #[arg(long, env = "TRYLATEST_KEEP_FREE", default_value = "20%")]
     pub keep_free: Amount,
 
-    /// Do not download an image that has a copy on the node if less than this would be left free on the file system that
-    /// holds the images
+    /// Do not download an image that has a copy on the node if less than this would be left free on the file system
+    /// that holds the images
     #[arg(long, env = "TRYLATEST_DISK_FLOOR", default_value = "15%")]
     pub disk_floor: Amount,
 }
@@ -439,8 +440,8 @@ pub struct RepairArgs {
     /// The image, as pods name it
     pub image: ImageName,
 
-    /// Download again what the node cannot unpack. The registry must answer without credentials, or nothing is changed. If
-    /// the download then fails half-way, this node has no copy until the registry answers again: the image's name is
+    /// Download again what the node cannot unpack. The registry must answer without credentials, or nothing is changed.
+    /// If the download then fails half-way, this node has no copy until the registry answers again: the image's name is
     /// taken away, so that the kubelet pulls it for the next pod
     #[arg(long)]
     pub download: bool,

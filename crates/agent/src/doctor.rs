@@ -29,7 +29,8 @@ const REGISTRIES_MAX: usize = 1_000;
 /// Longest file that is read.
 const FILE_MAX: u64 = 64 << 10;
 
-/// What the agent leaves free by default (`--disk-floor`), and what it lets kept copies go for (`--keep-free`), in percent.
+/// What the agent leaves free by default (`--disk-floor`), and what it lets kept copies go for (`--keep-free`), in
+/// percent.
 const FLOOR: u64 = 15;
 const KEEP_FREE: u64 = 20;
 

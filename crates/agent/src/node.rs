@@ -9,8 +9,9 @@ use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
 
 use crate::args::ContainerdArgs;
 
-/// Runs a command, and prints what it says. Each call to containerd but pulls may take as long as the deadline. The first
-/// SIGINT or SIGTERM tells the command by the token: it ends in order, and says how. A second one ends it at once.
+/// Runs a command, and prints what it says. Each call to containerd but pulls may take as long as the deadline. The
+/// first SIGINT or SIGTERM tells the command by the token: it ends in order, and says how. A second one ends it at
+/// once.
 ///
 /// # Errors
 /// Those of the command, or a second signal.

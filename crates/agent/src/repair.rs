@@ -1,9 +1,10 @@
 //! `trylatest repair`: unpacks an image's copy again, for damage that a proof cannot see.
 //!
-//! What keeps this from making a node worse: layers are named by their digests, so it can be known whether what is unpacked
-//! can be made again from what the node holds. If it can, it is removed, and the copy stays usable under its name all the
-//! time: containerd unpacks it in the pull that follows, or, if that fails, when the next container starts. If it cannot,
-//! nothing is touched, unless the user accepts that the copy may be lost and the registry has just answered.
+//! What keeps this from making a node worse: layers are named by their digests, so it can be known whether what is
+//! unpacked can be made again from what the node holds. If it can, it is removed, and the copy stays usable under its
+//! name all the time: containerd unpacks it in the pull that follows, or, if that fails, when the next container
+//! starts. If it cannot, nothing is touched, unless the user accepts that the copy may be lost and the registry has
+//! just answered.
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use crate::shown::Shown;
 use crate::turn;
 use crate::undo::{Undo, digest_of};
 
-/// For each call to containerd. A collection of garbage, which removes what was unpacked, takes a while on a large node.
+/// For each call to containerd. A collection of garbage, which removes what was unpacked, takes a while on a large
+/// node.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long nothing may move before a pull is given up. containerd 2.x waits no longer for an answer.
@@ -63,8 +65,8 @@ pub fn run(args: RepairArgs) -> anyhow::Result<()> {
     })
 }
 
-/// How far it is, and whether it is to stop. Nothing is begun after that; what has been thrown away by then stays so, and
-/// what is said is as after a pull that has failed.
+/// How far it is, and whether it is to stop. Nothing is begun after that; what has been thrown away by then stays so,
+/// and what is said is as after a pull that has failed.
 #[derive(Clone, Copy)]
 struct Way<'a> {
     shown: &'a Shown,
@@ -115,8 +117,8 @@ async fn repair(
     Ok(words(image, before.as_ref(), &now, &done))
 }
 
-/// Throws away what is unpacked, and what is spoiled of the layers, and pulls. An error means that nothing was thrown away,
-/// or that containerd does not answer.
+/// Throws away what is unpacked, and what is spoiled of the layers, and pulls. An error means that nothing was thrown
+/// away, or that containerd does not answer.
 async fn renew(
     node: &impl ImageRuntime,
     image: &ImageName,

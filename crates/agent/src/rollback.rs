@@ -24,8 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Points the name back, and says what it did. Nothing is done if that has been done before.
 ///
 /// # Errors
-/// [`NothingToRollBackTo`]; or the copy is not everybody's, the kubelet is pulling the image, another command has been at work
-/// for too long, or containerd does not answer.
+/// [`NothingToRollBackTo`]; or the copy is not everybody's, the kubelet is pulling the image, another command has been
+/// at work for too long, or containerd does not answer.
 pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
     let RollbackArgs {
         image,
@@ -39,8 +39,8 @@ pub fn run(args: RollbackArgs) -> anyhow::Result<()> {
     })
 }
 
-/// This node keeps no earlier copy of the image: a rollback has an exit code for that, as it is no failure on a node that
-/// never had the image, or has not pulled the broken one.
+/// This node keeps no earlier copy of the image: a rollback has an exit code for that, as it is no failure on a node
+/// that never had the image, or has not pulled the broken one.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing to roll back to: {0}")]
 pub struct NothingToRollBackTo(String);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use trylatest_core::text;
 
-/// Shows steps on stderr: on a terminal, in one line that is written again and goes in the end; otherwise, one line each.
+/// Shows steps on stderr: on a terminal, in one line that is written again and goes in the end; otherwise, one line
+/// each.
 pub(crate) struct Shown {
     is_terminal: bool,
     /// What was last shown of the current step, in percent.

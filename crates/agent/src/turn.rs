@@ -1,5 +1,5 @@
-//! Commands that change names on this node, one at a time: two that do not know of each other would each undo the other's
-//! change.
+//! Commands that change names on this node, one at a time: two that do not know of each other would each undo the
+//! other's change.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;

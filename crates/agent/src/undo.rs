@@ -1,7 +1,7 @@
 //! What a command changes of an image's name, and undoes if that does not work out.
 //!
-//! An alias keeps what the name pointed to. It is the journal as well: if the command is killed half-way, the agent finds
-//! it when it begins or is uninstalled ([`all`]).
+//! An alias keeps what the name pointed to. It is the journal as well: if the command is killed half-way, the agent
+//! finds it when it begins or is uninstalled ([`all`]).
 
 use anyhow::{Context, anyhow, bail};
 use tracing::{info, warn};
@@ -67,8 +67,8 @@ impl<'a, R: ImageRuntime> Undo<'a, R> {
         }
     }
 
-    /// After the change: if no container can start from what the name points to now, it points to what it did before. What
-    /// it points to, if a container can start from that.
+    /// After the change: if no container can start from what the name points to now, it points to what it did before.
+    /// What it points to, if a container can start from that.
     ///
     /// # Errors
     /// containerd does not answer. The agent then ends this when it begins.
@@ -86,8 +86,8 @@ impl<'a, R: ImageRuntime> Undo<'a, R> {
     }
 }
 
-/// Ends what killed commands have left half done: a name that is gone, or that no container can start from, points to what
-/// it did before. What cannot be undone stays for the next time.
+/// Ends what killed commands have left half done: a name that is gone, or that no container can start from, points to
+/// what it did before. What cannot be undone stays for the next time.
 pub(crate) async fn all<R: ImageRuntime>(node: &R) {
     let left = match node.journal(Journal::Undo).await {
         Ok(left) => left,

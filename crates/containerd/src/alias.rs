@@ -3,8 +3,8 @@
 //! Of several names of one image CRI reports the first in order, so an alias like
 //! `0.example/keep:1` would show up as the image in a pod's status and in the node's. CRI ignores
 //! names without a tag or digest (`internal/cri/util/references.go`; measured on 1.6 and 2.4).
-//! Because of the upper-case letters, no tool reads the name as one of Docker Hub's. And there is no `/` in it: Spegel and what
-//! k3s embeds of it look at every name with one, and stop at the first that they cannot read.
+//! Because of the upper-case letters, no tool reads the name as one of Docker Hub's. And there is no `/` in it: Spegel
+//! and what k3s embeds of it look at every name with one, and stop at the first that they cannot read.
 
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -32,8 +32,8 @@ pub fn undo(image: &ImageName) -> String {
     format!("{UNDO}{}", mangled(image))
 }
 
-/// The alias that says that the image's name was pointed back to an earlier copy, and keeps that. It means nothing once the
-/// name points to something else.
+/// The alias that says that the image's name was pointed back to an earlier copy, and keeps that. It means nothing once
+/// the name points to something else.
 pub fn rolled_back(image: &ImageName) -> String {
     format!("{ROLLED_BACK}{}", mangled(image))
 }

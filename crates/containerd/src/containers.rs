@@ -1,5 +1,5 @@
-//! Sandboxes and containers that start, from containerd's events: the kubelet looks at its containers once a second, and
-//! shows only then that one has started.
+//! Sandboxes and containers that start, from containerd's events: the kubelet looks at its containers once a second,
+//! and shows only then that one has started.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -32,7 +32,8 @@ const ENDED: &str = "/tasks/exit";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_NAME: &str = "io.kubernetes.pod.name";
 
-/// The pods, as `namespace/name`, of all containers that CRI knows, also those that have exited, by the containers' IDs.
+/// The pods, as `namespace/name`, of all containers that CRI knows, also those that have exited, by the containers'
+/// IDs.
 pub(crate) async fn pods(calls: &Calls) -> Result<HashMap<String, String>, RuntimeError> {
     let mut cri = calls.cri_runtime();
     let call = cri.list_containers(ListContainersRequest::default());

@@ -1,5 +1,5 @@
-//! The content store: small documents, which are manifests and configurations, read whole and verified; and what is taken
-//! out of it.
+//! The content store: small documents, which are manifests and configurations, read whole and verified; and what is
+//! taken out of it.
 
 use containerd_client::services::v1::{DeleteContentRequest, ReadContentRequest};
 use serde::de::DeserializeOwned;

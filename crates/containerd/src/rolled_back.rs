@@ -1,6 +1,7 @@
 //! Names that were pointed back to an earlier copy by hand, and when: aliases, as of the copies that are kept.
 //!
-//! An alias points to that copy, so it can be seen whether the name still does. What else is to be known is in its labels.
+//! An alias points to that copy, so it can be seen whether the name still does. What else is to be known is in its
+//! labels.
 
 use std::collections::BTreeMap;
 

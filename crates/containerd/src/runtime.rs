@@ -74,8 +74,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer. Some parts may have been removed.
     fn mend(&self, image: &ImageName) -> impl Future<Output = Result<Mended, RuntimeError>> + Send;
 
-    /// Compares the layers of the copy that the name points to with their digests: whether it could be unpacked again from
-    /// what the node holds. Reads all of them, and tells `seen` how far it is.
+    /// Compares the layers of the copy that the name points to with their digests: whether it could be unpacked again
+    /// from what the node holds. Reads all of them, and tells `seen` how far it is.
     ///
     /// # Errors
     /// containerd did not answer.
@@ -85,8 +85,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
         seen: &Seen<'_>,
     ) -> impl Future<Output = Result<Verified, RuntimeError>> + Send;
 
-    /// Who keeps [`ImageRuntime::discard`] from removing anything of the copy that the name points to; none if nobody does.
-    /// Takes a moment, and touches nothing.
+    /// Who keeps [`ImageRuntime::discard`] from removing anything of the copy that the name points to; none if nobody
+    /// does. Takes a moment, and touches nothing.
     ///
     /// # Errors
     /// containerd did not answer.
@@ -95,10 +95,10 @@ pub trait ImageRuntime: Send + Sync + 'static {
         image: &ImageName,
     ) -> impl Future<Output = Result<Option<Users>, RuntimeError>> + Send;
 
-    /// Removes what is unpacked of the copy that the name points to, and content that [`ImageRuntime::verify`] has found
-    /// spoiled: the next pull unpacks and fetches it again. If nothing is spoiled, so does the next container that starts
-    /// from the copy, without a registry. What a container or another image has something on top of stays; if that is the
-    /// case of the topmost layer, nothing is removed at all.
+    /// Removes what is unpacked of the copy that the name points to, and content that [`ImageRuntime::verify`] has
+    /// found spoiled: the next pull unpacks and fetches it again. If nothing is spoiled, so does the next container
+    /// that starts from the copy, without a registry. What a container or another image has something on top of stays;
+    /// if that is the case of the topmost layer, nothing is removed at all.
     ///
     /// # Errors
     /// containerd did not answer. Some parts may have been removed.
@@ -187,8 +187,8 @@ pub trait ImageRuntime: Send + Sync + 'static {
     /// containerd did not answer.
     fn kept_copies(&self) -> impl Future<Output = Result<Vec<KeptCopy>, RuntimeError>> + Send;
 
-    /// Every digest by which CRI knows the image that the name points to: of manifests, and of indexes that name them. Empty if
-    /// CRI does not know the name.
+    /// Every digest by which CRI knows the image that the name points to: of manifests, and of indexes that name them.
+    /// Empty if CRI does not know the name.
     ///
     /// # Errors
     /// containerd did not answer.
@@ -206,8 +206,9 @@ pub trait ImageRuntime: Send + Sync + 'static {
         images: &BTreeSet<ImageName>,
     ) -> impl Future<Output = Result<BTreeMap<ImageName, Digest>, RuntimeError>> + Send;
 
-    /// Writes down that the image's name is pointed back to what [`RolledBack::to`] says, which the image's kept copy must
-    /// be: an alias ([`crate::alias::rolled_back`]), which [`ImageRuntime::forget`] removes. It does not move the name.
+    /// Writes down that the image's name is pointed back to what [`RolledBack::to`] says, which the image's kept copy
+    /// must be: an alias ([`crate::alias::rolled_back`]), which [`ImageRuntime::forget`] removes. It does not move the
+    /// name.
     ///
     /// # Errors
     /// There is no such copy, or containerd did not answer.
@@ -388,8 +389,8 @@ pub struct Spoiled {
 /// Who has something on top of an unpacked layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Users {
-    /// Pods as `namespace/name`, perhaps ones whose containers have exited; containers that are no pod's, by their IDs. If
-    /// there are none, other images share the layer.
+    /// Pods as `namespace/name`, perhaps ones whose containers have exited; containers that are no pod's, by their IDs.
+    /// If there are none, other images share the layer.
     pub names: Vec<String>,
 }
 
@@ -475,10 +476,10 @@ pub struct RuntimeVersion {
 }
 
 impl RuntimeVersion {
-    /// Whether the pin of any name counts for its image, and a pin that is taken away does not: so from containerd 1.6.25,
-    /// 1.7.10 and 2.0 on. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that of the name that CRI saw first,
-    /// and for ever (internal/store/image/image.go). Other runtimes, and versions that cannot be read, are taken for
-    /// new ones.
+    /// Whether the pin of any name counts for its image, and a pin that is taken away does not: so from containerd
+    /// 1.6.25, 1.7.10 and 2.0 on. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that of the name that
+    /// CRI saw first, and for ever (internal/store/image/image.go). Other runtimes, and versions that cannot be read,
+    /// are taken for new ones.
     pub fn honours_pins(&self) -> bool {
         let version = self.version.trim_start_matches('v');
         let mut parts = version.splitn(3, '.').map(|part| {

@@ -1,5 +1,6 @@
 //! What the administrator configures in a file: rules for every image, for those of a registry and for the pods of a
-//! namespace, and ceilings that no pod exceeds. Here as data, and how to read it from text; [`crate::rules`] says what follows for a pod.
+//! namespace, and ceilings that no pod exceeds. Here as data, and how to read it from text; [`crate::rules`] says what
+//! follows for a pod.
 //!
 //! ```yaml
 //! defaults: {try: 30s, stall: 5s, freshness: 0s, max-age: 720h, fallback-on: [network, timeout]}

@@ -80,8 +80,8 @@ impl fmt::Display for Amount {
     }
 }
 
-/// Why a download must not go on, if it must not: with what is still to come, and once that is unpacked, less than `floor`
-/// would be left. `bytes_before` were here when it began.
+/// Why a download must not go on, if it must not: with what is still to come, and once that is unpacked, less than
+/// `floor` would be left. `bytes_before` were here when it began.
 ///
 /// What will be unpacked is estimated. Where all has come, it is not stopped any more.
 pub fn no_room_for(flow: &Flow, bytes_before: u64, disk: Disk, floor: Amount) -> Option<Failure> {

@@ -1,12 +1,13 @@
 //! Which copies are kept, so that the last good one is still here in the next outage.
 //!
 //! An alias keeps a copy and pins it against the kubelet's image collector, which spares what is pinned. Here is
-//! decided which copies have one: those that pods use, and of those that no pod uses, the ones used last, within limits.
+//! decided which copies have one: those that pods use, and of those that no pod uses, the ones used last, within
+//! limits.
 //!
-//! Two things must not come of it. While the disk is nearly full, nothing is pinned: the kubelet evicts pods when it can
-//! collect no image. And private copies are never pinned: each collection makes the kubelet forget whose they are, if
-//! it has to spare them (`imagesInEvictionOrder` and `runPostGCHooks`, pkg/kubelet/images/image_gc_manager.go), and then
-//! any pod may use them.
+//! Two things must not come of it. While the disk is nearly full, nothing is pinned: the kubelet evicts pods when it
+//! can collect no image. And private copies are never pinned: each collection makes the kubelet forget whose they are,
+//! if it has to spare them (`imagesInEvictionOrder` and `runPostGCHooks`, pkg/kubelet/images/image_gc_manager.go), and
+//! then any pod may use them.
 
 mod running;
 
@@ -90,8 +91,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Whether so little is free that nothing is to be pinned. If that `was` so, a quarter more has to be free until it is
-    /// not: otherwise a disk that is just full enough would have all pins written again and again.
+    /// Whether so little is free that nothing is to be pinned. If that `was` so, a quarter more has to be free until it
+    /// is not: otherwise a disk that is just full enough would have all pins written again and again.
     pub fn is_tight(&self, disk: Option<Disk>, was: bool) -> bool {
         let wanted = self.free.of(disk).unwrap_or(0);
         let more = if was { wanted / 4 } else { 0 };
@@ -148,9 +149,10 @@ impl Item {
     }
 }
 
-/// Decides what is kept from now on. `kept` is what is kept now, `names` what the names of those images and of the used ones
-/// point to now, `disk` the file system that holds the images, if it is known. What is used, or what a name points to,
-/// is not replaced. What is used is always kept, unless it is not to be kept at all; nothing else is if the limits depend on a file system that is not known.
+/// Decides what is kept from now on. `kept` is what is kept now, `names` what the names of those images and of the used
+/// ones point to now, `disk` the file system that holds the images, if it is known. What is used, or what a name points
+/// to, is not replaced. What is used is always kept, unless it is not to be kept at all; nothing else is if the limits
+/// depend on a file system that is not known.
 pub fn shelve(
     kept: &[KeptCopy],
     used: &[UsedImage],

@@ -11,11 +11,11 @@
 //! ```
 //!
 //! Read [`pod`] (what is known about a pod), [`plan`] (what is done when), [`record`] (what tries
-//! have shown), [`rules`] (what applies to a container) and [`config`] (what the administrator says of that), [`verdict`] (which copy a container may use),
-//! [`release`] (what is said), [`told`] (what a pod's owner is told of it), [`gate`] (what the held pod does with it), in this order. [`gate_image`]
-//! (what the gate starts from), [`keep`] (which copies stay for the next outage) and [`disk`] (whether there is room)
-//! stand alone, and [`explain`] says all of it for one image. [`keys`] owns every name on an object, [`outcome`] the
-//! outcomes and failure classes.
+//! have shown), [`rules`] (what applies to a container) and [`config`] (what the administrator says of that),
+//! [`verdict`] (which copy a container may use), [`release`] (what is said), [`told`] (what a pod's owner is told of
+//! it), [`gate`] (what the held pod does with it), in this order. [`gate_image`] (what the gate starts from), [`keep`]
+//! (which copies stay for the next outage) and [`disk`] (whether there is room) stand alone, and [`explain`] says all
+//! of it for one image. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes.
 
 pub mod config;
 pub mod digest;

@@ -15,8 +15,8 @@
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
 //! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
-//! what to say about the node, `figures` what its metrics show, `explain` what would happen now, and `used` which copies
-//! are needed (`crate::keep`). Every event ends in `Planner::advance`, which alone begins what is due.
+//! what to say about the node, `figures` what its metrics show, `explain` what would happen now, and `used` which
+//! copies are needed (`crate::keep`). Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod brake;

@@ -143,7 +143,8 @@ pub struct Facts {
     /// rebuilt; none if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<LocalCopy>,
-    /// That the name was pointed back to an earlier copy by hand, until the next successful try says where the tag points.
+    /// That the name was pointed back to an earlier copy by hand, until the next successful try says where the tag
+    /// points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<RolledBack>,
 }

@@ -47,7 +47,8 @@ pub struct WatchError {
     pub source: watcher::Error,
 }
 
-/// Watches the gated pods of `node`; `classify` reads the kubelet's messages. The stream does not end; dropping it ends the watch.
+/// Watches the gated pods of `node`; `classify` reads the kubelet's messages. The stream does not end; dropping it ends
+/// the watch.
 pub fn watch_pods(
     client: Client,
     node: &str,

@@ -58,8 +58,8 @@ pub struct ClusterArgs {
 pub enum Command {
     /// One screen: nodes, images that run from an old copy, tags with several digests, pods that wait or are refused
     ///
-    /// Looks at all namespaces, unless --namespace names one. Some of it is only known to the agents: on a node, `trylatest
-    /// explain IMAGE` says more.
+    /// Looks at all namespaces, unless --namespace names one. Some of it is only known to the agents: on a node,
+    /// `trylatest explain IMAGE` says more.
     Status(StatusArgs),
     /// Wait for a workload's rollout, then fail if one of its pods runs an old copy
     ///
@@ -70,13 +70,15 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Make all containers of a workload TryLatest, or set how pods are held
     ///
-    /// Sets the annotation trylatest.dev/containers: "*" on the workload's pod template. Its pods are replaced, as with any
-    /// change of the template. Nothing in a namespace makes its pods TryLatest; with --hold, a namespace can set how they are held.
+    /// Sets the annotation trylatest.dev/containers: "*" on the workload's pod template. Its pods are replaced, as with
+    /// any change of the template. Nothing in a namespace makes its pods TryLatest; with --hold, a namespace can set
+    /// how they are held.
     On(SwitchArgs),
     /// Make no container of a workload TryLatest
     ///
-    /// Removes the annotations trylatest.dev/containers and trylatest.dev/literal from the workload's pod template. Its pods
-    /// are replaced, as with any change of the template. A manifest that says TryLatest switches it on again when it is applied.
+    /// Removes the annotations trylatest.dev/containers and trylatest.dev/literal from the workload's pod template. Its
+    /// pods are replaced, as with any change of the template. A manifest that says TryLatest switches it on again when
+    /// it is applied.
     Off(OffArgs),
     /// Look for what keeps TryLatest from working in this cluster
     ///
@@ -164,8 +166,8 @@ pub struct SwitchArgs {
     #[arg(value_name = "KIND/NAME")]
     pub target: Target,
 
-    /// How pods are held: gate (wait for a try, the default), none (start at once, check the tag afterwards), or inherit
-    /// (what the namespace says; for a namespace: the default)
+    /// How pods are held: gate (wait for a try, the default), none (start at once, check the tag afterwards), or
+    /// inherit (what the namespace says; for a namespace: the default)
     #[arg(long, value_enum)]
     pub hold: Option<Hold>,
 

@@ -1,8 +1,8 @@
 //! The program `kubectl-trylatest`: what runs in a cluster, and what is wrong with it, for people and for CI jobs.
 //!
 //! It reads what the agents have written into pods, nodes and Events, with the rights of the user's kubeconfig, and
-//! asks no agent. Only [`on` and `off`](args::Command::On) change something. It must not decide what a release means: the words are
-//! those of `trylatest-core`.
+//! asks no agent. Only [`on` and `off`](args::Command::On) change something. It must not decide what a release means:
+//! the words are those of `trylatest-core`.
 //!
 //! ```text
 //!   args ─► cluster (deadlines, pages) ─► pods, nodes ─► status | check | explain | doctor ─► output

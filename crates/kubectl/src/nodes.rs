@@ -86,8 +86,8 @@ impl SeenNode {
         }
     }
 
-    /// Whether a pod that fell back to a copy of this image on this node still runs an unconfirmed copy. The node takes its
-    /// condition back once the registry has confirmed what its pods run; the pods' releases stay as they are.
+    /// Whether a pod that fell back to a copy of this image on this node still runs an unconfirmed copy. The node takes
+    /// its condition back once the registry has confirmed what its pods run; the pods' releases stay as they are.
     pub(crate) fn still_falls_back(&self, image: &str) -> bool {
         self.fallback.as_ref().is_none_or(|fallback| {
             // Only so many images have room in the message.

@@ -223,8 +223,8 @@ impl ControlPlane {
     }
 
     /// Starts the controllers and the scheduler again. They would notice by themselves that the API server is back,
-    /// but late after several outages: each of their watches doubles its pause with every failure within 2 minutes, from
-    /// 0.8 s to 30 s, and jitter can double that (`client-go/tools/cache/reflector.go`, `defaultBackoffMax`).
+    /// but late after several outages: each of their watches doubles its pause with every failure within 2 minutes,
+    /// from 0.8 s to 30 s, and jitter can double that (`client-go/tools/cache/reflector.go`, `defaultBackoffMax`).
     async fn begin_again(&self) -> anyhow::Result<()> {
         for part in self.controllers.iter().chain(&self.scheduler) {
             part.kill().await?;

@@ -1,5 +1,5 @@
-//! What the README says to remove TryLatest, while a node is down: nothing waits for it for ever, and the agent that may
-//! still run there never has more rights than before.
+//! What the README says to remove TryLatest, while a node is down: nothing waits for it for ever, and the agent that
+//! may still run there never has more rights than before.
 
 use std::sync::Arc;
 

@@ -56,7 +56,8 @@ async fn a_rollback_lasts_until_a_try_succeeds_and_is_said(node: &Node) -> anyho
     space.end().await
 }
 
-/// Until `trylatest images` says that the image is rolled back, or is not any more, and the alias that says so is there or not.
+/// Until `trylatest images` says that the image is rolled back, or is not any more, and the alias that says so is there
+/// or not.
 async fn rolled_back_is_said(space: &Space<'_>, expected: bool) -> anyhow::Result<()> {
     let image = space.image();
     let what = format!("it is known whether {image} is rolled back: {expected}");

@@ -64,9 +64,9 @@ impl PullLimits {
     }
 }
 
-/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, is `cut`, or finds no room, and
-/// says for how long nothing has moved; after the stall deadline it looks less often. A download that waits in containerd's
-/// own queue does not stand still.
+/// Tries an image once; `ask` says whether to ask the registry. Ends when the pull ends, is `cut`, or finds no room,
+/// and says for how long nothing has moved; after the stall deadline it looks less often. A download that waits in
+/// containerd's own queue does not stand still.
 ///
 /// containerd moves the image's name before it finds out that nothing can start from what it pulled
 /// (an image for another platform, a captive portal's page), and the cached copy would be lost. So

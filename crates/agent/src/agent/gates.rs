@@ -1,5 +1,5 @@
-//! Which gates run or are about to, from the container runtime: the kubelet shows a start up to a second later, and a pod
-//! whose image the kubelet is to pull would miss its next look for that.
+//! Which gates run or are about to, from the container runtime: the kubelet shows a start up to a second later, and a
+//! pod whose image the kubelet is to pull would miss its next look for that.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use trylatest_core::keys;
 /// Between two subscriptions.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the runtime says of gates and of their pods' sandboxes; that no gate runs while that is not known. It never ends.
+/// What the runtime says of gates and of their pods' sandboxes; that no gate runs while that is not known. It never
+/// ends.
 pub(super) fn follow<R: ImageRuntime>(runtime: Arc<R>) -> impl Stream<Item = PodEvent> {
     stream::unfold((runtime, None), |(runtime, following)| async {
         let mut following: PodEvents = match following {

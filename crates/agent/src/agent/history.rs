@@ -98,8 +98,8 @@ impl History {
         warn!(%image, error = failed, "a try could not be written to the index");
     }
 
-    /// Records which names are pointed back to an earlier copy. Returns after the deadline at the latest; logs and counts a
-    /// failure.
+    /// Records which names are pointed back to an earlier copy. Returns after the deadline at the latest; logs and
+    /// counts a failure.
     pub(super) async fn set_rolled_back(&self, back: BTreeMap<ImageName, RolledBack>) {
         let write = self.blocking(move |index| index.set_rolled_back(&back));
         let failed = match timeout(RECORD_DEADLINE, write).await {

@@ -31,8 +31,8 @@ pub(super) struct Leaver<R> {
 }
 
 impl<R: ImageRuntime> Leaver<R> {
-    /// After the last task has ended: nothing is pinned any more, because nobody would give way when the disk is full; the
-    /// next agent pins it again. If TryLatest is being uninstalled, the aliases of kept copies go, and the node's
+    /// After the last task has ended: nothing is pinned any more, because nobody would give way when the disk is full;
+    /// the next agent pins it again. If TryLatest is being uninstalled, the aliases of kept copies go, and the node's
     /// annotations and condition. The gate's image stays: running pods still need it after a reboot.
     pub(super) async fn leave(self) {
         let leave = async {
@@ -62,7 +62,8 @@ impl<R: ImageRuntime> Leaver<R> {
         }
     }
 
-    /// Removes the aliases of kept copies, those that say what was rolled back, and those that killed commands have left.
+    /// Removes the aliases of kept copies, those that say what was rolled back, and those that killed commands have
+    /// left.
     async fn forget_aliases(&self) {
         undo::all(&*self.runtime).await;
         match self.runtime.rolled_back().await {

@@ -1,7 +1,7 @@
 //! Learns which names are pointed back to an earlier copy by hand, and from when on they are not any more.
 //!
-//! `trylatest rollback` leaves an alias that says so. It holds as long as the name points to what it says: whoever moves
-//! the name, this removes the alias.
+//! `trylatest rollback` leaves an alias that says so. It holds as long as the name points to what it says: whoever
+//! moves the name, this removes the alias.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

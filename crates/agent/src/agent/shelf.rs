@@ -221,7 +221,8 @@ impl<R: ImageRuntime> Shelf<R> {
     }
 }
 
-/// What containerd answers may be about this copy alone, and for good: the others are not to suffer for it. Says so once.
+/// What containerd answers may be about this copy alone, and for good: the others are not to suffer for it. Says so
+/// once.
 fn pass_over(
     result: Result<(), RuntimeError>,
     copy: &KeptCopy,

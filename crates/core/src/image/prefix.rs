@@ -8,8 +8,8 @@ use super::parse::{self, DEFAULT_REGISTRY, OLD_DEFAULT_REGISTRY};
 
 /// A registry's host with an optional port, and maybe the first words of a repository's path, as in
 /// [`ImageName::repository`](super::ImageName::repository): `registry.example.com:5000/team`. It is a prefix at the
-/// border of a word: it covers `…/team` and `…/team/app`, not `…/teams`. In lower case, as names of hosts are the same in
-/// any.
+/// border of a word: it covers `…/team` and `…/team/app`, not `…/teams`. In lower case, as names of hosts are the same
+/// in any.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImagePrefix(String);
 

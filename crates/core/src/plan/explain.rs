@@ -84,7 +84,8 @@ impl Planner {
 
     /// What would happen to pods of an image now, or to one like this pod. None if there is no such pod.
     ///
-    /// `found` is what was looked up of [`Planner::images_of`], and `keep` how long copies are kept by the agent's flag.
+    /// `found` is what was looked up of [`Planner::images_of`], and `keep` how long copies are kept by the agent's
+    /// flag.
     pub fn explain(
         &self,
         now: Now,

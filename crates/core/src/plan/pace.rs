@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::rules::PullLimit;
 
-/// Of the kubelet's limit, so much is left for pulls of its own, and for hand-overs that it comes to late and then all at
-/// once: what exceeds it waits out a back-off of ten seconds. 20 % of it.
+/// Of the kubelet's limit, so much is left for pulls of its own, and for hand-overs that it comes to late and then all
+/// at once: what exceeds it waits out a back-off of ten seconds. 20 % of it.
 const LEFT: u32 = 5;
 
 /// How soon pulls may follow each other.

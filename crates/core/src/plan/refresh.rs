@@ -20,8 +20,8 @@ const PACE: Duration = Duration::from_secs(10);
 /// loop is not seen by its registry.
 const AFTER_START: Duration = Duration::from_mins(5);
 
-/// So many images are remembered that have started without a try. Who starts more, by pods that end at once, does not have all
-/// of them tried.
+/// So many images are remembered that have started without a try. Who starts more, by pods that end at once, does not
+/// have all of them tried.
 const WANTED_MAX: usize = 256;
 
 /// When images are refreshed.
@@ -106,8 +106,8 @@ impl Planner {
         self.refresh.next
     }
 
-    /// What was tried since it was wanted is not wanted any more, and what the registry gives nobody without credentials
-    /// never is.
+    /// What was tried since it was wanted is not wanted any more, and what the registry gives nobody without
+    /// credentials never is.
     fn forget_tried(&mut self) {
         let knowledge = &self.knowledge;
         self.refresh.wanted.retain(|name, started| {
@@ -150,7 +150,8 @@ impl Planner {
         !is_busy && !is_private && !name.has_digest() && self.circuits.of(name).is_none()
     }
 
-    /// When it was last tried, or else since when it is wanted: whose turn it is, so that many images keep no other one waiting.
+    /// When it was last tried, or else since when it is wanted: whose turn it is, so that many images keep no other one
+    /// waiting.
     fn waits_since(&self, name: &ImageName) -> Option<Timestamp> {
         let last = self.knowledge.last_try(name);
         last.map(Try::ended)

@@ -118,8 +118,9 @@ impl Pod {
         self.seen.rollout().is_some() && !self.has(name, knowledge).is_empty()
     }
 
-    /// A container that was released like this has this status: that it runs something else, if the name had been moved to
-    /// that when it started, or started again. The same image can have several digests, so the status alone says little.
+    /// A container that was released like this has this status: that it runs something else, if the name had been moved
+    /// to that when it started, or started again. The same image can have several digests, so the status alone says
+    /// little.
     pub(super) fn seen_running(
         &self,
         given: &ContainerRelease,
@@ -148,7 +149,8 @@ impl Pod {
 }
 
 impl Planner {
-    /// What the rollouts of the pods that wait for this image have of it. A pod whose gate runs again knows it from itself.
+    /// What the rollouts of the pods that wait for this image have of it. A pod whose gate runs again knows it from
+    /// itself.
     pub(super) fn rollouts(&self, name: &ImageName) -> Rollouts {
         let mut rollouts = Rollouts::default();
         for pod in self.pods.values() {
@@ -208,8 +210,8 @@ impl Planner {
         pod.images().filter(has).cloned().collect()
     }
 
-    /// Whether the image's name may point elsewhere in a moment: what is here now says little. A try that goes on in the
-    /// background may take minutes, or never end.
+    /// Whether the image's name may point elsewhere in a moment: what is here now says little. A try that goes on in
+    /// the background may take minutes, or never end.
     pub(super) fn is_moving(&self, now: Now, name: &ImageName) -> bool {
         let rounds = self.pods.values().filter_map(|pod| pod.round.as_ref());
         let mut waiting = rounds.flat_map(|round| &round.containers);
@@ -219,8 +221,8 @@ impl Planner {
         is_for_others || self.images.get(name).is_some_and(is_tried)
     }
 
-    /// A pod's round has begun: where its rollout has something of an image, it looks at the copy, and otherwise waits for
-    /// a try. The images that it waits for.
+    /// A pod's round has begun: where its rollout has something of an image, it looks at the copy, and otherwise waits
+    /// for a try. The images that it waits for.
     pub(super) fn queue_or_look(
         &mut self,
         now: Now,

@@ -64,12 +64,13 @@ pub(super) struct Waiting {
 /// ```
 #[derive(Debug)]
 enum Wait {
-    /// A look at the copy, which has been asked for: it may be what the pod's rollout has. How long it then waits for a try.
+    /// A look at the copy, which has been asked for: it may be what the pod's rollout has. How long it then waits for a
+    /// try.
     Same { until: Duration },
     /// The image's try.
     Try { until: Duration },
-    /// Nothing moves in its try, or it only probes a registry that has failed: the proof of a copy that it may use, which has been asked for, or without one
-    /// the try's end.
+    /// Nothing moves in its try, or it only probes a registry that has failed: the proof of a copy that it may use,
+    /// which has been asked for, or without one the try's end.
     Stalled { until: Duration },
     /// The pod's time is up: the proof of a cached copy, which has been asked for.
     Look {

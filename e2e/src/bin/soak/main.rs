@@ -1,5 +1,6 @@
-//! `just soak`: pods come and go for as long as is asked for, while the registry fails in many ways and everything on the node
-//! is killed at random. From time to time all is healed, and then nothing may be stuck, lost, left behind or untrue.
+//! `just soak`: pods come and go for as long as is asked for, while the registry fails in many ways and everything on
+//! the node is killed at random. From time to time all is healed, and then nothing may be stuck, lost, left behind or
+//! untrue.
 //!
 //! The order of events comes from a seed. What happens at the same moment differs from run to run all the same: a seed
 //! repeats a run's kind of trouble, not its last millisecond.
@@ -21,7 +22,8 @@ use trylatest_e2e::install::Install;
 
 use self::world::World;
 
-/// Let pods come and go on a real one-node cluster while everything fails at random, and check that TryLatest gets over it.
+/// Let pods come and go on a real one-node cluster while everything fails at random, and check that TryLatest gets over
+/// it.
 #[derive(Parser)]
 #[command(name = "just soak", version)]
 struct Args {
