@@ -98,7 +98,7 @@ impl Planner {
             let names = pod.seen.containers.iter();
             let bad = names.filter_map(|container| {
                 let error = container.image.as_ref().err()?;
-                Some(format!("container {}: {error}", container.name))
+                Some(format!("{}: {error}", container.describe()))
             });
             PodNow {
                 namespace: pod.seen.id.namespace.clone(),
@@ -188,8 +188,10 @@ impl Planner {
         keep: Duration,
     ) -> ImageNow {
         let image = self.images.get(name);
-        let aside = image.and_then(Image::away).map(|kept| kept.digest.clone());
-        let copy = match aside.clone().flatten() {
+        // A name without a copy is not there before a hand-over either.
+        let away = image.and_then(Image::away);
+        let aside = away.and_then(|kept| kept.digest.clone());
+        let copy = match aside.clone() {
             Some(digest) => CachedCopy::Usable {
                 digest,
                 size_bytes: 0,
