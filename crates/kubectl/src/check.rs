@@ -140,8 +140,9 @@ impl Watch<'_> {
         }
         if judgement.containers.is_empty() {
             bail!(
-                "{} has no TryLatest container: neither imagePullPolicy: TryLatest nor the annotation \
-                 trylatest.dev/containers had any effect when its pods were created (kubectl trylatest doctor)",
+                "{} has no TryLatest container or image volume: neither the policy TryLatest nor the annotations \
+                 trylatest.dev/containers and trylatest.dev/volumes had any effect when its pods were created (kubectl \
+                 trylatest doctor)",
                 self.target
             );
         }

@@ -61,13 +61,14 @@ pub(crate) struct SeenPod {
     pub(crate) gate: Gate,
     pub(crate) release: Option<Release>,
     pub(crate) progress: Option<Progress>,
-    /// The containers that admission has named, in the pod's order.
+    /// The containers that admission has named, in the pod's order, and then the image volumes.
     pub(crate) ours: Vec<OurContainer>,
 }
 
-/// A TryLatest container of a pod.
+/// A TryLatest container of a pod, or an image volume.
 #[derive(Clone, Debug)]
 pub(crate) struct OurContainer {
+    /// As in a release: a volume's begins with [`keys::VOLUME_PREFIX`].
     pub(crate) name: String,
     pub(crate) image: String,
     /// Another policy has given it `Always`: the kubelet asks the registry itself.
@@ -224,27 +225,62 @@ fn is_wanting(reason: &str) -> bool {
         || matches!(reason, "RegistryUnavailable" | "SignatureValidationFailed")
 }
 
-fn ours(pod: &Pod) -> Vec<OurContainer> {
-    let names: BTreeSet<&str> = annotation(pod, keys::CONTAINERS)
+/// The names that an annotation of the pod lists.
+fn named<'a>(pod: &'a Pod, key: &str) -> BTreeSet<&'a str> {
+    annotation(pod, key)
         .map(|names| names.split(',').map(str::trim).collect())
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+fn ours(pod: &Pod) -> Vec<OurContainer> {
+    let names = named(pod, keys::CONTAINERS);
     let is_ours = |container: &&Container| {
         container.name != keys::GATE
             && (names.contains("*") || names.contains(container.name.as_str()))
     };
-    let spec = pod.spec.as_ref();
-    let inits = spec
-        .into_iter()
-        .flat_map(|spec| spec.init_containers.iter().flatten());
-    let all = inits.chain(spec.into_iter().flat_map(|spec| &spec.containers));
-    all.filter(is_ours)
+    let containers = containers(pod)
+        .filter(is_ours)
         .map(|container| OurContainer {
             name: container.name.clone(),
             image: text::on_one_line(container.image.as_deref().unwrap_or_default()),
             always: container.image_pull_policy.as_deref() == Some("Always"),
             waiting: waiting(pod, &container.name),
+        });
+    containers.chain(our_volumes(pod)).collect()
+}
+
+/// Init containers first, in the pod's order.
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = pod.spec.iter();
+    let inits = spec
+        .clone()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    inits.chain(spec.flat_map(|spec| &spec.containers))
+}
+
+/// The image volumes that admission has named. The agent leaves one that no container mounts to the kubelet.
+fn our_volumes(pod: &Pod) -> impl Iterator<Item = OurContainer> {
+    let names = named(pod, keys::VOLUMES);
+    let mounted: BTreeSet<&str> = containers(pod)
+        .flat_map(|container| container.volume_mounts.iter().flatten())
+        .map(|mount| mount.name.as_str())
+        .collect();
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(move |volume| {
+        let source = volume.image.as_ref()?;
+        let name = volume.name.as_str();
+        let is_ours = mounted.contains(name) && (names.contains("*") || names.contains(name));
+        is_ours.then(|| OurContainer {
+            name: format!("{}{name}", keys::VOLUME_PREFIX),
+            image: text::on_one_line(source.reference.as_deref().unwrap_or_default()),
+            always: source.pull_policy.as_deref() == Some("Always"),
+            // The containers that mount it say why they wait.
+            waiting: None,
         })
-        .collect()
+    })
 }
 
 fn waiting(pod: &Pod, name: &str) -> Option<String> {

@@ -322,6 +322,25 @@ mod tests {
         assert!(words.contains("run 2 digests"), "{words}");
     }
 
+    #[test]
+    fn an_image_volume_is_judged_like_a_container() {
+        let mut object = serde_json::to_value(pod("1", "n", &json!(null))).unwrap();
+        let mut data = release("fallback", "a");
+        data["image"] = json!("reg.example/data:1");
+        let released = json!({"time": "2026-01-01T12:00:00Z", "containers": {"volume/data": data}});
+        object["metadata"]["annotations"] = json!({
+            "trylatest.dev/volumes": "data,unmounted", "trylatest.dev/released": released.to_string(),
+        });
+        object["spec"]["volumes"] = json!([
+            {"name": "data", "image": {"reference": "reg.example/data:1", "pullPolicy": "IfNotPresent"}},
+            {"name": "unmounted", "image": {"reference": "reg.example/data:1", "pullPolicy": "IfNotPresent"}},
+        ]);
+        object["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/data"}]);
+        let pods = [serde_json::from_value(object).unwrap()];
+        assert_eq!(states(&pods, Demand::NotOld), [(State::Old, false)]);
+    }
+
     fn without_release(gate: &Value) -> Pod {
         let mut object = serde_json::to_value(pod("1", "n", &json!(null))).unwrap();
         object["metadata"]["annotations"] = json!({"trylatest.dev/containers": "app"});
