@@ -181,8 +181,10 @@ impl Watch<'_> {
         }
         let pods = self.cluster.api::<Pod>(namespace);
         let mine = |all: &mut Vec<Pod>, pod: Pod| {
-            let stays = pod.metadata.deletion_timestamp.is_none();
-            if stays && all.len() < PODS_MAX && is_owned(&pod.metadata, &owners) {
+            if stays(self.target.kind, &pod)
+                && all.len() < PODS_MAX
+                && is_owned(&pod.metadata, &owners)
+            {
                 all.push(pod);
             }
         };
@@ -200,6 +202,16 @@ impl Watch<'_> {
             why.clone_into(&mut self.said);
         }
     }
+}
+
+/// Whether what a pod runs counts. An evicted one of a Deployment stays, but runs nothing, and another is in its place.
+fn stays(kind: Kind, pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    let is_replaced = kind != Kind::Job && matches!(phase, Some("Succeeded" | "Failed"));
+    pod.metadata.deletion_timestamp.is_none() && !is_replaced
 }
 
 fn is_owned(
