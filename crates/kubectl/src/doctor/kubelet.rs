@@ -8,6 +8,10 @@ use super::{Report, Severity};
 /// Kept copies give way while less than this is free, in percent (`--keep-free`).
 const KEEP_FREE: u64 = 20;
 
+/// The kubelet's defaults of `registryPullQPS` and `registryBurst`, which are the agent's.
+const QPS: i64 = 5;
+const BURST: i64 = 10;
+
 const FEATURE: &str = "KubeletEnsureSecretPulledImages";
 
 pub(super) fn examine(facts: &Facts, report: &mut Report) {
@@ -111,16 +115,17 @@ fn eviction(config: &Value) -> Option<Found> {
     ))
 }
 
+/// The agent leaves private images to the kubelet at the pace of these defaults, unless it is told another.
 fn pace(config: &Value) -> Option<Found> {
     let qps = config["registryPullQPS"].as_i64()?;
-    (qps > 0 && qps <= 5).then(|| {
-        let burst = config["registryBurst"].as_i64().unwrap_or(10);
+    let burst = config["registryBurst"].as_i64().unwrap_or(BURST);
+    (qps > 0 && (qps < QPS || burst < BURST)).then(|| {
         (
             Severity::Info,
             "kubelet-rations-pulls",
-            format!("the kubelet rations its pulls (registryPullQPS {qps}, burst {burst})"),
-            "Only private images and pods that say Always are affected: if many start at once, some wait for its back-off of 10 s. \
-             Raise it if that happens.",
+            format!("the kubelet pulls fewer images at once than by default (registryPullQPS {qps}, registryBurst {burst})"),
+            "If many private images start at once, some wait for its back-off of 10 s. Start the agents there with these \
+             numbers as --registry-pull-qps and --registry-burst, or raise the kubelet's.",
         )
     })
 }
@@ -147,7 +152,7 @@ mod tests {
     fn each_setting_is_found_and_its_default_is_not() {
         let quiet = json!({
             "imagePullCredentialsVerificationPolicy": "NeverVerifyPreloadedImages",
-            "imageGCLowThresholdPercent": 80, "registryPullQPS": 0, "serializeImagePulls": false,
+            "imageGCLowThresholdPercent": 80, "registryPullQPS": 5, "registryBurst": 10, "serializeImagePulls": false,
             "evictionHard": {"imagefs.available": "15%"}, "featureGates": {},
         });
         assert_eq!(findings(&quiet), []);
@@ -183,7 +188,8 @@ mod tests {
                 json!({"imagefs.available": "20.5%"}),
                 "kubelet-evicts-early",
             ),
-            ("registryPullQPS", json!(5), "kubelet-rations-pulls"),
+            ("registryPullQPS", json!(2), "kubelet-rations-pulls"),
+            ("registryBurst", json!(5), "kubelet-rations-pulls"),
             (
                 "serializeImagePulls",
                 json!(true),
