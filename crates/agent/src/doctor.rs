@@ -177,17 +177,12 @@ fn disk(containerd: &Path, report: &mut Report) {
             return report.not_seen.push(why);
         }
     };
-    report
-        .findings
-        .extend(room("of the disk", stat.f_bavail, stat.f_blocks));
-    report
-        .findings
-        .extend(room("of the disk's inodes", stat.f_favail, stat.f_files));
+    report.findings.extend(room(stat.f_bavail, stat.f_blocks));
+    report.findings.extend(inodes(stat.f_ffree, stat.f_files));
 }
 
 /// How much is left, of which all is this.
-fn room(what: &str, free: u64, all: u64) -> Option<Finding> {
-    // Some file systems have no fixed number of inodes.
+fn room(free: u64, all: u64) -> Option<Finding> {
     let percent = u128::from(free) * 100 / u128::from(all.max(1));
     let (check, fix) = match percent {
         _ if all == 0 => return None,
@@ -204,8 +199,18 @@ fn room(what: &str, free: u64, all: u64) -> Option<Finding> {
     Some(Finding {
         severity: Severity::Warning,
         check,
-        what: format!("where the images are, {percent}% {what} is free"),
+        what: format!("{percent}% of the disk that holds the images is free"),
         fix,
+    })
+}
+
+/// While less than a tenth of them are free, the agent takes the disk for full. Some file systems have no fixed number.
+fn inodes(free: u64, all: u64) -> Option<Finding> {
+    (all > 0 && free < all / 10).then(|| Finding {
+        severity: Severity::Warning,
+        check: "disk-lacks-inodes",
+        what: "less than 10% of the inodes of the disk that holds the images are free (df -i)".to_owned(),
+        fix: "New images that have a copy here are not downloaded, and kept copies are not pinned: remove files from it.",
     })
 }
 
@@ -294,10 +299,13 @@ mod tests {
 
     #[test]
     fn room_is_compared_with_what_the_agent_wants() {
-        let check = |free, all| room("of the disk", free, all).map(|finding| finding.check);
+        let check = |free, all| room(free, all).map(|finding| finding.check);
         assert_eq!(check(20, 100), None);
         assert_eq!(check(19, 100), Some("disk-nearly-full"));
         assert_eq!(check(14, 100), Some("disk-full"));
         assert_eq!(check(0, 0), None);
+        assert_eq!(inodes(10, 100), None);
+        assert!(inodes(9, 100).is_some());
+        assert_eq!(inodes(0, 0), None);
     }
 }
