@@ -74,11 +74,11 @@ pub enum Command {
     /// any change of the template. Nothing in a namespace makes its pods TryLatest; with --hold, a namespace can set
     /// how they are held.
     On(SwitchArgs),
-    /// Make no container of a workload TryLatest
+    /// Make no container and no image volume of a workload TryLatest
     ///
-    /// Removes the annotations trylatest.dev/containers and trylatest.dev/literal from the workload's pod template. Its
-    /// pods are replaced, as with any change of the template. A manifest that says TryLatest switches it on again when
-    /// it is applied.
+    /// Removes the annotations trylatest.dev/containers, volumes and literal from the workload's pod template. Its pods
+    /// are replaced, as with any change of the template. A manifest that says TryLatest switches it on again when it is
+    /// applied.
     Off(OffArgs),
     /// Look for what keeps TryLatest from working in this cluster
     ///

@@ -168,7 +168,9 @@ fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change 
             }));
             changes
         }
-        Switch::Off => vec![(keys::CONTAINERS, None), (keys::LITERAL, None)],
+        Switch::Off => [keys::CONTAINERS, keys::VOLUMES, keys::LITERAL]
+            .map(|key| (key, None))
+            .to_vec(),
     };
     let mut lines = Vec::new();
     let mut patch = Map::new();
@@ -188,8 +190,8 @@ fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change 
     lines.push(what_follows(kind, object).to_owned());
     if patch.get(keys::LITERAL).is_some() {
         lines.push(
-            "its manifest said imagePullPolicy: TryLatest: change that as well, or the next apply switches it on again; until \
-             then the containers have IfNotPresent"
+            "its manifest said TryLatest: change that as well, or the next apply switches it on again; until then it has \
+             IfNotPresent"
                 .to_owned(),
         );
     }
