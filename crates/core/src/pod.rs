@@ -34,6 +34,8 @@ pub struct GatedPod {
     pub created: Timestamp,
     /// Its TryLatest containers and image volumes, except those that the kubelet pulls at each start.
     pub containers: Vec<TryContainer>,
+    /// Whether it has image volumes, TryLatest ones or others: the kubelet gets their images before it starts the gate.
+    pub has_image_volumes: bool,
     /// The gate and TryLatest containers that no longer have the pull policy that admission gave them.
     pub overruled: Vec<Overruled>,
     /// Whose credentials the kubelet pulls with for it.
@@ -86,7 +88,7 @@ pub struct TryContainer {
 
 impl TryContainer {
     /// Whether it is an image volume.
-    pub(crate) fn is_volume(&self) -> bool {
+    fn is_volume(&self) -> bool {
         self.name.starts_with(keys::VOLUME_PREFIX)
     }
 

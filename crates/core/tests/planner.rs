@@ -670,6 +670,7 @@ impl World {
             revision,
             active_deadline: None,
             complaints: Vec::new(),
+            has_image_volumes: false,
             overruled: Vec::new(),
             gate: if held {
                 GateState::Pending

@@ -66,6 +66,7 @@ pub fn gated_pod(pod: &Pod, classify: Classify) -> Option<GatedPod> {
             .creation_timestamp
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        has_image_volumes: !item::volumes(spec).is_empty(),
         overruled: overruled::all(pod, spec, &ours),
         identity: identity(meta.namespace.as_ref(), spec),
         starts: starts::all(pod, spec, &ours, gate == GateState::NotWanted, classify),

@@ -577,6 +577,7 @@ fn pod(number: u32, namespace: String, images: &[ImageName], settings: Settings)
         },
         created: clock::wall(),
         containers: containers.collect(),
+        has_image_volumes: false,
         overruled: Vec::new(),
         revision: None,
         identity: Identity {

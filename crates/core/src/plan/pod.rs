@@ -12,7 +12,7 @@ use super::round::Round;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
-use crate::pod::{GateState, GatedPod, TryContainer};
+use crate::pod::{GateState, GatedPod};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
 use crate::time::{Now, age};
@@ -205,7 +205,7 @@ impl Pod {
         match self.gate_state() {
             GateState::Running { .. } => true,
             GateState::Pending => {
-                let has_volumes = self.seen.containers.iter().any(TryContainer::is_volume);
+                let has_volumes = self.seen.has_image_volumes;
                 let started = self.sandbox_started.filter(|_| !has_volumes);
                 started.is_some_and(|started| now.up < started + GATE_FOLLOWS)
             }

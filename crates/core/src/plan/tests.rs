@@ -219,6 +219,7 @@ fn pod(name: &str, world: &World) -> GatedPod {
             written: "reg.example/app".into(),
             image: Ok(image()),
         }],
+        has_image_volumes: false,
         overruled: Vec::new(),
         settings: Settings::default(),
         revision: None,

@@ -30,6 +30,7 @@ fn pod(settings: Settings) -> GatedPod {
         },
         created: Timestamp::UNIX_EPOCH,
         containers: Vec::<TryContainer>::new(),
+        has_image_volumes: false,
         overruled: Vec::new(),
         identity: Identity::default(),
         starts: std::collections::BTreeMap::new(),

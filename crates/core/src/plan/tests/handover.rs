@@ -687,6 +687,18 @@ fn a_gate_that_is_next_is_enough() {
 }
 
 #[test]
+fn a_gate_that_waits_for_images_of_volumes_is_not_next() {
+    let mut world = well();
+    let mut app = private("app", &world);
+    app.gate = GateState::Pending;
+    app.has_image_volumes = true;
+    let seen = world.see(&app);
+    world.handle(Event::SandboxStarted(app.id.uid.clone()));
+    assert_eq!(refused(&mut world, &seen, &usable("1")), []);
+    the_handover(&world.handle(Event::GatesRun([app.id.uid].into())));
+}
+
+#[test]
 fn a_gate_that_has_opened_is_not_next() {
     let mut world = well();
     let mut app = private("app", &world);

@@ -10,6 +10,7 @@ const VOLUME: &str = "volume/models";
 fn with_volume(name: &str, world: &World) -> GatedPod {
     let mut pod = held(name, world);
     VOLUME.clone_into(&mut pod.containers[0].name);
+    pod.has_image_volumes = true;
     pod
 }
 
