@@ -2,6 +2,7 @@
 //! other's change.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,17 +29,8 @@ pub(crate) struct Turn {
 /// # Errors
 /// Another command is at work for too long, this one is to `stop`, or the folder cannot be written to.
 pub(crate) async fn take(state_dir: &Path, stop: &CancellationToken) -> anyhow::Result<Turn> {
-    let path = state_dir.join(LOCK);
-    let open = || {
-        fs::create_dir_all(state_dir)?;
-        File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-    };
-    let lock = || format!("locking {}", path.display());
-    let file = open().with_context(lock)?;
+    let lock = || locking(state_dir);
+    let file = open(state_dir).with_context(lock)?;
     let until = Instant::now() + PATIENCE;
     loop {
         match file.try_lock() {
@@ -53,6 +45,33 @@ pub(crate) async fn take(state_dir: &Path, stop: &CancellationToken) -> anyhow::
             Err(TryLockError::Error(error)) => return Err(error).with_context(lock),
         }
     }
+}
+
+/// Takes the turn if no command is at work; none if one is.
+///
+/// # Errors
+/// The folder cannot be written to.
+pub(crate) fn take_if_free(state_dir: &Path) -> anyhow::Result<Option<Turn>> {
+    let lock = || locking(state_dir);
+    let file = open(state_dir).with_context(lock)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Turn { _locked: file })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(lock),
+    }
+}
+
+fn open(state_dir: &Path) -> io::Result<File> {
+    fs::create_dir_all(state_dir)?;
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(state_dir.join(LOCK))
+}
+
+fn locking(state_dir: &Path) -> String {
+    format!("locking {}", state_dir.join(LOCK).display())
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 //! An alias keeps what the name pointed to. It is the journal as well: if the command is killed half-way, the agent
 //! finds it when it begins or is uninstalled ([`all`]).
 
+use std::path::Path;
+
 use anyhow::{Context, anyhow, bail};
 use tracing::{info, warn};
 use trylatest_containerd::alias::{self, Journal};
 use trylatest_containerd::{ImageRuntime, Local, Pin, RuntimeError};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
+
+use crate::turn;
 
 /// A change of an image's name that can be undone until it is done.
 pub(crate) struct Undo<'a, R> {
@@ -88,7 +92,16 @@ impl<'a, R: ImageRuntime> Undo<'a, R> {
 
 /// Ends what killed commands have left half done: a name that is gone, or that no container can start from, points to
 /// what it did before. What cannot be undone stays for the next time.
-pub(crate) async fn all<R: ImageRuntime>(node: &R) {
+/// Nothing is done while a command is at work: it ends what it has begun.
+pub(crate) async fn all<R: ImageRuntime>(node: &R, state_dir: &Path) {
+    let _turn = match turn::take_if_free(state_dir) {
+        Ok(Some(turn)) => Some(turn),
+        Ok(None) => return info!("a rollback, repair or pull by hand is at work"),
+        Err(error) => {
+            warn!(%error, "it is not known whether a command is at work");
+            None
+        }
+    };
     let left = match node.journal(Journal::Undo).await {
         Ok(left) => left,
         Err(error) => {
@@ -148,6 +161,11 @@ mod tests {
 
     use super::*;
 
+    async fn end_all(node: &FakeContainerd) {
+        let state_dir = tempfile::tempdir().unwrap();
+        all(node, state_dir.path()).await;
+    }
+
     fn image() -> ImageName {
         "reg.example/app:latest".parse().unwrap()
     }
@@ -171,7 +189,7 @@ mod tests {
         let node = killed().await;
         node.hold(&image(), "sha256:two", 1);
         node.spoil(&image(), "its layers are gone");
-        all(&node).await;
+        end_all(&node).await;
         assert_eq!(of_name(&node).as_deref(), Some("sha256:one"));
         assert_eq!(node.kept(&alias::undo(&image())), None, "nothing is left");
     }
@@ -180,7 +198,7 @@ mod tests {
     async fn what_it_has_done_stays() {
         let node = killed().await;
         node.hold(&image(), "sha256:two", 1);
-        all(&node).await;
+        end_all(&node).await;
         assert_eq!(of_name(&node).as_deref(), Some("sha256:two"));
         assert_eq!(node.kept(&alias::undo(&image())), None, "nothing is left");
     }
@@ -232,10 +250,10 @@ mod tests {
         let node = killed().await;
         node.remove(image().as_str());
         node.set_down(true);
-        all(&node).await;
+        end_all(&node).await;
         node.set_down(false);
         assert_eq!(of_name(&node), None);
-        all(&node).await;
+        end_all(&node).await;
         assert_eq!(of_name(&node).as_deref(), Some("sha256:one"));
     }
 }

@@ -176,8 +176,10 @@ impl Facts {
 
     /// Takes over whether the name is pointed back to an earlier copy, as the node says now.
     pub fn set_rolled_back(&mut self, back: Option<&RolledBack>) {
+        // A try that has ended well since knows better, whatever it has found: the mark may have been read before it.
         let confirmed = |back: &&RolledBack| {
-            let at = self.confirmed_at(&back.to);
+            let of_newest = self.confirmed.as_ref().map(|confirmed| confirmed.time);
+            let at = self.confirmed_at(&back.to).max(of_newest);
             at.is_some_and(|at| at >= back.time)
         };
         let Some(back) = back.filter(|back| !confirmed(back)) else {

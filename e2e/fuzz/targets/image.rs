@@ -21,6 +21,7 @@ fuzz_target!(|text: &str| {
         let disk = Disk {
             total: u64::MAX,
             free: 0,
+            lacks_inodes: false,
         };
         let _ = amount.of(Some(disk));
     }

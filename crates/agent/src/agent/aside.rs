@@ -3,6 +3,7 @@
 //! The alias is the journal. Whatever happens to the agent, containerd or the node between two steps, the
 //! alias says which name is away, and what it pointed to; [`give_back_all`] reads it when the agent begins.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -201,7 +202,7 @@ pub(super) async fn give_back<R: ImageRuntime>(
 
 /// Gives back every name that an earlier run of the agent has left away, and then undoes what killed commands have left
 /// half done.
-pub(super) async fn give_back_all<R: ImageRuntime>(runtime: &R) {
+pub(super) async fn give_back_all<R: ImageRuntime>(runtime: &R, state_dir: &Path) {
     let aside = loop {
         match runtime.journal(Journal::Aside).await {
             Ok(aside) => break aside,
@@ -214,7 +215,7 @@ pub(super) async fn give_back_all<R: ImageRuntime>(runtime: &R) {
         info!(%image, was_there, "an earlier agent had taken this image's name away; it is there again");
     });
     back.await;
-    undo::all(runtime).await;
+    undo::all(runtime, state_dir).await;
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The index, as the agent uses it: never in the way of a release.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ const CALLS_MAX: usize = 4;
 #[derive(Clone)]
 pub(super) struct History {
     index: Option<Arc<Index>>,
+    /// The state folder, in which the index is.
+    folder: PathBuf,
     calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     rest_until: Option<Instant>,
@@ -69,12 +71,17 @@ impl History {
         let bytes = index.as_ref().and_then(|index| index.size_bytes());
         let history = Self {
             index,
+            folder: path.parent().unwrap_or(path).to_owned(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             metrics,
             rest_until: None,
         };
         history.show_size(bytes);
         (history, rebuilt)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Records a try. Returns after the deadline at the latest; logs and counts a failure.

@@ -65,7 +65,7 @@ impl<R: ImageRuntime> Leaver<R> {
     /// Removes the aliases of kept copies, those that say what was rolled back, and those that killed commands have
     /// left.
     async fn forget_aliases(&self) {
-        undo::all(&*self.runtime).await;
+        undo::all(&*self.runtime, self.history.folder()).await;
         match self.runtime.rolled_back().await {
             Ok(marks) => {
                 for image in marks.keys() {

@@ -159,8 +159,9 @@ impl<R: ImageRuntime> Pods<R> {
             open: BTreeSet::new(),
         };
         let runtime = Arc::clone(&running.own.runtime);
+        let state_dir = running.own.history.folder().to_owned();
         running.begin(async move {
-            aside::give_back_all(&*runtime).await;
+            aside::give_back_all(&*runtime, &state_dir).await;
             Came::GivenBackAll
         });
         let (api, health) = (running.own.api.clone(), Arc::clone(&running.own.health));

@@ -214,7 +214,13 @@ async fn one_that_is_killed_half_way_leaves_a_copy() {
     assert!(killed.is_err());
     let found = digest_of(&node, &image).await.unwrap();
     assert_eq!(found.unwrap().as_str(), "sha256:one");
-    undo::all(&node).await;
+    let state_dir = tempfile::tempdir().unwrap();
+    let turn = turn::take(state_dir.path(), &stop).await.unwrap();
+    undo::all(&node, state_dir.path()).await;
+    let left = node.kept(&alias::undo(&image));
+    assert!(left.is_some(), "a command is at work");
+    drop(turn);
+    undo::all(&node, state_dir.path()).await;
     assert_eq!(node.kept(&alias::undo(&image)), None, "nothing is left");
 }
 

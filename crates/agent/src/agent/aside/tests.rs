@@ -91,7 +91,8 @@ async fn an_agent_that_begins_gives_back_what_it_finds_aside() {
     }
     // One has been pulled since.
     node.hold(&other, "sha256:newer", MIB);
-    give_back_all(&node).await;
+    let state_dir = tempfile::tempdir().unwrap();
+    give_back_all(&node, state_dir.path()).await;
     assert_eq!(prove(&node, &app()).await.digest(), Some(&digest("one")));
     assert_eq!(prove(&node, &other).await.digest(), Some(&digest("newer")));
     assert_eq!(node.journal(Journal::Aside).await, Ok(Vec::new()));
