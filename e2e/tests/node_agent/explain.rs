@@ -71,7 +71,9 @@ async fn an_outage_is_explained_as_pods_then_find_it(node: &Node) -> anyhow::Res
         ["not-asked", "passed-over", "probe"].contains(&step),
         "{said}"
     );
-    ensure!(said["tries"][0]["class"] == "timeout", "{said}");
+    // The pull goes on without the pod, or was ended meanwhile.
+    let hangs = said["pull"]["standsStill"] == true;
+    ensure!(hangs || said["tries"][0]["class"] == "timeout", "{said}");
     // The same for a pod, with its own rules.
     let strict = tried("strict", &image).annotated("trylatest.dev/fallback-on", "network");
     space.work.create(&strict).await?;
@@ -80,11 +82,10 @@ async fn an_outage_is_explained_as_pods_then_find_it(node: &Node) -> anyhow::Res
     ensure!(after(&said, "network") == Some("fallback"), "{said}");
     let page = node.trylatest(&["explain", &image]).await?;
     ensure!(
-        page.contains("confirmed") && page.contains("failed"),
+        page.contains("confirmed") && page.contains("nothing arrived for 5s"),
         "{page}"
     );
     space.registry.heal().await?;
-    space.comes_back("one").await?;
     space.end().await
 }
 
