@@ -92,6 +92,7 @@ impl<'a, R: ImageRuntime> Undo<'a, R> {
 
 /// Ends what killed commands have left half done: a name that is gone, or that no container can start from, points to
 /// what it did before. What cannot be undone stays for the next time.
+///
 /// Nothing is done while a command is at work: it ends what it has begun.
 pub(crate) async fn all<R: ImageRuntime>(node: &R, state_dir: &Path) {
     let _turn = match turn::take_if_free(state_dir) {

@@ -228,7 +228,8 @@ pub(crate) async fn is_committed(node: &Containerd, snapshot: &str) -> Result<bo
 /// Looks for the folder of an unpacked layer. It counts as gone only if that is certain.
 ///
 /// # Cancel safety
-/// A view that stays behind belongs to nobody, and containerd's next garbage collection removes it.
+/// A view that stays behind belongs to nobody, and containerd's next garbage collection removes it. The layer below it
+/// can then not be removed any more, except by that collection.
 pub(crate) async fn folder(node: &Containerd, snapshot: &str) -> Result<OnDisk, RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
     // Other snapshotters keep no folders, and to make a view of theirs can mean to make a device.
@@ -280,7 +281,7 @@ async fn look(
     }
 }
 
-/// Removes a view. False if it was not there.
+/// Removes a view. False if it was not there, which [`crate::snapshots::remove`] takes for done.
 async fn remove(node: &Containerd, snapshotter: &str, key: &str) -> Result<bool, RuntimeError> {
     let mut snapshots = node.calls.snapshots();
     let request = RemoveSnapshotRequest {
