@@ -184,7 +184,9 @@ async fn hands_over(node: &Node, seen: &Seen) -> anyhow::Result<()> {
     space.registry.fault(SLOW).await?;
     let image = space.image();
     space.work.create(&with_secret("after", &image)).await?;
-    seen.shows("trylatest_names_away > 0").await?;
+    // Whole seconds, so that it has been away for one at least when a scrape sees it.
+    seen.shows("trylatest_oldest_name_away_age_seconds > 0")
+        .await?;
     space.registry.heal().await?;
     became(&space, "after", "fresh", "two").await?;
     space.end().await
