@@ -13,6 +13,7 @@ use k8s_cri::v1::{
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
+use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::record::RolledBack;
 
 use crate::alias::Journal;
@@ -122,6 +123,14 @@ impl Containerd {
     }
 }
 
+/// Why a pull has failed that says it has not: the kubelet will start what the name points to, so nothing else counts.
+fn another(pulled: &str, named: &str) -> Option<Failure> {
+    (pulled != named).then(|| {
+        let why = format!("containerd has pulled {pulled}, but the name points to {named}");
+        Failure::new(FailureClass::Local, why)
+    })
+}
+
 pub(crate) fn spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),
@@ -143,13 +152,17 @@ impl ImageRuntime for Containerd {
         running.ended(&pulled);
         // A pull that failed may have moved the name as well.
         labels::put_back(self, labels).await;
-        match pulled {
-            Ok(_) => Ok(()),
-            Err(status) => {
-                let failure = classify::pull_failure(&status);
-                Err(PullError::new(image.clone(), failure))
+        let failure = match pulled {
+            Ok(pulled) => {
+                let id = pulled.into_inner().image_ref;
+                // If it cannot be asked, the proof that follows says so.
+                let named = self.in_cri(image.as_str()).await.ok().flatten();
+                let another = named.and_then(|named| another(&id, &named.id));
+                another.map_or(Ok(()), Err)
             }
-        }
+            Err(status) => Err(classify::pull_failure(&status)),
+        };
+        failure.map_err(|failure| PullError::new(image.clone(), failure))
     }
 
     async fn movement(&self, image: &ImageName) -> Result<Movement, RuntimeError> {
@@ -336,6 +349,17 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pull_that_has_not_moved_the_name_has_failed() {
+        assert_eq!(another("sha256:new", "sha256:new"), None);
+        let failure = another("sha256:new", "sha256:old").unwrap();
+        assert_eq!(failure.class, FailureClass::Local);
+        assert_eq!(
+            failure.message,
+            "containerd has pulled sha256:new, but the name points to sha256:old"
+        );
+    }
 
     #[test]
     fn an_image_is_listed_under_each_of_its_names() {
