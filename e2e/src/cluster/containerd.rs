@@ -17,6 +17,9 @@ use crate::process::{self, Spec};
 use crate::testimage;
 use trylatest_bootstrap::{ContainerdVersion, Tools};
 
+/// A handler of containerd 2.4 that runs containers as runc does, from another snapshotter.
+pub const OTHER_RUNTIME: &str = "native";
+
 /// How long containerd may take to answer; 0.3 s is usual.
 const READY: Duration = Duration::from_secs(30);
 
@@ -324,6 +327,12 @@ state = {state}
 {runtime}  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+      Root = {runc}
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{OTHER_RUNTIME}]
+    runtime_type = "io.containerd.runc.v2"
+    snapshotter = "native"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{OTHER_RUNTIME}.options]
       SystemdCgroup = false
       Root = {runc}
   [plugins."io.containerd.cri.v1.runtime".cni]

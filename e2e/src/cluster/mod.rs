@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use rustix::process::{Signal, geteuid};
 
-pub use containerd::ContainerdNode;
+pub use containerd::{ContainerdNode, OTHER_RUNTIME};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use credentials::{AUDIENCE, CredentialPlugin, PluginAnswer};
 pub use kubelet::Kubelet;

@@ -22,6 +22,7 @@ mod private;
 mod refused;
 mod same;
 mod storm;
+mod unusual;
 mod verification;
 mod volumes;
 
@@ -268,7 +269,8 @@ pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server, the planner and
 /// what it counts.
-const NEWEST_ONLY: [&str; 9] = [
+const NEWEST_ONLY: [&str; 10] = [
+    "unusual",
     "credentials",
     "verification",
     "input",
@@ -288,6 +290,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("volumes", volumes::tests()),
         ("outcomes", outcomes::tests()),
         ("outages", outages::tests()),
+        ("unusual", unusual::tests()),
         ("circuit", circuit::tests()),
         ("patience", patience::tests()),
         ("config", config::tests()),
