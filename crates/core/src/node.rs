@@ -1,20 +1,18 @@
 //! What a node says of itself: two annotations and one condition, all bounded in size.
 
+mod condition;
 mod lines;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use self::lines::Rank;
+pub use self::condition::FallenBack;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Outcome;
 use crate::record::RolledBack;
 use crate::text;
-use crate::time::age;
-
-/// Most images named in the condition's message.
-const CONDITION_IMAGES_MAX: usize = 5;
 
 /// Said of a node whose kubelet keeps no records of its own.
 const BY_AGENT: &str = "; the agent, not the kubelet, decides who may use copies of private images";
@@ -103,7 +101,7 @@ impl NodeReport {
         let message = if cached.is_empty() {
             "no pod on this node runs a cached TryLatest image after a failed pull".to_owned()
         } else {
-            condition_message(&cached)
+            condition::message(&cached)
         };
         let (fallback, reason) = if cached.is_empty() {
             // Also true of a node without images, or whose images nobody could confirm.
@@ -134,44 +132,6 @@ impl NodeReport {
         (summary, lines) == (&other.summary, &other.lines)
             && (fallback, reason, message) == (&other.fallback, &other.reason, &other.message)
     }
-}
-
-fn condition_message(cached: &[&NodeImage]) -> String {
-    let mut parts: Vec<String> = cached
-        .iter()
-        .take(CONDITION_IMAGES_MAX)
-        .map(|image| {
-            if image.outcome != Outcome::Fallback {
-                let pods = match image.pods_from_cache {
-                    1 => "1 pod that started earlier still runs".to_owned(),
-                    pods => format!("{pods} pods that started earlier still run"),
-                };
-                let (image, now) = (&image.image, image.outcome);
-                return format!("{image}: {now} now, but {pods} the previous copy");
-            }
-            let digest = image.digest.as_ref().map(Digest::short);
-            let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
-            let class = image.class.map_or("unknown", |class| class.as_str());
-            let confirmed = match (image.confirmed, &image.rolled_back) {
-                (_, Some(back)) => {
-                    let from = back.from.as_ref().map(Digest::short);
-                    from.map_or("rolled back".to_owned(), |from| {
-                        format!("rolled back from {from}")
-                    })
-                }
-                (Some(then), None) => format!(
-                    "confirmed {} before",
-                    text::short_duration(age(image.tried, then))
-                ),
-                (None, None) => "never confirmed".to_owned(),
-            };
-            format!("{} ({digest}{confirmed}): {class}", image.image)
-        })
-        .collect();
-    if cached.len() > CONDITION_IMAGES_MAX {
-        parts.push(format!("and {} more", cached.len() - CONDITION_IMAGES_MAX));
-    }
-    parts.join("; ")
 }
 
 #[cfg(test)]

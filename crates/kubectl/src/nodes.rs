@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use serde::Serialize;
+use trylatest_core::image::ImageName;
 use trylatest_core::keys;
+use trylatest_core::node::FallenBack;
 use trylatest_core::text;
 
 use crate::cluster::{Cluster, Looked};
@@ -49,7 +51,8 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fallback {
     pub(crate) on: bool,
-    pub(crate) message: String,
+    /// Of which images.
+    pub(crate) of: FallenBack,
 }
 
 impl SeenNode {
@@ -74,7 +77,7 @@ impl SeenNode {
             disk_pressure: is_true("DiskPressure"),
             fallback: condition(keys::NODE_CONDITION).map(|condition| Fallback {
                 on: condition.status == "True",
-                message: line(condition.message.as_deref().unwrap_or_default()),
+                of: FallenBack::read(condition.message.as_deref().unwrap_or_default()),
             }),
             summary: annotations
                 .and_then(|all| all.get(keys::NODE_SUMMARY))
@@ -88,12 +91,10 @@ impl SeenNode {
 
     /// Whether a pod that fell back to a copy of this image on this node still runs an unconfirmed copy. The node takes
     /// its condition back once the registry has confirmed what its pods run; the pods' releases stay as they are.
-    pub(crate) fn still_falls_back(&self, image: &str) -> bool {
-        self.fallback.as_ref().is_none_or(|fallback| {
-            // Only so many images have room in the message.
-            let names_all = !fallback.message.ends_with(" more");
-            fallback.on && (!names_all || fallback.message.contains(image))
-        })
+    pub(crate) fn still_falls_back(&self, image: &ImageName) -> bool {
+        self.fallback
+            .as_ref()
+            .is_none_or(|fallback| fallback.on && fallback.of.may_include(image))
     }
 }
 
@@ -232,7 +233,7 @@ pub(crate) mod tests {
             ready: true,
             fallback: fallback.map(|(on, message)| Fallback {
                 on,
-                message: message.to_owned(),
+                of: FallenBack::read(message),
             }),
             kubelet: "v1.37.2".to_owned(),
             runtime: "containerd://2.4.2".to_owned(),
@@ -277,7 +278,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_node_that_took_its_condition_back_has_no_old_copy() {
-        let image = "reg.example/app:1";
+        let image = "reg.example/app:1".parse().unwrap();
+        let others = "reg.example/other:1 (sha256:a): network; ".repeat(200);
+        let long = |last: &str| format!("{others}{last} (sha256:a): network");
+        let (named, unnamed) = (long("reg.example/app:1"), long("reg.example/app:10"));
         for (fallback, still) in [
             (None, true),
             (Some((false, "no pod runs one")), false),
@@ -292,7 +296,7 @@ pub(crate) mod tests {
             ),
         ] {
             assert_eq!(
-                node("n", fallback).still_falls_back(image),
+                node("n", fallback).still_falls_back(&image),
                 still,
                 "{fallback:?}"
             );
@@ -302,6 +306,13 @@ pub(crate) mod tests {
     #[test]
     fn a_node_is_read() {
         let node: Node = serde_json::from_value(json!({
+            // Of another tag, whose name begins with this one.
+            (
+                Some((true, "reg.example/app:10 (sha256:a): network")),
+                false,
+            ),
+            (Some((true, named.as_str())), true),
+            (Some((true, unnamed.as_str())), false),
             "metadata": {"name": "n", "annotations": {keys::NODE_SUMMARY: "2 images\n"}},
             "spec": {"unschedulable": true},
             "status": {"conditions": [

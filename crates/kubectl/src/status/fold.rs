@@ -129,8 +129,12 @@ impl Fold {
             Err(_) => container.image.clone(),
         };
         let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
-        let is_old =
-            is_old(container) && node.is_none_or(|(_, node)| node.still_falls_back(&image));
+        // What is no image's name is in no condition either.
+        let is_old = is_old(container)
+            && node.is_none_or(|(_, node)| match &name {
+                Ok(name) => node.still_falls_back(name),
+                Err(_) => node.fallback.as_ref().is_none_or(|fallback| fallback.on),
+            });
         let node = node.map_or(NodeIndex::MAX, |(index, _)| *index);
         if !self.images.contains_key(&image) && self.images.len() >= IMAGES_MAX {
             self.left_out.images += 1;
