@@ -1,6 +1,6 @@
 //! Whether pods run what was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
@@ -64,6 +64,21 @@ impl State {
             Self::Always => "always",
             Self::NotTryLatest => "not TryLatest",
             Self::Skewed => "skewed",
+        }
+    }
+
+    /// Whether the copy that its release names is what it runs.
+    const fn runs(self) -> bool {
+        match self {
+            Self::Current | Self::Same | Self::NotHeld | Self::Moved | Self::Old | Self::Skewed => {
+                true
+            }
+            Self::Unavailable
+            | Self::Refused
+            | Self::Pending
+            | Self::Unanswered
+            | Self::Always
+            | Self::NotTryLatest => false,
         }
     }
 
@@ -224,30 +239,54 @@ fn confirm_same(containers: &mut [Checked]) {
     }
 }
 
-/// A tag that moved during the rollout: all pods were told what it points to, and yet they differ.
+/// The digests that run of one container's image.
+#[derive(Default)]
+struct Digests<'a> {
+    /// All of them.
+    all: BTreeSet<&'a Digest>,
+    /// Those that the tag pointed to when a pod started.
+    current: BTreeSet<&'a Digest>,
+}
+
+impl Digests<'_> {
+    /// Why several run, if several do.
+    fn skew(&self) -> Option<String> {
+        let count = self.all.len();
+        let why = match self.current.len() {
+            _ if count < 2 => return None,
+            0 | 1 => "some run a copy that the registry did not confirm when they started",
+            _ => "its tag has moved during the rollout",
+        };
+        Some(format!(
+            "; the workload's pods run {count} digests of this image: {why}"
+        ))
+    }
+}
+
+/// The registry has confirmed what these pods run when they started, and yet not all of the workload run the same.
 fn compare(containers: &mut [Checked]) {
-    let mut digests: BTreeMap<(String, String), BTreeMap<Digest, usize>> = BTreeMap::new();
+    let key = |container: &Checked| (container.container.clone(), container.image.clone());
+    let mut digests: BTreeMap<(String, String), Digests<'_>> = BTreeMap::new();
     for container in containers.iter() {
-        if let Some(digest) = &container.digest {
-            let key = (container.container.clone(), container.image.clone());
-            *digests
-                .entry(key)
-                .or_default()
-                .entry(digest.clone())
-                .or_default() += 1;
+        if let Some(digest) = &container.digest
+            && container.state.runs()
+        {
+            let digests = digests.entry(key(container)).or_default();
+            digests.all.insert(digest);
+            if container.state == State::Current {
+                digests.current.insert(digest);
+            }
         }
     }
+    let skews = digests.into_iter();
+    let skews: BTreeMap<_, _> = skews
+        .filter_map(|(key, digests)| Some((key, digests.skew()?)))
+        .collect();
     for container in containers.iter_mut().filter(|c| c.state == State::Current) {
-        let key = (container.container.clone(), container.image.clone());
-        let Some(all) = digests.get(&key).filter(|all| all.len() > 1) else {
-            continue;
-        };
-        container.state = State::Skewed;
-        container.words.push_str("; the workload's pods run ");
-        container.words.push_str(&all.len().to_string());
-        container
-            .words
-            .push_str(" digests of this image: its tag has moved during the rollout");
+        if let Some(words) = skews.get(&key(container)) {
+            container.state = State::Skewed;
+            container.words.push_str(words);
+        }
     }
 }
 
@@ -319,7 +358,54 @@ mod tests {
         assert_eq!(states(&pods, Demand::NotOld), [(State::Current, true); 2]);
         assert_eq!(states(&pods, Demand::Fresh), [(State::Skewed, false); 2]);
         let words = &judge(&pods, Demand::Fresh).containers[0].words;
-        assert!(words.contains("run 2 digests"), "{words}");
+        let said = "run 2 digests of this image: its tag has moved during the rollout";
+        assert!(words.contains(said), "{words}");
+    }
+
+    #[test]
+    fn a_copy_that_a_pod_fell_back_to_is_no_moved_tag() {
+        for outcome in ["fallback", "same", "not-held"] {
+            let pods = [
+                pod("1", "n", &release("fresh", "a")),
+                pod("2", "n", &release("unchanged", "a")),
+                pod("3", "m", &release(outcome, "b")),
+            ];
+            let judged = judge(&pods, Demand::Fresh);
+            let [first, second, other] = &judged.containers[..] else {
+                panic!("{judged:?}");
+            };
+            for current in [first, second] {
+                assert_eq!((current.state, current.ok), (State::Skewed, false));
+                let said = "run 2 digests of this image: some run a copy that the registry did not confirm";
+                assert!(current.words.contains(said), "{}", current.words);
+                assert!(!current.words.contains("moved"), "{}", current.words);
+            }
+            assert!(!other.ok && !other.words.contains("digests"), "{other:?}");
+        }
+        // Where the tag has moved as well, that is said.
+        let pods = [
+            pod("1", "n", &release("fresh", "a")),
+            pod("2", "n", &release("fresh", "b")),
+            pod("3", "m", &release("fallback", "c")),
+        ];
+        let words = &judge(&pods, Demand::Fresh).containers[0].words;
+        let said = "run 3 digests of this image: its tag has moved during the rollout";
+        assert!(words.contains(said), "{words}");
+    }
+
+    #[test]
+    fn a_copy_that_a_pod_must_not_use_is_none_that_runs() {
+        for outcome in ["refused", "unavailable"] {
+            let pods = [
+                pod("1", "n", &release("fresh", "a")),
+                pod("2", "m", &release(outcome, "b")),
+            ];
+            assert_eq!(
+                states(&pods, Demand::Fresh)[0],
+                (State::Current, true),
+                "{outcome}"
+            );
+        }
     }
 
     #[test]
