@@ -12,16 +12,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use serde::Serialize;
+use trylatest_core::doctor::{Finding, Report, Severity};
 use trylatest_core::text;
 
 use crate::args::{CheckOutput, DoctorArgs};
-
-/// The worst finding is a warning.
-const WARNING: u8 = 3;
-
-/// The worst finding is an error.
-const ERROR: u8 = 4;
 
 /// Most registries that are looked at.
 const REGISTRIES_MAX: usize = 1_000;
@@ -33,36 +27,6 @@ const FILE_MAX: u64 = 64 << 10;
 /// percent.
 const FLOOR: u64 = 15;
 const KEEP_FREE: u64 = 20;
-
-/// How bad it is, the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Severity {
-    Error,
-    Warning,
-    Info,
-}
-
-/// Something that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Finding {
-    severity: Severity,
-    /// A name that stays the same, for scripts.
-    check: &'static str,
-    /// What is so.
-    what: String,
-    /// What to do.
-    fix: &'static str,
-}
-
-/// What was looked at.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    findings: Vec<Finding>,
-    /// What could not be looked at, and why.
-    not_seen: Vec<String>,
-}
 
 /// Looks, and prints what it has found. The exit code is that of the worst finding.
 ///
@@ -80,19 +44,13 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     registries(&below(root, certs_dir), &mut report);
     records(&below(root, kubelet_dir), &mut report);
     disk(&below(root, containerd_dir), &mut report);
-    report
-        .findings
-        .sort_by_key(|finding| (finding.severity, finding.check));
+    let report = report.sorted();
     let text = match output {
         CheckOutput::Text => render(&report),
         CheckOutput::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     crate::printed(text.as_bytes())?;
-    Ok(match report.findings.iter().map(|f| f.severity).min() {
-        Some(Severity::Error) => ExitCode::from(ERROR),
-        Some(Severity::Warning) => ExitCode::from(WARNING),
-        Some(Severity::Info) | None => ExitCode::SUCCESS,
-    })
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 /// A path of the node, where its root is.
@@ -105,8 +63,8 @@ fn registries(folder: &Path, report: &mut Report) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {
-            let why = format!("registry mirrors in {}: {error}", folder.display());
-            return report.not_seen.push(why);
+            let what = format!("registry mirrors in {}", folder.display());
+            return report.not_looked_at(&what, &error.to_string());
         }
     };
     for entry in entries.take(REGISTRIES_MAX).flatten() {
@@ -114,9 +72,9 @@ fn registries(folder: &Path, report: &mut Report) {
         match read(&entry.path().join("hosts.toml")) {
             Ok(Some(hosts)) => report.findings.extend(mirrors::findings(&name, &hosts)),
             Ok(None) => {}
-            Err(error) => report
-                .not_seen
-                .push(format!("mirrors of {name}: {error:#}")),
+            Err(error) => {
+                report.not_looked_at(&format!("mirrors of {name}"), &format!("{error:#}"))
+            }
         }
     }
 }
@@ -143,28 +101,28 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
 /// The kubelet's records of who may use an image (KEP-2535): `image_manager/pulled` and `pulling` below its folder.
 fn records(kubelet: &Path, report: &mut Report) {
     if let Err(error) = fs::read_dir(kubelet) {
-        let why = format!("the kubelet's records in {}: {error}", kubelet.display());
-        return report.not_seen.push(why);
+        let what = format!("the kubelet's records in {}", kubelet.display());
+        return report.not_looked_at(&what, &error.to_string());
     }
     let count = |name: &str| {
         let entries = fs::read_dir(kubelet.join("image_manager").join(name));
         entries.map(|entries| entries.take(REGISTRIES_MAX).count())
     };
     match (count("pulled"), count("pulling")) {
-        (Err(_), _) => report.findings.push(Finding {
-            severity: Severity::Info,
-            check: "kubelet-keeps-no-records",
-            what: "the kubelet keeps no records of who may use a private image's copy".to_owned(),
-            fix: "Kubernetes 1.35 and later do, unless the feature gate KubeletEnsureSecretPulledImages is off. There, start the \
+        (Err(_), _) => report.add(
+            Severity::Info,
+            "kubelet-keeps-no-records",
+            "the kubelet keeps no records of who may use a private image's copy",
+            "Kubernetes 1.35 and later do, unless the feature gate KubeletEnsureSecretPulledImages is off. There, start the \
                   agent with --kubelet-verifies=no.",
-        }),
-        (Ok(_), Ok(pulling)) if pulling > 0 => report.findings.push(Finding {
-            severity: Severity::Info,
-            check: "kubelet-pulls",
-            what: format!("the kubelet has {} under way, or cut off", text::count(pulling, "pull")),
-            fix: "After one that was cut off, the kubelet asks the registry before it gives the image to any pod. If nothing is \
+        ),
+        (Ok(_), Ok(pulling)) if pulling > 0 => report.add(
+            Severity::Info,
+            "kubelet-pulls",
+            &format!("the kubelet has {} under way, or cut off", text::count(pulling, "pull")),
+            "After one that was cut off, the kubelet asks the registry before it gives the image to any pod. If nothing is \
                   being pulled now, pull it once more while the registry answers.",
-        }),
+        ),
         _ => {}
     }
 }
@@ -173,8 +131,8 @@ fn disk(containerd: &Path, report: &mut Report) {
     let stat = match rustix::fs::statvfs(containerd) {
         Ok(stat) => stat,
         Err(error) => {
-            let why = format!("the disk of {}: {error}", containerd.display());
-            return report.not_seen.push(why);
+            let what = format!("the disk of {}", containerd.display());
+            return report.not_looked_at(&what, &error.to_string());
         }
     };
     report.findings.extend(room(stat.f_bavail, stat.f_blocks));
@@ -196,39 +154,33 @@ fn room(free: u64, all: u64) -> Option<Finding> {
         ),
         _ => return None,
     };
-    Some(Finding {
-        severity: Severity::Warning,
-        check,
-        what: format!("{percent}% of the disk that holds the images is free"),
-        fix,
-    })
+    let what = format!("{percent}% of the disk that holds the images is free");
+    Some(Finding::new(Severity::Warning, check, what, fix))
 }
 
 /// While less than a tenth of them are free, the agent takes the disk for full. Some file systems have no fixed number.
 fn inodes(free: u64, all: u64) -> Option<Finding> {
-    (all > 0 && free < all / 10).then(|| Finding {
-        severity: Severity::Warning,
-        check: "disk-lacks-inodes",
-        what: "less than 10% of the inodes of the disk that holds the images are free (df -i)".to_owned(),
-        fix: "New images that have a copy here are not downloaded, and kept copies are not pinned: remove files from it.",
+    (all > 0 && free < all / 10).then(|| {
+        Finding::new(
+            Severity::Warning,
+            "disk-lacks-inodes",
+            "less than 10% of the inodes of the disk that holds the images are free (df -i)",
+            "New images that have a copy here are not downloaded, and kept copies are not pinned: remove files from it.",
+        )
     })
 }
 
 fn render(report: &Report) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        let word = match finding.severity {
-            Severity::Error => "ERROR  ",
-            Severity::Warning => "WARNING",
-            Severity::Info => "INFO   ",
-        };
+        let word = finding.severity.word();
         let Finding {
             what, check, fix, ..
         } = finding;
         let _ = writeln!(text, "{word} {what} [{check}]\n        {fix}");
     }
     for not_seen in &report.not_seen {
-        let _ = writeln!(text, "NOT LOOKED AT {not_seen}");
+        let _ = writeln!(text, "NOT LOOKED AT {}: {}", not_seen.what, not_seen.why);
     }
     let findings = text::count(report.findings.len(), "finding");
     let not_seen = text::count(report.not_seen.len(), "thing");
@@ -262,7 +214,7 @@ mod tests {
         .unwrap();
         fs::create_dir_all(root.path().join("kubelet")).unwrap();
         let report = looked(root.path());
-        assert_eq!(report.not_seen, [""; 0]);
+        assert_eq!(report.not_seen, []);
         let checks: Vec<_> = report
             .findings
             .iter()
@@ -294,7 +246,7 @@ mod tests {
         fs::create_dir_all(&registry).unwrap();
         let long = "#".repeat(usize::try_from(FILE_MAX).unwrap() + 1);
         fs::write(registry.join("hosts.toml"), long).unwrap();
-        assert!(looked(root.path()).not_seen[0].contains("too long"));
+        assert!(looked(root.path()).not_seen[0].why.contains("too long"));
     }
 
     #[test]

@@ -10,12 +10,11 @@ mod install;
 mod kubelet;
 mod version;
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use trylatest_core::doctor::{Finding, Report, Severity};
 use trylatest_core::text::some_of;
 
 use self::gather::Facts;
@@ -23,112 +22,17 @@ use crate::args::DoctorArgs;
 use crate::cluster::{Cluster, Looked, now};
 use crate::output::{self, BAD, DIM, GOOD, ODD, PLAIN, styled};
 
-/// The worst finding is a warning.
-const WARNING: u8 = 3;
-
-/// The worst finding is an error.
-const ERROR: u8 = 4;
-
 /// Most objects that a finding names.
 const NAMED: usize = 5;
 
-/// How bad it is, the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Severity {
-    /// Pods do not get what TryLatest promises.
-    Error,
-    /// They may not, or later.
-    Warning,
-    /// Worth to know.
-    Info,
-}
-
-/// Something that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Finding {
-    pub(crate) severity: Severity,
-    /// A name that stays the same, for scripts.
-    pub(crate) check: &'static str,
-    /// What it is about: names of nodes, policies or pods. Empty if it is about the cluster.
-    pub(crate) about: BTreeSet<String>,
-    /// What is so.
-    pub(crate) what: String,
-    /// What to do.
-    pub(crate) fix: String,
-}
-
-/// Something that could not be looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct NotSeen {
-    what: String,
-    why: String,
-}
-
-/// What `doctor` answers.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Report {
-    findings: Vec<Finding>,
-    not_seen: Vec<NotSeen>,
-}
-
-impl Report {
-    /// Something about the cluster as a whole.
-    fn add(&mut self, severity: Severity, check: &'static str, what: &str, fix: &str) {
-        self.add_about(severity, check, [], what, fix);
-    }
-
-    /// Something about these objects. The same of others joins it.
-    fn add_about(
-        &mut self,
-        severity: Severity,
-        check: &'static str,
-        about: impl IntoIterator<Item = String>,
-        what: &str,
-        fix: &str,
-    ) {
-        let known = self
-            .findings
-            .iter_mut()
-            .find(|finding| finding.check == check && finding.what == what);
-        match known {
-            Some(finding) => finding.about.extend(about),
-            None => self.findings.push(Finding {
-                severity,
-                check,
-                about: about.into_iter().collect(),
-                what: what.to_owned(),
-                fix: fix.to_owned(),
-            }),
+/// What was looked at; none, and a note of it, if it could not be.
+fn seen<'a, T>(report: &mut Report, what: &str, looked: &'a Looked<T>) -> Option<&'a T> {
+    match looked {
+        Ok(seen) => Some(seen),
+        Err(unseen) => {
+            report.not_looked_at(what, unseen.why());
+            None
         }
-    }
-
-    /// What was looked at; none, and a note of it, if it could not be.
-    fn seen<'a, T>(&mut self, what: &str, looked: &'a Looked<T>) -> Option<&'a T> {
-        match looked {
-            Ok(seen) => Some(seen),
-            Err(unseen) => {
-                self.not_looked_at(what, unseen.why());
-                None
-            }
-        }
-    }
-
-    fn not_looked_at(&mut self, what: &str, why: &str) {
-        let not_seen = NotSeen {
-            what: what.to_owned(),
-            why: why.to_owned(),
-        };
-        if !self.not_seen.contains(&not_seen) {
-            self.not_seen.push(not_seen);
-        }
-    }
-
-    fn worst(&self) -> Option<Severity> {
-        self.findings.iter().map(|finding| finding.severity).min()
     }
 }
 
@@ -141,11 +45,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &DoctorArgs) -> anyhow::Result<
     let facts = gather::gather(cluster, kubelets).await?;
     let report = examine(&facts, now());
     output::print(output, &report, render)?;
-    Ok(match report.worst() {
-        Some(Severity::Error) => ExitCode::from(ERROR),
-        Some(Severity::Warning) => ExitCode::from(WARNING),
-        Some(Severity::Info) | None => ExitCode::SUCCESS,
-    })
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 /// Every rule.
@@ -155,26 +55,23 @@ fn examine(facts: &Facts, now: Timestamp) -> Report {
     admission::examine(facts, &mut report);
     fleet::examine(facts, now, &mut report);
     kubelet::examine(facts, &mut report);
-    report
-        .findings
-        .sort_by_key(|finding| (finding.severity, finding.check));
-    report
+    report.sorted()
 }
 
 fn render(report: &Report) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        let (style, word) = match finding.severity {
-            Severity::Error => (BAD, "ERROR  "),
-            Severity::Warning => (ODD, "WARNING"),
-            Severity::Info => (PLAIN, "INFO   "),
+        let style = match finding.severity {
+            Severity::Error => BAD,
+            Severity::Warning => ODD,
+            Severity::Info => PLAIN,
         };
         let about = match finding.about.len() {
             0 => String::new(),
             _ => format!(" ({})", some_of(finding.about.iter(), NAMED)),
         };
         let check = styled(DIM, &format!("[{}]", finding.check));
-        let word = styled(style, word);
+        let word = styled(style, finding.severity.word());
         let Finding { what, fix, .. } = finding;
         let _ = writeln!(text, "{word} {what}{about} {check}\n        {fix}");
     }

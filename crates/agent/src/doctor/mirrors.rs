@@ -1,9 +1,8 @@
 //! A registry's mirrors, as containerd's `hosts.toml` has them (containerd, docs/hosts.md).
 
 use toml::{Table, Value};
+use trylatest_core::doctor::{Finding, Severity};
 use trylatest_core::text;
-
-use super::{Finding, Severity};
 
 /// What is found in the file of one registry.
 pub(super) fn findings(registry: &str, hosts: &str) -> Vec<Finding> {
@@ -11,12 +10,12 @@ pub(super) fn findings(registry: &str, hosts: &str) -> Vec<Finding> {
         Ok(table) => table,
         Err(error) => {
             let why = text::on_one_line(error.message());
-            return vec![Finding {
-                severity: Severity::Error,
-                check: "hosts-invalid",
-                what: format!("{registry}: hosts.toml is not valid TOML: {why}"),
-                fix: "containerd cannot pull from this registry: correct the file.",
-            }];
+            return vec![Finding::new(
+                Severity::Error,
+                "hosts-invalid",
+                format!("{registry}: hosts.toml is not valid TOML: {why}"),
+                "containerd cannot pull from this registry: correct the file.",
+            )];
         }
     };
     let server = table
@@ -34,34 +33,34 @@ pub(super) fn findings(registry: &str, hosts: &str) -> Vec<Finding> {
 fn of_host(registry: &str, server: &str, host: &str, settings: &Value) -> Vec<Finding> {
     let name = format!("{registry}: {}", text::on_one_line(host));
     if host.trim_end_matches('/') == server.trim_end_matches('/') {
-        return vec![Finding {
-            severity: Severity::Warning,
-            check: "mirror-is-server",
-            what: format!("{name} is both the server and a [host]"),
-            fix: "While it fails, containerd asks it twice for everything. Name it as server only.",
-        }];
+        return vec![Finding::new(
+            Severity::Warning,
+            "mirror-is-server",
+            format!("{name} is both the server and a [host]"),
+            "While it fails, containerd asks it twice for everything. Name it as server only.",
+        )];
     }
     let mut findings = Vec::new();
     if settings.get("dial_timeout").is_none() {
-        findings.push(Finding {
-            severity: Severity::Warning,
-            check: "mirror-without-dial-timeout",
-            what: format!("{name} has no dial_timeout"),
-            fix: "If it cannot be reached, each connection to it costs 30 s before the next host is asked, and pods fall back \
+        findings.push(Finding::new(
+            Severity::Warning,
+            "mirror-without-dial-timeout",
+            format!("{name} has no dial_timeout"),
+            "If it cannot be reached, each connection to it costs 30 s before the next host is asked, and pods fall back \
                   although the registry answers. Set dial_timeout = \"1s\" (containerd 2.1 and later).",
-        });
+        ));
     }
     let capabilities = settings.get("capabilities").and_then(Value::as_array);
     let resolves =
         capabilities.is_none_or(|all| all.iter().any(|one| one.as_str() == Some("resolve")));
     if resolves {
-        findings.push(Finding {
-            severity: Severity::Info,
-            check: "mirror-resolves",
-            what: format!("{name} says what tags point to (capabilities has \"resolve\")"),
-            fix: "TryLatest believes it. If it caches tags for long, set capabilities = [\"pull\"]: then the registry says what a \
+        findings.push(Finding::new(
+            Severity::Info,
+            "mirror-resolves",
+            format!("{name} says what tags point to (capabilities has \"resolve\")"),
+            "TryLatest believes it. If it caches tags for long, set capabilities = [\"pull\"]: then the registry says what a \
                   tag points to, and the mirror still serves the layers.",
-        });
+        ));
     }
     findings
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::gather::{Facts, Policy};
-use super::{Report, Severity};
+use super::{Report, Severity, seen};
 
 /// The API server's plugin that makes every policy `Always`.
 const PLUGIN: &str = "AlwaysPullImages";
@@ -51,12 +51,16 @@ impl Rule {
 
 pub(super) fn examine(facts: &Facts, report: &mut Report) {
     always_pull_images(facts, report);
-    let mutating = report.seen("other MutatingAdmissionPolicies", &facts.mutating);
+    let mutating = seen(report, "other MutatingAdmissionPolicies", &facts.mutating);
     others(mutating, "MutatingAdmissionPolicy", report);
-    let validating = report.seen("other ValidatingAdmissionPolicies", &facts.validating);
+    let validating = seen(
+        report,
+        "other ValidatingAdmissionPolicies",
+        &facts.validating,
+    );
     others(validating, "ValidatingAdmissionPolicy", report);
     webhooks(facts, report);
-    if let Some(pods) = report.seen("pods that are overruled", &facts.overruled)
+    if let Some(pods) = seen(report, "pods that are overruled", &facts.overruled)
         && !pods.is_empty()
     {
         report.add_about(
@@ -133,7 +137,7 @@ fn others(policies: Option<&Vec<Policy>>, kind: &str, report: &mut Report) {
 
 /// A webhook does not say what it does.
 fn webhooks(facts: &Facts, report: &mut Report) {
-    let Some(webhooks) = report.seen("mutating webhooks", &facts.webhooks) else {
+    let Some(webhooks) = seen(report, "mutating webhooks", &facts.webhooks) else {
         return;
     };
     let see = webhooks

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::gather::{Facts, Renewal};
 use super::version::{ignores_pins, runtime, version};
-use super::{Report, Severity};
+use super::{Report, Severity, seen};
 use crate::nodes::{AgentState, Place, SeenNode};
 
 /// A clock that is off by so much is reported. The API server notes whole seconds, and is itself not exact.
@@ -19,16 +19,16 @@ const LEASE: SignedDuration = SignedDuration::from_secs(40);
 const KEEPS_RECORDS: (u64, u64, u64) = (1, 35, 0);
 
 pub(super) fn examine(facts: &Facts, now: Timestamp, report: &mut Report) {
-    if let Some(nodes) = report.seen("nodes", &facts.nodes) {
+    if let Some(nodes) = seen(report, "nodes", &facts.nodes) {
         for node in nodes.iter().filter(|node| node.place != Place::Foreign) {
             examine_node(node, report);
         }
         agents(facts, nodes, report);
     }
-    if let Some(leases) = report.seen("the nodes' clocks", &facts.leases) {
+    if let Some(leases) = seen(report, "the nodes' clocks", &facts.leases) {
         clocks(leases, now, report);
     }
-    if let Some(events) = report.seen("the agents' Events", &facts.refused_config) {
+    if let Some(events) = seen(report, "the agents' Events", &facts.refused_config) {
         for message in events {
             report.add(
                 Severity::Warning,
@@ -83,7 +83,7 @@ fn examine_node(node: &SeenNode, report: &mut Report) {
 }
 
 fn agents(facts: &Facts, nodes: &[SeenNode], report: &mut Report) {
-    let Some(agents) = report.seen("the agents' pods", &facts.agents) else {
+    let Some(agents) = seen(report, "the agents' pods", &facts.agents) else {
         return;
     };
     let installed = facts

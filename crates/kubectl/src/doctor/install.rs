@@ -7,7 +7,7 @@ use trylatest_core::image::ImageName;
 
 use super::gather::{AgentSet, Facts, Policy};
 use super::version::version;
-use super::{Report, Severity};
+use super::{Report, Severity, seen};
 use crate::cluster::{Looked, Unseen};
 
 /// What `manifests/policy` says in this version.
@@ -61,7 +61,7 @@ pub(super) fn examine(facts: &Facts, report: &mut Report) {
 }
 
 fn server(facts: &Facts, report: &mut Report) {
-    let Some(server) = report.seen("the API server's version", &facts.server) else {
+    let Some(server) = seen(report, "the API server's version", &facts.server) else {
         return;
     };
     if version(server).is_some_and(|version| version < OLDEST) {
@@ -75,7 +75,7 @@ fn server(facts: &Facts, report: &mut Report) {
 }
 
 fn agents(facts: &Facts, report: &mut Report) {
-    let sets = report.seen("the agents' DaemonSet", &facts.daemon_sets);
+    let sets = seen(report, "the agents' DaemonSet", &facts.daemon_sets);
     match sets.map(Vec::as_slice) {
         Some([]) => report.add(
             Severity::Error,
@@ -118,7 +118,7 @@ fn version_of(set: &AgentSet, report: &mut Report) {
 
 /// Every object of this kind that the manifests have is there, and says the same.
 fn present(report: &mut Report, kind: &str, looked: &Looked<Vec<Policy>>) {
-    let Some(present) = report.seen(&format!("every {kind}"), looked) else {
+    let Some(present) = seen(report, &format!("every {kind}"), looked) else {
         return;
     };
     for (name, spec) in manifests(kind) {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::gather::Facts;
-use super::{Report, Severity};
+use super::{Report, Severity, seen};
 
 /// Kept copies give way while less than this is free, in percent (`--keep-free`).
 const KEEP_FREE: u64 = 20;
@@ -16,7 +16,7 @@ const FEATURE: &str = "KubeletEnsureSecretPulledImages";
 
 pub(super) fn examine(facts: &Facts, report: &mut Report) {
     let what = "the kubelets' configurations (needs the right to get nodes/proxy)";
-    let Some(kubelets) = report.seen(what, &facts.kubelets) else {
+    let Some(kubelets) = seen(report, what, &facts.kubelets) else {
         return;
     };
     for (node, config) in &kubelets.configs {
