@@ -171,9 +171,9 @@ pub struct SwitchArgs {
     #[arg(long, value_enum)]
     pub hold: Option<Hold>,
 
-    /// Say what would be changed, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
+    /// How it is done.
+    #[command(flatten)]
+    pub how: HowArgs,
 }
 
 /// What `off` takes.
@@ -183,9 +183,21 @@ pub struct OffArgs {
     #[arg(value_name = "KIND/NAME")]
     pub target: Target,
 
+    /// How it is done.
+    #[command(flatten)]
+    pub how: HowArgs,
+}
+
+/// What `on` and `off` both take.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct HowArgs {
     /// Say what would be changed, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+
+    /// The output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// How pods are held.

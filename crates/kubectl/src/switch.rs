@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 use kube::api::{DynamicObject, Patch, PatchParams};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use trylatest_core::keys;
 
-use crate::args::{Hold, OffArgs, SwitchArgs};
+use crate::args::{Hold, HowArgs, OffArgs, SwitchArgs};
 use crate::cluster::Cluster;
-use crate::output::printed;
+use crate::output;
 use crate::target::{Kind, Target};
 
 /// The name under which the API server records our changes.
@@ -23,12 +24,8 @@ const ALL: &str = "*";
 /// # Errors
 /// It cannot be switched, or the API server refuses.
 pub(crate) async fn on(cluster: &Cluster, args: &SwitchArgs) -> anyhow::Result<()> {
-    let SwitchArgs {
-        target,
-        hold,
-        dry_run,
-    } = args;
-    change(cluster, target, &Switch::On(*hold), *dry_run).await
+    let SwitchArgs { target, hold, how } = args;
+    change(cluster, target, &Switch::On(*hold), *how).await
 }
 
 /// Switches a workload off.
@@ -36,8 +33,8 @@ pub(crate) async fn on(cluster: &Cluster, args: &SwitchArgs) -> anyhow::Result<(
 /// # Errors
 /// As [`on`].
 pub(crate) async fn off(cluster: &Cluster, args: &OffArgs) -> anyhow::Result<()> {
-    let OffArgs { target, dry_run } = args;
-    change(cluster, target, &Switch::Off, *dry_run).await
+    let OffArgs { target, how } = args;
+    change(cluster, target, &Switch::Off, *how).await
 }
 
 /// What is asked for.
@@ -47,21 +44,54 @@ enum Switch {
     Off,
 }
 
+/// What `on` and `off` answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    target: String,
+    /// None of a namespace.
+    namespace: Option<String>,
+    dry_run: bool,
+    /// Whether something was changed, or would be.
+    changed: bool,
+    settings: Vec<Setting>,
+    /// What follows, in words.
+    notes: Vec<&'static str>,
+}
+
+/// A label or an annotation.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Setting {
+    place: Setter,
+    key: &'static str,
+    before: Option<String>,
+    after: Option<&'static str>,
+}
+
+/// What holds a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Setter {
+    Label,
+    TemplateAnnotation,
+}
+
 /// What is to be sent, and what is to be said.
 #[derive(Debug, PartialEq)]
 struct Change {
     /// A merge patch; none if everything is as asked already.
     patch: Option<Value>,
-    /// In words, one line each.
-    lines: Vec<String>,
+    settings: Vec<Setting>,
+    notes: Vec<&'static str>,
 }
 
 async fn change(
     cluster: &Cluster,
     target: &Target,
     switch: &Switch,
-    dry_run: bool,
+    how: HowArgs,
 ) -> anyhow::Result<()> {
+    let HowArgs { dry_run, output } = how;
     possible(target, switch)?;
     let objects = cluster.objects(target);
     let what = format!("get {target}");
@@ -81,16 +111,34 @@ async fn change(
         let sent = objects.patch(&target.name, &params, &patch);
         cluster.need(&what, sent).await?;
     }
-    let suffix = if dry_run {
+    let answer = Answer {
+        target: target.to_string(),
+        namespace: object.metadata.namespace,
+        dry_run,
+        changed: change.patch.is_some(),
+        settings: change.settings,
+        notes: change.notes,
+    };
+    output::print(output, &answer, text)
+}
+
+fn text(answer: &Answer) -> String {
+    let suffix = if answer.dry_run {
         " (dry run: nothing was changed)"
     } else {
         ""
     };
-    let mut text = format!("{target}{suffix}\n");
-    for line in &change.lines {
-        let _ = writeln!(text, "  {line}");
+    let mut text = format!("{}{suffix}\n", answer.target);
+    for setting in &answer.settings {
+        let _ = writeln!(text, "  {}", setting.words());
     }
-    printed(&text)
+    for note in &answer.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    if !answer.changed {
+        text.push_str("  nothing to change\n");
+    }
+    text
 }
 
 /// What no object of this kind can do.
@@ -137,15 +185,23 @@ fn in_namespace(object: &Value, switch: &Switch) -> Change {
         Switch::On(Some(Hold::None)) => Some(keys::HOLD_NONE),
         _ => None,
     };
-    let mut lines = vec![said("label", keys::HOLD, before, after)];
+    let setting = Setting {
+        place: Setter::Label,
+        key: keys::HOLD,
+        before: before.map(str::to_owned),
+        after,
+    };
+    let mut notes = Vec::new();
     let patch = (before != after).then(|| {
-        lines.push(
-            "pods that are created from now on follow it; those that exist stay as they are"
-                .to_owned(),
-        );
+        notes
+            .push("pods that are created from now on follow it; those that exist stay as they are");
         json!({"metadata": {"labels": {keys::HOLD: after}}})
     });
-    Change { patch, lines }
+    Change {
+        patch,
+        settings: vec![setting],
+        notes,
+    }
 }
 
 fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change {
@@ -155,7 +211,7 @@ fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change 
             .and_then(|all| all.get(key))
             .and_then(Value::as_str)
     };
-    let changes: Vec<(&str, Option<&str>)> = match switch {
+    let changes: Vec<(&'static str, Option<&'static str>)> = match switch {
         Switch::On(hold) => {
             let mut changes = vec![(keys::CONTAINERS, Some(ALL))];
             changes.extend(hold.map(|hold| {
@@ -172,7 +228,7 @@ fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change 
             .map(|key| (key, None))
             .to_vec(),
     };
-    let mut lines = Vec::new();
+    let mut settings = Vec::new();
     let mut patch = Map::new();
     for (key, after) in changes {
         let before = before(key);
@@ -180,36 +236,58 @@ fn in_template(kind: Kind, at: &str, object: &Value, switch: &Switch) -> Change 
             patch.insert(key.to_owned(), json!(after));
         }
         if before.is_some() || after.is_some() {
-            lines.push(said("template annotation", key, before, after));
+            settings.push(Setting {
+                place: Setter::TemplateAnnotation,
+                key,
+                before: before.map(str::to_owned),
+                after,
+            });
         }
     }
     if patch.is_empty() {
-        lines.push("nothing to change".to_owned());
-        return Change { patch: None, lines };
+        return Change {
+            patch: None,
+            settings,
+            notes: Vec::new(),
+        };
     }
-    lines.push(what_follows(kind, object).to_owned());
+    let mut notes = vec![what_follows(kind, object)];
     if patch.get(keys::LITERAL).is_some() {
-        lines.push(
+        notes.push(
             "its manifest said TryLatest: change that as well, or the next apply switches it on again; until then it has \
-             IfNotPresent"
-                .to_owned(),
+             IfNotPresent",
         );
     }
     Change {
         patch: Some(nested(at, json!({"metadata": {"annotations": patch}}))),
-        lines,
+        settings,
+        notes,
     }
 }
 
-fn said(what: &str, key: &str, before: Option<&str>, after: Option<&str>) -> String {
-    match (before, after) {
-        (before, Some(after)) if before == Some(after) => {
-            format!("{what} {key} is {after:?} already")
+impl Setting {
+    fn words(&self) -> String {
+        let Self {
+            place,
+            key,
+            before,
+            after,
+        } = self;
+        let what = match place {
+            Setter::Label => "label",
+            Setter::TemplateAnnotation => "template annotation",
+        };
+        match (before.as_deref(), *after) {
+            (before, Some(after)) if before == Some(after) => {
+                format!("{what} {key} is {after:?} already")
+            }
+            (None, Some(after)) => format!("{what} {key} set to {after:?}"),
+            (Some(before), Some(after)) => {
+                format!("{what} {key} changed from {before:?} to {after:?}")
+            }
+            (Some(before), None) => format!("{what} {key} removed; it was {before:?}"),
+            (None, None) => format!("{what} {key} is not there"),
         }
-        (None, Some(after)) => format!("{what} {key} set to {after:?}"),
-        (Some(before), Some(after)) => format!("{what} {key} changed from {before:?} to {after:?}"),
-        (Some(before), None) => format!("{what} {key} removed; it was {before:?}"),
-        (None, None) => format!("{what} {key} is not there"),
     }
 }
 
@@ -248,6 +326,38 @@ mod tests {
         planned(&target.parse().unwrap(), object, switch)
     }
 
+    fn answer(change: Change) -> Answer {
+        Answer {
+            target: "deployment/a".to_owned(),
+            namespace: Some("shop".to_owned()),
+            dry_run: false,
+            changed: change.patch.is_some(),
+            settings: change.settings,
+            notes: change.notes,
+        }
+    }
+
+    fn shown(change: Change) -> String {
+        text(&answer(change))
+    }
+
+    #[test]
+    fn a_program_reads_what_has_changed() {
+        let annotations = json!({"trylatest.dev/containers": "web"});
+        let object = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
+        let change = plan("deployment/a", &object, &Switch::On(Some(Hold::None)));
+        let place = "template-annotation";
+        let expected = json!({
+            "target": "deployment/a", "namespace": "shop", "dryRun": false, "changed": true,
+            "settings": [
+                {"place": place, "key": "trylatest.dev/containers", "before": "web", "after": "*"},
+                {"place": place, "key": "trylatest.dev/hold", "before": null, "after": "none"},
+            ],
+            "notes": ["a rollout follows: its pods are replaced"],
+        });
+        assert_eq!(serde_json::to_value(answer(change)).unwrap(), expected);
+    }
+
     #[test]
     fn a_workload_is_switched_on_by_its_template() {
         let change = plan("deployment/a", &json!({"spec": {}}), &Switch::On(None));
@@ -255,15 +365,17 @@ mod tests {
         let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
         assert_eq!(change.patch, Some(patch));
         assert_eq!(
-            change.lines,
-            [
-                "template annotation trylatest.dev/containers set to \"*\"",
-                "a rollout follows: its pods are replaced",
-            ]
+            shown(change),
+            "deployment/a\n  template annotation trylatest.dev/containers set to \"*\"\n  a rollout follows: its pods are \
+             replaced\n"
         );
         let object = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
         let again = plan("deployment/a", &object, &Switch::On(None));
         assert_eq!(again.patch, None);
+        assert_eq!(
+            shown(again),
+            "deployment/a\n  template annotation trylatest.dev/containers is \"*\" already\n  nothing to change\n"
+        );
         let held = plan("deployment/a", &object, &Switch::On(Some(Hold::None)));
         let patch = held.patch.unwrap();
         let annotations = &patch["spec"]["template"]["metadata"]["annotations"];
@@ -282,9 +394,9 @@ mod tests {
         assert_eq!(change.patch, Some(patch));
         assert!(
             change
-                .lines
+                .notes
                 .iter()
-                .any(|line| line.contains("the next apply"))
+                .any(|note| note.contains("the next apply"))
         );
         assert_eq!(plan("cronjob/a", &json!({}), &Switch::Off).patch, None);
     }
@@ -307,7 +419,7 @@ mod tests {
         ] {
             let change = plan(target, &json!({ "spec": spec }), &Switch::On(None));
             assert!(
-                change.lines.iter().any(|line| line.contains(words)),
+                change.notes.iter().any(|note| note.contains(words)),
                 "{change:?}"
             );
         }

@@ -347,6 +347,9 @@ async fn switches_workloads(api: Arc<Api>) -> anyhow::Result<()> {
     .await?;
     let again = stage.run("on deploy/app").await?.expect(0)?;
     ensure!(again.stdout.contains("nothing to change"), "{again:?}");
+    let again = stage.run("on deploy/app -o json").await?.json()?;
+    ensure!(again["changed"] == false, "{again:#}");
+    ensure!(again["settings"][0]["after"] == "*", "{again:#}");
     // A literal TryLatest is switched off as well.
     stage.space.apply(&app("TryLatest")).await?;
     stage.run("off deploy/app").await?.expect(0)?;
