@@ -53,7 +53,7 @@ deny:
 test *args: _to-build
     cargo test --workspace --exclude trylatest-e2e {{ args }}
 
-# Everything that is read from outside, under a fuzzer: 10 s each, or SECONDS, or --inputs N (needs cargo-fuzz)
+# Everything that is read from outside, under a fuzzer: 10 s each, or SECONDS, or --inputs N; --dev (needs cargo-fuzz)
 fuzz *args: _to-build
     e2e/fuzz/run {{ args }}
 
