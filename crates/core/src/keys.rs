@@ -61,7 +61,8 @@ pub const PROGRESS: &str = "trylatest.dev/progress";
 /// Node annotation: one line for `kubectl describe node`.
 pub const NODE_SUMMARY: &str = "trylatest.dev/summary";
 
-/// Node annotation: the node's TryLatest images, one on each line, bounded in size.
+/// Node annotation: the node's TryLatest images, and the registries that it does not ask for each pod now, one on each
+/// line, bounded in size.
 pub const NODE_IMAGES: &str = "trylatest.dev/images";
 
 /// Node condition: `True` while a pod of this node runs a copy whose last try failed.

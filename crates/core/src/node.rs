@@ -2,12 +2,14 @@
 
 mod condition;
 mod lines;
+mod registries;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::lines::Rank;
 pub use self::condition::FallenBack;
+use self::lines::Rank;
+pub use self::registries::OpenRegistry;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Outcome;
@@ -59,7 +61,7 @@ impl NodeImage {
 pub struct NodeReport {
     /// One line: how many images, how many run from cache.
     pub summary: String,
-    /// A line for each image, the worst first, bounded.
+    /// A line for each image, the worst first, and for each registry that is not asked, bounded.
     pub lines: String,
     /// Every image, in the same order.
     pub images: Vec<NodeImage>,
@@ -117,6 +119,13 @@ impl NodeReport {
             reason,
             message,
         }
+    }
+
+    /// Adds the registries whose circuits are open.
+    #[must_use]
+    pub fn with_registries(mut self, open: &[OpenRegistry]) -> Self {
+        self.lines.push_str(&registries::lines(open));
+        self
     }
 
     /// Whether what is written to the node is the same.

@@ -8,7 +8,7 @@ use kube::api::{Api, ListParams};
 use serde::Serialize;
 use trylatest_core::image::ImageName;
 use trylatest_core::keys;
-use trylatest_core::node::FallenBack;
+use trylatest_core::node::{FallenBack, OpenRegistry};
 use trylatest_core::text;
 
 use crate::cluster::{Cluster, Looked};
@@ -20,6 +20,9 @@ pub(crate) const AGENT_SELECTOR: &str =
 /// Longest text of a node that is kept.
 const TEXT_MAX: usize = 4096;
 
+/// Most registries of a node that are told apart. An agent names fewer.
+const REGISTRIES_MAX: usize = 100;
+
 /// A node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SeenNode {
@@ -30,6 +33,8 @@ pub(crate) struct SeenNode {
     /// The condition `TryLatestFallback`, if it has one.
     pub(crate) fallback: Option<Fallback>,
     pub(crate) summary: Option<String>,
+    /// The registries that it does not ask for each pod.
+    pub(crate) open: Vec<OpenRegistry>,
     pub(crate) kubelet: String,
     /// As the kubelet reports it, e.g. `containerd://2.2.7`.
     pub(crate) runtime: String,
@@ -65,7 +70,7 @@ impl SeenNode {
         let info = status.and_then(|s| s.node_info.as_ref());
         let is_linux =
             info.is_none_or(|info| matches!(info.operating_system.as_str(), "" | "linux"));
-        let annotations = node.metadata.annotations.as_ref();
+        let annotation = |key: &str| node.metadata.annotations.as_ref()?.get(key);
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             ready: is_true("Ready"),
@@ -79,9 +84,10 @@ impl SeenNode {
                 on: condition.status == "True",
                 of: FallenBack::read(condition.message.as_deref().unwrap_or_default()),
             }),
-            summary: annotations
-                .and_then(|all| all.get(keys::NODE_SUMMARY))
-                .map(|summary| line(summary)),
+            summary: annotation(keys::NODE_SUMMARY).map(|summary| line(summary)),
+            open: annotation(keys::NODE_IMAGES)
+                .map(|lines| open(lines))
+                .unwrap_or_default(),
             kubelet: info.map(|i| line(&i.kubelet_version)).unwrap_or_default(),
             runtime: info
                 .map(|i| line(&i.container_runtime_version))
@@ -96,6 +102,15 @@ impl SeenNode {
             .as_ref()
             .is_none_or(|fallback| fallback.on && fallback.of.may_include(image))
     }
+}
+
+fn open(lines: &str) -> Vec<OpenRegistry> {
+    let open = OpenRegistry::read(lines).take(REGISTRIES_MAX);
+    let clean = |open: OpenRegistry| OpenRegistry {
+        registry: line(&open.registry),
+        ..open
+    };
+    open.map(clean).collect()
 }
 
 fn line(words: &str) -> String {
@@ -290,6 +305,13 @@ pub(crate) mod tests {
                 Some((true, "reg.example/other:1 (sha256:a): network")),
                 false,
             ),
+            // Of another tag, whose name begins with this one.
+            (
+                Some((true, "reg.example/app:10 (sha256:a): network")),
+                false,
+            ),
+            (Some((true, named.as_str())), true),
+            (Some((true, unnamed.as_str())), false),
             (
                 Some((true, "reg.example/other:1: network; and 3 more")),
                 true,
@@ -306,14 +328,10 @@ pub(crate) mod tests {
     #[test]
     fn a_node_is_read() {
         let node: Node = serde_json::from_value(json!({
-            // Of another tag, whose name begins with this one.
-            (
-                Some((true, "reg.example/app:10 (sha256:a): network")),
-                false,
-            ),
-            (Some((true, named.as_str())), true),
-            (Some((true, unnamed.as_str())), false),
-            "metadata": {"name": "n", "annotations": {keys::NODE_SUMMARY: "2 images\n"}},
+            "metadata": {"name": "n", "annotations": {
+                keys::NODE_SUMMARY: "2 images\n",
+                keys::NODE_IMAGES: "none\nNOT-ASKED network  reg.\u{1b}example  since 2026-01-01T12:03Z",
+            }},
             "spec": {"unschedulable": true},
             "status": {"conditions": [
                 {"type": "Ready", "status": "True"},
@@ -325,6 +343,7 @@ pub(crate) mod tests {
         assert!(seen.ready && !seen.disk_pressure);
         assert_eq!(seen.place, Place::Cordoned);
         assert_eq!(seen.summary.as_deref(), Some("2 images "));
+        assert_eq!(seen.open[0].registry, "reg. example");
         assert!(seen.fallback.is_some_and(|fallback| fallback.on));
     }
 }

@@ -5,6 +5,8 @@
 mod fold;
 mod render;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -35,6 +37,8 @@ pub(crate) struct Status {
     stale: Vec<StaleImage>,
     /// Images of which pods run several digests.
     skew: Vec<SkewedImage>,
+    /// Registries that nodes do not ask for each pod now, as their agents say it.
+    open_circuits: Vec<OpenCircuit>,
     /// Registries that failed for these pods.
     registries: Vec<FailingRegistry>,
     /// Pods that wait, must not start, or started without an answer.
@@ -99,6 +103,19 @@ struct DigestUse {
     nodes: usize,
     /// When a pod was last released with it.
     released: Timestamp,
+}
+
+/// A registry that has failed and is not asked for each pod: who has a copy takes it at once.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OpenCircuit {
+    registry: String,
+    /// Nodes that do not ask it.
+    nodes: usize,
+    /// How it failed when they stopped.
+    classes: BTreeSet<FailureClass>,
+    /// When the first of them stopped.
+    since: Timestamp,
 }
 
 /// A registry that failed for pods which run a copy because of that.
@@ -216,8 +233,14 @@ impl Status {
         };
         status.not_seen.splice(0..0, not_seen);
         let state = |node: &SeenNode| AgentState::of(node, agents.ok());
-        let nodes = nodes.unwrap_or_default().into_iter();
+        let nodes = nodes.unwrap_or_default();
+        // What an agent that is away has written last may be long over.
+        let current = nodes
+            .iter()
+            .filter(|node| matches!(state(node), AgentState::Ready | AgentState::Unknown));
+        status.open_circuits = open_circuits(current);
         status.nodes = nodes
+            .into_iter()
             .map(|node| NodeStatus {
                 agent: state(&node),
                 name: node.name,
@@ -233,6 +256,25 @@ impl Status {
             .sort_by(|a, b| (rank(a), &a.name).cmp(&(rank(b), &b.name)));
         status
     }
+}
+
+/// The registry that most nodes do not ask comes first.
+fn open_circuits<'a>(nodes: impl Iterator<Item = &'a SeenNode>) -> Vec<OpenCircuit> {
+    let mut all: BTreeMap<&str, OpenCircuit> = BTreeMap::new();
+    for open in nodes.flat_map(|node| &node.open) {
+        let circuit = all.entry(&open.registry).or_insert_with(|| OpenCircuit {
+            registry: open.registry.clone(),
+            nodes: 0,
+            classes: BTreeSet::new(),
+            since: open.since,
+        });
+        circuit.nodes += 1;
+        circuit.classes.insert(open.class);
+        circuit.since = circuit.since.min(open.since);
+    }
+    let mut all: Vec<_> = all.into_values().collect();
+    all.sort_by_key(|circuit| std::cmp::Reverse(circuit.nodes));
+    all
 }
 
 #[cfg(test)]

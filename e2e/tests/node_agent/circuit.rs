@@ -3,8 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::Api;
 use serde_json::Value;
 use tokio::time::timeout;
+use trylatest_core::image::ImageName;
+use trylatest_core::keys;
+use trylatest_core::node::OpenRegistry;
+use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, RequestKind};
 
 use crate::deaths::kill_agent;
@@ -58,6 +64,25 @@ fn was_asked(release: &Value) -> bool {
     !left_alone.iter().any(|words| message.contains(words))
 }
 
+/// Waits until the node says that it does not ask the registry for each pod, or does no longer say so.
+async fn is_reported(space: &Space<'_>, open: bool) -> anyhow::Result<()> {
+    let nodes: Api<NodeObject> = Api::all(space.node.cluster.client());
+    let name = space.node.cluster.node_name();
+    let image: ImageName = space.image().parse()?;
+    let what = format!("the node says whether it asks the registry: open: {open}");
+    let says = |node: &NodeObject| {
+        let annotations = node.metadata.annotations.as_ref();
+        let lines = annotations.and_then(|all| all.get(keys::NODE_IMAGES));
+        let lines = lines.map_or("", String::as_str);
+        let is_named = OpenRegistry::read(lines).any(|named| named.registry == image.registry());
+        // Those of other tests may leave no room for it.
+        let has_more = lines.contains("\nnot asked either: ");
+        is_named == open || (open && has_more)
+    };
+    wait::object(nodes, &name, &what, SOON, says).await?;
+    Ok(())
+}
+
 async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
     node: &Node,
 ) -> anyhow::Result<()> {
@@ -72,6 +97,7 @@ async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
         ensure!(n == 0 || !was_asked(&release), "{release}");
     }
     ensure!(node.install.sum("trylatest_open_circuits", &[]).await? > 0.0);
+    is_reported(&space, true).await?;
     let before = space.registry.requests();
     space.registry.heal().await?;
     let kind = RequestKind::HeadManifest;
@@ -81,6 +107,7 @@ async fn in_an_outage_one_pod_waits_and_what_fell_back_is_tried_again(
     });
     let all = timeout(PROBED, all).await;
     all.context("what fell back is not tried again")?;
+    is_reported(&space, false).await?;
     space.comes_back_with(&repository(&space, 0), "one").await?;
     space.end().await
 }

@@ -466,7 +466,9 @@ impl<R: ImageRuntime> Loop<R> {
             return;
         };
         self.own.metrics.set_images(&images);
-        let report = NodeReport::new(images, self.own.planner.agent_decides());
+        let planner = &self.own.planner;
+        let report = NodeReport::new(images, planner.agent_decides())
+            .with_registries(&planner.open_registries());
         self.own.report.send_if_modified(|known| {
             let is_new = known.as_ref() != Some(&report);
             if is_new {

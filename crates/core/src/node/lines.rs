@@ -20,7 +20,7 @@ const LINE_MAX_BYTES: usize = 138;
 const IMAGES_MAX: usize = 40;
 
 /// Between what a line says.
-const GAP: &str = "  ";
+pub(super) const GAP: &str = "  ";
 
 /// In place of what is left out of a name.
 const CUT: &str = "…";
@@ -107,7 +107,7 @@ fn line(image: &NodeImage) -> String {
 }
 
 /// A time that stays true: the line is not written again as it ages.
-fn minute(time: Timestamp) -> String {
+pub(super) fn minute(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%MZ").to_string()
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Open {
     pub(super) failure: Failure,
     at: Duration,
     written: Timestamp,
+    /// What opened it, and when.
+    opened: (FailureClass, Timestamp),
     failures: u32,
     /// When the next probe is due.
     pub(super) probe_at: Duration,
@@ -84,6 +86,7 @@ impl Open {
             failure: failure.clone(),
             at: now.up,
             written: now.wall,
+            opened: (failure.class, now.wall),
             failures: 0,
             probe_at: now.up,
             pods_from: now.up,
@@ -103,6 +106,11 @@ impl Open {
         let ago = self.failed_ago(now);
         let words = format!("the registry, which failed {ago} ago, has not answered yet");
         Failure::new(self.failure.class, words)
+    }
+
+    /// What opened it, and when.
+    pub(super) fn opened(&self) -> (FailureClass, Timestamp) {
+        self.opened
     }
 
     /// When it last failed.

@@ -14,6 +14,7 @@ use super::image::{Attempt, Image};
 use super::turns::TURN;
 use super::wait::has_spoken;
 use crate::image::ImageName;
+use crate::node::OpenRegistry;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::Try;
 use crate::time::{Now, age};
@@ -59,6 +60,19 @@ impl Planner {
         open.map(|(registry, open)| (registry.as_str(), &open.failure))
     }
 
+    /// The same for the node's report.
+    pub fn open_registries(&self) -> Vec<OpenRegistry> {
+        let open = self.circuits.open().map(|(registry, open)| {
+            let (class, since) = open.opened();
+            OpenRegistry {
+                registry: registry.clone(),
+                class,
+                since,
+            }
+        });
+        open.collect()
+    }
+
     /// A try has failed with this, or stands still, without a word from the registry; it took so long.
     pub(super) fn registry_failed(
         &mut self,
@@ -68,6 +82,8 @@ impl Planner {
         failure: &Failure,
     ) {
         self.circuits.failed(now, name, took, failure, &self.node);
+        // It may have opened the circuit.
+        self.changed.report = true;
     }
 
     /// The registry has answered a try: what fell back is tried again, but for private images, of
@@ -79,10 +95,12 @@ impl Planner {
         heard: Heard,
         plan: &mut Vec<Action>,
     ) {
+        let was_open = self.circuits.of(name).is_some();
         let fell_back = self.circuits.answered(now, name, heard);
         // The way is clear, and no dead mirror in it: what hangs does so on a dead connection, or needs its time.
         let is_quick = now.up < heard.began + TURN;
         if self.circuits.of(name).is_none() {
+            self.changed.report |= was_open;
             let same = |(other, _): &(&ImageName, &mut Image)| other.registry() == name.registry();
             let attempts = self.images.iter_mut().filter(same);
             for attempt in attempts.filter_map(|(_, image)| image.attempt.as_deref_mut()) {

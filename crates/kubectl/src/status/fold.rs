@@ -195,6 +195,7 @@ impl Fold {
             nodes: Vec::new(),
             stale,
             skew,
+            open_circuits: Vec::new(),
             registries,
             troubled,
             left_out: self.left_out,

@@ -27,6 +27,7 @@ pub(super) fn text(status: &Status, all: bool) -> String {
     let mut text = screen.head();
     for part in [
         screen.nodes(),
+        screen.open_circuits(),
         screen.registries(),
         screen.stale(),
         screen.skew(),
@@ -167,6 +168,21 @@ impl Screen<'_> {
         table("Tags of which pods run several digests", head, rows, total)
     }
 
+    fn open_circuits(&self) -> String {
+        let open = &self.status.open_circuits;
+        let rows = open.iter().take(self.rows).map(|circuit| {
+            [
+                Cell::new(BAD, circuit.registry.clone()),
+                circuit.nodes.to_string().into(),
+                short_age(self.status.time, circuit.since).into(),
+                classes(&circuit.classes).into(),
+            ]
+        });
+        let head = ["REGISTRY", "NODES", "FOR", "WHY"];
+        let title = "Registries that nodes do not ask for each pod now (their circuits are open)";
+        table(title, head, rows.collect(), open.len())
+    }
+
     fn registries(&self) -> String {
         let failing = &self.status.registries;
         let rows = failing.iter().take(self.rows).map(|registry| {
@@ -239,8 +255,8 @@ fn table<const N: usize>(
     text
 }
 
-fn classes(classes: &[FailureClass]) -> String {
-    let words: Vec<_> = classes.iter().map(|class| class.as_str()).collect();
+fn classes<'a>(classes: impl IntoIterator<Item = &'a FailureClass>) -> String {
+    let words: Vec<_> = classes.into_iter().map(|class| class.as_str()).collect();
     words.join(", ")
 }
 

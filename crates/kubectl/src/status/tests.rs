@@ -1,4 +1,5 @@
 use serde_json::{Value, json};
+use trylatest_core::node::OpenRegistry;
 
 use super::*;
 use crate::nodes::tests::{agents_of, node};
@@ -75,6 +76,49 @@ fn what_runs_from_an_old_copy_is_counted_by_image() {
         "{text}"
     );
     assert!(text.contains("never      network, timeout"), "{text}");
+}
+
+#[test]
+fn open_circuits_are_counted_over_the_nodes_whose_agents_are_ready() {
+    let with = |name: &str, registry: &str, class, since: &str| {
+        let mut node = node(name, None);
+        node.open = vec![OpenRegistry {
+            registry: registry.to_owned(),
+            class,
+            since: since.parse().unwrap(),
+        }];
+        node
+    };
+    let nodes = vec![
+        with(
+            "a",
+            "reg.example",
+            FailureClass::Network,
+            "2026-01-01T12:04Z",
+        ),
+        with(
+            "b",
+            "reg.example",
+            FailureClass::Timeout,
+            "2026-01-01T12:03Z",
+        ),
+        // It has no agent.
+        with(
+            "gone",
+            "old.example",
+            FailureClass::Network,
+            "2025-01-01T12:03Z",
+        ),
+    ];
+    let status = status(nodes, &[]);
+    let [open] = &status.open_circuits[..] else {
+        panic!("{:?}", status.open_circuits);
+    };
+    assert_eq!((open.registry.as_str(), open.nodes), ("reg.example", 2));
+    let text = shown(&status);
+    assert!(text.contains("reg.example  2      2m   "), "{text}");
+    assert!(text.contains("timeout"), "{text}");
+    assert!(!text.contains("old.example"), "{text}");
 }
 
 #[test]
