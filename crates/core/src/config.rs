@@ -143,25 +143,27 @@ impl InvalidConfig {
         lines.join("\n")
     }
 
-    /// The first ones on one line of about this many bytes, and how many more there are.
+    /// The first ones on one line of at most this many bytes, and how many more there are. The API server refuses an
+    /// Event whose note is longer than it may be.
     pub fn summary(&self, max_bytes: usize) -> String {
         let all = self.problems.len() + self.more;
+        let more = |told: usize| match all - told {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
         let mut words = String::new();
         let mut told = 0;
         for problem in &self.problems {
-            let line = problem.to_string();
-            if told > 0 && words.len() + line.len() > max_bytes {
+            let separator = if told == 0 { "" } else { "; " };
+            let line = format!("{separator}{problem}");
+            let room = max_bytes.saturating_sub(words.len() + more(told + 1).len());
+            if told > 0 && line.len() > room {
                 break;
             }
-            words.push_str(if told == 0 { "" } else { "; " });
-            words.push_str(&line);
+            words.push_str(&line[..line.floor_char_boundary(room)]);
             told += 1;
         }
-        words.truncate(words.floor_char_boundary(max_bytes));
-        match all - told {
-            0 => words,
-            more => format!("{words}; and {more} more"),
-        }
+        words + &more(told)
     }
 }
 
