@@ -69,7 +69,7 @@ pub struct FallenBack {
 }
 
 impl FallenBack {
-    /// Reads a message, if the condition is true.
+    /// Reads the message of a condition that is true.
     pub fn read(message: &str) -> Self {
         let mut read = Self::default();
         for part in message.split(GAP) {
