@@ -24,6 +24,10 @@ soak *args:
 image *args:
     cargo run --quiet --package trylatest-bootstrap -- image {{ args }}
 
+# Man pages and shell completion of `trylatest` in FOLDER, for machines that get the program itself
+manual folder="target/manual":
+    cargo run --quiet --package trylatest --example manual -- {{ folder }}
+
 # A one-node cluster to play with (needs root); --help
 cluster *args:
     cargo run --quiet --package trylatest-bootstrap -- cluster -- {{ args }}
