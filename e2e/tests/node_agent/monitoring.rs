@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use trylatest_core::keys;
+use trylatest_e2e::process;
 use trylatest_e2e::prometheus::{Prometheus, Series};
 use trylatest_e2e::registry::{Fault, Scheme};
 use trylatest_e2e::workload::is_running;
@@ -113,6 +114,7 @@ async fn every_query_shows_what_happens(node: &Node) -> anyhow::Result<()> {
     starts(node, &seen).await?;
     hands_over(node, &seen).await?;
     fails(node, &seen).await?;
+    is_well_formed(node).await?;
     is_refused_a_configuration(node, &seen).await?;
     loses_its_agent(node, &seen).await?;
 
@@ -218,6 +220,15 @@ async fn fails(node: &Node, seen: &Seen) -> anyhow::Result<()> {
         .wait_pod("waits", "it runs", STALLED, is_running)
         .await?;
     space.end().await
+}
+
+/// Prometheus' own tool has nothing to say against names, types and help texts.
+async fn is_well_formed(node: &Node) -> anyhow::Result<()> {
+    let (status, metrics) = node.install.get("/metrics").await?;
+    ensure!(status == 200, "{status} {metrics}");
+    let check = ["check", "metrics"];
+    process::run(&node.tools.promtool(), check, Some(metrics.as_bytes())).await?;
+    Ok(())
 }
 
 async fn is_refused_a_configuration(node: &Node, seen: &Seen) -> anyhow::Result<()> {
