@@ -12,11 +12,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use trylatest_containerd::alias::Journal;
 use trylatest_containerd::{ImageEvents, ImageRuntime, RuntimeError, alias};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::record::RolledBack;
+use trylatest_core::time::age;
+
+use crate::clock;
 
 /// How often to look although no name has changed: a try that has seen the name just before may have said otherwise.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
@@ -26,6 +28,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The commands write more than one name.
 const BURST: Duration = Duration::from_millis(20);
+
+/// A younger mark stays although the name does not point back: the command that has written it is about to move the
+/// name. That takes it one call to containerd, of seconds at most.
+const AT_WORK: Duration = Duration::from_mins(1);
 
 /// Names that are pointed back to an earlier copy.
 pub(super) type Marks = BTreeMap<ImageName, RolledBack>;
@@ -93,15 +99,12 @@ impl<R: ImageRuntime> Rollbacks<R> {
         let marks = self.runtime.rolled_back().await?;
         let mut hold = marks.clone();
         if !marks.is_empty() {
-            // While a command is at work, its mark may come before it has moved the name.
-            let under_way = self.runtime.journal(Journal::Undo).await?;
-            let names = self
-                .runtime
-                .pointed(&marks.keys().cloned().collect())
-                .await?;
+            let images = marks.keys().cloned().collect();
+            let names = self.runtime.pointed(&images).await?;
             hold.retain(|image, back| names.get(image) == Some(&back.to));
-            for image in marks.keys().filter(|image| !hold.contains_key(*image)) {
-                if !under_way.iter().any(|(_, other)| other == image) {
+            let now = clock::wall();
+            for (image, back) in &marks {
+                if !hold.contains_key(image) && age(now, back.time) >= AT_WORK {
                     self.runtime.forget(&alias::rolled_back(image)).await?;
                 }
             }

@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use tokio::task::JoinSet;
+use trylatest_containerd::Over;
 use trylatest_containerd::fake::FakeContainerd;
-use trylatest_containerd::{Over, Pin};
 use trylatest_core::keep::KeptCopy;
 
 use super::*;
@@ -10,6 +10,7 @@ fn image() -> ImageName {
     "reg.example/app:latest".parse().unwrap()
 }
 
+/// Long ago.
 fn back() -> RolledBack {
     RolledBack {
         time: Timestamp::UNIX_EPOCH,
@@ -89,20 +90,35 @@ impl World {
 async fn a_rollback_is_learned_of_and_its_end_as_well() {
     let mut world = World::start().await;
     world.says(&Marks::new()).await;
-    // As the command does.
-    let undo = alias::undo(&image());
-    let (image, node) = (image(), world.node.clone());
-    node.keep(&image, &undo, Pin::Unpinned).await.unwrap();
-    world.node.mark_rolled_back(&image, &back()).await.unwrap();
-    sleep(LOOK_EVERY).await;
-    assert!(world.mark().is_some(), "the command is not done yet");
+    let image = image();
     world.points_back().await;
+    world.node.mark_rolled_back(&image, &back()).await.unwrap();
     world.says(&[(image.clone(), back())].into()).await;
-    world.node.forget(&undo).await.unwrap();
     // A try brings what the tag points to.
     world.node.hold(&image, "sha256:two", 1);
     world.says(&Marks::new()).await;
     assert_eq!(world.mark(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_at_work_keeps_its_mark() {
+    let mut world = World::start().await;
+    world.says(&Marks::new()).await;
+    // There is no usable copy, so the command has nothing to undo and leaves no journal.
+    world.node.remove(image().as_str());
+    let back = RolledBack {
+        time: clock::wall(),
+        from: None,
+        ..back()
+    };
+    let marked = world.node.mark_rolled_back(&image(), &back).await;
+    marked.unwrap();
+    // It is looked at.
+    sleep(2 * BURST).await;
+    assert!(world.mark().is_some());
+    world.points_back().await;
+    world.says(&[(image(), back)].into()).await;
+    assert!(world.mark().is_some());
 }
 
 #[tokio::test(start_paused = true)]
