@@ -151,11 +151,11 @@ mod tests {
                     digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
                     size_bytes: None,
                 }),
-                rolled_back: Some(RolledBack {
+                rolled_back: Some(Box::new(RolledBack {
                     time: started + Duration::from_secs(40),
                     from: format!("sha256:{}", "cd".repeat(32)).parse().ok(),
                     to: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
-                }),
+                })),
                 ..Facts::default()
             },
             seen: started,

@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The digest of a manifest, or of an index of manifests: `sha256:…`.
 ///
 /// It reads like one (algorithm, colon, letters and digits, by the OCI image specification's
-/// grammar), so it is safe to print. Whether any content has it is not known.
+/// grammar), so it is safe to print. Whether any content has it is not known. Clones share the text: much of what is
+/// remembered of an image names the same digest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(String);
+pub struct Digest(Arc<str>);
 
 /// Something that is not a digest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +44,7 @@ impl FromStr for Digest {
             !part.is_empty() && part.chars().all(valid)
         };
         if all(algorithm, "+._-") && all(encoded, "=_-") {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(invalid())
         }

@@ -5,6 +5,7 @@ mod prefix;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -14,10 +15,11 @@ use crate::digest::Digest;
 
 /// An image name in full: `nginx` is `docker.io/library/nginx:latest`.
 ///
-/// Two spellings of one image compare equal, which is what merges their pulls.
+/// Two spellings of one image compare equal, which is what merges their pulls. Clones share the text: a name is the key
+/// of most of what is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName {
-    full: String,
+    full: Arc<str>,
     registry_len: usize,
 }
 
@@ -87,7 +89,7 @@ impl FromStr for ImageName {
         full.push(separator);
         full.push_str(version);
         Ok(Self {
-            full,
+            full: full.into(),
             registry_len: parts.registry.len(),
         })
     }

@@ -40,7 +40,7 @@ pub struct NodeImage {
     pub confirmed: Option<Timestamp>,
     /// That the name was pointed back to this copy by hand, if the registry has not said since where the tag points.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rolled_back: Option<RolledBack>,
+    pub rolled_back: Option<Box<RolledBack>>,
     /// Pods of this node that were released with it and have not ended.
     pub pods: usize,
     /// Of these, pods that started from a cached copy because their try failed, and to which the
@@ -217,11 +217,11 @@ mod tests {
     #[test]
     fn a_rollback_is_reported() {
         let mut back = image(1, Outcome::Fallback, 1);
-        back.rolled_back = Some(RolledBack {
+        back.rolled_back = Some(Box::new(RolledBack {
             time: "2026-01-01T11:30:00Z".parse().unwrap(),
             from: format!("sha256:{}", "2".repeat(64)).parse().ok(),
             to: back.digest.clone().unwrap(),
-        });
+        }));
         back.confirmed = None;
         let report = NodeReport::new(vec![image(2, Outcome::Unchanged, 1), back], false);
         let summary = &report.summary;

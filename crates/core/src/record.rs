@@ -39,7 +39,7 @@ pub struct Try {
     /// For whom the kubelet pulled, if it was the kubelet; otherwise the agent pulled, without
     /// credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pulled_for: Option<Identity>,
+    pub pulled_for: Option<Box<Identity>>,
     /// The registry had refused the agent's own try with 401 or 403 before: that and the kubelet's pull are
     /// one try.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -123,7 +123,7 @@ mod millis {
 /// Most identities that are remembered for one image.
 const IDENTITIES_MAX: usize = 32;
 
-/// What the tries of one image name have shown.
+/// What the tries of one image name have shown. What few images have is boxed: each image that is remembered has these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
@@ -146,14 +146,14 @@ pub struct Facts {
     /// That the name was pointed back to an earlier copy by hand, until the next successful try says where the tag
     /// points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolled_back: Option<RolledBack>,
+    pub rolled_back: Option<Box<RolledBack>>,
 }
 
 impl Facts {
     /// Adds what a later try has shown.
     pub fn add(&mut self, tried: &Try) {
         if let Some(confirmed) = tried.confirmation() {
-            self.confirm(confirmed, tried.pulled_for.as_ref());
+            self.confirm(confirmed, tried.pulled_for.as_deref());
         }
         let class = tried.result.failure().map(|failure| failure.class);
         let by_kubelet = tried.pulled_for.is_some() && class.is_none();
@@ -162,7 +162,7 @@ impl Facts {
         }
         // What was there before the name was pointed back.
         let is_older = |back: &RolledBack| tried.ended() <= back.time;
-        if self.rolled_back.as_ref().is_some_and(is_older) {
+        if self.rolled_back.as_deref().is_some_and(is_older) {
             return;
         }
         if !tried.copy_unknown {
@@ -186,7 +186,7 @@ impl Facts {
             self.rolled_back = None;
             return;
         };
-        self.rolled_back = Some(back.clone());
+        self.rolled_back = Some(Box::new(back.clone()));
         if self.copy.as_ref().map(|copy| &copy.digest) != Some(&back.to) {
             self.copy = Some(LocalCopy {
                 digest: back.to.clone(),
@@ -202,7 +202,9 @@ impl Facts {
 
     /// That the name was pointed back to this digest, if it was.
     pub fn rolled_back_here(&self, digest: &Digest) -> Option<&RolledBack> {
-        self.rolled_back.as_ref().filter(|back| back.to == *digest)
+        self.rolled_back
+            .as_deref()
+            .filter(|back| back.to == *digest)
     }
 
     fn confirm(&mut self, confirmed: Confirmation, pulled_for: Option<&Identity>) {
@@ -407,7 +409,11 @@ pub(crate) mod tests {
         let failed = || failed(FailureClass::Network);
         facts.add(&tried("app", 30, failed(), Some(D1)));
         facts.add(&tried("app", 31, failed(), None));
-        assert_eq!(facts.rolled_back, Some(back.clone()), "nobody has spoken");
+        assert_eq!(
+            facts.rolled_back.as_deref(),
+            Some(&back),
+            "nobody has spoken"
+        );
         for (result, digest) in [
             (TryResult::Fresh, D2),
             (TryResult::Unchanged, D1),

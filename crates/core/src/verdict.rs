@@ -123,7 +123,7 @@ impl Evidence {
             digest: self.copy.digest().cloned(),
             size_bytes,
             copy_unknown: matches!(self.copy, CachedCopy::Unknown { .. }),
-            pulled_for,
+            pulled_for: pulled_for.map(Box::new),
             refused: false,
         }
     }

@@ -95,7 +95,7 @@ fn a_rollback_is_there_until_it_is_not() {
     drop(index);
     let index = open(&dir).index;
     let [app, other] = index.all(now()).unwrap().try_into().unwrap();
-    assert_eq!(app.facts.rolled_back, Some(back.clone()));
+    assert_eq!(app.facts.rolled_back.as_deref(), Some(&back));
     assert_eq!(app.facts.copy.unwrap().digest, back.to);
     assert_eq!(other.facts.rolled_back, None);
     index.set_rolled_back(&BTreeMap::new()).unwrap();

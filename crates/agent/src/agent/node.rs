@@ -54,7 +54,11 @@ impl NodeWriter {
                     sleep(PAUSE).await;
                     continue;
                 }
-                written = Some(report);
+                // The node's annotations do not have all images.
+                written = Some(NodeReport {
+                    images: Vec::new(),
+                    ..report
+                });
                 resync_at = Instant::now() + RESYNC;
                 sleep(PAUSE).await;
             }

@@ -401,7 +401,7 @@ impl Planner {
                 digest: Some(digest),
                 size_bytes: None,
                 copy_unknown: false,
-                pulled_for: Some(identity),
+                pulled_for: Some(Box::new(identity)),
                 refused: false,
             };
             self.add_try(tried, plan);

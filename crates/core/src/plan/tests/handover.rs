@@ -119,7 +119,7 @@ fn what_the_kubelet_has_pulled_is_told_and_remembered() {
             panic!("{:?}", world.records);
         };
         assert_eq!(record.result.as_str(), expected.as_str());
-        assert_eq!(record.pulled_for, Some(app.identity));
+        assert_eq!(record.pulled_for.as_deref(), Some(&app.identity));
         assert_eq!(world.wait(Duration::from_secs(300)), []);
     }
 }
