@@ -65,6 +65,8 @@ pub struct Index {
 
 type Images<'a> = redb::Table<'a, &'static str, &'static [u8]>;
 
+type ReadImages = redb::ReadOnlyTable<&'static str, &'static [u8]>;
+
 type Reopen = Box<dyn Fn() -> Result<Store, redb::DatabaseError> + Send + Sync>;
 
 enum Store {
@@ -240,12 +242,10 @@ impl Index {
     /// # Errors
     /// [`IndexError`].
     pub fn all(&self, now: Timestamp) -> Result<Vec<ImageRecord>, IndexError> {
-        self.with(|store| {
-            let read = store.begin_read()?;
-            let table = read.open_table(IMAGES).map_err(reading)?;
+        self.read(|table| {
             let mut records = Vec::new();
-            for entry in table.iter().map_err(reading)? {
-                let (name, value) = entry.map_err(reading)?;
+            for entry in table.iter()? {
+                let (name, value) = entry?;
                 let stored = Stored::decode(value.value());
                 if let (Ok(image), Some(stored)) = (name.value().parse(), stored) {
                     records.push(stored.into_record(image, now));
@@ -276,6 +276,7 @@ impl Index {
     }
 
     /// Takes over which names are pointed back to an earlier copy: of the images that are known, these and no others.
+    /// Writes only what that changes: the agent says it again and again.
     ///
     /// # Errors
     /// [`IndexError`]: nothing was written.
@@ -283,20 +284,37 @@ impl Index {
         &self,
         back: &BTreeMap<ImageName, RolledBack>,
     ) -> Result<(), IndexError> {
-        self.write(|table| {
+        let back: BTreeMap<&str, &RolledBack> = back
+            .iter()
+            .map(|(image, back)| (image.as_str(), back))
+            .collect();
+        let with_change = |name: &str, value: &[u8]| {
+            let mut stored = Stored::decode(value)?;
+            let changes = stored.set_rolled_back(back.get(name).copied());
+            changes.then_some(stored)
+        };
+        let changed = self.read(|table| {
             let mut changed = Vec::new();
             for entry in table.iter()? {
                 let (name, value) = entry?;
-                let Some(mut stored) = Stored::decode(value.value()) else {
-                    continue;
-                };
-                let image: Option<ImageName> = name.value().parse().ok();
-                if stored.set_rolled_back(image.and_then(|image| back.get(&image))) {
-                    changed.push((name.value().to_owned(), stored.encode()));
+                if with_change(name.value(), value.value()).is_some() {
+                    changed.push(name.value().to_owned());
                 }
             }
-            for (name, bytes) in changed {
-                table.insert(name.as_str(), bytes.as_slice())?;
+            Ok(changed)
+        })?;
+        if changed.is_empty() {
+            return Ok(());
+        }
+        self.write(|table| {
+            for name in &changed {
+                // A try may have been recorded since it was read.
+                let stored = table
+                    .get(name.as_str())?
+                    .and_then(|value| with_change(name, value.value()));
+                if let Some(stored) = stored {
+                    table.insert(name.as_str(), stored.encode().as_slice())?;
+                }
             }
             Ok(())
         })
@@ -334,6 +352,17 @@ impl Index {
                 table.remove(name.as_str())?;
             }
             Ok(())
+        })
+    }
+
+    /// Reads entries in one transaction.
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&ReadImages) -> Result<T, redb::StorageError>,
+    ) -> Result<T, IndexError> {
+        self.with(|store| {
+            let read = store.begin_read()?;
+            work(&read.open_table(IMAGES).map_err(reading)?).map_err(reading)
         })
     }
 

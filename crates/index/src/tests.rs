@@ -104,6 +104,36 @@ fn a_rollback_is_there_until_it_is_not() {
 }
 
 #[test]
+fn a_rollback_is_written_only_if_that_changes_something() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir).index;
+    let began = tried("app", now(), TryResult::Fresh);
+    index.record(&began).unwrap();
+    let back = RolledBack {
+        time: now() + days(1),
+        from: "sha256:1".parse().ok(),
+        to: "sha256:0".parse().unwrap(),
+    };
+    let all = [("app".parse().unwrap(), back.clone())].into();
+    let content = || fs::read(&index.file).unwrap();
+    let unmarked = content();
+    index.set_rolled_back(&BTreeMap::new()).unwrap();
+    assert!(content() == unmarked, "there was nothing to write");
+    index.set_rolled_back(&all).unwrap();
+    let marked = content();
+    assert!(marked != unmarked);
+    index.set_rolled_back(&all).unwrap();
+    assert!(content() == marked, "it was written before");
+    // A try that began before has ended since, and knows nothing of it.
+    let duration = days(2);
+    index.record(&Try { duration, ..began }).unwrap();
+    assert_eq!(index.all(now()).unwrap()[0].facts.rolled_back, None);
+    index.set_rolled_back(&all).unwrap();
+    let record = index.all(now()).unwrap().remove(0);
+    assert_eq!(record.facts.rolled_back.as_deref(), Some(&back));
+}
+
+#[test]
 fn a_week_is_counted_and_no_more() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir).index;
