@@ -158,6 +158,11 @@ impl Process {
         Ok(self.child.wait().await?)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Sends a signal. The pid cannot be another process's: nobody but us reaps this child.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
-//! What a process uses, as the kernel counts it.
+//! What a process and the machine use, as the kernel counts it.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::Context as _;
+
+/// The step in which the kernel shows processor time: `USER_HZ` is 100 on every architecture that Kubernetes knows.
+const TICK_MS: u64 = 10;
 
 /// Memory and processor time of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +15,7 @@ pub struct Usage {
     pub resident_bytes: u64,
     /// The part of it that belongs to no file.
     pub anonymous_bytes: u64,
-    /// Since its start.
+    /// Of all its threads since its start, those that have ended among them, in steps of 10 ms.
     pub cpu: Duration,
 }
 
@@ -32,14 +35,50 @@ impl Usage {
             let word = line.and_then(|line| line.split_whitespace().next());
             Ok(word.with_context(|| format!("no {key}"))?.parse::<u64>()?)
         };
-        let schedstat = read("schedstat")?;
-        let nanoseconds = schedstat.split_whitespace().next().context("no time")?;
         Ok(Self {
             resident_bytes: kib("VmRSS:")? << 10,
             anonymous_bytes: kib("RssAnon:")? << 10,
-            cpu: Duration::from_nanos(nanoseconds.parse()?),
+            cpu: cpu_of(&read("stat")?)?,
         })
     }
+}
+
+/// The processor time that this machine has used since its start, for whatever.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn machine_cpu() -> anyhow::Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    machine_cpu_of(&text)
+}
+
+/// User and system time, from the text of `/proc/PID/stat`.
+fn cpu_of(stat: &str) -> anyhow::Result<Duration> {
+    // The program's name comes before, and may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("not a process")?;
+    let times = fields.split_whitespace().skip(11).take(2);
+    ticks(times)
+}
+
+/// All but idle time, from the text of `/proc/stat`.
+fn machine_cpu_of(stat: &str) -> anyhow::Result<Duration> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+    let fields = line.context("no processors")?.split_whitespace();
+    // user, nice, system, idle, iowait, irq, softirq; then what other machines have taken, and what is in user already.
+    let times = fields.enumerate().take(7);
+    ticks(
+        times
+            .filter(|(n, _)| ![3, 4].contains(n))
+            .map(|(_, time)| time),
+    )
+}
+
+fn ticks<'a>(times: impl Iterator<Item = &'a str>) -> anyhow::Result<Duration> {
+    let mut sum = 0;
+    for time in times {
+        sum += time.parse::<u64>().context("not a time")?;
+    }
+    Ok(Duration::from_millis(TICK_MS * sum))
 }
 
 #[cfg(test)]
@@ -48,8 +87,20 @@ mod tests {
 
     #[test]
     fn this_process_uses_something() {
-        let usage = Usage::of(std::process::id()).unwrap();
-        assert!(usage.resident_bytes > usage.anonymous_bytes);
-        assert!(usage.anonymous_bytes > 0 && usage.cpu > Duration::ZERO);
+        let usage = || Usage::of(std::process::id()).unwrap();
+        assert!(usage().resident_bytes > usage().anonymous_bytes);
+        assert!(usage().anonymous_bytes > 0);
+        // To look takes time as well.
+        while usage().cpu == Duration::ZERO {}
+        assert!(machine_cpu().unwrap() >= usage().cpu);
+    }
+
+    #[test]
+    fn times_are_where_the_kernel_has_them() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 146 0 0 0 25 17 9 9 20 0 1 0 8 2600 215";
+        assert_eq!(cpu_of(stat).unwrap(), Duration::from_millis(420));
+        let stat = "cpu  100 1 30 9999 50 2 7 3 4 5\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(machine_cpu_of(stat).unwrap(), Duration::from_millis(1400));
+        assert!(cpu_of("").is_err() && machine_cpu_of("").is_err());
     }
 }

@@ -205,6 +205,11 @@ impl ContainerdNode {
         self.revive().await
     }
 
+    /// Its process id, if it runs.
+    pub async fn pid(&self) -> Option<u32> {
+        self.part.pid().await
+    }
+
     /// The process id of a container's first process.
     ///
     /// # Errors

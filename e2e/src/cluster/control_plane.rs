@@ -5,7 +5,8 @@
 
 mod setup;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,7 +165,32 @@ impl ControlPlane {
     /// # Errors
     /// If it cannot be read.
     pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
-        let text = fs::read_to_string(&self.audit).context("read the audit log")?;
+        self.audit_since(0)
+    }
+
+    /// Where the audit log ends by now, for [`ControlPlane::audit_since`].
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn audit_end(&self) -> anyhow::Result<u64> {
+        let log = fs::metadata(&self.audit).context("find the audit log")?;
+        Ok(log.len())
+    }
+
+    /// What was added to the audit log since it ended at `end`, oldest first. The API server writes a request down
+    /// before it answers.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::audit`].
+    pub fn audit_since(&self, end: u64) -> anyhow::Result<Vec<Value>> {
+        let mut log = File::open(&self.audit).context("open the audit log")?;
+        // After 100 MB the API server begins a new file.
+        if end <= log.metadata()?.len() {
+            log.seek(SeekFrom::Start(end))?;
+        }
+        let mut text = String::new();
+        log.read_to_string(&mut text)
+            .context("read the audit log")?;
         // The last line may be in the making.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let events = whole.lines().map(serde_json::from_str);

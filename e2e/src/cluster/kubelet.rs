@@ -176,6 +176,11 @@ impl Kubelet {
         .await
     }
 
+    /// Its process id, if it runs.
+    pub async fn pid(&self) -> Option<u32> {
+        self.part.pid().await
+    }
+
     /// Fails if it has ended by itself.
     ///
     /// # Errors

@@ -75,6 +75,11 @@ impl Part {
         }
     }
 
+    /// The process id of the program, if it runs.
+    pub async fn pid(&self) -> Option<u32> {
+        self.process.lock().await.as_ref().map(Process::pid)
+    }
+
     /// Fails, with the last lines of its log, if the program should run and has ended.
     ///
     /// # Errors

@@ -2,8 +2,9 @@
 
 use trylatest_e2e::testimage;
 
+use super::pods::repository;
 use super::report::{Round, Row};
-use super::{Bench, LIMIT, repository};
+use super::{Bench, LIMIT};
 
 const FILES: usize = 60_000;
 
@@ -12,7 +13,7 @@ impl Bench {
     pub(crate) async fn many_files(&self) -> anyhow::Result<Vec<Row>> {
         let pulls = |policy: &&'static str| ["Always", "TryLatest"].contains(policy);
         let policies: Vec<_> = self.policies.iter().copied().filter(pulls).collect();
-        self.case_of(&policies, "moved-60000-files", Self::one_of_many_files)
+        self.large_case_of(&policies, "moved-60000-files", Self::one_of_many_files)
             .await
     }
 

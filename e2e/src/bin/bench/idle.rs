@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use kube::api::ListParams;
 use trylatest_e2e::cluster::wait;
-use trylatest_e2e::usage::Usage;
 use trylatest_e2e::workload::{PodSpec, is_running};
 
+use super::pods::repository;
 use super::report::Idle;
-use super::{Bench, GONE, repository};
+use super::{Bench, GONE};
 
 /// The kubelet runs 110 pods by default; one of them is the agent.
 const PODS: usize = 109;
@@ -76,12 +76,6 @@ impl Bench {
             wait::object(self.work.pods(), name, "it runs", STARTED, is_running).await?;
         }
         Ok(())
-    }
-
-    pub(crate) async fn agent_usage(&self) -> anyhow::Result<Usage> {
-        let id = self.install.container().await?;
-        let id = id.trim_start_matches("containerd://");
-        Usage::of(self.cluster.containerd().pid_of(id).await?)
     }
 }
 

@@ -1,14 +1,19 @@
 //! `just bench`: how long pods take to run with each policy, and what the agent needs for it. All
 //! of one run is measured on one cluster, the policies in turn, so that ratios mean something.
 
+mod cost;
 mod files;
 mod idle;
 mod outage;
+mod pods;
 mod private;
+mod reboot;
 mod report;
 mod restart;
+mod single;
+mod targets;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,28 +22,28 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, ValueEnum};
-use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools, wait};
-use trylatest_e2e::install::{self, Install};
+use trylatest_e2e::cluster::{Cluster, ContainerdVersion, Namespace, Options, Tools};
+use trylatest_e2e::install::Install;
 use trylatest_e2e::process::{Process, Spec};
 use trylatest_e2e::testimage;
-use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
+use trylatest_e2e::workload::Workloads;
 
-use self::report::{Agent, Report, Round, Row, middle, row, table, targets};
+use self::report::{Report, Round, Row, costs, row, table};
+use self::targets::targets;
 
 /// Measure how long pods take to run, with each policy, on a real one-node cluster.
 #[derive(Parser)]
 #[command(name = "just bench", version)]
 struct Args {
-    /// How many times to measure each case; medians need at least 8
+    /// How many times to measure each case, large ones half as often; medians need at least 8
     #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
-    /// What to measure; everything by default
-    #[arg(long, value_enum)]
-    only: Option<Part>,
+    /// What to measure, e.g. pods,many; everything by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
 
     /// Measure pods with this policy alone; all policies by default
     #[arg(long, value_parser = PossibleValuesParser::new(POLICIES))]
@@ -70,10 +75,14 @@ struct Args {
 }
 
 /// A part of the run.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Pods of one image, and the agent
     Pods,
+    /// The same with 100 ms between the node and the registry
+    Latency,
+    /// 50 pods of one image
+    Many,
     /// Pods of private images
     Private,
     /// A pod of an image of 60,000 files
@@ -82,6 +91,8 @@ enum Part {
     Outage,
     /// 30 Deployments of 30 images
     Restart,
+    /// 20 pods of 20 images on a node that reboots while the registry is closed
+    Reboot,
     /// The agent beside 109 running pods, while nothing happens
     Idle,
 }
@@ -176,7 +187,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let report = Box::pin(async {
         bench.name_images(image_names).await?;
         let load = bench.keep_busy(busy).await?;
-        let report = bench.measure(only, Duration::from_secs(idle_seconds)).await;
+        let report = bench
+            .measure(&only, Duration::from_secs(idle_seconds))
+            .await;
         drop(load);
         report
     });
@@ -188,57 +201,52 @@ async fn run(args: Args) -> anyhow::Result<()> {
         format!("{}\n", serde_json::to_string_pretty(&report)?),
     )
     .with_context(|| format!("writing {}", json.display()))?;
-    println!("{}", table(&report));
+    println!("{}\n", table(&report));
+    println!("{}\n", costs(&report));
     println!("{}", targets(&report));
     println!("written to {}", json.display());
     Ok(())
 }
 
 impl Bench {
-    async fn measure(&self, only: Option<Part>, idle_for: Duration) -> anyhow::Result<Report> {
-        let measures = |part| only.is_none_or(|only| only == part);
-        let (mut pods, mut agent) = (Vec::new(), None);
-        if measures(Part::Pods) {
-            agent = Box::pin(self.single_image(&mut pods)).await?;
+    async fn measure(&self, only: &[Part], idle_for: Duration) -> anyhow::Result<Report> {
+        let mut report = Report::default();
+        for part in Part::value_variants() {
+            if !only.is_empty() && !only.contains(part) {
+                continue;
+            }
+            let start = Instant::now();
+            self.measure_part(*part, idle_for, &mut report).await?;
+            eprintln!("{part:?}: {} s", start.elapsed().as_secs());
         }
-        if measures(Part::Private) {
-            pods.extend(Box::pin(self.private_images()).await?);
-        }
-        if measures(Part::Files) {
-            pods.extend(Box::pin(self.many_files()).await?);
-        }
-        if measures(Part::Outage) {
-            pods.extend(Box::pin(self.many_in_outage()).await?);
-        }
-        if measures(Part::Restart) {
-            pods.extend(Box::pin(self.restart_images()).await?);
-        }
-        let mut idle = None;
-        if measures(Part::Idle) {
-            idle = Some(Box::pin(self.idle(idle_for)).await?);
-        }
-        Ok(Report { pods, agent, idle })
+        Ok(report)
     }
 
-    /// The cases of one image, and what they cost the agent if it had any.
-    async fn single_image(&self, pods: &mut Vec<Row>) -> anyhow::Result<Option<Agent>> {
-        let rss_idle_bytes = self.agent_rss().await?;
-        let all = [&self.policies[..], &self.unheld].concat();
-        let unchanged = self.case_of(&all, "one-unchanged", Self::one_unchanged);
-        pods.extend(unchanged.await?);
-        let own_part = self.own_part().await?;
-        pods.extend(self.case_of(&all, "one-moved", Self::one_moved).await?);
-        pods.extend(self.case_of(&all, "burst-20", Self::burst).await?);
-        let rss_after_burst_bytes = self.agent_rss().await?;
-        pods.extend(self.never_answers().await?);
-        pods.extend(self.outage_later().await?);
-        let image_bytes = fs::metadata(self.tools.image())?.len();
-        Ok(own_part.map(|own_part_p50_ms| Agent {
-            own_part_p50_ms,
-            rss_idle_bytes,
-            rss_after_burst_bytes,
-            image_bytes,
-        }))
+    async fn measure_part(
+        &self,
+        part: Part,
+        idle_for: Duration,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let rows = match part {
+            Part::Pods => {
+                report.agent = Box::pin(self.single_image(&mut report.pods)).await?;
+                Vec::new()
+            }
+            Part::Latency => Box::pin(self.far_registry()).await?,
+            Part::Many => Box::pin(self.large_burst()).await?,
+            Part::Private => Box::pin(self.private_images()).await?,
+            Part::Files => Box::pin(self.many_files()).await?,
+            Part::Outage => Box::pin(self.many_in_outage()).await?,
+            Part::Restart => Box::pin(self.restart_images()).await?,
+            Part::Reboot => Box::pin(self.reboot_node()).await?,
+            Part::Idle => {
+                report.idle = Some(Box::pin(self.idle(idle_for)).await?);
+                Vec::new()
+            }
+        };
+        report.pods.extend(rows);
+        Ok(())
     }
 
     /// Starts processes that only use the CPU, until they are dropped.
@@ -280,9 +288,41 @@ impl Bench {
     where
         F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
     {
+        self.rounds_of(self.rounds, policies, case, round).await
+    }
+
+    /// The same of a case of which each round takes long.
+    async fn large_case_of<F>(
+        &self,
+        policies: &[&'static str],
+        case: &'static str,
+        round: F,
+    ) -> anyhow::Result<Vec<Row>>
+    where
+        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    {
+        self.rounds_of(self.large_rounds(), policies, case, round)
+            .await
+    }
+
+    /// How often to measure what takes long.
+    fn large_rounds(&self) -> u32 {
+        self.rounds.div_ceil(2)
+    }
+
+    async fn rounds_of<F>(
+        &self,
+        rounds: u32,
+        policies: &[&'static str],
+        case: &'static str,
+        round: F,
+    ) -> anyhow::Result<Vec<Row>>
+    where
+        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    {
         let mut measured = vec![Vec::new(); policies.len()];
-        for number in 0..=self.rounds {
-            eprintln!("{case}: round {number} of {}", self.rounds);
+        for number in 0..=rounds {
+            eprintln!("{case}: round {number} of {rounds}");
             for (policy, measured) in policies.iter().zip(&mut measured) {
                 let one = round(self, case, policy).await?;
                 if number > 0 {
@@ -295,177 +335,4 @@ impl Bench {
             .map(|(policy, rounds)| row(case, policy, &rounds))
             .collect())
     }
-
-    async fn one_unchanged(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
-        let repository = repository(case, policy);
-        self.push_once(&repository).await?;
-        self.pods(&repository, policy, 1, LIMIT).await
-    }
-
-    async fn one_moved(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
-        let repository = repository(case, policy);
-        self.push(&repository).await?;
-        self.pods(&repository, policy, 1, LIMIT).await
-    }
-
-    async fn burst(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
-        let repository = repository(case, policy);
-        if self.push_once(&repository).await? {
-            self.pods(&repository, policy, 1, LIMIT).await?;
-        }
-        self.pods(&repository, policy, BURST, LIMIT).await
-    }
-
-    /// Pods of one image; see [`Bench::pods_of`].
-    async fn pods(
-        &self,
-        repository: &str,
-        policy: &'static str,
-        count: usize,
-        limit: Duration,
-    ) -> anyhow::Result<Round> {
-        let repositories = vec![repository.to_owned(); count];
-        self.pods_of(&repositories, policy, limit).await
-    }
-
-    /// Creates pods at once, one for each of these, waits until the last one runs, and removes them again.
-    async fn pods_of(
-        &self,
-        repositories: &[String],
-        policy: &'static str,
-        limit: Duration,
-    ) -> anyhow::Result<Round> {
-        let registry = self.cluster.registry();
-        let before = registry.requests();
-        let serial = self.serial.replace(self.serial.get() + 1);
-        out_of_step(self.turn_of(policy)).await;
-        let names: Vec<_> = (0..repositories.len())
-            .map(|n| format!("{}-{serial}-{n}", policy.to_lowercase()))
-            .collect();
-        let start = Instant::now();
-        let pods = names.iter().zip(repositories);
-        let runs = pods.map(|(name, repository)| async move {
-            let image = registry.image(repository, "latest");
-            let is_unheld = policy == HOLD_NONE;
-            let (policy, inits) = containers(policy);
-            let mut spec = PodSpec::new(name, &image, policy);
-            if is_unheld {
-                spec = spec.annotated("trylatest.dev/hold", "none");
-            }
-            spec.inits = inits;
-            if private::is_private(repository) {
-                spec.pull_secrets.push(private::SECRET);
-            }
-            self.work.create(&spec).await?;
-            let pods = self.work.pods();
-            wait::object(pods, name, "it runs", limit, is_running).await
-        });
-        let ran = try_join_all(runs).await;
-        let took = start.elapsed();
-        let requests = registry.requests().since(&before);
-        let distinct: BTreeSet<&String> = repositories.iter().collect();
-        let requests = distinct.iter().map(|name| requests.total_on(name)).sum();
-        try_join_all(names.iter().map(|name| self.remove(name))).await?;
-        let took = match ran {
-            Ok(_) => Some(took),
-            Err(_) if limit == NEVER && policy == "Always" => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Round {
-            took,
-            requests,
-            ..Round::default()
-        })
-    }
-
-    fn turn_of(&self, policy: &'static str) -> u32 {
-        let mut turns = self.turns.borrow_mut();
-        let turn = turns.entry(policy).or_default();
-        *turn += 1;
-        *turn
-    }
-
-    async fn remove(&self, name: &str) -> anyhow::Result<()> {
-        self.work.delete_pod(name).await?;
-        wait::until("the pod is gone", GONE, || async {
-            let pod = self.work.pods().get_opt(name).await?;
-            Ok(pod.is_none().then_some(()))
-        })
-        .await
-    }
-
-    async fn push(&self, repository: &str) -> anyhow::Result<String> {
-        let image = testimage::app_of_size(&self.tools, "bench\n", 64)?;
-        self.cluster
-            .registry()
-            .push(&image, repository, "latest")
-            .await
-    }
-
-    /// Pushes an image if there is none. True if there was none.
-    async fn push_once(&self, repository: &str) -> anyhow::Result<bool> {
-        let there = self
-            .cluster
-            .registry()
-            .digest_of(repository, "latest")
-            .await;
-        if there.is_err() {
-            self.push(repository).await?;
-        }
-        Ok(there.is_err())
-    }
-
-    async fn agent_rss(&self) -> anyhow::Result<u64> {
-        Ok(self.agent_usage().await?.resident_bytes)
-    }
-
-    /// The time from seeing a pod to writing its release, from the agent's log of unchanged tags; none if
-    /// it released no pod.
-    async fn own_part(&self) -> anyhow::Result<Option<u64>> {
-        let log = self.install.log(false).await?;
-        let lines = log
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut took: Vec<u64> = lines
-            .filter(|line| line["message"] == "released" && line["outcome"] == "unchanged")
-            .filter_map(|line| line["took_ms"].as_u64())
-            .collect();
-        took.sort_unstable();
-        Ok(middle(&took))
-    }
-}
-
-/// Waits for a part of a second, a different one each time, spread evenly over the second.
-///
-/// The kubelet looks at its containers once a second, and the removal of the previous pod ends with
-/// such a look. Right after it, every pod of a policy would fall into the same part of that second,
-/// and the median would show which part, not how long a pod takes.
-async fn out_of_step(turn: u32) {
-    // The golden ratio's multiples are spread evenly however many there are.
-    let part = (f64::from(turn) * 0.618_034).fract();
-    tokio::time::sleep(Duration::from_secs_f64(part)).await;
-}
-
-/// The pull policy and init containers of a pod for this case.
-fn containers(policy: &'static str) -> (&'static str, Vec<Value>) {
-    if policy == HOLD_NONE {
-        return ("TryLatest", Vec::new());
-    }
-    if policy != WITH_INIT {
-        return (policy, Vec::new());
-    }
-    // As admission writes the gate, without its volume.
-    let init = json!({
-        "name": "nothing", "image": install::IMAGE, "imagePullPolicy": "IfNotPresent", "args": ["--version"],
-        "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
-            "runAsUser": 65532, "capabilities": {"drop": ["ALL"]},
-        },
-    });
-    ("IfNotPresent", vec![init])
-}
-
-/// Each policy has its own: what one has pulled does not help another.
-fn repository(case: &str, policy: &str) -> String {
-    format!("{case}/{}", policy.to_lowercase())
 }

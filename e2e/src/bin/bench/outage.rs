@@ -2,8 +2,9 @@
 
 use trylatest_e2e::registry::Fault;
 
+use super::pods::repository;
 use super::report::{Round, Row, row};
-use super::{Bench, LIMIT, NEVER, WITH_INIT, repository};
+use super::{Bench, LIMIT, NEVER, WITH_INIT};
 
 /// As many images as pods.
 const MANY: usize = 50;
@@ -68,13 +69,13 @@ impl Bench {
             }
         }
         let each = Self::one_of_each;
-        let mut rows = self.case_of(&policies, UNCHANGED, each).await?;
+        let mut rows = self.large_case_of(&policies, UNCHANGED, each).await?;
         for policy in &policies {
             for repository in many(policy) {
                 self.fall_silent(&repository)?;
             }
         }
-        rows.extend(self.case_of(&policies, OUTAGE, each).await?);
+        rows.extend(self.large_case_of(&policies, OUTAGE, each).await?);
         let all: Vec<String> = policies.iter().flat_map(|policy| many(policy)).collect();
         self.come_back(&all).await?;
         Ok(rows)
@@ -96,7 +97,7 @@ impl Bench {
     }
 
     /// Ends the outage, and makes pods until the agent knows.
-    async fn come_back(&self, repositories: &[String]) -> anyhow::Result<()> {
+    pub(crate) async fn come_back(&self, repositories: &[String]) -> anyhow::Result<()> {
         let registry = self.cluster.registry();
         registry.hang_up().await?;
         for repository in repositories {

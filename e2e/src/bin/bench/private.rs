@@ -3,8 +3,9 @@
 use serde_json::json;
 use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 
+use super::pods::repository;
 use super::report::{Round, Row};
-use super::{BURST, Bench, LIMIT, NEVER, repository};
+use super::{BURST, Bench, LIMIT, NEVER, WITH_INIT};
 
 /// The pods' secret.
 pub(crate) const SECRET: &str = "bench";
@@ -36,7 +37,10 @@ impl Bench {
         let registry = self.cluster.registry();
         let host = registry.host();
         self.work.pull_secret(SECRET, &host, &user).await?;
-        for policy in &self.policies {
+        // What an init container costs, public images show.
+        let policies = self.policies.iter().copied();
+        let policies: Vec<_> = policies.filter(|policy| *policy != WITH_INIT).collect();
+        for policy in &policies {
             for case in CASES {
                 let access = Access::new(Scheme::Bearer, std::slice::from_ref(&user));
                 registry.protect(&repository(case, policy), access);
@@ -47,17 +51,28 @@ impl Bench {
             }
         }
         let [unchanged, moved, outage, burst] = CASES;
-        let mut rows = self.case(PUBLIC_UNCHANGED, Self::one_unchanged).await?;
-        rows.extend(self.case(unchanged, Self::one_unchanged).await?);
-        rows.extend(self.case(moved, Self::one_moved).await?);
-        rows.extend(self.case(PUBLIC_OUTAGE, Self::one_refused).await?);
-        rows.extend(self.case(outage, Self::one_refused).await?);
-        rows.extend(self.case(burst, Self::burst).await?);
+        let mut rows = self
+            .case_of(&policies, PUBLIC_UNCHANGED, Self::one_unchanged)
+            .await?;
+        rows.extend(
+            self.case_of(&policies, unchanged, Self::one_unchanged)
+                .await?,
+        );
+        rows.extend(self.case_of(&policies, moved, Self::one_moved).await?);
+        rows.extend(
+            self.case_of(&policies, PUBLIC_OUTAGE, Self::one_refused)
+                .await?,
+        );
+        rows.extend(self.case_of(&policies, outage, Self::one_refused).await?);
+        rows.extend(self.large_case_of(&policies, burst, Self::burst).await?);
         // The kubelet's own limit would be all that `Always` measures.
         let kubelet = self.cluster.kubelet();
         kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
         self.install.set_variable(PULL_LIMIT, Some("0")).await?;
-        rows.extend(self.case(EACH_ITS_OWN, Self::each_its_own).await?);
+        rows.extend(
+            self.large_case_of(&policies, EACH_ITS_OWN, Self::each_its_own)
+                .await?,
+        );
         self.install.set_variable(PULL_LIMIT, None).await?;
         kubelet.reconfigure(&json!({"registryPullQPS": 5})).await?;
         Ok(rows)

@@ -1,18 +1,20 @@
-//! The measurements as rows, and the targets that TryLatest sets itself.
+//! The measurements as rows of tables.
 
 use std::time::Duration;
 
 use comfy_table::Table;
 use serde::Serialize;
 
-const MIB: u64 = 1 << 20;
+use super::cost::{Cost, Cpu};
 
 /// Times of one case with one policy.
 #[derive(Serialize)]
 pub(crate) struct Row {
     pub(crate) case: &'static str,
     pub(crate) policy: &'static str,
-    /// How many ran.
+    /// How many pods a round has.
+    pub(crate) pods: usize,
+    /// How many rounds ran.
     pub(crate) n: usize,
     /// Null if none did.
     pub(crate) p50_ms: Option<u64>,
@@ -24,6 +26,22 @@ pub(crate) struct Row {
     pub(crate) fallbacks: usize,
     /// Pods of all rounds whose gate opened without having seen an answer.
     pub(crate) unanswered: usize,
+    /// Null if it was not counted.
+    pub(crate) cost: Option<Costs>,
+}
+
+/// The medians of what rounds cost.
+#[derive(Serialize)]
+pub(crate) struct Costs {
+    /// The agent's writes about pods to the API server.
+    pub(crate) agent_writes: u64,
+    /// The kubelet's.
+    pub(crate) kubelet_writes: u64,
+    pub(crate) agent_cpu_ms: u64,
+    pub(crate) containerd_cpu_ms: u64,
+    pub(crate) kubelet_cpu_ms: u64,
+    /// Of everything on this machine.
+    pub(crate) machine_cpu_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -32,6 +50,8 @@ pub(crate) struct Agent {
     pub(crate) rss_idle_bytes: u64,
     pub(crate) rss_after_burst_bytes: u64,
     pub(crate) image_bytes: u64,
+    /// The most writes to the node in any ten seconds.
+    pub(crate) node_writes_in_10_s: u64,
 }
 
 /// What the agent used beside running pods.
@@ -43,7 +63,7 @@ pub(crate) struct Idle {
     pub(crate) rss_bytes: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) pods: Vec<Row>,
     /// Null if the cases that show it were left out.
@@ -53,10 +73,13 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    fn p50(&self, case: &str, policy: &str) -> Option<u64> {
+    pub(crate) fn row(&self, case: &str, policy: &str) -> Option<&Row> {
         let mut rows = self.pods.iter();
-        rows.find(|row| row.case == case && row.policy == policy)?
-            .p50_ms
+        rows.find(|row| row.case == case && row.policy == policy)
+    }
+
+    pub(crate) fn p50(&self, case: &str, policy: &str) -> Option<u64> {
+        self.row(case, policy)?.p50_ms
     }
 }
 
@@ -65,30 +88,61 @@ impl Report {
 pub(crate) struct Round {
     /// None if not all ran.
     pub(crate) took: Option<Duration>,
+    pub(crate) pods: usize,
     pub(crate) requests: u64,
     pub(crate) fallbacks: usize,
     pub(crate) unanswered: usize,
+    /// None if it was not counted.
+    pub(crate) cost: Option<Cost>,
 }
 
 pub(crate) fn row(case: &'static str, policy: &'static str, rounds: &[Round]) -> Row {
     let mut times: Vec<u64> = rounds
         .iter()
-        .filter_map(|round| u64::try_from(round.took?.as_millis()).ok())
+        .filter_map(|round| Some(ms(round.took?)))
         .collect();
     times.sort_unstable();
-    let mut requests: Vec<u64> = rounds.iter().map(|round| round.requests).collect();
-    requests.sort_unstable();
     Row {
         case,
         policy,
+        pods: rounds.first().map_or(0, |round| round.pods),
         n: times.len(),
         p50_ms: middle(&times),
         min_ms: times.first().copied(),
         max_ms: times.last().copied(),
-        registry_requests: middle(&requests).unwrap_or_default(),
+        registry_requests: median(rounds.iter().map(|round| round.requests)),
         fallbacks: rounds.iter().map(|round| round.fallbacks).sum(),
         unanswered: rounds.iter().map(|round| round.unanswered).sum(),
+        cost: medians(rounds),
     }
+}
+
+fn medians(rounds: &[Round]) -> Option<Costs> {
+    let counted: Vec<Cost> = rounds.iter().filter_map(|round| round.cost).collect();
+    if counted.is_empty() {
+        return None;
+    }
+    let of = |number: fn(&Cost) -> u64| median(counted.iter().map(number));
+    let cpu = |part: fn(&Cpu) -> Duration| median(counted.iter().map(|cost| ms(part(&cost.cpu))));
+    Some(Costs {
+        agent_writes: of(|cost| cost.agent_writes),
+        kubelet_writes: of(|cost| cost.kubelet_writes),
+        agent_cpu_ms: cpu(|cpu| cpu.agent),
+        containerd_cpu_ms: cpu(|cpu| cpu.containerd),
+        kubelet_cpu_ms: cpu(|cpu| cpu.kubelet),
+        machine_cpu_ms: cpu(|cpu| cpu.machine),
+    })
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The median; 0 of nothing.
+fn median(numbers: impl Iterator<Item = u64>) -> u64 {
+    let mut numbers: Vec<u64> = numbers.collect();
+    numbers.sort_unstable();
+    middle(&numbers).unwrap_or_default()
 }
 
 /// The median of sorted numbers.
@@ -132,163 +186,38 @@ pub(crate) fn table(report: &Report) -> String {
     table.trim_fmt()
 }
 
-/// Gates of restarted pods that nothing reached; none if such pods were not measured.
-fn unanswered(report: &Report) -> Option<u64> {
-    let mut rows = report
-        .pods
-        .iter()
-        .filter(|row| row.policy == "TryLatest" && row.case.starts_with("restart-"))
-        .peekable();
-    rows.peek()?;
-    u64::try_from(rows.map(|row| row.unanswered).sum::<usize>()).ok()
-}
-
-/// A target: what, how much was measured, and the most that it may be.
-type Line = (&'static str, Option<u64>, Option<u64>);
-
-/// The targets of private images.
-fn private(report: &Report) -> [Line; 3] {
-    let p50 = |case: &str, policy: &str| report.p50(case, policy);
-    let own = "private-20-images";
-    let public = p50("public-unchanged", "TryLatest").map(|public| public + 150);
-    let always = p50(own, "Always").map(|always| always * 12 / 10);
-    [
-        (
-            "private, unchanged, ms",
-            p50("private-unchanged", "TryLatest"),
-            public,
-        ),
-        (
-            "private, in an outage, ms",
-            p50("private-outage", "TryLatest"),
-            p50("public-outage", "TryLatest").map(|public| public + 50),
-        ),
-        (
-            "20 private images at once, ms",
-            p50(own, "TryLatest"),
-            always,
-        ),
-    ]
-}
-
-/// The targets of a registry that accepts and never answers.
-fn outage(report: &Report) -> [Line; 3] {
-    let p50 = |case: &str| report.p50(case, "TryLatest");
-    [
-        (
-            "never answers, ms",
-            p50("never-answers"),
-            Some(STALL_MS + 1500),
-        ),
-        (
-            "later in the outage, ms",
-            p50("outage-later"),
-            p50("one-unchanged").map(|healthy| healthy + 200),
-        ),
-        (
-            "50 images in the outage, ms",
-            p50("outage-50-images"),
-            p50("unchanged-50-images"),
-        ),
-    ]
-}
-
-/// The agent's own targets.
-fn agent(report: &Report) -> [Line; 4] {
-    let agent = report.agent.as_ref();
-    let rss = agent.map(|agent| agent.rss_idle_bytes.max(agent.rss_after_burst_bytes));
-    let idle = report.idle.as_ref();
-    [
-        (
-            "the agent's own part, ms",
-            agent.map(|agent| agent.own_part_p50_ms),
-            Some(60),
-        ),
-        (
-            "the agent's memory, KiB",
-            rss.map(|rss| rss / 1024),
-            Some(20 * MIB / 1024),
-        ),
-        (
-            "the image's size, KiB",
-            agent.map(|agent| agent.image_bytes / 1024),
-            Some(12 * MIB / 1024),
-        ),
-        (
-            "the agent beside 109 pods, µs of CPU a second",
-            idle.map(|idle| idle.cpu_ms * 1000 / idle.seconds.max(1)),
-            Some(2000),
-        ),
-    ]
-}
-
-/// The targets, and whether TryLatest meets them. Targets without a measurement are left out.
-pub(crate) fn targets(report: &Report) -> String {
-    let p50 = |case, policy| report.p50(case, policy);
-    let ours = |case: &str| {
-        let mut rows = report.pods.iter();
-        rows.find(|row| row.case == case && row.policy == "TryLatest")
-    };
-    let thirds = |ms: Option<u64>| ms.map(|ms| ms * 13 / 10);
-    let against_always = |case| (p50(case, "TryLatest"), thirds(p50(case, "Always")));
-    let fallbacks = |case| ours(case).map(|row| u64::try_from(row.fallbacks).unwrap_or(u64::MAX));
-    let unchanged = "restart-30-images, unchanged";
-    let moved = "restart-30-images, moved";
-    let silent = "restart-30-images, silent";
-    let one = p50("one-unchanged", "TryLatest").zip(p50("one-unchanged", "IfNotPresent"));
-    let (unchanged_ms, unchanged_most) = against_always(unchanged);
-    let (moved_ms, moved_most) = against_always(moved);
-    let silent_most = thirds(p50(unchanged, "TryLatest")).map(|ms| ms + STALL_MS);
-    let lines: [Line; 9] = [
-        (
-            "one pod, beyond IfNotPresent, ms",
-            one.map(|(ours, plain)| ours.saturating_sub(plain)),
-            Some(650),
-        ),
-        (
-            "20 at once, against Always, ms",
-            p50("burst-20", "TryLatest"),
-            p50("burst-20", "Always"),
-        ),
-        (
-            "20 at once, registry requests",
-            ours("burst-20").map(|row| row.registry_requests),
-            Some(2),
-        ),
-        ("30 images, unchanged, ms", unchanged_ms, unchanged_most),
-        (
-            "30 images, unchanged, fallbacks",
-            fallbacks(unchanged),
-            Some(0),
-        ),
-        ("30 images, moved, ms", moved_ms, moved_most),
-        ("30 images, moved, fallbacks", fallbacks(moved), Some(0)),
-        (
-            "30 images, silent, ms",
-            p50(silent, "TryLatest"),
-            silent_most,
-        ),
-        ("30 images, unanswered gates", unanswered(report), Some(0)),
-    ];
+/// What the rounds cost; each number is of a whole round.
+pub(crate) fn costs(report: &Report) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["target", "measured", "at most", ""]);
-    for (what, measured, most) in lines
-        .into_iter()
-        .chain(agent(report))
-        .chain(private(report))
-        .chain(outage(report))
-    {
-        if let (Some(measured), Some(most)) = (measured, most) {
-            let met = if measured <= most { "met" } else { "MISSED" };
-            table.add_row([what, &measured.to_string(), &most.to_string(), met]);
-        }
+    table.set_header([
+        "case",
+        "policy",
+        "pods",
+        "API writes: agent",
+        "kubelet",
+        "CPU ms: agent",
+        "containerd",
+        "kubelet",
+        "machine",
+    ]);
+    for row in &report.pods {
+        let Some(cost) = &row.cost else { continue };
+        let numbers = [
+            cost.agent_writes,
+            cost.kubelet_writes,
+            cost.agent_cpu_ms,
+            cost.containerd_cpu_ms,
+            cost.kubelet_cpu_ms,
+            cost.machine_cpu_ms,
+        ];
+        let words = [row.case, row.policy].map(str::to_owned);
+        let counts = numbers.map(|number| number.to_string());
+        let cells = words.into_iter().chain([row.pods.to_string()]);
+        table.add_row(cells.chain(counts));
     }
     table.trim_fmt()
 }
-
-/// The agent's stall deadline.
-const STALL_MS: u64 = 5000;
 
 #[cfg(test)]
 mod tests {
@@ -315,19 +244,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_no_target() {
-        let fell_back = Round {
-            took: Some(Duration::from_secs(1)),
-            fallbacks: 1,
-            ..Round::default()
+    fn costs_are_medians_of_what_was_counted() {
+        let of = |writes, agent| {
+            let agent = Duration::from_millis(agent);
+            Round {
+                pods: 20,
+                cost: Some(Cost {
+                    agent_writes: writes,
+                    cpu: Cpu {
+                        agent,
+                        ..Cpu::default()
+                    },
+                    ..Cost::default()
+                }),
+                ..Round::default()
+            }
         };
-        let report = Report {
-            pods: vec![row("restart-30-images, moved", "TryLatest", &[fell_back])],
-            agent: None,
-            idle: None,
-        };
-        let lines = targets(&report);
-        assert_eq!(lines.lines().count(), 3, "{lines}");
-        assert!(lines.contains("MISSED"), "{lines}");
+        let row = row("case", "Always", &[of(40, 90), of(41, 30), of(60, 50)]);
+        let cost = row.cost.unwrap();
+        assert_eq!(
+            (row.pods, cost.agent_writes, cost.agent_cpu_ms),
+            (20, 41, 50)
+        );
+        let nothing = super::row("case", "Always", &[Round::default()]);
+        assert!(nothing.cost.is_none());
     }
 }

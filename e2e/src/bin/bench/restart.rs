@@ -18,8 +18,9 @@ use trylatest_e2e::registry::Fault;
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{GATE, annotation, image_id, is_running, release};
 
+use super::pods::containers;
 use super::report::{Round, Row, row};
-use super::{Bench, GONE, LIMIT, NEVER, containers};
+use super::{Bench, GONE, LIMIT, NEVER};
 
 /// How many Deployments, each with an image of its own.
 const IMAGES: usize = 30;
@@ -58,15 +59,18 @@ impl Bench {
         self.settled(&names).await?;
         let mut rounds: [Vec<Round>; 3] = Default::default();
         // The first round does not count.
-        for number in 0..=self.rounds {
+        for number in 0..=self.large_rounds() {
             let cases = CASES.iter().zip(&mut rounds).enumerate();
             for (index, (case, rounds)) in cases {
                 // A case that can never run is shown once; it leaves the kubelet with hanging pulls.
                 let hangs = index == 2 && policy == "Always";
-                if hangs && number < self.rounds {
+                if hangs && number < self.large_rounds() {
                     continue;
                 }
-                eprintln!("{case}, {policy}: round {number} of {}", self.rounds);
+                eprintln!(
+                    "{case}, {policy}: round {number} of {}",
+                    self.large_rounds()
+                );
                 if index == 1 {
                     digests = self.push_all(&names).await?;
                 }
@@ -139,6 +143,7 @@ impl Bench {
         let serial = self.serial.replace(self.serial.get() + 1);
         let mark = format!("round-{serial}");
         let before = self.cluster.registry().requests();
+        let meter = self.meter(self.processes().await?)?;
         let start = Instant::now();
         let patch = json!({"spec": {"template": {"metadata": {"annotations": {MARK: mark}}}}});
         let deployments = self.work.api::<Deployment>();
@@ -167,11 +172,14 @@ impl Bench {
         let took = tokio::time::timeout(limit, all_run).await;
         let fallbacks = last.values().filter(|pod| fell_back(pod)).count();
         let unanswered = last.values().filter(|pod| unanswered(pod)).count();
+        let cost = self.cost_since(&meter, meter.cpu()?)?;
         Ok(Round {
             took: took.ok().transpose()?,
+            pods: names.len(),
             requests: self.cluster.registry().requests().since(&before).total(),
             fallbacks,
             unanswered,
+            cost: Some(cost),
         })
     }
 
@@ -231,7 +239,7 @@ fn app(pod: &Pod) -> &str {
 }
 
 /// Whether the pod's gate opened because nothing reached it in time.
-fn unanswered(pod: &Pod) -> bool {
+pub(crate) fn unanswered(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let inits = status.and_then(|status| status.init_container_statuses.as_ref());
     inits.into_iter().flatten().any(|init| {
@@ -245,6 +253,7 @@ fn last_line(text: &str) -> &str {
     text.lines().next_back().unwrap_or_default()
 }
 
-fn fell_back(pod: &Pod) -> bool {
+/// Whether the pod runs the copy that it fell back to.
+pub(crate) fn fell_back(pod: &Pod) -> bool {
     release(pod).is_some_and(|release| release["containers"]["app"]["outcome"] == "fallback")
 }
