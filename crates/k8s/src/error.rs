@@ -12,9 +12,9 @@ pub enum Operation {
     Progress,
     /// Creating an Event.
     Event,
-    /// Writing the node's annotations.
-    NodeAnnotations,
-    /// Writing the node's condition.
+    /// Writing the node's annotations and condition.
+    NodeReport,
+    /// Reading the node's condition.
     NodeCondition,
     /// Reading the agent's own pod.
     OwnPod,
@@ -30,7 +30,7 @@ impl Operation {
         Self::Release,
         Self::Progress,
         Self::Event,
-        Self::NodeAnnotations,
+        Self::NodeReport,
         Self::NodeCondition,
         Self::OwnPod,
         Self::OwnDaemonSet,
@@ -43,7 +43,7 @@ impl Operation {
             Self::Release => "release",
             Self::Progress => "progress",
             Self::Event => "event",
-            Self::NodeAnnotations => "node-annotations",
+            Self::NodeReport => "node-report",
             Self::NodeCondition => "node-condition",
             Self::OwnPod => "own-pod",
             Self::OwnDaemonSet => "own-daemonset",

@@ -262,66 +262,36 @@ impl Writer {
         .await
     }
 
-    /// Writes the node's annotations.
+    /// Writes the node's annotations and its condition at once, as kubelets do (`PatchNodeStatus` in
+    /// component-helpers/node/util/status.go): everyone who watches nodes gets one update. `changed` is when the
+    /// condition last became what it is.
     ///
     /// # Errors
     /// [`ApiError`]; worth a retry unless the node is gone.
-    pub async fn annotate_node(&self, report: &NodeReport) -> Result<(), ApiError> {
-        let patch = json!({ "metadata": { "annotations": {
-            keys::NODE_SUMMARY: report.summary,
-            keys::NODE_IMAGES: report.lines,
-        } } });
-        let api: Api<Node> = Api::all(self.client.clone());
-        let call = async {
-            api.patch_metadata(&self.node, &params(), &Patch::Merge(&patch))
-                .await
-        };
-        self.call(
-            Operation::NodeAnnotations,
-            format!("node {}", self.node),
-            call,
-        )
-        .await
-    }
-
-    /// Writes the node's condition; `changed` is when it last became what it is.
-    ///
-    /// # Errors
-    /// As [`Writer::annotate_node`].
-    pub async fn set_condition(
+    pub async fn report_node(
         &self,
         report: &NodeReport,
         changed: Timestamp,
         now: Timestamp,
     ) -> Result<(), ApiError> {
         // Conditions merge by type under a strategic patch: the kubelet's own stay as they are.
-        let patch = json!({ "status": { "conditions": [{
+        let condition = json!({
             "type": keys::NODE_CONDITION,
             "status": if report.fallback { "True" } else { "False" },
             "reason": report.reason,
             "message": report.message,
             "lastHeartbeatTime": whole_seconds(now),
             "lastTransitionTime": whole_seconds(changed),
-        }] } });
-        let api: Api<Node> = Api::all(self.client.clone());
-        let params = params();
-        let call = async {
-            api.patch_status(&self.node, &params, &Patch::Strategic(&patch))
-                .await
-        };
-        self.call(
-            Operation::NodeCondition,
-            format!("node {}", self.node),
-            call,
-        )
-        .await
+        });
+        self.patch_node(&condition, &json!(report.summary), &json!(report.lines))
+            .await
     }
 
     /// Reads the node's condition: whether it is `True`, and since when; none if it was never
     /// written.
     ///
     /// # Errors
-    /// As [`Writer::annotate_node`].
+    /// As [`Writer::report_node`].
     pub async fn condition(&self) -> Result<Option<(bool, Timestamp)>, ApiError> {
         let api: Api<Node> = Api::all(self.client.clone());
         let call = async { api.get(&self.node).await };
@@ -399,19 +369,28 @@ impl Writer {
     /// Removes the node's annotations and condition.
     ///
     /// # Errors
-    /// As [`Writer::annotate_node`].
+    /// As [`Writer::report_node`].
     pub async fn clear_node(&self) -> Result<(), ApiError> {
-        let api: Api<Node> = Api::all(self.client.clone());
-        let object = || format!("node {}", self.node);
         let condition = json!({"type": keys::NODE_CONDITION, "$patch": "delete"});
-        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
-        let params = params();
+        self.patch_node(&condition, &Value::Null, &Value::Null)
+            .await
+    }
+
+    async fn patch_node(
+        &self,
+        condition: &Value,
+        summary: &Value,
+        images: &Value,
+    ) -> Result<(), ApiError> {
+        let patch = json!({
+            "metadata": { "annotations": { keys::NODE_SUMMARY: summary, keys::NODE_IMAGES: images } },
+            "status": { "conditions": [condition] },
+        });
+        let api: Api<Node> = Api::all(self.client.clone());
+        let (params, patch) = (params(), Patch::Strategic(&patch));
         let call = async { api.patch_status(&self.node, &params, &patch).await };
-        self.call(Operation::NodeCondition, object(), call).await?;
-        let none = json!({keys::NODE_SUMMARY: null, keys::NODE_IMAGES: null});
-        let patch = Patch::Merge(json!({"metadata": {"annotations": none}}));
-        let call = async { api.patch_metadata(&self.node, &params, &patch).await };
-        self.call(Operation::NodeAnnotations, object(), call).await
+        let object = format!("node {}", self.node);
+        self.call(Operation::NodeReport, object, call).await
     }
 
     /// A pod's uid.

@@ -11,6 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api as Objects, Client};
 use serde_json::{Value, json};
 use trylatest_core::keys;
+use trylatest_core::node::NodeReport;
 use trylatest_core::pod::{OtherPolicy, Overruled, PodId, Trace};
 use trylatest_core::release::Release;
 use trylatest_e2e::cluster::wait;
@@ -298,6 +299,32 @@ async fn sees_what_is_gone(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Annotations and condition in one patch, and both gone with another.
+async fn writes_and_clears(agents: &Agents<'_>) -> anyhow::Result<()> {
+    let writer = Writer::new(agents.client.clone(), &agents.node, SOON);
+    let report = NodeReport::new(Vec::new(), false);
+    let now = Timestamp::from_second(1_800_000_000)?;
+    for clear in [false, true] {
+        if clear {
+            writer.clear_node().await?;
+        } else {
+            writer.report_node(&report, now, now).await?;
+        }
+        let node = agents.nodes().get(&agents.node).await?;
+        let annotations = node.metadata.annotations.unwrap_or_default();
+        let summary = annotations.get(keys::NODE_SUMMARY);
+        let conditions = node.status.and_then(|status| status.conditions);
+        let mut conditions = conditions.into_iter().flatten();
+        let is_there = conditions.any(|condition| condition.type_ == keys::NODE_CONDITION);
+        let written = (!clear).then_some(&report.summary);
+        ensure!(
+            summary == written && is_there != clear,
+            "{summary:?}, {is_there}"
+        );
+    }
+    Ok(())
+}
+
 async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
     let agents = Agents::make(&api).await?;
     let (own, other) = (agents.node.as_str(), agents.other.as_str());
@@ -315,6 +342,7 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         let count = conditions.map(|all| all.len());
         ensure!(count == Some(3), "{count:?}");
     }
+    writes_and_clears(&agents).await?;
     for answer in [
         agents.patch_node(other, &report).await,
         agents.patch_status(other, &ours("True")).await,

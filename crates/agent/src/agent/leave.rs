@@ -112,7 +112,7 @@ impl<R: ImageRuntime> Leaver<R> {
 
     async fn clear_node(&self) {
         let cleared = self.api.writer.clear_node().await;
-        if let Err(error) = self.api.count(Operation::NodeCondition, cleared) {
+        if let Err(error) = self.api.count(Operation::NodeReport, cleared) {
             warn!(error = %words(&error), "the node's condition and annotations stay");
         }
     }

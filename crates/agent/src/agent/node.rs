@@ -93,11 +93,9 @@ impl NodeWriter {
                 now
             }
         };
-        // Alerts depend on the condition: it does not wait for the annotations.
-        let written = self.api.writer.set_condition(report, changed, now).await;
-        self.api.count(Operation::NodeCondition, written)?;
+        let written = self.api.writer.report_node(report, changed, now).await;
+        self.api.count(Operation::NodeReport, written)?;
         *since = Some((report.fallback, changed));
-        let written = self.api.writer.annotate_node(report).await;
-        self.api.count(Operation::NodeAnnotations, written)
+        Ok(())
     }
 }

@@ -140,27 +140,21 @@ async fn what_is_told_once_has_a_name_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_condition_is_a_patch_of_its_own_type_alone() {
+async fn a_nodes_report_is_one_patch_of_two_annotations_and_one_condition() {
     let (writer, seen) = writer();
     let report = NodeReport::new(Vec::new(), false);
     let now = "2026-01-01T12:00:00.5Z".parse().unwrap();
-    writer.set_condition(&report, now, now).await.unwrap();
-    writer.annotate_node(&report).await.unwrap();
+    writer.report_node(&report, now, now).await.unwrap();
     let calls = seen.0.lock().unwrap();
+    assert_eq!(calls.len(), 1);
     assert_eq!(calls[0].1, "/api/v1/nodes/node-1/status");
     let conditions = calls[0].2["status"]["conditions"].as_array().unwrap();
     assert_eq!(conditions.len(), 1);
     assert_eq!(conditions[0]["type"], "TryLatestFallback");
     assert_eq!(conditions[0]["status"], "False");
     assert_eq!(conditions[0]["lastHeartbeatTime"], "2026-01-01T12:00:00Z");
-    assert_eq!(calls[1].1, "/api/v1/nodes/node-1");
-    assert_eq!(
-        calls[1].2["metadata"]["annotations"]
-            .as_object()
-            .unwrap()
-            .len(),
-        2
-    );
+    let annotations = calls[0].2["metadata"]["annotations"].as_object().unwrap();
+    assert_eq!(annotations.len(), 2);
 }
 
 /// An agent that starts again with the same bad file does not write it twice.
