@@ -227,6 +227,11 @@ impl Planner {
             .min()
     }
 
+    /// Whether [`Planner::take_report`] has something new.
+    pub fn has_report(&self) -> bool {
+        self.changed.report
+    }
+
     /// The images of this node, for its report, if anything has changed since they were last taken.
     pub fn take_report(&mut self, now: Now) -> Option<Vec<NodeImage>> {
         let pods = self.pods.values();

@@ -52,6 +52,10 @@ const MOVED_MAX: usize = 256;
 /// The loop turns at least this often, which is what the liveness probe looks at.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 
+/// The node's report is put together at most this often: that costs more the more images are known, and when many pods
+/// start at once, each of them changes it several times.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+
 /// How long to wait at the start for names that an earlier agent has taken away.
 const TIDY: Duration = Duration::from_secs(5);
 
@@ -135,6 +139,8 @@ struct Loop<R> {
     is_well: bool,
     /// Registries that are not asked for each pod.
     open: BTreeSet<String>,
+    /// From when on the node's report may be put together again.
+    report_at: Instant,
 }
 
 impl<R: ImageRuntime> Pods<R> {
@@ -157,6 +163,7 @@ impl<R: ImageRuntime> Pods<R> {
             away: HashMap::new(),
             is_well: false,
             open: BTreeSet::new(),
+            report_at: Instant::now(),
         };
         let runtime = Arc::clone(&running.own.runtime);
         let state_dir = running.own.history.folder().to_owned();
@@ -190,8 +197,7 @@ impl<R: ImageRuntime> Pods<R> {
         let mut pruned = running.own.planner.known_images();
         loop {
             running.own.health.beat();
-            let now = running.own.clock.now();
-            let wakeup = running.own.planner.next_wakeup(now).unwrap_or(BEAT_EVERY);
+            let wakeup = running.next_wakeup();
             let event = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(came) = running.under_way.next() => running.came(came),
@@ -208,7 +214,7 @@ impl<R: ImageRuntime> Pods<R> {
                 Ok(()) = running.own.rolled_back.changed() => running.rolled_back().await,
                 Some(question) = running.own.questions.recv(),
                     if running.asked < questions::AT_ONCE_MAX => running.look_up(question),
-                () = sleep(wakeup.min(BEAT_EVERY)) => Some(Event::Tick),
+                () = sleep(wakeup) => Some(Event::Tick),
             };
             if let Some(event) = event {
                 running.handle(event).await;
@@ -240,6 +246,16 @@ impl<R: ImageRuntime> Loop<R> {
             metrics.registries.retain(&planner.registries());
         }
         metrics.set_figures(planner.figures(), self.own.clock);
+    }
+
+    /// How long until there is something to do if nothing happens.
+    fn next_wakeup(&self) -> Duration {
+        let planner = &self.own.planner;
+        let has_report = planner.has_report() && self.own.health.is_watching();
+        let report = has_report.then(|| self.report_at.saturating_duration_since(Instant::now()));
+        let planned = planner.next_wakeup(self.own.clock.now());
+        let all = planned.into_iter().chain(report);
+        all.fold(BEAT_EVERY, Duration::min)
     }
 
     /// Written down first: `trylatest images` reads the index.
@@ -459,12 +475,13 @@ impl<R: ImageRuntime> Loop<R> {
 
     /// Hands the node's report to its writer when it has changed, once the pods are known.
     fn tell_node(&mut self) {
-        if !self.own.health.is_watching() {
+        if !self.own.health.is_watching() || Instant::now() < self.report_at {
             return;
         }
         let Some(images) = self.own.planner.take_report(self.own.clock.now()) else {
             return;
         };
+        self.report_at = Instant::now() + REPORT_EVERY;
         self.own.metrics.set_images(&images);
         let planner = &self.own.planner;
         let report = NodeReport::new(images, planner.agent_decides())
