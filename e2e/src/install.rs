@@ -1,7 +1,8 @@
 //! TryLatest on a cluster as a user installs it: the image, the manifests through an overlay, and
 //! the DaemonSet run by the kubelet.
 
-use std::fs;
+mod overlay;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,11 +15,13 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ListParams, LogParams, PostParams};
+use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::cluster::{Cluster, Tools, wait};
+
+pub use self::overlay::{DISK_FLOOR, uninstall};
 
 /// The namespace of the install.
 pub const NAMESPACE: &str = "trylatest-system";
@@ -29,8 +32,6 @@ pub const DAEMON_SET: &str = "trylatest-agent";
 /// The image's name in the manifests, and in the archive.
 pub const IMAGE: &str = "ghcr.io/trylatest/trylatest:0.1.0";
 
-const IMAGE_NAME: &str = "ghcr.io/trylatest/trylatest";
-
 /// Where the agent serves probes and metrics.
 const PORT: u16 = 9776;
 
@@ -39,6 +40,12 @@ const READY: Duration = Duration::from_secs(60);
 
 /// How long the API server may take to know a new policy.
 const POLICIES: Duration = Duration::from_secs(30);
+
+/// How long a name may be away that was taken away for the kubelet.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// Begins the aliases that keep the copies of such names.
+const ASIDE: &str = "TryLatest,aside,";
 
 /// How long one HTTP answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -68,7 +75,7 @@ impl Install {
         }
         cluster.containerd().import(&image).await?;
         let state = cluster.dir().join("trylatest");
-        let overlay = write_overlay(cluster, tools, &state, args)?;
+        let overlay = overlay::write(cluster, tools, &state, args)?;
         let install = Self {
             client: cluster.client(),
             agent: SocketAddr::from((cluster.address(), PORT)),
@@ -262,6 +269,40 @@ impl Install {
         Ok(values.iter().sum())
     }
 
+    /// Kills the agent with SIGKILL, and its pod too: the kubelet would start it again after a growing
+    /// pause, as it does with all that die often. A new pod comes at once. Whether there was anything to kill: after a
+    /// reboot, the API server still thinks that the agent runs.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn kill_agent(&self, cluster: &Cluster) -> anyhow::Result<bool> {
+        let Ok(agent) = self.agent().await else {
+            return Ok(false);
+        };
+        let killed = match running_container(&agent) {
+            Some(id) => cluster.kill_container(&id).await.is_ok(),
+            None => false,
+        };
+        let name = agent.metadata.name.unwrap_or_default();
+        let now = DeleteParams::default().grace_period(0);
+        self.pods().delete(&name, &now).await?;
+        Ok(killed)
+    }
+
+    /// Waits until no name that was taken away is left away.
+    ///
+    /// # Errors
+    /// One still is, after a minute.
+    pub async fn nothing_is_aside(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        wait::until("no copy is aside", AWAY, || async {
+            let names = cluster.containerd().ctr(&["images", "list", "--quiet"]);
+            let names = names.await?;
+            let is_aside = |name: &str| name.starts_with(ASIDE);
+            Ok((!names.lines().any(is_aside)).then_some(()))
+        })
+        .await
+    }
+
     /// Removes the namespace's DaemonSet pods and waits until they are gone, and puts a node
     /// selector in place that no node has: a node without an agent.
     ///
@@ -314,26 +355,6 @@ impl Install {
     }
 }
 
-/// What the README says to remove TryLatest, for the manifests in this folder: the arguments of kubectl, in order.
-///
-/// # Errors
-/// The README does not say it any more.
-pub fn uninstall(manifests: &str) -> anyhow::Result<Vec<Vec<String>>> {
-    let readme = include_str!("../../README.md");
-    let (_, below) = readme
-        .split_once("\nTo remove it,")
-        .context("no such part")?;
-    let (_, code) = below.split_once("```sh\n").context("no commands")?;
-    let (code, _) = code.split_once("```").context("no end")?;
-    let commands = code.lines().map(|line| {
-        let mut words = line.split(' ');
-        ensure!(words.next() == Some("kubectl"), "{line}");
-        let word = |word| if word == "manifests" { manifests } else { word };
-        Ok(words.map(|own| word(own).to_owned()).collect())
-    });
-    commands.collect()
-}
-
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod
         .status
@@ -348,114 +369,6 @@ pub fn running_container(pod: &Pod) -> Option<String> {
     let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
     container.state.as_ref()?.running.as_ref()?;
     container.container_id.clone()
-}
-
-/// The overlay that users copy, filled in for this node as they would, with one more patch that none
-/// of them needs: a state folder that goes with the run.
-fn write_overlay(
-    cluster: &Cluster,
-    tools: &Tools,
-    state: &Path,
-    args: &[&str],
-) -> anyhow::Result<PathBuf> {
-    let folder = cluster.dir().join("install");
-    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let containerd = cluster.containerd().socket();
-    let containerd = containerd.parent().and_then(Path::to_str);
-    let api = cluster.control_plane().server();
-    // kustomize takes no absolute paths.
-    let depth = folder.strip_prefix(tools.root());
-    let depth = depth.context("a run is in the repository")?.components();
-    let manifests = depth.map(|_| "../").collect::<String>() + "manifests";
-    let patch = "  - path: agent.yaml\n";
-    let last_flag = "            - --try=30s\n";
-    let flags = args.iter().map(|flag| format!("            - {flag}\n"));
-    let fills: [(&str, Changes<'_>); 2] = [
-        (
-            "kustomization.yaml",
-            &[
-                ("../..", &manifests, 2),
-                ("registry.example/mirror/trylatest", IMAGE_NAME, 1),
-                // What most users have: the gate's own flags, which it reads with less memory.
-                (GATE_PATCH, "", 1),
-                // The tests have rules of their own.
-                (CONFIG_MAP, "", 1),
-                (patch, &format!("{patch}  - path: state.yaml\n"), 1),
-            ],
-        ),
-        (
-            "agent.yaml",
-            &[
-                ("127.0.0.1", &api.ip().to_string(), 4),
-                ("6443", &api.port().to_string(), 1),
-                ("/run/k3s/containerd", containerd.context("no path")?, 1),
-                (
-                    last_flag,
-                    &(last_flag.to_owned() + &flags.collect::<String>()),
-                    1,
-                ),
-            ],
-        ),
-    ];
-    let example = tools.root().join("manifests/overlays/example-node");
-    for (file, changes) in fills {
-        let from = example.join(file);
-        let text = fs::read_to_string(&from).with_context(|| format!("read {}", from.display()))?;
-        let filled = filled(&text, changes).with_context(|| from.display().to_string())?;
-        fs::write(folder.join(file), filled)?;
-    }
-    let state = json!({
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": DAEMON_SET, "namespace": NAMESPACE},
-        "spec": {"template": {"spec": {
-            "volumes": [{"name": "state", "hostPath": {"path": state}}],
-            // However full this machine's disk is.
-            "containers": [{"name": "agent", "env": [
-                {"name": DISK_FLOOR, "value": "0"}, {"name": "TRYLATEST_KEEP_FREE", "value": "0"},
-            ]}],
-        }}},
-    });
-    fs::write(folder.join("state.yaml"), format!("{state:#}\n"))?;
-    Ok(folder)
-}
-
-/// What stays free on the disk; nothing has to, unless a test says otherwise.
-pub const DISK_FLOOR: &str = "TRYLATEST_DISK_FLOOR";
-
-/// The example's patch of the gate's flags.
-const GATE_PATCH: &str = "  - path: gate.yaml
-    target:
-      kind: MutatingAdmissionPolicy
-      name: trylatest-pods
-";
-
-/// The example's rules for registries.
-const CONFIG_MAP: &str = "configMapGenerator:
-  - name: trylatest-config
-    namespace: trylatest-system
-    files: [config.yaml]
-    options:
-      disableNameSuffixHash: true
-      labels:
-        app.kubernetes.io/name: trylatest
-";
-
-/// What is replaced by what, and how often it is there.
-type Changes<'a> = &'a [(&'a str, &'a str, usize)];
-
-/// The text with these changes; each place is there as often as is said.
-fn filled(text: &str, changes: Changes<'_>) -> anyhow::Result<String> {
-    let mut filled = text.to_owned();
-    for (from, to, times) in changes {
-        let found = filled.matches(from).count();
-        ensure!(
-            found == *times,
-            "{from:?} is there {found} times, not {times}"
-        );
-        filled = filled.replace(from, to);
-    }
-    Ok(filled)
 }
 
 /// What this address answers to a path: the status and the body.

@@ -38,15 +38,10 @@ pub(crate) fn tests() -> Tests {
     }
 }
 
-/// Kills the agent with SIGKILL, and its pod too: the kubelet would start it again after a growing
-/// pause, as it does with all that die often. A new pod comes at once.
+/// Kills the agent, which runs.
 pub(crate) async fn kill_agent(node: &Node) -> anyhow::Result<()> {
-    let agent = node.install.agent().await?;
-    let id = running_container(&agent).context("the agent does not run")?;
-    node.cluster.kill_container(&id).await?;
-    let name = agent.metadata.name.unwrap_or_default();
-    let now = DeleteParams::default().grace_period(0);
-    node.install.pods().delete(&name, &now).await?;
+    let killed = node.install.kill_agent(&node.cluster).await?;
+    ensure!(killed, "the agent does not run");
     Ok(())
 }
 
@@ -334,7 +329,8 @@ async fn written_again(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn gate_runs(pod: &Pod) -> bool {
+/// The kubelet shows that the gate runs.
+pub(crate) fn gate_runs(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let mut inits = status
         .and_then(|status| status.init_container_statuses.as_ref())

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
-use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, Scheme};
 use trylatest_e2e::workload::is_running;
 
@@ -71,15 +70,7 @@ pub(crate) async fn runs(space: &Space<'_>, name: &str) -> anyhow::Result<()> {
 
 /// No name that was taken away is left away.
 pub(crate) async fn nothing_is_aside(node: &Node) -> anyhow::Result<()> {
-    let gone = || async {
-        let names = node
-            .cluster
-            .containerd()
-            .ctr(&["images", "list", "-q"])
-            .await?;
-        Ok((!names.contains("TryLatest,aside,")).then_some(()))
-    };
-    wait::until("no copy is aside", SOON, gone).await
+    node.install.nothing_is_aside(&node.cluster).await
 }
 
 async fn a_pod_that_is_deleted_while_the_name_is_away_leaves_it_there(

@@ -8,6 +8,8 @@ use futures::future::{select_all, try_join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 use trylatest_e2e::workload::{Workloads, is_running, release};
@@ -45,22 +47,13 @@ const TIMES: usize = 3;
 /// How long a pod may take after the storm: the back-off of its own pulls that failed, and the same on a busy node.
 const AFTER_THE_STORM: Duration = Duration::from_secs(40 + 60);
 
-/// A pseudo-random order that is the same in each run (xorshift).
-struct Order(u64);
-
-impl Order {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % end as u64).unwrap_or_default()
-    }
-}
+/// The order of events, the same in each run.
+const SEED: u64 = 0x5DEE_CE66_D1CE_B00C;
 
 /// A registry of several private images, and what it does to those who ask for them.
 struct Storm<'a> {
     space: Space<'a>,
-    order: Order,
+    order: StdRng,
     history: Vec<String>,
 }
 
@@ -95,7 +88,7 @@ impl<'a> Storm<'a> {
         let space = private(node, "storm", Scheme::Basic).await?;
         let storm = Self {
             space,
-            order: Order(0x5DEE_CE66_D1CE_B00C),
+            order: StdRng::seed_from_u64(SEED),
             history: Vec::new(),
         };
         storm.know(&[alice()]);
@@ -160,7 +153,12 @@ impl<'a> Storm<'a> {
     /// Creates a wave of pods; each with its image.
     async fn wave(&mut self, wave: usize) -> anyhow::Result<Vec<(String, usize)>> {
         let pods: Vec<(String, usize)> = (0..AT_ONCE)
-            .map(|n| (format!("wave-{wave}-{n}"), self.order.below(IMAGES)))
+            .map(|n| {
+                (
+                    format!("wave-{wave}-{n}"),
+                    self.order.random_range(0..IMAGES),
+                )
+            })
             .collect();
         try_join_all(pods.iter().map(|(name, n)| self.create(name, *n))).await?;
         Ok(pods)
@@ -212,7 +210,7 @@ async fn weather(storm: &mut Storm<'_>) -> anyhow::Result<()> {
     let mut pods = Vec::new();
     let mut two = Vec::new();
     for wave in 0..WAVES {
-        let mood = MOODS[(wave + storm.order.below(2)) % MOODS.len()];
+        let mood = MOODS[(wave + storm.order.random_range(0..2)) % MOODS.len()];
         storm.turn(mood).await?;
         if wave == WAVES / 2 {
             for n in 0..IMAGES {

@@ -88,17 +88,21 @@ impl World<'_> {
 
     /// No name is lost, and no alias is left behind.
     async fn names_are_there(&self) -> anyhow::Result<()> {
+        self.install.nothing_is_aside(self.cluster).await?;
         let containerd = self.cluster.containerd();
         let wanted: Vec<String> = (0..self.images.len()).map(|n| self.name_of(n)).collect();
-        wait::until("names are there and aliases are not", SOON, || async {
-            let names = containerd.ctr(&["images", "list", "--quiet"]).await?;
-            let has = |name: &String| names.lines().any(|line| line == name);
-            let aliases = |kind: &str| names.lines().filter(|line| line.starts_with(kind)).count();
-            let is_well = wanted.iter().all(has)
-                && aliases("TryLatest,aside,") == 0
-                && aliases("TryLatest,copy,") <= COPIES * wanted.len();
-            Ok(is_well.then_some(()))
-        })
+        wait::until(
+            "names are there, and no more copies than there may be",
+            SOON,
+            || async {
+                let names = containerd.ctr(&["images", "list", "--quiet"]).await?;
+                let has = |name: &String| names.lines().any(|line| line == name);
+                let is_copy = |line: &&str| line.starts_with("TryLatest,copy,");
+                let copies = names.lines().filter(is_copy).count();
+                let is_well = wanted.iter().all(has) && copies <= COPIES * wanted.len();
+                Ok(is_well.then_some(()))
+            },
+        )
         .await
     }
 }

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kube::api::DeleteParams;
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
-use trylatest_e2e::install::running_container;
 use trylatest_e2e::registry::{Access, Challenge, Fault, Scheme};
 
 use super::world::World;
@@ -107,7 +105,10 @@ impl World<'_> {
                 }
             }
             Trouble::RegistryHeals => self.heal().await?,
-            Trouble::AgentDies => self.kill_agent().await?,
+            Trouble::AgentDies => {
+                // It may be gone already.
+                self.install.kill_agent(self.cluster).await?;
+            }
             Trouble::ContainerdDies => {
                 self.cluster.containerd().kill().await?;
                 self.cluster.containerd().revive().await?;
@@ -165,20 +166,5 @@ impl World<'_> {
             .choose(&mut self.order)
             .cloned()
             .unwrap_or(Fault::NotFound)
-    }
-
-    /// With its pod: the kubelet would start it again after a growing pause.
-    async fn kill_agent(&self) -> anyhow::Result<()> {
-        let Ok(agent) = self.install.agent().await else {
-            return Ok(());
-        };
-        if let Some(id) = running_container(&agent) {
-            // It may be gone already: after a reboot, the API server still thinks that it runs.
-            let _ = self.cluster.kill_container(&id).await;
-        }
-        let name = agent.metadata.name.unwrap_or_default();
-        let at_once = DeleteParams::default().grace_period(0);
-        self.install.pods().delete(&name, &at_once).await?;
-        Ok(())
     }
 }
