@@ -1,19 +1,24 @@
 //! What an administrator does on a node by the program's commands.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use kube::api::DeleteParams;
 use trylatest_e2e::cluster::wait;
-use trylatest_e2e::registry::Fault;
-use trylatest_e2e::testimage;
+use trylatest_e2e::registry::{Fault, RequestKind};
+use trylatest_e2e::{process, testimage};
 
 use crate::damage::{COLLECTED, topmost, unused};
 use crate::kept::are_kept;
-use crate::{Node, Space, Tests, tests};
+use crate::{Node, SOON, Space, Tests, tests};
 
 /// How long the agent may take to learn of a rollback, or that the name has moved on.
 const SAID: Duration = Duration::from_secs(10);
+
+/// Longer than a test takes; it ends when the registry is healed.
+const HANGS: Duration = Duration::from_secs(300);
 
 pub(crate) fn tests() -> Tests {
     Tests {
@@ -22,7 +27,7 @@ pub(crate) fn tests() -> Tests {
             damaged_files_are_repaired_without_a_registry,
             a_repair_downloads_only_when_it_is_told_to,
         ],
-        alone: tests![],
+        alone: tests![an_agent_that_starts_leaves_a_pull_by_hand_its_work],
     }
 }
 
@@ -130,6 +135,93 @@ async fn a_repair_downloads_only_when_it_is_told_to(node: &Node) -> anyhow::Resu
     space.end().await
 }
 
+/// The command runs on the node, and not in the agent's pod, which goes.
+async fn an_agent_that_starts_leaves_a_pull_by_hand_its_work(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("pullbyhand").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let two = space.push("two").await?;
+    let hangs = Fault::Latency(HANGS).only(RequestKind::GetBlob);
+    space.registry.fault(hangs).await?;
+    let before = space.registry.requests().count(RequestKind::GetBlob);
+    let program = own_program(node).await?;
+    let restarted = async {
+        let at_work = is_at_work_while_the_agent_starts(&space, before).await;
+        // What waits is answered, whatever came of it.
+        space.registry.heal().await?;
+        at_work
+    };
+    let image = space.image();
+    let pulled = pull_on_node(node, &program, &image);
+    let (pulled, restarted) = tokio::join!(pulled, restarted);
+    restarted?;
+    let said: serde_json::Value = serde_json::from_str(&pulled?)?;
+    ensure!(
+        said["outcome"] == "fresh" && said["digest"] == two.as_str(),
+        "{said}"
+    );
+    nothing_is_to_be_undone(&space).await?;
+    node.install.nothing_is_aside(&node.cluster).await?;
+    space.run("after", "unchanged", "two").await?;
+    space.end().await
+}
+
+/// A command downloads, of which the registry had sent so many blobs before; a new agent finds it at work.
+async fn is_at_work_while_the_agent_starts(space: &Space<'_>, before: u64) -> anyhow::Result<()> {
+    let registry = &space.registry;
+    let asked = registry.wait_until(|asked| asked.count(RequestKind::GetBlob) > before);
+    let asked = tokio::time::timeout(SOON, asked).await;
+    asked.context("the command does not download")?;
+    restart_agent(space.node).await?;
+    // It has looked for what commands have left half done, and leaves this one alone.
+    let log = space.node.install.log(false).await?;
+    ensure!(log.contains("pull by hand is at work"), "{log}");
+    let alias = to_be_undone(space).await?;
+    ensure!(alias.is_some(), "the command's alias is gone");
+    Ok(())
+}
+
+/// The agent's program, in a file of the node.
+async fn own_program(node: &Node) -> anyhow::Result<PathBuf> {
+    let id = node.install.container().await?;
+    let id = id.trim_start_matches("containerd://");
+    let pid = node.cluster.containerd().pid_of(id).await?;
+    let program = node.cluster.dir().join("trylatest-by-hand");
+    fs::copy(format!("/proc/{pid}/exe"), &program)?;
+    Ok(program)
+}
+
+/// What `pull` prints; it waits for as long as it takes.
+async fn pull_on_node(node: &Node, program: &Path, image: &str) -> anyhow::Result<String> {
+    let flag = |name: &str, value: &Path| format!("--{name}={}", value.display());
+    let limit = HANGS.as_secs();
+    let args = [
+        "pull".to_owned(),
+        "--output=json".to_owned(),
+        format!("--timeout={limit}s"),
+        format!("--stall={limit}s"),
+        "--disk-floor=0".to_owned(),
+        flag("containerd-socket", node.cluster.containerd().socket()),
+        flag("state-dir", node.install.state_dir()),
+        image.to_owned(),
+    ];
+    process::run(program, args, None).await
+}
+
+/// Ends the agent's pod in order, and waits for the next one.
+async fn restart_agent(node: &Node) -> anyhow::Result<()> {
+    let before = node.install.agent().await?.metadata.name;
+    let name = before.clone().unwrap_or_default();
+    node.install
+        .pods()
+        .delete(&name, &DeleteParams::default())
+        .await?;
+    node.install.wait_ready().await?;
+    let now = node.install.agent().await?.metadata.name;
+    ensure!(now != before, "{name} has not gone");
+    Ok(())
+}
+
 /// An image that shares no layer with another: to damage it must damage nothing else.
 async fn push_its_own(space: &Space<'_>) -> anyhow::Result<String> {
     let app = testimage::app_of_its_own(&space.node.tools, "one\n")?;
@@ -159,12 +251,18 @@ async fn repaired(space: &Space<'_>, args: &[&str]) -> anyhow::Result<String> {
 
 /// No alias of a command is left of this image.
 async fn nothing_is_to_be_undone(space: &Space<'_>) -> anyhow::Result<()> {
+    let left = to_be_undone(space).await?;
+    ensure!(left.is_none(), "{left:?} is left");
+    Ok(())
+}
+
+/// The alias of a command that changes what this image's name points to.
+async fn to_be_undone(space: &Space<'_>) -> anyhow::Result<Option<String>> {
     let names = space.node.cluster.containerd();
     let names = names.ctr(&["images", "list", "-q"]).await?;
     let repository = space.repository.replace('/', ",");
     let left = names
         .lines()
         .find(|name| name.starts_with("TryLatest,undo,") && name.contains(&repository));
-    ensure!(left.is_none(), "{left:?} is left");
-    Ok(())
+    Ok(left.map(str::to_owned))
 }
