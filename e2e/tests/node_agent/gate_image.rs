@@ -179,12 +179,12 @@ async fn a_name_that_is_not_ours_is_reported(node: &Node) -> anyhow::Result<()> 
 }
 
 /// A namespace in which an admission policy gives gates another image.
-struct Moved<'a> {
-    space: Space<'a>,
+pub(crate) struct Moved<'a> {
+    pub(crate) space: Space<'a>,
 }
 
 impl<'a> Moved<'a> {
-    async fn to(node: &'a Node, image: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn to(node: &'a Node, image: &str) -> anyhow::Result<Self> {
         let label = "e2e.trylatest.dev/moved";
         let namespace = node
             .cluster
@@ -290,7 +290,7 @@ impl<'a> Moved<'a> {
         waits.await.map(drop)
     }
 
-    async fn undo(self) -> anyhow::Result<()> {
+    pub(crate) async fn undo(self) -> anyhow::Result<()> {
         let kinds = "mutatingadmissionpolicies,mutatingadmissionpolicybindings";
         let cluster = &self.space.node.cluster;
         cluster.kubectl(&["delete", kinds, POLICY]).await?;

@@ -8,6 +8,7 @@ mod credentials;
 mod damage;
 mod deaths;
 mod explain;
+mod gate_fails;
 mod gate_image;
 mod handover;
 mod hold;
@@ -298,6 +299,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("private", private::tests()),
         ("credentials", credentials::tests()),
         ("handover", handover::tests()),
+        ("gate_fails", gate_fails::tests()),
         ("verification", verification::tests()),
         ("refused", refused::tests()),
         ("same", same::tests()),
