@@ -83,7 +83,8 @@ pub struct ContainerRelease {
     /// What the first pod of its rollout got on this node, if the pod is to start from the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Digest>,
-    /// What such a container was seen to run since, if that is not [`ContainerRelease::digest`].
+    /// What the container was seen to run since, if that is not [`ContainerRelease::digest`]: the image's name had been
+    /// moved when it started, or started again, and the registry had confirmed that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runs: Option<Digest>,
     /// Why the pod must not use a cached copy, or what else the agent did.
@@ -207,8 +208,13 @@ impl ContainerRelease {
     /// Whether it runs something else than the first pod of its rollout got on this node, or than it was released
     /// with, although it is to run the same.
     pub fn is_other(&self) -> bool {
-        self.runs.is_some()
-            || self.has_copy() && self.rollout.is_some() && self.rollout != self.digest
+        self.rollout.is_some()
+            && (self.runs.is_some() || self.has_copy() && self.rollout != self.digest)
+    }
+
+    /// Whether it runs a copy that it fell back to, as far as the pod says it.
+    pub fn runs_fallback(&self) -> bool {
+        self.outcome == Outcome::Fallback && self.runs.is_none()
     }
 
     /// The pull that the pod did not wait for has ended with this, and the container runs that after all.
@@ -256,7 +262,7 @@ impl ContainerRelease {
 
     /// Whether the pod's owner is to hear of it, who has heard of `before`. A hand-over is told when it has ended; that
     /// a tag points again to what runs is as if it had not moved, and so is that a container runs again what it was
-    /// released with.
+    /// released with. That it runs something newer is usual, except in a rollout that is to run one digest.
     pub fn is_news_after(&self, before: Option<&Self>) -> bool {
         let is_known = before.is_some_and(|before| {
             let back = Self {
@@ -264,7 +270,11 @@ impl ContainerRelease {
                 runs: None,
                 ..before.clone()
             };
-            before == self || back == *self
+            let newer = Self {
+                runs: self.runs.clone(),
+                ..before.clone()
+            };
+            before == self || back == *self || self.rollout.is_none() && newer == *self
         });
         !is_known && self.outcome != Outcome::HandedOver
     }
@@ -573,9 +583,17 @@ mod tests {
             digest: moved.moved.clone(),
             ..app.clone()
         };
-        let other = ContainerRelease {
+        let newer = ContainerRelease {
             runs: moved.moved.clone(),
             ..app.clone()
+        };
+        let other = ContainerRelease {
+            rollout: app.digest.clone(),
+            ..newer.clone()
+        };
+        let of_rollout = ContainerRelease {
+            runs: None,
+            ..other.clone()
         };
         for (before, now, news) in [
             (None, &app, true),
@@ -583,8 +601,10 @@ mod tests {
             (Some(&app), &moved, true),
             (Some(&moved), &app, false),
             (Some(&moved), &again, true),
-            (Some(&app), &other, true),
-            (Some(&other), &app, false),
+            (Some(&app), &newer, false),
+            (Some(&newer), &app, false),
+            (Some(&of_rollout), &other, true),
+            (Some(&other), &of_rollout, false),
         ] {
             assert_eq!(now.is_news_after(before), news, "{before:?} {now:?}");
         }

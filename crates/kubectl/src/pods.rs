@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod
 use trylatest_core::digest::Digest;
 use trylatest_core::gate::End;
 use trylatest_core::keys;
-use trylatest_core::outcome::Outcome;
 use trylatest_core::release::{ContainerRelease, Progress, Release};
 use trylatest_core::text;
 
@@ -118,7 +117,7 @@ pub(crate) fn runs(release: &ContainerRelease) -> Option<&Digest> {
 
 /// Whether a container runs a copy although its try had failed.
 pub(crate) fn is_old(release: &ContainerRelease) -> bool {
-    release.outcome == Outcome::Fallback
+    release.runs_fallback()
 }
 
 fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {

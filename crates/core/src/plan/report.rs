@@ -95,11 +95,11 @@ fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> O
     newest.or(known.last_try.as_deref().map(Latest::Try))
 }
 
-/// Whether the pod fell back, and the registry has not said since that the tag points to its copy.
+/// Whether the pod runs a copy that it fell back to, and the registry has not said since that the tag points to that.
 pub(super) fn runs_old((time, release): &ReleasedWith<'_>, known: &Known) -> bool {
     let digest = release.digest.as_ref();
     let stands = digest.is_some_and(|digest| known.is_confirmed_since(*time, digest));
-    release.outcome == Outcome::Fallback && !stands
+    release.runs_fallback() && !stands
 }
 
 /// What a pod that sets nothing gets after it.

@@ -16,7 +16,6 @@ use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::{FailureClass, Outcome};
 use crate::pod::{GatedPod, Revision, Start};
-use crate::release::ContainerRelease;
 use crate::time::Now;
 
 /// How a pod came to what it has.
@@ -72,7 +71,7 @@ impl Rollout {
 
 impl GatedPod {
     /// The rollout whose digest it is to start from, if it is to. Without a gate, nobody sees to that.
-    fn rollout(&self) -> Option<&Revision> {
+    pub(super) fn rollout(&self) -> Option<&Revision> {
         let counts = self.settings.same_digest && !self.is_unheld();
         self.revision.as_ref().filter(|_| counts)
     }
@@ -116,35 +115,6 @@ impl Pod {
     /// Whether it wants nothing newer of this image: it is to run what its rollout has, and has that.
     pub(super) fn is_content_with(&self, name: &ImageName, knowledge: &Knowledge) -> bool {
         self.seen.rollout().is_some() && !self.has(name, knowledge).is_empty()
-    }
-
-    /// A container that was released like this has this status: that it runs something else, if the name had been moved
-    /// to that when it started, or started again. The same image can have several digests, so the status alone says
-    /// little.
-    pub(super) fn seen_running(
-        &self,
-        given: &ContainerRelease,
-        name: &ImageName,
-        start: &Start,
-        knowledge: &Knowledge,
-    ) -> ContainerRelease {
-        let mut given = given.clone();
-        if let Start::Started {
-            digest: Some(digest),
-            since: Some(since),
-        } = start
-            && self.seen.rollout().is_some()
-            && given.has_copy()
-        {
-            let known = knowledge.of_name(name);
-            let moved = known.and_then(|known| known.facts.confirmed_at(digest));
-            if given.digest.as_ref() == Some(digest) {
-                given.runs = None;
-            } else if moved.is_some_and(|moved| moved.as_second() <= since.as_second()) {
-                given.runs = Some(digest.clone());
-            }
-        }
-        given
     }
 }
 

@@ -1,5 +1,6 @@
 //! What becomes of a pod's release: a container that was left to the kubelet starts from what that has
-//! pulled, or from the copy, or not at all. What the pod's annotation says follows.
+//! pulled, or from the copy, or not at all; one that starts again starts from what the name points to by then. What the
+//! pod's annotation says follows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -175,7 +176,7 @@ impl Pod {
                 }
                 self.apply(&container.name, given, start, now);
                 if let Ok(name) = &container.image {
-                    *given = self.seen_running(given, name, start, knowledge);
+                    self.see_running(given, start, name, knowledge);
                 }
                 // Anybody may have written a release that the agent did not decide.
                 if self.decided.is_some()
@@ -236,6 +237,39 @@ impl Pod {
             *given = before.clone();
         } else if let Some(settled) = given.settled(start, now.wall) {
             *given = settled;
+        }
+    }
+
+    /// A container that was released like this has this status: that it runs something else, if the name had been moved
+    /// to that when it started, or started again. The same image can have several digests, so the status alone says
+    /// little.
+    fn see_running(
+        &self,
+        given: &mut ContainerRelease,
+        start: &Start,
+        name: &ImageName,
+        knowledge: &Knowledge,
+    ) {
+        let Start::Started {
+            digest: Some(digest),
+            since: Some(since),
+        } = start
+        else {
+            return;
+        };
+        if !given.has_copy() {
+            return;
+        }
+        let known = knowledge.of_name(name);
+        let moved = known.and_then(|known| known.facts.confirmed_at(digest));
+        if given.digest.as_ref() == Some(digest) {
+            given.runs = None;
+        } else if moved.is_some_and(|moved| moved.as_second() <= since.as_second()) {
+            given.runs = Some(digest.clone());
+            if self.seen.rollout().is_some() && given.rollout.is_none() {
+                // It was the first of its rollout.
+                given.rollout.clone_from(&given.digest);
+            }
         }
     }
 

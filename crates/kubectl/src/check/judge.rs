@@ -188,9 +188,16 @@ fn state(pod: &SeenPod, container: &OurContainer) -> (State, String) {
 
 fn released(release: &ContainerRelease) -> State {
     match release.outcome {
-        Outcome::Fresh | Outcome::Unchanged if release.runs.is_none() => State::Current,
-        // Its image's name has been moved since, and it has started again from that.
-        Outcome::Fresh | Outcome::Unchanged | Outcome::Same => State::Same,
+        // Its image's name has been moved since, and it has started again from that, in spite of its rollout.
+        Outcome::Fresh | Outcome::Unchanged
+            if release.runs.is_some() && release.rollout.is_some() =>
+        {
+            State::Same
+        }
+        Outcome::Fresh | Outcome::Unchanged => State::Current,
+        Outcome::Same => State::Same,
+        // The registry had confirmed what it has started again from.
+        Outcome::Fallback if release.runs.is_some() => State::Current,
         Outcome::Fallback => State::Old,
         Outcome::NotHeld if release.moved.is_some() => State::Moved,
         Outcome::NotHeld => State::NotHeld,

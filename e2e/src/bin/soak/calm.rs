@@ -115,7 +115,8 @@ fn is_true(pod: &Pod) -> bool {
     };
     let app = &release["containers"]["app"];
     let runs = image_id(pod).unwrap_or_default();
-    match (app["outcome"].as_str(), app["digest"].as_str()) {
+    let named = app["runs"].as_str().or(app["digest"].as_str());
+    match (app["outcome"].as_str(), named) {
         // What becomes of it is written yet.
         (Some("handed-over"), _) => false,
         (_, Some(digest)) => runs.ends_with(digest),

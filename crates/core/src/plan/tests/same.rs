@@ -445,10 +445,39 @@ fn a_container_that_starts_or_restarts_from_another_digest_is_reported_once() {
         panic!("{actions:?}");
     };
     assert!(!release.containers["app"].is_other());
-    // Who does not ask for one digest does not hear of two.
-    pod.settings.same_digest = false;
-    pod.starts.insert("app".into(), started("2", &world));
-    assert_eq!(world.see(&pod), []);
+}
+
+/// The node has rebooted, and the gate has opened at once with the release that it had; or a container has ended.
+#[test]
+fn a_pod_that_starts_again_says_what_it_runs_by_then() {
+    for outcome in [Outcome::Fresh, Outcome::Fallback] {
+        let mut world = World::new();
+        let mut pod = released("pod", outcome, &world);
+        pod.settings.same_digest = false;
+        pod.revision = None;
+        world.handle(Event::Listed(vec![pod.clone()]));
+        world.wait(Duration::from_secs(10));
+        moved(&mut world, "2");
+        let since = Timestamp::from_second(world.now().wall.as_second()).ok();
+        let started = Start::Started {
+            digest: Some(digest("2")),
+            since,
+        };
+        pod.starts.insert("app".into(), started);
+        let actions = world.see(&pod);
+        let [Action::Settle(_, release)] = actions.as_slice() else {
+            panic!("{actions:?}");
+        };
+        let given = &release.containers["app"];
+        assert_eq!(
+            given.runs.as_ref().or(given.digest.as_ref()),
+            Some(&digest("2"))
+        );
+        assert!(!given.is_other() && !given.runs_fallback());
+        // What a pod fell back to is told; otherwise nobody has to look.
+        let before = pod.released.as_ref().unwrap().containers.get("app");
+        assert_eq!(given.is_news_after(before), outcome == Outcome::Fallback);
+    }
 }
 
 #[test]
