@@ -73,7 +73,7 @@ fn registries(folder: &Path, report: &mut Report) {
             Ok(Some(hosts)) => report.findings.extend(mirrors::findings(&name, &hosts)),
             Ok(None) => {}
             Err(error) => {
-                report.not_looked_at(&format!("mirrors of {name}"), &format!("{error:#}"))
+                report.not_looked_at(&format!("mirrors of {name}"), &format!("{error:#}"));
             }
         }
     }

@@ -143,9 +143,8 @@ impl<'a> Agents<'a> {
 
     async fn patch_node(&self, name: &str, patch: &Value) -> kube::Result<Node> {
         let params = PatchParams::default();
-        self.nodes()
-            .patch(name, &params, &Patch::Merge(patch))
-            .await
+        let patch = Patch::Merge(patch);
+        self.nodes().patch_status(name, &params, &patch).await
     }
 
     async fn patch_status(&self, name: &str, status: &Value) -> kube::Result<Node> {
@@ -363,15 +362,26 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
             "a finalizer",
             json!({"metadata": {"finalizers": ["example.com/f"]}}),
         ),
+    ] {
+        let answer = agents.patch_node(own, &change).await;
+        refused(answer, what, "may change only annotations and one")?;
+    }
+    for (what, change) in [
+        ("an annotation of the node itself", report),
         ("a cordon", json!({"spec": {"unschedulable": true}})),
         (
             "a taint",
             json!({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}),
         ),
     ] {
-        let answer = agents.patch_node(own, &change).await;
-        refused(answer, what, "may change only annotations and one")?;
+        let (params, change) = (PatchParams::default(), Patch::Merge(&change));
+        let answer = agents.nodes().patch(own, &params, &change).await;
+        refused(answer, what, NO_RIGHT)?;
     }
+    leaves_the_status_alone(&agents).await
+}
+
+async fn leaves_the_status_alone(agents: &Agents<'_>) -> anyhow::Result<()> {
     for (what, change) in [
         (
             "Ready",
@@ -394,7 +404,7 @@ async fn reports_on_its_node(api: Arc<Api>) -> anyhow::Result<()> {
         ("images", json!({"images": [{"names": ["evil"]}]})),
         ("an attachment", json!({"volumesInUse": ["v"]})),
     ] {
-        let answer = agents.patch_status(own, &change).await;
+        let answer = agents.patch_status(&agents.node, &change).await;
         refused(
             answer,
             what,

@@ -253,8 +253,8 @@ impl<R: ImageRuntime> Loop<R> {
         let planner = &self.own.planner;
         let has_report = planner.has_report() && self.own.health.is_watching();
         let report = has_report.then(|| self.report_at.saturating_duration_since(Instant::now()));
-        let planned = planner.next_wakeup(self.own.clock.now());
-        let all = planned.into_iter().chain(report);
+        let next = planner.next_wakeup(self.own.clock.now());
+        let all = next.into_iter().chain(report);
         all.fold(BEAT_EVERY, Duration::min)
     }
 
