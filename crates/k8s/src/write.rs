@@ -167,6 +167,11 @@ impl Writer {
         }
     }
 
+    /// The node in whose name is written.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Writes a release to its pod, and removes the signs of life before it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! Writes the node's report: as soon as what it says there changes, but at most every ten seconds, and again every five
-//! minutes in case somebody has overwritten it.
+//! Writes the node's report: as soon as what it says there changes, but at most every ten seconds, and again every four
+//! to six minutes in case somebody has overwritten it.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,8 +18,10 @@ use crate::clock;
 /// Between two writes: everyone who watches nodes gets each of them.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How often an unchanged report is written again.
-const RESYNC: Duration = Duration::from_secs(300);
+/// How often an unchanged report is written again, by the node: many nodes' reports change together, for example when a
+/// registry of the whole fleet fails, and they must not be written together ever after.
+const RESYNC_AT_LEAST: Duration = Duration::from_secs(240);
+const RESYNC_AT_MOST: Duration = Duration::from_secs(360);
 
 /// Writes the reports that it receives.
 pub(super) struct NodeWriter {
@@ -39,11 +42,12 @@ impl NodeWriter {
         // Since when the condition has its value; read once, then known.
         let mut since: Option<(bool, Timestamp)> = None;
         let mut written: Option<NodeReport> = None;
-        let mut resync_at = Instant::now() + RESYNC;
+        let resync = resync_every(self.api.writer.node());
+        let mut resync_at = Instant::now() + resync;
         loop {
             if Instant::now() >= resync_at {
                 written = None;
-                resync_at = Instant::now() + RESYNC;
+                resync_at = Instant::now() + resync;
             }
             let report = self.report.borrow_and_update().clone();
             let is_written =
@@ -59,7 +63,7 @@ impl NodeWriter {
                     images: Vec::new(),
                     ..report
                 });
-                resync_at = Instant::now() + RESYNC;
+                resync_at = Instant::now() + resync;
                 sleep(PAUSE).await;
             }
             // A changed report and the resync lead to the next turn. A closed channel means that the main
@@ -97,5 +101,34 @@ impl NodeWriter {
         self.api.count(Operation::NodeReport, written)?;
         *since = Some((report.fallback, changed));
         Ok(())
+    }
+}
+
+/// How often the report of this node is written again.
+fn resync_every(node: &str) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(node.as_bytes());
+    let (least, most) = (RESYNC_AT_LEAST.as_millis(), RESYNC_AT_MOST.as_millis());
+    let jitter = u128::from(hasher.finish()) % (most - least);
+    RESYNC_AT_LEAST + Duration::from_millis(u64::try_from(jitter).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_have_written_together_do_not_write_together_again() {
+        let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
+        for node in 0..1200 {
+            let again = resync_every(&format!("node-{node}"));
+            assert!(
+                again >= RESYNC_AT_LEAST && again < RESYNC_AT_MOST,
+                "{again:?}"
+            );
+            *by_second.entry(again.as_secs()).or_default() += 1;
+        }
+        // Ten would be even.
+        assert!(by_second.len() > 110 && by_second.values().all(|nodes| *nodes < 30));
     }
 }
