@@ -39,6 +39,8 @@ mod questions;
 mod rollbacks;
 mod serve;
 mod shelf;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -48,18 +50,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use trylatest_containerd::{Containerd, ContainerdOptions, kubelet_failure};
+use trylatest_containerd::{Containerd, ContainerdOptions, ImageRuntime, kubelet_failure};
 use trylatest_core::config::Config;
 use trylatest_core::keep::{Limits, UsedImage};
+use trylatest_core::node::NodeReport;
 use trylatest_core::plan::Planner;
-use trylatest_k8s::{Writer, connect, watch_pods};
+use trylatest_k8s::{Client, Writer, connect, watch_pods};
 
 use self::api::Api;
 pub(crate) use self::attempt::{PullLimits, attempt};
@@ -68,12 +71,13 @@ use self::health::Health;
 use self::history::History;
 use self::http::Shown;
 pub(crate) use self::http::{OF_IMAGE, OF_POD, SOCKET};
-use self::keeper::Keeper;
+use self::keeper::{Keeper, Waiting};
 use self::leave::Leaver;
 use self::metrics::Channel;
 pub use self::metrics::Metrics;
 use self::node::NodeWriter;
 use self::pods::Pods;
+use self::questions::Questions;
 use self::rollbacks::Rollbacks;
 use self::shelf::Shelf;
 use crate::args::{AgentArgs, LogFormat};
@@ -93,6 +97,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(8);
 const GATES_MAX: usize = 64;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The running program, even if its file has another name or none.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// The index file's name in the state folder.
 pub(crate) const INDEX: &str = "index.redb";
@@ -157,78 +164,174 @@ async fn start(
     let state_dir = made(args.state_dir.clone())?;
     let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
     let client = connect().await;
-    let client = client.context("making a client of the API server")?;
-    let runtime = Arc::new(containerd(&args, &metrics));
-    let open = open_index_and_start_planner(&args, config.config(), &runtime, &metrics);
-    let (history, planner) = Box::pin(open).await;
-    let api = Api {
-        writer: Writer::new(client.clone(), &args.node_name, API_DEADLINE),
-        metrics: Arc::clone(&metrics),
-    };
-    let (report, reported) = watch::channel(None);
-    let (use_of, used) = watch::channel(None);
-    let (found, rolled_back) = watch::channel(None);
-    let (config, configured) = config.follow();
-    let (questions, asked) = questions::channel();
-    let (gates, waiting) = offers::channel(GATES_MAX, metrics.calls.overflows(Channel::Gates));
-    let pods = Pods {
-        runtime: Arc::clone(&runtime),
-        api: api.clone(),
-        history: history.clone(),
+    let node = Node {
+        client: client.context("making a client of the API server")?,
+        runtime: Arc::new(containerd(&args, &metrics)),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
-        planner,
-        clock: Clock::start(),
-        config: configured.clone(),
-        disk_floor: args.disk.disk_floor,
-        rolled_back,
-        keep_for: args.disk.keep_for,
-        kubelet_verifies: args.kubelet_verifies,
-        report,
-        used: use_of,
-        gates,
-        questions: asked,
+        program: PROGRAM.into(),
     };
-    let own_pod = (args.pod_namespace, args.pod_name);
-    let keeper = Keeper {
-        runtime: Arc::clone(&runtime),
-        api: api.clone(),
-        metrics: Arc::clone(&metrics),
-        health: Arc::clone(health),
-        own_pod: own_pod.clone(),
-        gates: waiting,
-    };
-    let leaver = Leaver {
-        runtime: Arc::clone(&runtime),
-        api: api.clone(),
-        own_pod: own_pod.clone(),
-        history: history.clone(),
-    };
-    let node = NodeWriter {
-        api: api.clone(),
-        report: reported.clone(),
-    };
-    let rollbacks = Rollbacks {
-        runtime: Arc::clone(&runtime),
-        found,
-    };
-    let limits = args.disk.keep_limits();
-    let shelf = kept_copies(&runtime, &metrics, limits, configured, used);
-    let mut tasks = JoinSet::new();
-    let changes = watch_pods(client, &args.node_name, kubelet_failure);
-    own(&mut tasks, "pods", pods.run(changes, stop.clone()));
-    own(&mut tasks, "gate image", keeper.run(stop.clone()));
-    own(&mut tasks, "node report", node.run(stop.clone()));
-    own(&mut tasks, "kept copies", shelf.run(stop.clone()));
-    own(&mut tasks, "rollbacks", rollbacks.run(stop.clone()));
-    let config = config.run(api, own_pod, stop.clone());
-    own(&mut tasks, "configuration", config);
+    let started = Box::pin(node.start(args, config, stop)).await;
+    let Started {
+        mut tasks,
+        leaver,
+        reported,
+        questions,
+    } = started;
     let shown = Shown::new(Arc::clone(health), metrics, reported);
     let http = http::serve(listener, shown, stop.clone());
     own(&mut tasks, "http", http);
+    let history = leaver.history.clone();
     let socket = http::serve_socket(state_dir, history, questions, stop.clone());
     own(&mut tasks, "index socket", socket);
     Ok((tasks, leaver))
+}
+
+/// What an agent works on: a node as it is, or a simulated one.
+struct Node<R> {
+    client: Client,
+    runtime: Arc<R>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    /// What the gate's image is made from.
+    program: PathBuf,
+}
+
+/// An agent at work, and what those have to do with it who ask it something, or end it.
+struct Started<R> {
+    tasks: Tasks,
+    leaver: Leaver<R>,
+    reported: watch::Receiver<Option<NodeReport>>,
+    questions: Questions,
+}
+
+impl<R: ImageRuntime> Node<R> {
+    /// Starts every task that has to do with the API server or the runtime.
+    async fn start(
+        self,
+        args: AgentArgs,
+        config: ConfigFile,
+        stop: &CancellationToken,
+    ) -> Started<R> {
+        let (history, planner) = self.remember(&args, config.config()).await;
+        let api = Api {
+            writer: Writer::new(self.client.clone(), &args.node_name, API_DEADLINE),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (report, reported) = watch::channel(None);
+        let (use_of, used) = watch::channel(None);
+        let (found, rolled_back) = watch::channel(None);
+        let (config, configured) = config.follow();
+        let (questions, asked) = questions::channel();
+        let overflows = self.metrics.calls.overflows(Channel::Gates);
+        let (gates, waiting) = offers::channel(GATES_MAX, overflows);
+        let pods = Pods {
+            runtime: Arc::clone(&self.runtime),
+            api: api.clone(),
+            history: history.clone(),
+            metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&self.health),
+            planner,
+            clock: Clock::start(),
+            config: configured.clone(),
+            disk_floor: args.disk.disk_floor,
+            rolled_back,
+            keep_for: args.disk.keep_for,
+            kubelet_verifies: args.kubelet_verifies,
+            report,
+            used: use_of,
+            gates,
+            questions: asked,
+        };
+        let kept = self.kept_copies(args.disk.keep_limits(), configured, used);
+        let rollbacks = Rollbacks {
+            runtime: Arc::clone(&self.runtime),
+            found,
+        };
+        let node = NodeWriter {
+            api: api.clone(),
+            report: reported.clone(),
+        };
+        let own_pod = (args.pod_namespace, args.pod_name);
+        let changes = watch_pods(self.client.clone(), &args.node_name, kubelet_failure);
+        let (keeper, leaver) = self.for_own_pod(&api, &own_pod, waiting, history);
+        let mut tasks = JoinSet::new();
+        own(&mut tasks, "pods", pods.run(changes, stop.clone()));
+        own(&mut tasks, "gate image", keeper.run(stop.clone()));
+        own(&mut tasks, "node report", node.run(stop.clone()));
+        own(&mut tasks, "kept copies", kept.run(stop.clone()));
+        own(&mut tasks, "rollbacks", rollbacks.run(stop.clone()));
+        let config = config.run(api, own_pod, stop.clone());
+        own(&mut tasks, "configuration", config);
+        Started {
+            tasks,
+            leaver,
+            reported,
+            questions,
+        }
+    }
+
+    /// What has to know the pod that the agent runs in.
+    fn for_own_pod(
+        self,
+        api: &Api,
+        own_pod: &(String, String),
+        gates: mpsc::Receiver<Waiting>,
+        history: History,
+    ) -> (Keeper<R>, Leaver<R>) {
+        let leaver = Leaver {
+            runtime: Arc::clone(&self.runtime),
+            api: api.clone(),
+            own_pod: own_pod.clone(),
+            history,
+        };
+        let keeper = Keeper {
+            runtime: self.runtime,
+            api: api.clone(),
+            metrics: self.metrics,
+            health: self.health,
+            own_pod: own_pod.clone(),
+            program: self.program,
+            gates,
+        };
+        (keeper, leaver)
+    }
+
+    /// What looks after the kept copies.
+    fn kept_copies(
+        &self,
+        limits: Limits,
+        config: watch::Receiver<Config>,
+        used: watch::Receiver<Option<Vec<UsedImage>>>,
+    ) -> Shelf<R> {
+        Shelf {
+            runtime: Arc::clone(&self.runtime),
+            metrics: Arc::clone(&self.metrics),
+            clock: Clock::start(),
+            limits,
+            config,
+            disk: disk::of_images,
+            used,
+        }
+    }
+
+    /// Opens what earlier runs have written down, and starts the planner from it.
+    async fn remember(&self, args: &AgentArgs, config: &Config) -> (History, Planner) {
+        let index = args.state_dir.join(INDEX);
+        let (history, lost) = History::open(&index, Arc::clone(&self.metrics)).await;
+        if lost {
+            history.rebuild(&*self.runtime).await;
+        }
+        let records = history.all().await.unwrap_or_else(|error| {
+            warn!(error, "starting without what earlier runs have remembered");
+            Vec::new()
+        });
+        let rules = args.rules(config.clone());
+        let mut planner = Planner::new(&args.node_name, rules, &records);
+        planner.refresh_every(args.refresh_every);
+        self.metrics.registries.retain(&planner.registries());
+        (history, planner)
+    }
 }
 
 /// The state folder, which is there now.
@@ -238,25 +341,6 @@ fn made(state_dir: PathBuf) -> anyhow::Result<PathBuf> {
     Ok(state_dir)
 }
 
-/// What looks after the kept copies.
-fn kept_copies(
-    runtime: &Arc<Containerd>,
-    metrics: &Arc<Metrics>,
-    limits: Limits,
-    config: watch::Receiver<Config>,
-    used: watch::Receiver<Option<Vec<UsedImage>>>,
-) -> Shelf<Containerd> {
-    Shelf {
-        runtime: Arc::clone(runtime),
-        metrics: Arc::clone(metrics),
-        clock: Clock::start(),
-        limits,
-        config,
-        disk: disk::of_images,
-        used,
-    }
-}
-
 fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
     Containerd::new(ContainerdOptions {
         socket: args.containerd.containerd_socket.clone(),
@@ -264,29 +348,6 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime(),
     })
-}
-
-/// Opens what earlier runs have written down, and starts the planner from it.
-async fn open_index_and_start_planner(
-    args: &AgentArgs,
-    config: &Config,
-    runtime: &Containerd,
-    metrics: &Arc<Metrics>,
-) -> (History, Planner) {
-    let index = args.state_dir.join(INDEX);
-    let (history, lost) = History::open(&index, Arc::clone(metrics)).await;
-    if lost {
-        history.rebuild(runtime).await;
-    }
-    let records = history.all().await.unwrap_or_else(|error| {
-        warn!(error, "starting without what earlier runs have remembered");
-        Vec::new()
-    });
-    let rules = args.rules(config.clone());
-    let mut planner = Planner::new(&args.node_name, rules, &records);
-    planner.refresh_every(args.refresh_every);
-    metrics.registries.retain(&planner.registries());
-    (history, planner)
 }
 
 fn own(

@@ -12,6 +12,9 @@
 //! - [`repair`]: an image's copy is unpacked again.
 //! - [`config`]: what is wrong with a configuration file.
 //! - [`doctor`]: what is wrong on the node, as far as its files say it.
+//!
+//! Feature: `simulation`, many agents in one process on nodes that are made up (`agent::simulation`); the program is
+//! built without.
 
 pub mod agent;
 pub mod args;

@@ -21,5 +21,6 @@ mod write;
 pub use client::{ConnectError, client, connect};
 pub use convert::{Classify, gated_pod};
 pub use error::{ApiError, Operation};
+pub use kube::Client;
 pub use watch::{PodChange, WatchError, watch_pods};
 pub use write::{Notice, Writer};

@@ -2,6 +2,7 @@
 //! must be able to start while no registry answers.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,9 +44,6 @@ const TOLD_MAX: usize = 64;
 /// The agent's container in its pod, as the manifest calls it.
 const CONTAINER: &str = "agent";
 
-/// The running program, even if its file has another name or none.
-const PROGRAM: &str = "/proc/self/exe";
-
 /// A gate that has not started, as the watch shows it.
 pub(super) struct Waiting {
     pub(super) pod: PodId,
@@ -60,6 +58,8 @@ pub(super) struct Keeper<R> {
     pub(super) health: Arc<Health>,
     /// Namespace and name of the pod that the agent runs in.
     pub(super) own_pod: (String, String),
+    /// The agent's own program.
+    pub(super) program: PathBuf,
     pub(super) gates: mpsc::Receiver<Waiting>,
 }
 
@@ -83,7 +83,7 @@ impl<R: ImageRuntime> Keeper<R> {
     }
 
     async fn keep(mut self) -> anyhow::Result<()> {
-        let program = program().await;
+        let program = program(std::mem::take(&mut self.program)).await;
         let own = self.own_image().await?;
         info!(image = %own, "looking after the gate's image");
         let mut images = GateImages::new(Arc::clone(&self.runtime), program, own);
@@ -224,8 +224,8 @@ impl<R: ImageRuntime> Keeper<R> {
 }
 
 /// The agent's own program, if it can be made into an image.
-async fn program() -> Option<Program> {
-    let open = tokio::task::spawn_blocking(|| Program::open(PROGRAM.as_ref())).await;
+async fn program(path: PathBuf) -> Option<Program> {
+    let open = tokio::task::spawn_blocking(move || Program::open(&path)).await;
     match open {
         Ok(Ok(program)) => Some(program),
         Ok(Err(error)) => {
