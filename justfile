@@ -20,6 +20,10 @@ bench *args:
 soak *args:
     cargo run --quiet --package trylatest-bootstrap -- soak -- {{ args }}
 
+# What thousands of simulated agents cost an API server (needs root); --agents, --pods, --idle, --help
+scale *args:
+    cargo run --quiet --package trylatest-bootstrap -- scale -- {{ args }}
+
 # TryLatest's container image, target/image/trylatest.tar; --arch arm64 for another machine's
 image *args:
     cargo run --quiet --package trylatest-bootstrap -- image {{ args }}

@@ -45,6 +45,12 @@ pub(crate) enum Command {
     #[command(after_help = "After `--`, `--help` shows the soak test's own options.")]
     Soak(Rest),
 
+    /// Run thousands of agents on nodes that are made up against a real API server, and measure what they cost it
+    ///
+    /// Needs root. Prints a table and writes target/scale.json.
+    #[command(after_help = "After `--`, `--help` shows the simulation's own options.")]
+    Scale(Rest),
+
     /// Start a one-node cluster to play with, and keep it until Ctrl-C
     ///
     /// Needs root. TryLatest is not installed on it.
@@ -120,6 +126,7 @@ mod tests {
             | Command::Verify(rest)
             | Command::Bench(rest)
             | Command::Soak(rest)
+            | Command::Scale(rest)
             | Command::Cluster(rest) => rest.args,
             other => panic!("{other:?}"),
         }
@@ -145,6 +152,7 @@ mod tests {
         );
         assert_eq!(passed_on("b verify -- --nocapture"), ["--", "--nocapture"]);
         assert_eq!(passed_on("b bench --output json"), ["--output", "json"]);
+        assert_eq!(passed_on("b scale --agents 50"), ["--agents", "50"]);
         assert_eq!(passed_on("b cluster -- --help"), ["--help"]);
     }
 

@@ -1,4 +1,5 @@
-//! `cargo demo`, `cargo verify`, `just bench`, `just soak`: brings in what is missing, then hands over to cargo.
+//! `cargo demo`, `cargo verify`, `just bench`, `just soak`, `just scale`: brings in what is missing, then hands over to
+//! cargo.
 
 mod args;
 
@@ -37,6 +38,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(Rest { args }) => with_image(&tools, "demo", &args),
         Command::Bench(Rest { args }) => with_image(&tools, "bench", &args),
         Command::Soak(Rest { args }) => with_image(&tools, "soak", &args),
+        Command::Scale(Rest { args }) => {
+            check_root()?;
+            bring_in_tools(&tools)?;
+            let of = ["--profile", "simulation", "--package", "trylatest-scale"];
+            become_cargo(&tools, &[&["run"], &of[..], &["--"]].concat(), &args)
+        }
         Command::Cluster(Rest { args }) => {
             check_root()?;
             bring_in_tools(&tools)?;

@@ -60,6 +60,8 @@ impl Setup<'_> {
                 format!("--initial-cluster=default={peer}"),
                 // The data is gone with the run: no disk needs to be waited for.
                 "--unsafe-no-fsync".to_owned(),
+                // The usual 2 GB are full after half a million writes of pods.
+                format!("--quota-backend-bytes={}", 8_u64 << 30),
                 "--log-level=warn".to_owned(),
             ])
             .args(["", "peer-"].into_iter().flat_map(|side| {
