@@ -9,9 +9,9 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 use trylatest_core::keys;
 use trylatest_e2e::registry::{Fault, Scheme};
-use trylatest_e2e::workload::{is_running, release};
+use trylatest_e2e::workload::{PodSpec, is_running, release};
 
-use crate::private::{AFTER_BACK_OFF, SECRET, private};
+use crate::private::{AFTER_BACK_OFF, SECRET, became, becomes, private};
 use crate::{Node, SOON, Space, Tests, tests};
 
 pub(crate) fn tests() -> Tests {
@@ -20,6 +20,9 @@ pub(crate) fn tests() -> Tests {
             a_pod_mounts_what_the_tag_points_to_or_the_copy,
             a_pod_that_is_not_held_mounts_the_copy_and_the_next_one_what_is_new,
             a_private_volume_is_pulled_by_the_kubelet,
+            a_plain_volume_beside_a_private_image_is_left_alone,
+            a_plain_volume_of_the_private_image_itself_is_pulled_with_it,
+            a_plain_volume_of_the_private_image_has_the_copy_if_the_kubelet_cannot_pull,
         ],
         alone: Vec::new(),
     }
@@ -170,5 +173,96 @@ async fn a_private_volume_is_pulled_by_the_kubelet(node: &Node) -> anyhow::Resul
     space.registry.fault(Fault::Unavailable).await?;
     let third = pod(&space, &app, "third", &plain)?;
     mounts(&space, &third, "two", &["fallback"]).await?;
+    space.end().await
+}
+
+/// A pod whose private image is TryLatest, and whose image volume `models` is not; `reader` prints what is in that.
+fn beside_private(
+    space: &Space<'_>,
+    reader: &str,
+    name: &str,
+    models: &str,
+) -> anyhow::Result<Pod> {
+    let mounts = json!([{"name": "models", "mountPath": "/models"}]);
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "imagePullSecrets": [{"name": SECRET}],
+            "initContainers": [{
+                "name": "reader", "image": reader, "imagePullPolicy": "IfNotPresent",
+                "args": ["cat", "/models/version"], "volumeMounts": mounts,
+            }],
+            "containers": [{
+                "name": "app", "image": space.image(), "imagePullPolicy": "TryLatest",
+                "volumeMounts": mounts,
+            }],
+            "volumes": [{
+                "name": "models", "image": {"reference": models, "pullPolicy": "IfNotPresent"},
+            }],
+        },
+    }))?)
+}
+
+/// Another image, which the kubelet could not pull again: it is always there.
+async fn a_plain_volume_beside_a_private_image_is_left_alone(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "volumeplain", Scheme::Basic).await?;
+    let reader = with_app(&space).await?;
+    let models = format!("{}-models", space.repository);
+    space.push_to(&models, "model").await?;
+    let volume = space.registry.image(&models, "latest");
+    let pods = space.work.pods();
+    let pod = beside_private(&space, &reader, "before", &volume)?;
+    pods.create(&PostParams::default(), &pod).await?;
+    became(&space, "before", "fresh", "one").await?;
+    space.registry.fault_on(&models, Fault::Unavailable)?;
+    let asked = space.registry.requests().total_on(&models);
+    space.push("two").await?;
+    for (name, outcome) in [("moved", "fresh"), ("next", "unchanged")] {
+        let pod = beside_private(&space, &reader, name, &volume)?;
+        pods.create(&PostParams::default(), &pod).await?;
+        became(&space, name, outcome, "two").await?;
+        space.says(name, "reader", "model").await?;
+    }
+    let now = space.registry.requests().total_on(&models);
+    ensure!(now == asked, "the volume's image was asked for");
+    space.end().await
+}
+
+/// Its name is away when the kubelet comes to the volume for the second time, after the gate, and not before.
+async fn a_plain_volume_of_the_private_image_itself_is_pulled_with_it(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "volumeself", Scheme::Basic).await?;
+    let reader = with_app(&space).await?;
+    let image = space.image();
+    becomes(&space, "before", "fresh", "one").await?;
+    space.push("two").await?;
+    let pod = beside_private(&space, &reader, "moved", &image)?;
+    let pods = space.work.pods();
+    pods.create(&PostParams::default(), &pod).await?;
+    became(&space, "moved", "fresh", "two").await?;
+    space.says("moved", "reader", "two").await?;
+    space.end().await
+}
+
+/// The registry asks for credentials, and then fails.
+async fn a_plain_volume_of_the_private_image_has_the_copy_if_the_kubelet_cannot_pull(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "volumefails", Scheme::Basic).await?;
+    let reader = with_app(&space).await?;
+    let image = space.image();
+    becomes(&space, "before", "fresh", "one").await?;
+    // The image of its first container is there as well.
+    let plain = PodSpec::new("plain", &reader, "IfNotPresent");
+    space.work.run(&plain, SOON).await?;
+    let fails = Fault::Unavailable.with_credentials();
+    space.registry.fault(fails).await?;
+    let pod = beside_private(&space, &reader, "app", &image)?;
+    let pods = space.work.pods();
+    pods.create(&PostParams::default(), &pod).await?;
+    became(&space, "app", "fallback", "one").await?;
+    space.says("app", "reader", "one").await?;
     space.end().await
 }

@@ -11,7 +11,7 @@ use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::pod::Start;
 
 use super::Classify;
-use super::item::{Item, volumes};
+use super::item::{Item, containers, volumes};
 
 /// The waiting reasons of a container whose pull has failed (pkg/kubelet/images/types.go). Others say that
 /// the kubelet has not tried.
@@ -72,10 +72,24 @@ pub(super) fn all(
         let is_others = is_wanting && !is_wanted(item, statuses.message(name), name, &volumes);
         Some(if is_others { Start::Next } else { start })
     };
+    // The kubelet may come to the image for something else first, which holds up all that comes after.
+    let of_others = |item: &Item<'_>| {
+        let waits = containers(spec).map(|other| other.name.as_str());
+        let mut wanting = waits.filter(|name| names(statuses.message(name), item.image));
+        let wanting =
+            wanting.find_map(|name| start(name).filter(|start| matches!(start, Start::Wanting(_))));
+        let has_it = |next: &str| {
+            let mut own = containers(spec).filter(|other| other.name == next);
+            let mut volumes = volumes.iter();
+            own.any(|own| is_same(own.image.as_deref().unwrap_or_default(), item.image))
+                || volumes.any(|volume| is_same(volume.image, item.image))
+        };
+        wanting.or(next.filter(|next| has_it(next)).map(|_| Start::Next))
+    };
     let starts = ours.iter().filter_map(|item| {
         let users = item.users.iter().map(|name| of_user(item, name));
         let start = match item.volume() {
-            None => users.flatten().next()?,
+            None => users.flatten().next().or_else(|| of_others(item))?,
             Some(volume) => {
                 // Whichever container is next, the kubelet gets the images of all volumes first.
                 let users = users.map(|user| user.or(next.map(|_| Start::Next)));
@@ -121,6 +135,12 @@ fn names(message: &str, image: &str) -> bool {
     let quoted = |name: &str| message.contains(&format!("\"{name}\""));
     let full = image.parse::<ImageName>().ok();
     quoted(image) || full.is_some_and(|full| quoted(full.as_str()))
+}
+
+/// Whether these are names of one image.
+fn is_same(one: &str, other: &str) -> bool {
+    let full = |name: &str| name.parse::<ImageName>().ok();
+    one == other || full(one).is_some_and(|one| full(other) == Some(one))
 }
 
 /// Of one container since the gate opened, which may have been the gate of an earlier run of the pod.

@@ -8,6 +8,11 @@ use crate::convert::gated_pod;
 const OPENED: &str = "2026-01-01T12:00:05Z";
 
 fn pod(inits: &Value, statuses: &Value) -> GatedPod {
+    pod_of("*", inits, &json!([]), statuses)
+}
+
+/// Of its containers, these are TryLatest; none of its volumes is.
+fn pod_of(ours: &str, inits: &Value, volumes: &Value, statuses: &Value) -> GatedPod {
     let mut init_containers = vec![json!({"name": "trylatest-gate", "image": "gate"})];
     init_containers.extend(inits.as_array().unwrap().iter().cloned());
     let gate = ended("trylatest-gate", "2026-01-01T12:00:00Z", OPENED);
@@ -23,10 +28,11 @@ fn pod(inits: &Value, statuses: &Value) -> GatedPod {
     let pod = json!({
         "metadata": {
             "namespace": "default", "name": "app", "uid": "u",
-            "annotations": {"trylatest.dev/containers": "*"},
+            "annotations": {"trylatest.dev/containers": ours},
         },
         "spec": {
             "initContainers": init_containers,
+            "volumes": volumes,
             "containers": [
                 {"name": "one", "image": "reg.example/one"},
                 {"name": "two", "image": "reg.example/two"},
@@ -139,4 +145,53 @@ fn what_started_before_the_gate_opened_is_of_another_run() {
     let old = json!({"own": [running("one", "2026-01-01T11:00:00Z")]});
     let starts = pod(&json!([]), &old).starts;
     assert_eq!(starts.get("one"), Some(&Start::Next));
+}
+
+fn wanting(name: &str, image: &str) -> Value {
+    let message = format!("failed to pull image \"{image}\": refused");
+    let reason = "ErrImagePull";
+    status(
+        name,
+        &json!({"waiting": {"reason": reason, "message": message}}),
+    )
+}
+
+#[test]
+fn another_container_may_need_the_same_image_first() {
+    let none = json!([]);
+    let init = json!([{"name": "init", "image": "reg.example/one:latest"}]);
+    let starts = |status: Value| pod_of("one", &init, &none, &json!({"inits": [status]})).starts;
+    let next = starts(waiting("init", "PodInitializing"));
+    assert_eq!(next.get("one"), Some(&Start::Next));
+    let fails = starts(wanting("init", "reg.example/one:latest"));
+    assert!(matches!(fails.get("one"), Some(Start::Wanting(_))));
+    // It has its image, and takes its time.
+    assert_eq!(starts(running("init", OPENED)).get("one"), None);
+    let init = json!([{"name": "init", "image": "reg.example/init"}]);
+    for status in [
+        waiting("init", "PodInitializing"),
+        wanting("init", "reg.example/init"),
+    ] {
+        let starts = pod_of("one", &init, &none, &json!({"inits": [status]})).starts;
+        assert_eq!(starts.get("one"), None);
+    }
+}
+
+#[test]
+fn the_images_of_all_volumes_come_first() {
+    let mounts = json!([{"name": "models", "mountPath": "/models"}]);
+    let init = json!([{"name": "init", "image": "reg.example/init", "volumeMounts": mounts}]);
+    let starts = |volume: &str, status: Value| {
+        let volumes = json!([{"name": "models", "image": {"reference": volume}}]);
+        pod_of("one", &init, &volumes, &json!({"inits": [status]})).starts
+    };
+    let waits = || waiting("init", "PodInitializing");
+    let next = starts("reg.example/one", waits());
+    assert_eq!(next.get("one"), Some(&Start::Next));
+    assert_eq!(starts("reg.example/other", waits()).get("one"), None);
+    let fails = starts("reg.example/one", wanting("init", "reg.example/one:latest"));
+    assert!(matches!(fails.get("one"), Some(Start::Wanting(_))));
+    // What it wants is its own.
+    let own = starts("reg.example/one", wanting("init", "reg.example/init"));
+    assert_eq!(own.get("one"), None);
 }
