@@ -17,6 +17,10 @@ use crate::{Node, SOON, Space, Tests, tests};
 /// How long the agent may take to learn of a rollback, or that the name has moved on.
 const SAID: Duration = Duration::from_secs(10);
 
+/// How long a mark may stay that means nothing any more: a minute, in which it could be of a rollback that is just about
+/// to move the name, and the time until the agent looks next.
+const MARKED: Duration = Duration::from_secs(150);
+
 /// Longer than a test takes; it ends when the registry is healed.
 const HANGS: Duration = Duration::from_secs(300);
 
@@ -71,13 +75,16 @@ async fn rolled_back_is_said(space: &Space<'_>, expected: bool) -> anyhow::Resul
         let images: Vec<serde_json::Value> = serde_json::from_str(&images)?;
         let known = images.iter().find(|known| known["image"] == image.as_str());
         let is_said = known.is_some_and(|known| known["rolledBack"]["to"].is_string());
+        Ok((is_said == expected).then_some(()))
+    })
+    .await?;
+    let repository = space.repository.replace('/', ",");
+    let is_its =
+        |name: &str| name.starts_with("TryLatest,rolled-back,") && name.contains(&repository);
+    wait::until("the mark follows", MARKED, || async {
         let names = space.node.cluster.containerd();
         let names = names.ctr(&["images", "list", "-q"]).await?;
-        let repository = space.repository.replace('/', ",");
-        let mut names = names.lines();
-        let is_marked = names
-            .any(|name| name.starts_with("TryLatest,rolled-back,") && name.contains(&repository));
-        Ok((is_said == expected && is_marked == expected).then_some(()))
+        Ok((names.lines().any(is_its) == expected).then_some(()))
     })
     .await
 }
