@@ -107,6 +107,9 @@ pub enum Start {
     Next,
     /// The kubelet could not get its image.
     Wanting(Failure),
+    /// The kubelet could not get its image for something else in the pod, which comes first. That may have another pull
+    /// policy, so it says nothing about the copy.
+    Behind(Failure),
     /// It has started; all that mount it have.
     Started {
         /// What it runs, if the kubelet says so. Of a volume it seldom does.

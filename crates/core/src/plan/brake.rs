@@ -70,7 +70,7 @@ impl Pod {
     fn has_timed_out(&self, name: &ImageName) -> bool {
         self.shows(
             name,
-            |start| matches!(start, Start::Wanting(why) if why.class == FailureClass::Timeout),
+            |start| matches!(start, Start::Wanting(why) | Start::Behind(why) if why.class == FailureClass::Timeout),
         )
     }
 

@@ -42,8 +42,10 @@ impl Fare {
                 fare.users += 1;
                 fare.is_strict |= is_own && may_not(pod);
                 match start {
-                    Some(Start::Wanting(why)) if is_own => fare.failure = Some(why.clone()),
-                    Some(Start::Wanting(_)) => fare.others_fail = true,
+                    Some(Start::Wanting(why) | Start::Behind(why)) if is_own => {
+                        fare.failure = Some(why.clone());
+                    }
+                    Some(Start::Wanting(_) | Start::Behind(_)) => fare.others_fail = true,
                     // That others wait says nothing, either.
                     Some(Start::Next) => fare.is_next |= is_own,
                     Some(Start::Started { .. }) | None => {}

@@ -203,6 +203,7 @@ impl Pod {
         let handover = image.and_then(|image| image.handover.as_deref());
         match start {
             Start::Next => true,
+            Start::Behind(_) => false,
             Start::Started { .. } => given != Outcome::HandedOver || handover.is_none(),
             Start::Wanting(_) => {
                 if let Some(handover) = handover {
@@ -222,7 +223,7 @@ impl Pod {
             Start::Started { digest, .. } => {
                 digest.as_ref().filter(|d| given.digest.as_ref() != Some(d))
             }
-            Start::Next | Start::Wanting(_) => None,
+            Start::Next | Start::Wanting(_) | Start::Behind(_) => None,
         };
         if let Some(digest) = other
             && given.outcome == Outcome::Fallback

@@ -152,11 +152,16 @@ pub(super) fn answers() -> impl Strategy<Value = Answer> {
     })
 }
 
+fn failure() -> impl Strategy<Value = Failure> {
+    let classes = prop::sample::select(FailureClass::ALL.to_vec());
+    classes.prop_map(|class| Failure::new(class, "why"))
+}
+
 pub(super) fn starts() -> impl Strategy<Value = Start> {
     prop_oneof![
         Just(Start::Next),
-        prop::sample::select(FailureClass::ALL.to_vec())
-            .prop_map(|class| Start::Wanting(Failure::new(class, "why"))),
+        failure().prop_map(Start::Wanting),
+        failure().prop_map(Start::Behind),
         // Of an image volume, the kubelet says nothing.
         (0..3_u8, any::<bool>()).prop_map(|(n, runs)| Start::Started {
             digest: (n > 0).then(|| digest(n)),

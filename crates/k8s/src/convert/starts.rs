@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateWaiting, ContainerStatus, Pod, PodSpec,
+};
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keys;
@@ -21,6 +23,10 @@ const FAILED: [&str; 4] = [
     "RegistryUnavailable",
     "SignatureValidationFailed",
 ];
+
+/// The waiting reason of one that is not to be pulled, and whose image is not there. Of a TryLatest container, another
+/// policy has been made of it, and it says so.
+const NEVER: &str = "ErrImageNeverPull";
 
 /// How a message begins while the kubelet waits before it pulls again. Why its last pull failed follows, if it
 /// knows (pkg/kubelet/images/image_manager.go, `pullImage`).
@@ -49,11 +55,7 @@ pub(super) fn all(
     let start = |name: &str| start(statuses.of_container(name)?, opened, classify);
     // It may wait for something else, e.g. for a ConfigMap that is missing; then it has its image.
     let may_be_pulled = |name: &str| {
-        let state = statuses
-            .of_container(name)
-            .and_then(|status| status.state.as_ref());
-        let waiting = state.and_then(|state| state.waiting.as_ref());
-        let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+        let reason = statuses.waits_for(name);
         reason.is_none_or(|reason| PREPARES.contains(&reason))
     };
     // The kubelet comes to one after the other, and goes on behind one whose image it cannot get.
@@ -76,8 +78,13 @@ pub(super) fn all(
     let of_others = |item: &Item<'_>| {
         let waits = containers(spec).map(|other| other.name.as_str());
         let mut wanting = waits.filter(|name| names(statuses.message(name), item.image));
-        let wanting =
-            wanting.find_map(|name| start(name).filter(|start| matches!(start, Start::Wanting(_))));
+        let wanting = wanting.find_map(|name| match start(name) {
+            Some(Start::Wanting(why)) => Some(Start::Behind(why)),
+            _ if statuses.waits_for(name) == Some(NEVER) => {
+                Some(Start::Behind(why(statuses.message(name), classify)))
+            }
+            _ => None,
+        });
         let has_it = |next: &str| {
             let mut own = containers(spec).filter(|other| other.name == next);
             let mut volumes = volumes.iter();
@@ -112,7 +119,7 @@ fn of_volume(users: &[Option<Start>], mounted: Option<Digest>) -> Option<Start> 
     }
     let since = known().filter_map(|start| match start {
         Start::Started { since, .. } => *since,
-        Start::Next | Start::Wanting(_) => None,
+        Start::Next | Start::Wanting(_) | Start::Behind(_) => None,
     });
     let started = Start::Started {
         digest: mounted,
@@ -213,12 +220,19 @@ impl<'a> Statuses<'a> {
         self.0.iter().copied().find(|status| status.name == name)
     }
 
+    fn waiting(&self, name: &str) -> Option<&'a ContainerStateWaiting> {
+        let state = self.of_container(name)?.state.as_ref()?;
+        state.waiting.as_ref()
+    }
+
+    /// For what a container waits, in a word.
+    fn waits_for(&self, name: &str) -> Option<&'a str> {
+        self.waiting(name)?.reason.as_deref()
+    }
+
     /// Why a container waits.
     fn message(&self, name: &str) -> &'a str {
-        let state = self
-            .of_container(name)
-            .and_then(|status| status.state.as_ref());
-        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let waiting = self.waiting(name);
         let message = waiting.and_then(|waiting| waiting.message.as_deref());
         let message = message.unwrap_or_default();
         &message[..message.floor_char_boundary(MESSAGE_MAX_BYTES)]

@@ -124,6 +124,26 @@ fn what_the_kubelet_has_pulled_is_told_and_remembered() {
     }
 }
 
+/// An init container of the same image may be `Always`: it fails without the registry, whatever copy there is.
+#[test]
+fn what_fails_before_a_container_ends_the_hand_over_and_says_nothing_of_the_copy() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (mut open, id) = handed_over(&mut world, &app);
+    let why = Failure::new(FailureClass::Network, "said the kubelet");
+    open.starts.insert("app".into(), Start::Behind(why));
+    assert_eq!(the_give_back(&world.see(&open)), id);
+    let actions = given_back(&mut world, id, usable("1"));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fallback);
+    let [Action::Settle(pod, release)] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    world.handle(Event::Settled(pod.clone(), release.clone(), Written::Done));
+    open.released = Some(release.clone());
+    world.see(&open);
+    assert_eq!(world.wait(Duration::from_mins(5)), []);
+}
+
 /// The API server was faster than containerd's event, or than the look at what was pulled.
 #[test]
 fn a_container_that_starts_before_the_end_of_its_hand_over_is_seen_waits_for_that() {

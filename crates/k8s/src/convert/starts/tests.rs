@@ -164,7 +164,13 @@ fn another_container_may_need_the_same_image_first() {
     let next = starts(waiting("init", "PodInitializing"));
     assert_eq!(next.get("one"), Some(&Start::Next));
     let fails = starts(wanting("init", "reg.example/one:latest"));
-    assert!(matches!(fails.get("one"), Some(Start::Wanting(_))));
+    assert!(matches!(fails.get("one"), Some(Start::Behind(_))));
+    // It is not to be pulled, and the name is away.
+    let message =
+        "Container image \"reg.example/one:latest\" is not present with pull policy of Never";
+    let never = json!({"waiting": {"reason": "ErrImageNeverPull", "message": message}});
+    let never = starts(status("init", &never));
+    assert!(matches!(never.get("one"), Some(Start::Behind(_))));
     // It has its image, and takes its time.
     assert_eq!(starts(running("init", OPENED)).get("one"), None);
     let init = json!([{"name": "init", "image": "reg.example/init"}]);
@@ -190,7 +196,7 @@ fn the_images_of_all_volumes_come_first() {
     assert_eq!(next.get("one"), Some(&Start::Next));
     assert_eq!(starts("reg.example/other", waits()).get("one"), None);
     let fails = starts("reg.example/one", wanting("init", "reg.example/one:latest"));
-    assert!(matches!(fails.get("one"), Some(Start::Wanting(_))));
+    assert!(matches!(fails.get("one"), Some(Start::Behind(_))));
     // What it wants is its own.
     let own = starts("reg.example/one", wanting("init", "reg.example/init"));
     assert_eq!(own.get("one"), None);
