@@ -77,6 +77,10 @@ impl Reason {
             Outcome::Fresh | Outcome::Unchanged | Outcome::Same if container.is_other() => {
                 Self::OtherDigest
             }
+            // It has fallen back before, and does not run that copy any more.
+            Outcome::Fallback if container.is_other() && !container.runs_fallback() => {
+                Self::OtherDigest
+            }
             Outcome::Fresh => Self::Fresh,
             Outcome::Unchanged => Self::Unchanged,
             Outcome::Same => Self::Same,
@@ -227,6 +231,27 @@ mod tests {
         );
         assert_eq!(fresh.note, "b: pulled two: no proven copy");
         assert_eq!(release.told_after(Some(&release)), []);
+    }
+
+    #[test]
+    fn a_container_that_leaves_its_rollouts_copy_does_not_fall_back_again() {
+        let first = ContainerRelease {
+            digest: "sha256:1".parse().ok(),
+            rollout: "sha256:1".parse().ok(),
+            ..container("one", Outcome::Fallback, Some(FailureClass::Network))
+        };
+        let other = ContainerRelease {
+            runs: "sha256:2".parse().ok(),
+            ..first.clone()
+        };
+        let (first, other) = (release([first]), release([other]));
+        assert_eq!(first.told_after(None)[0].reason, Reason::Fallback);
+        let told = other.told_after(Some(&first));
+        assert_eq!(told[0].reason, Reason::OtherDigest, "{told:?}");
+        assert!(
+            told[0].note.contains("was started from sha256:2"),
+            "{told:?}"
+        );
     }
 
     #[test]

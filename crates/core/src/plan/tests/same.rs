@@ -480,6 +480,38 @@ fn a_pod_that_starts_again_says_what_it_runs_by_then() {
     }
 }
 
+/// Who has brought what it runs by then was an earlier run of the agent.
+#[test]
+fn a_pod_that_fell_back_and_starts_again_from_what_was_confirmed_runs_no_fallback() {
+    let mut world = World::new();
+    let confirmed = Some(confirmation("2"));
+    world.learn(&[written_down(image(), confirmed, false)]);
+    let mut pod = released("pod", Outcome::Fallback, &world);
+    pod.settings.same_digest = false;
+    world.handle(Event::Listed(vec![pod.clone()]));
+    assert_eq!(world.node_images()[0].pods_from_cache, 1);
+    world.wait(Duration::from_secs(10));
+    pod.starts.insert(
+        "app".into(),
+        Start::Started {
+            digest: Some(digest("2")),
+            since: Some(world.now().wall),
+        },
+    );
+    let actions = world.see(&pod);
+    let [Action::Settle(id, release)] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    let given = &release.containers["app"];
+    assert_eq!(given.outcome, Outcome::Fallback);
+    assert_eq!(given.runs, Some(digest("2")));
+    assert!(!given.runs_fallback() && !given.is_other());
+    let before = pod.released.as_ref().unwrap().containers.get("app");
+    assert!(!given.is_news_after(before));
+    world.handle(Event::Settled(id.clone(), release.clone(), Written::Done));
+    assert_eq!(world.node_images()[0].pods_from_cache, 0);
+}
+
 #[test]
 fn a_look_that_is_older_than_the_end_of_a_try_decides_nothing() {
     let mut world = World::new();
