@@ -123,10 +123,11 @@ impl Containerd {
     }
 }
 
-/// Why a pull has failed that says it has not: the kubelet will start what the name points to, so nothing else counts.
+/// Why a pull counts as failed that containerd calls a success: the kubelet starts what the name points to, and that is
+/// something else.
 fn another(pulled: &str, named: &str) -> Option<Failure> {
     (pulled != named).then(|| {
-        let why = format!("containerd has pulled {pulled}, but the name points to {named}");
+        let why = format!("containerd pulled {pulled}, but the name points to {named}");
         Failure::new(FailureClass::Local, why)
     })
 }
@@ -357,7 +358,7 @@ mod tests {
         assert_eq!(failure.class, FailureClass::Local);
         assert_eq!(
             failure.message,
-            "containerd has pulled sha256:new, but the name points to sha256:old"
+            "containerd pulled sha256:new, but the name points to sha256:old"
         );
     }
 

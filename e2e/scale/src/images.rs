@@ -25,7 +25,7 @@ pub(crate) enum Registry {
     Unreachable,
 }
 
-/// The image of a node's so manieth pod.
+/// The image of a node's pod with this number.
 pub(crate) fn name(pod: usize) -> String {
     format!("registry.example/team/app-{}:v1", pod % IMAGES)
 }

@@ -23,15 +23,15 @@ use trylatest_e2e::cluster::Tools;
 
 use self::measure::Measured;
 
-/// Run fleets of real agents on nodes that are made up, one after the other, against a real API server, and measure
-/// what they cost it while idle, in an outage of their registry, and at its end.
+/// Run fleets of real agents on simulated nodes, one after the other, against a real API server, and measure what they
+/// cost it while idle, in an outage of their registry, and at its end.
 #[derive(Parser)]
 #[command(
     name = "just scale",
     version,
     after_help = "Prints a table, and writes target/scale.json. Exit codes: 0 as it should be; 1 an idle agent asks more than \
-                  once a minute beyond its watch, agents come in step, or the cost of each grows with their number; 2 \
-                  wrong usage."
+                  once a minute beyond its watch, agents come in step, the cost of each grows with their number, or it \
+                  could not be measured; 2 wrong usage."
 )]
 pub(crate) struct Args {
     /// The sizes of the fleets

@@ -18,7 +18,7 @@ pub(crate) enum Kind {
     /// A release, or a sign of life.
     Pod,
     Event,
-    /// A node's annotations or its condition.
+    /// A node's report.
     Node,
     Other,
 }
