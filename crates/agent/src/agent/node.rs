@@ -18,6 +18,10 @@ use crate::clock;
 /// Between two writes: everyone who watches nodes gets each of them.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The longest pause before a write that failed is repeated; the shortest is [`PAUSE`]. An API server that fails, fails
+/// for all nodes together.
+const RETRY_AT_MOST: Duration = Duration::from_secs(20);
+
 /// How often an unchanged report is written again, by the node: many nodes' reports change together, for example when a
 /// registry of the whole fleet fails, and they must not be written together ever after.
 const RESYNC_AT_LEAST: Duration = Duration::from_secs(240);
@@ -42,7 +46,9 @@ impl NodeWriter {
         // Since when the condition has its value; read once, then known.
         let mut since: Option<(bool, Timestamp)> = None;
         let mut written: Option<NodeReport> = None;
-        let resync = resync_every(self.api.writer.node());
+        let node = self.api.writer.node();
+        let resync = of_node(node, RESYNC_AT_LEAST, RESYNC_AT_MOST);
+        let retry = of_node(node, PAUSE, RETRY_AT_MOST);
         let mut resync_at = Instant::now() + resync;
         loop {
             if Instant::now() >= resync_at {
@@ -55,7 +61,7 @@ impl NodeWriter {
             if let Some(report) = report.filter(|report| !is_written(report)) {
                 if let Err(error) = self.write_once(&report, &mut since).await {
                     warn!(error = %words(&error), "the node's report could not be written; retrying");
-                    sleep(PAUSE).await;
+                    sleep(retry).await;
                     continue;
                 }
                 // The node's annotations do not have all images.
@@ -104,13 +110,13 @@ impl NodeWriter {
     }
 }
 
-/// How often the report of this node is written again.
-fn resync_every(node: &str) -> Duration {
+/// A time between these that is the node's own: always the same, and seldom another node's.
+fn of_node(node: &str, least: Duration, most: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
     hasher.write(node.as_bytes());
-    let (least, most) = (RESYNC_AT_LEAST.as_millis(), RESYNC_AT_MOST.as_millis());
-    let jitter = u128::from(hasher.finish()) % (most - least);
-    RESYNC_AT_LEAST + Duration::from_millis(u64::try_from(jitter).unwrap_or(0))
+    let span = most.saturating_sub(least).as_millis().max(1);
+    let jitter = u128::from(hasher.finish()) % span;
+    least + Duration::from_millis(u64::try_from(jitter).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -119,16 +125,17 @@ mod tests {
 
     #[test]
     fn nodes_that_have_written_together_do_not_write_together_again() {
-        let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
-        for node in 0..1200 {
-            let again = resync_every(&format!("node-{node}"));
-            assert!(
-                again >= RESYNC_AT_LEAST && again < RESYNC_AT_MOST,
-                "{again:?}"
-            );
-            *by_second.entry(again.as_secs()).or_default() += 1;
+        for (least, most) in [(RESYNC_AT_LEAST, RESYNC_AT_MOST), (PAUSE, RETRY_AT_MOST)] {
+            // Ten nodes would be even.
+            let step = most.saturating_sub(least) / 120;
+            let mut by_step = std::collections::BTreeMap::<u128, u32>::new();
+            for node in 0..1200 {
+                let again = of_node(&format!("node-{node}"), least, most);
+                assert!(again >= least && again < most, "{again:?}");
+                let step = again.saturating_sub(least).as_millis() / step.as_millis();
+                *by_step.entry(step).or_default() += 1;
+            }
+            assert!(by_step.len() > 110 && by_step.values().all(|nodes| *nodes < 30));
         }
-        // Ten would be even.
-        assert!(by_second.len() > 110 && by_second.values().all(|nodes| *nodes < 30));
     }
 }
