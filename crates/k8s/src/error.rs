@@ -100,4 +100,12 @@ impl ApiError {
             Self::Timeout { .. } | Self::Call { .. } => true,
         }
     }
+
+    /// Whether the API server says that the object would not be valid then.
+    pub(crate) fn is_invalid(&self) -> bool {
+        let Self::Call { source, .. } = self else {
+            return false;
+        };
+        matches!(source.as_ref(), kube::Error::Api(status) if status.is_invalid())
+    }
 }

@@ -272,7 +272,8 @@ impl Writer {
     /// condition last became what it is.
     ///
     /// # Errors
-    /// [`ApiError`]; worth a retry unless the node is gone.
+    /// [`ApiError`]; worth a retry unless the node is gone. If the annotations do not fit, because others have filled the
+    /// 256 KiB that a node has for all of them, the condition is written nevertheless: alerts depend on it.
     pub async fn report_node(
         &self,
         report: &NodeReport,
@@ -288,8 +289,15 @@ impl Writer {
             "lastHeartbeatTime": whole_seconds(now),
             "lastTransitionTime": whole_seconds(changed),
         });
-        self.patch_node(&condition, &json!(report.summary), &json!(report.lines))
-            .await
+        let annotations =
+            json!({ keys::NODE_SUMMARY: report.summary, keys::NODE_IMAGES: report.lines });
+        let patch = json!({"metadata": {"annotations": annotations}, "status": {"conditions": [condition]}});
+        let written = self.patch_node(&patch).await;
+        if written.as_ref().is_err_and(ApiError::is_invalid) {
+            let patch = json!({"status": {"conditions": [condition]}});
+            self.patch_node(&patch).await?;
+        }
+        written
     }
 
     /// Reads the node's condition: whether it is `True`, and since when; none if it was never
@@ -376,23 +384,15 @@ impl Writer {
     /// # Errors
     /// As [`Writer::report_node`].
     pub async fn clear_node(&self) -> Result<(), ApiError> {
+        let annotations = json!({ keys::NODE_SUMMARY: null, keys::NODE_IMAGES: null });
         let condition = json!({"type": keys::NODE_CONDITION, "$patch": "delete"});
-        self.patch_node(&condition, &Value::Null, &Value::Null)
-            .await
+        let patch = json!({"metadata": {"annotations": annotations}, "status": {"conditions": [condition]}});
+        self.patch_node(&patch).await
     }
 
-    async fn patch_node(
-        &self,
-        condition: &Value,
-        summary: &Value,
-        images: &Value,
-    ) -> Result<(), ApiError> {
-        let patch = json!({
-            "metadata": { "annotations": { keys::NODE_SUMMARY: summary, keys::NODE_IMAGES: images } },
-            "status": { "conditions": [condition] },
-        });
+    async fn patch_node(&self, patch: &Value) -> Result<(), ApiError> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let (params, patch) = (params(), Patch::Strategic(&patch));
+        let (params, patch) = (params(), Patch::Strategic(patch));
         let call = async { api.patch_status(&self.node, &params, &patch).await };
         let object = format!("node {}", self.node);
         self.call(Operation::NodeReport, object, call).await

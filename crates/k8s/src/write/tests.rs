@@ -159,6 +159,20 @@ async fn a_nodes_report_is_one_patch_of_two_annotations_and_one_condition() {
 
 /// An agent that starts again with the same bad file does not write it twice.
 #[tokio::test]
+async fn a_node_that_has_no_room_for_annotations_gets_the_condition() {
+    let (writer, seen) = writer_failing(422, json!({"reason": "Invalid"}));
+    let report = NodeReport::new(Vec::new(), true);
+    let now = "2026-01-01T12:00:00Z".parse().unwrap();
+    writer.report_node(&report, now, now).await.unwrap_err();
+    let calls = seen.0.lock().unwrap();
+    let [(.., both), (.., condition)] = calls.as_slice() else {
+        panic!("{calls:?}");
+    };
+    assert_eq!(both["status"], condition["status"]);
+    assert!(both["metadata"].is_object() && condition["metadata"].is_null());
+}
+
+#[tokio::test]
 async fn a_refused_configuration_is_a_warning_about_the_agents_pod_once_for_each_content() {
     let (writer, seen) = writer();
     let now = "2026-01-01T12:00:00Z".parse().unwrap();
