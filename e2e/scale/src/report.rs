@@ -119,6 +119,13 @@ fn missed_by(fleet: &Measured) -> Vec<String> {
             "{agents} agents: an idle one asked {most} times in {minutes:.1} minutes"
         ));
     }
+    let replaced: usize = fleet.outage.outcomes.values().sum();
+    let fell_back = fleet.outage.outcomes.get("fallback").copied().unwrap_or(0);
+    if fell_back == 0 || fell_back < replaced {
+        missed.push(format!(
+            "{agents} agents: {fell_back} of {replaced} pods fell back in the outage"
+        ));
+    }
     for (name, phase) in phases(fleet) {
         let all = phase.asked.counts.beyond_watch();
         let share =
