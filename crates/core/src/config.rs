@@ -27,6 +27,7 @@ pub use self::namespace::{InvalidNamespace, NamespacePattern};
 pub use self::resolve::{Place, Resolved};
 use crate::image::ImagePrefix;
 use crate::outcome::FailureClass;
+use crate::time::written;
 
 /// Longest text that is read: as long as a ConfigMap may be.
 pub const TEXT_MAX_BYTES: usize = 1 << 20;
@@ -259,9 +260,8 @@ impl Section {
             (MAX_AGE, max_age),
             (KEEP, keep),
         ];
-        let shown = |value: Duration| humantime::format_duration(value).to_string();
         let durations = durations.into_iter();
-        let durations = durations.filter_map(|(key, value)| Some((key, shown((*value)?))));
+        let durations = durations.filter_map(|(key, value)| Some((key, written((*value)?))));
         let classes = fallback_on.iter().map(|classes| {
             let classes: Vec<&str> = classes.iter().map(|class| class.as_str()).collect();
             (FALLBACK_ON, classes.join(", "))

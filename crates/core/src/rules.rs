@@ -19,6 +19,7 @@ use crate::image::ImageName;
 use crate::keys;
 use crate::outcome::FailureClass;
 use crate::pod::GatedPod;
+use crate::time::written;
 
 /// Of a pod's `activeDeadlineSeconds`, the part that may be spent on a try where a copy is here.
 const DEADLINES_SHARE: u32 = 4;
@@ -225,7 +226,7 @@ impl NodeRules {
             if let Some((asked, ceiling)) = asked.zip(ceiling)
                 && asked > ceiling
             {
-                let [asked, ceiling] = [asked, ceiling].map(humantime::format_duration);
+                let [asked, ceiling] = [asked, ceiling].map(written);
                 words.push(format!(
                     "{key}: {asked} is more than the {ceiling} that the administrator allows; the administrator's \
                      ceiling applies"

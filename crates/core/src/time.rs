@@ -33,3 +33,31 @@ pub fn near(a: Timestamp, b: Timestamp, within: Duration) -> bool {
 pub fn short_age(now: Timestamp, then: Timestamp) -> String {
     crate::text::short_duration(age(now, then))
 }
+
+/// A setting as people write it, in days where it is a day or more: `30d`, `1m 30s`. Humantime's months and years are not
+/// whole days, so that it shows `60d` as `1month 29days 13h 26m 24s`.
+pub(crate) fn written(setting: Duration) -> String {
+    const DAY: u64 = 24 * 3600;
+    let (days, rest) = (setting.as_secs() / DAY, setting.as_secs() % DAY);
+    let rest = Duration::new(rest, setting.subsec_nanos());
+    match (days, rest) {
+        (0, _) => humantime::format_duration(setting).to_string(),
+        (_, Duration::ZERO) => format!("{days}d"),
+        _ => format!("{days}d {}", humantime::format_duration(rest)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_shown_as_it_is_written() {
+        for text in [
+            "0s", "1m 30s", "23h", "1d", "60d", "366d", "1d 12h", "500ms",
+        ] {
+            let setting = humantime::parse_duration(text).unwrap();
+            assert_eq!(written(setting), text);
+        }
+    }
+}

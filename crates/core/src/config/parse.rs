@@ -11,6 +11,7 @@ use super::{
 };
 use crate::image::{ImagePrefix, InvalidImagePrefix};
 use crate::outcome::FailureClass;
+use crate::time::written;
 
 /// What a file may have.
 const PARTS: [&str; 4] = ["defaults", "registries", "namespaces", "ceilings"];
@@ -220,7 +221,7 @@ impl Reader {
             if let Some((value, ceiling)) = value.zip(ceiling)
                 && value > ceiling
             {
-                let ceiling = humantime::format_duration(ceiling);
+                let ceiling = written(ceiling);
                 self.above_ceiling(rules, path, key, &format!("it is more than {ceiling}"));
             }
         }
@@ -345,7 +346,7 @@ impl Reader {
         let words = match parsed {
             Ok(Duration::ZERO) if !may_be_zero => "it must be more than 0".to_owned(),
             Ok(value) if most.is_some_and(|most| value > most) => {
-                format!("the maximum is {}", in_days(most.unwrap_or_default()))
+                format!("the maximum is {}", written(most.unwrap_or_default()))
             }
             Ok(value) => return Some(value),
             Err(words) => format!("{words}; write it like 5s or 1h30m"),
@@ -399,14 +400,6 @@ impl Reader {
         });
         let classes = classes.collect();
         (self.problems.len() == before).then_some(classes)
-    }
-}
-
-/// Humantime's years and months are not whole days.
-fn in_days(time: Duration) -> String {
-    match time.as_secs() / (24 * 3600) {
-        0 | 1 => humantime::format_duration(time).to_string(),
-        days => format!("{days}d"),
     }
 }
 

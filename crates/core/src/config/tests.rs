@@ -51,18 +51,18 @@ fn a_whole_file_is_read() {
         entries,
         [
             "ceilings.fallback-on network, timeout, server-error",
-            "ceilings.max-age 30days",
+            "ceilings.max-age 30d",
             "ceilings.try 2m",
             "defaults.fallback-on network, timeout",
             "defaults.freshness 0s",
-            "defaults.max-age 30days",
+            "defaults.max-age 30d",
             "defaults.stall 5s",
             "defaults.try 30s",
             "namespaces[team-*].fallback-on network",
-            "namespaces[team-*].max-age 1day",
+            "namespaces[team-*].max-age 1d",
             "namespaces[team-a].try 1m 30s",
             "registries[registry.example.com/team].freshness 1m",
-            "registries[registry.example.com/team].keep 30days",
+            "registries[registry.example.com/team].keep 30d",
             "registries[registry.example.com/team].try 1m",
             "registries[registry.example.com].stall 20s",
         ]
@@ -253,9 +253,9 @@ fn what_applies_is_shown_with_what_says_so() {
             "try 1m 30s namespaces[team-a] 2m",
             "stall 20s registries[registry.example.com] -",
             "freshness 1m registries[registry.example.com/team] -",
-            "max-age 1day namespaces[team-*] 30days",
+            "max-age 1d namespaces[team-*] 30d",
             "fallback-on network namespaces[team-*] network, timeout, server-error",
-            "keep 30days registries[registry.example.com/team] -",
+            "keep 30d registries[registry.example.com/team] -",
         ]
     );
     let config = parse("ceilings: {try: 2m, max-age: 24h}");
@@ -308,7 +308,7 @@ registry: {}
             "line 12, column 3: registries[registry.example.com/]: it is in line 8 already",
             "line 13, column 18: registries[other.example]: a mapping belongs here, not a list",
             "line 15, column 3: ceilings.stall: it belongs under defaults or registries: no pod can set it",
-            "line 16, column 8: ceilings.try: the maximum is 1day",
+            "line 16, column 8: ceilings.try: the maximum is 1d",
             "line 17, column 17: ceilings.fallback-on: unknown failure class \"netwrok\"; did you mean \"network\"?",
             "line 17, column 26: ceilings.fallback-on: unknown failure class \"dns\"; there are network, timeout, \
              server-error, rate-limited, not-found, unauthorized, invalid, blocked, local, unknown",
@@ -336,7 +336,7 @@ registries:
         found,
         [
             "line 3, column 8: defaults.try: it is more than 1m, the ceiling in line 1",
-            "line 4, column 12: defaults.max-age: it is more than 1day, the ceiling in line 1",
+            "line 4, column 12: defaults.max-age: it is more than 1d, the ceiling in line 1",
             "line 5, column 16: defaults.fallback-on: timeout not in the list, the ceiling in line 1",
             "line 8, column 27: registries[reg.example/slow].try: it is more than 1m, the ceiling in line 1",
         ]

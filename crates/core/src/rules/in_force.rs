@@ -11,6 +11,7 @@ use crate::image::ImageName;
 use crate::keys;
 use crate::outcome::FailureClass;
 use crate::pod::GatedPod;
+use crate::time::written;
 
 /// A rule in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,14 +53,14 @@ impl NodeRules {
                 TRY => self.try_in_force(&rules, pod, &said),
                 MAX_AGE => max_age(&rules, &said),
                 FALLBACK_ON => fallback_on(&rules, &said),
-                STALL => (words(self.stall_of(image)), place(&said, "--stall")),
+                STALL => (written(self.stall_of(image)), place(&said, "--stall")),
                 FRESHNESS => {
                     let from = place(&said, "--freshness");
-                    (words(self.freshness_of(image)), from)
+                    (written(self.freshness_of(image)), from)
                 }
                 _ => {
                     let kept = self.config.find(None, Some(image), |section| section.keep);
-                    (words(kept.unwrap_or(keep)), place(&said, "--keep-for"))
+                    (written(kept.unwrap_or(keep)), place(&said, "--keep-for"))
                 }
             };
             RuleInForce {
@@ -82,7 +83,8 @@ impl NodeRules {
         let is_share = pod.and_then(share_of_deadline) == Some(value);
         let from = if pod.is_some_and(|pod| pod.settings.timeout == Some(value)) {
             annotation(keys::TIMEOUT)
-        } else if said.value == Some(words(value)) || said.value.is_none() && self.try_for == value
+        } else if said.value == Some(written(value))
+            || said.value.is_none() && self.try_for == value
         {
             place(said, "--try")
         } else if is_share {
@@ -90,7 +92,7 @@ impl NodeRules {
         } else {
             Place::Ceilings.to_string()
         };
-        (words(value), from)
+        (written(value), from)
     }
 }
 
@@ -98,7 +100,7 @@ fn max_age(rules: &Rules, said: &Resolved<'_>) -> (String, String) {
     let Some(Rule { value, source }) = rules.max_age else {
         return (NONE.to_owned(), DEFAULT.to_owned());
     };
-    let value = words(value);
+    let value = written(value);
     let from = match source {
         Source::Pod => annotation(keys::MAX_AGE),
         Source::Command => COMMAND.to_owned(),
@@ -118,10 +120,6 @@ fn fallback_on(rules: &Rules, said: &Resolved<'_>) -> (String, String) {
         Source::Administrator => place(said, DEFAULT),
     };
     (listed(value), from)
-}
-
-fn words(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
 }
 
 fn listed(classes: &BTreeSet<FailureClass>) -> String {

@@ -201,7 +201,7 @@ fn a_pod_that_asks_for_too_much_is_told() {
         [
             "trylatest.dev/timeout: 10m is more than the 2m that the administrator allows; the administrator's ceiling \
              applies",
-            "trylatest.dev/max-age: 2days is more than the 1day that the administrator allows; the administrator's \
+            "trylatest.dev/max-age: 2d is more than the 1d that the administrator allows; the administrator's \
              ceiling applies",
             "trylatest.dev/fallback-on: the administrator does not allow the cached copy after blocked; the \
              administrator's ceiling applies",
@@ -242,7 +242,7 @@ fn a_rule_that_the_pod_does_not_set_comes_from_the_configuration_or_a_flag() {
         ("", "max-age", "none", "default"),
         ("", "keep", "1h", "--keep-for"),
         (CONFIG, "try", "40s", by_registry),
-        (CONFIG, "max-age", "1day", "ceilings"),
+        (CONFIG, "max-age", "1d", "ceilings"),
         (CONFIG, "fallback-on", "network", by_registry),
     ] {
         let (is_value, is_from) = in_force(&pod(Settings::default()), config, key);

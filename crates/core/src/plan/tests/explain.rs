@@ -344,10 +344,7 @@ fn the_rules_are_those_of_the_pod_and_its_namespace() {
         .map(|(value, from)| (value.to_owned(), from.to_owned()));
     assert_eq!(rule(&of_image, "try"), flag);
     assert_eq!(rule(&of_image, "stall"), section);
-    assert_eq!(
-        rule(&of_image, "keep"),
-        ("1day".into(), "--keep-for".into())
-    );
+    assert_eq!(rule(&of_image, "keep"), ("1d".into(), "--keep-for".into()));
     let in_namespace = Subject::Image {
         image: image(),
         namespace: Some("default".to_owned()),
