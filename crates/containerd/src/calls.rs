@@ -1,6 +1,7 @@
 //! The connection to containerd: one channel for CRI and the native API, a deadline for each call.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -159,7 +160,14 @@ impl Calls {
             service_fn(move |_: Uri| {
                 let socket = socket.clone();
                 count.fetch_add(1, Ordering::Relaxed);
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+                async move {
+                    let stream = UnixStream::connect(&socket).await;
+                    // The system's own words do not say which socket.
+                    let named = |error: io::Error| {
+                        io::Error::new(error.kind(), format!("{}: {error}", socket.display()))
+                    };
+                    stream.map(TokioIo::new).map_err(named)
+                }
             }),
         );
         Self {
@@ -321,7 +329,7 @@ mod tests {
         let error = calls.call("asking for the version", version).await;
         let error = error.unwrap_err();
         assert!(
-            matches!(&error, RuntimeError::Unreachable { why, .. } if why.contains("No such file")),
+            matches!(&error, RuntimeError::Unreachable { why, .. } if why.contains("none.sock: No such file")),
             "{error}"
         );
     }

@@ -197,7 +197,7 @@ pub(crate) async fn journal(
     let call = images.list(request);
     let listed = node
         .calls
-        .call("listing what is to be undone", call)
+        .call("looking for what was left half done", call)
         .await?;
     let names = listed.images.into_iter().map(|image| image.name);
     Ok(names

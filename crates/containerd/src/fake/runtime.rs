@@ -365,7 +365,7 @@ impl ImageRuntime for FakeContainerd {
     }
 
     async fn journal(&self, of: Journal) -> Result<Vec<(String, ImageName)>, RuntimeError> {
-        let state = self.up("listing what is to be undone")?;
+        let state = self.up("looking for what was left half done")?;
         let aliases = state.names.keys();
         Ok(aliases
             .filter_map(|alias| Some((alias.clone(), of.image_of(alias)?)))
