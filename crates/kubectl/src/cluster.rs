@@ -25,6 +25,8 @@ const RESTARTS: usize = 2;
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    /// The API server's address, for messages.
+    server: String,
     /// The one that was asked for.
     named: Option<String>,
     /// The context's.
@@ -79,9 +81,11 @@ impl Cluster {
             )?,
         };
         let default = config.default_namespace.clone();
+        let server = config.cluster_url.to_string();
         let client = Client::try_from(config).context("use the kubeconfig")?;
         Ok(Self {
             client,
+            server,
             named: namespace.clone(),
             default,
             timeout: *request_timeout,
@@ -126,10 +130,13 @@ impl Cluster {
     ) -> Looked<T> {
         match tokio::time::timeout(self.timeout, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(unseen(what, &error)),
+            Ok(Err(error)) => Err(unseen(what, &self.server, &error)),
             Err(_) => {
                 let deadline = humantime::format_duration(self.timeout);
-                let words = format!("{what}: no answer within {deadline} (--request-timeout)");
+                let words = format!(
+                    "{what}: no answer from {} within {deadline} (--request-timeout)",
+                    self.server
+                );
                 Err(Unseen::Failed(words))
             }
         }
@@ -186,10 +193,14 @@ impl Cluster {
 }
 
 /// The API server's own words, and what they are about.
-fn unseen(what: &str, error: &kube::Error) -> Unseen {
+fn unseen(what: &str, server: &str, error: &kube::Error) -> Unseen {
     match error {
         kube::Error::Api(status) => {
             let words = match status.message.as_str() {
+                // The API server says no more than this word.
+                _ if status.code == 401 => format!(
+                    "{what}: {server} does not accept the kubeconfig's credentials (Unauthorized)"
+                ),
                 "" => format!("{what}: {}", status.reason),
                 message => format!("{what}: {message}"),
             };
@@ -199,6 +210,11 @@ fn unseen(what: &str, error: &kube::Error) -> Unseen {
                 _ => Unseen::Failed(words),
             }
         }
+        // Its own words begin with the name of a type.
+        kube::Error::Service(error) => Unseen::Failed(format!(
+            "{what}: no answer from {server}: {}",
+            chain(error.as_ref())
+        )),
         error => Unseen::Failed(format!("{what}: {}", chain(error))),
     }
 }
@@ -222,4 +238,33 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[expect(clippy::disallowed_methods, reason = "the edge where `now` comes from")]
 pub(crate) fn now() -> Timestamp {
     Timestamp::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_named() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = kube::Error::Service(Box::new(refused));
+        assert_eq!(
+            unseen("list nodes", "https://127.0.0.1:9/", &error).why(),
+            "list nodes: no answer from https://127.0.0.1:9/: connection refused"
+        );
+    }
+
+    #[test]
+    fn credentials_that_have_expired_are_named() {
+        let status = kube::core::Status::failure("Unauthorized", "Unauthorized").with_code(401);
+        assert_eq!(
+            unseen(
+                "list nodes",
+                "https://127.0.0.1:9/",
+                &kube::Error::Api(status.boxed())
+            )
+            .why(),
+            "list nodes: https://127.0.0.1:9/ does not accept the kubeconfig's credentials (Unauthorized)"
+        );
+    }
 }

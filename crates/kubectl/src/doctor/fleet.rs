@@ -108,7 +108,8 @@ fn agents(facts: &Facts, nodes: &[SeenNode], report: &mut Report) {
             [node.name.clone()],
             what,
             "Gates there open after 20 s without an answer, and pods start as with IfNotPresent. Look at the agents' pods: \
-             kubectl -n trylatest-system get pods -o wide; kubectl -n trylatest-system describe daemonset trylatest-agent.",
+             kubectl -n trylatest-system get pods -o wide; kubectl -n trylatest-system describe pods, or describe daemonset \
+             trylatest-agent where there is none.",
         );
     }
     let mut images: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

@@ -79,9 +79,12 @@ impl Screen<'_> {
             0 => String::new(),
             number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
         };
+        let seen = match nodes.len() {
+            0 if !self.status.not_seen.is_empty() => styled(ODD, "nodes not seen"),
+            number => format!("{}, {agents}", text::count(number, "node")),
+        };
         format!(
-            "{}, {agents}; {}: {old}{}{}\n",
-            text::count(nodes.len(), "node"),
+            "{seen}; {}: {old}{}{}\n",
             text::count(*pods, "TryLatest pod"),
             of(count(Trouble::Waiting), "waiting"),
             of(count(Trouble::Refused), "refused"),

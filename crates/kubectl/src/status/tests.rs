@@ -211,6 +211,10 @@ fn what_could_not_be_looked_at_is_said() {
     );
     let text = shown(&status);
     assert!(
+        text.starts_with("nodes not seen; 0 TryLatest pods"),
+        "{text}"
+    );
+    assert!(
         text.contains("not looked at: list nodes: forbidden"),
         "{text}"
     );
