@@ -68,8 +68,9 @@ pub enum Command {
     /// a copy is here that may be used. Without a copy it goes on as long as bytes arrive.
     ///
     /// The pull has no credentials. If it cannot be used, the image's name points to the copy that was here. Where
-    /// an agent runs, its memory is read and not written; where none runs, the try is remembered in the state
-    /// folder, so that a later --max-age knows how old the copy is.
+    /// an agent runs, its memory is read and not written: until its own next try, it takes what this command has pulled
+    /// for a copy that was never confirmed, which a pod with a max-age may not use in an outage. Where none runs, the
+    /// try is remembered in the state folder, so that a later --max-age knows how old the copy is.
     #[command(
         after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes: 0 \
                             fresh (new content was pulled) or unchanged (the tag still points to the copy); 3 fallback (the \

@@ -1,11 +1,12 @@
 //! Commands for people that work on the node's containerd.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
+use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions, RuntimeError};
 
 use crate::args::ContainerdArgs;
 
@@ -67,7 +68,7 @@ pub(crate) fn on_containerd<T>(
                 }
             };
             tokio::select! {
-                said = command(&node, &stop) => said,
+                said = command(&node, &stop) => said.map_err(with_what_to_do),
                 // What was half done is in the journal.
                 () = aborted => bail!(
                     "ended at once by a second signal; what was half done is undone when the agent starts next, or by the next \
@@ -75,4 +76,61 @@ pub(crate) fn on_containerd<T>(
                 ),
             }
         })
+}
+
+/// A person has called this command, maybe not as root, on a machine without containerd, or with it elsewhere.
+fn with_what_to_do(error: anyhow::Error) -> anyhow::Error {
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == ErrorKind::PermissionDenied)
+    };
+    if error.chain().any(denied) {
+        return anyhow!("{error:#}; run this as root");
+    }
+    match error.downcast_ref() {
+        Some(RuntimeError::Unreachable { .. }) => anyhow!(
+            "{error:#}; run this as root on a node whose containerd runs, or name its socket with --containerd-socket"
+        ),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn who_is_not_root_is_told_so() {
+        let denied = Err::<(), _>(std::io::Error::from(ErrorKind::PermissionDenied));
+        let error = denied.context("locking a file").unwrap_err();
+        let message = with_what_to_do(error).to_string();
+        assert_eq!(
+            message,
+            "locking a file: permission denied; run this as root"
+        );
+    }
+
+    #[test]
+    fn without_containerd_the_message_names_the_socket_and_the_flag() {
+        let line = [
+            "trylatest",
+            "rollback",
+            "app:1",
+            "--containerd-socket=/none.sock",
+        ];
+        let Command::Rollback(args) = Cli::parse_from(line).command else {
+            panic!("another command")
+        };
+        let asked = on_containerd(args.containerd, Duration::from_secs(5), async |node, _| {
+            trylatest_containerd::ImageRuntime::version(node).await?;
+            Ok(())
+        });
+        let message = format!("{:#}", asked.unwrap_err());
+        assert!(message.contains("/none.sock: No such file"), "{message}");
+        assert!(message.contains("--containerd-socket"), "{message}");
+    }
 }
