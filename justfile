@@ -29,7 +29,7 @@ image *args:
     cargo run --quiet --package trylatest-bootstrap -- image {{ args }}
 
 # Man pages and shell completion of `trylatest` in FOLDER, for machines that get the program itself
-manual folder="target/manual":
+manual folder="target/manual": _to-build
     cargo run --quiet --package trylatest --example manual -- {{ folder }}
 
 # A one-node cluster to play with (needs root); --help
