@@ -30,6 +30,10 @@ async fn main() -> anyhow::Result<()> {
     let start = tokio::time::Instant::now();
     let cluster = Cluster::start(&Tools::locate_here()?, options).await?;
     println!("# Ready after {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "# TryLatest is not installed on it: `cargo demo --keep` leaves one where it is. The manifests as they are do not \
+         fit this node: fill in a copy of manifests/overlays/example-node"
+    );
     cluster.keep_until_interrupted().await?;
     cluster.stop(true).await
 }
