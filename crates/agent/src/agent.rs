@@ -162,11 +162,13 @@ async fn start(
     let config = ConfigFile::open(args.config.clone(), Arc::clone(&metrics)).await;
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
     let state_dir = made(args.state_dir.clone())?;
+    let runtime = containerd(&args, &metrics);
+    is_the_kubelets(&runtime, &args).await?;
     let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
     let client = connect().await;
     let node = Node {
         client: client.context("making a client of the API server")?,
-        runtime: Arc::new(containerd(&args, &metrics)),
+        runtime: Arc::new(runtime),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
         program: PROGRAM.into(),
@@ -348,6 +350,21 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime(),
     })
+}
+
+/// Fails on a node with two containerds, if this is not the one that the kubelet uses: every image would come to a place
+/// where no pod starts from it, and every release would be a lie. One that does not answer may be starting.
+async fn is_the_kubelets(runtime: &Containerd, args: &AgentArgs) -> anyhow::Result<()> {
+    let (namespace, pod) = (&args.pod_namespace, &args.pod_name);
+    if let Ok(false) = runtime.knows_pod(namespace, pod).await {
+        let socket = args.containerd.containerd_socket.display();
+        anyhow::bail!(
+            "the containerd at {socket} does not run this agent's pod {namespace}/{pod}, so the kubelet uses another \
+             one; mount the folder of that one's socket instead (for k3s and RKE2 /run/k3s/containerd, see \
+             manifests/overlays/example-node)"
+        );
+    }
+    Ok(())
 }
 
 fn own(

@@ -82,6 +82,15 @@ impl Containerd {
         }
     }
 
+    /// Whether this containerd runs a pod of this name, or has run it: the one that the kubelet uses knows the pod in
+    /// which this program runs.
+    ///
+    /// # Errors
+    /// containerd did not answer.
+    pub async fn knows_pod(&self, namespace: &str, name: &str) -> Result<bool, RuntimeError> {
+        containers::knows(&self.calls, namespace, name).await
+    }
+
     /// The image under this name in containerd's own store.
     pub(crate) async fn stored(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         let mut images = self.calls.images();

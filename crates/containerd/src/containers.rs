@@ -9,7 +9,7 @@ use containerd_client::types::Envelope;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use k8s_cri::v1::{ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest};
 use prost::Message;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use crate::calls::{Calls, error};
 use crate::events;
@@ -44,6 +44,28 @@ pub(crate) async fn pods(calls: &Calls) -> Result<HashMap<String, String>, Runti
         Some((container.id, pod))
     });
     Ok(named.collect())
+}
+
+/// Whether CRI knows a container of this pod. A containerd without CRI is not the kubelet's, and knows none.
+pub(crate) async fn knows(calls: &Calls, namespace: &str, pod: &str) -> Result<bool, RuntimeError> {
+    let labels = [(POD_NAMESPACE, namespace), (POD_NAME, pod)];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let filter = ContainerFilter {
+        label_selector: labels.into(),
+        ..ContainerFilter::default()
+    };
+    let mut cri = calls.cri_runtime();
+    let call = cri.list_containers(ListContainersRequest {
+        filter: Some(filter),
+    });
+    match calls.call(LISTING, call).await {
+        Ok(listed) => Ok(!listed.containers.is_empty()),
+        Err(RuntimeError::Answered {
+            code: Code::Unimplemented,
+            ..
+        }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// See [`crate::ImageRuntime::pod_events`].

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Tests {
         beside: tests![
             a_pod_that_restarts_as_a_whole_is_tried_again,
             a_runtime_with_a_snapshotter_of_its_own,
+            an_agent_on_another_containerd_does_not_begin,
         ],
         alone: Vec::new(),
     }
@@ -92,6 +93,16 @@ async fn a_runtime_with_a_snapshotter_of_its_own(node: &Node) -> anyhow::Result<
     let params = DeleteParams::default();
     classes.delete(OTHER_RUNTIME, &params).await?;
     started
+}
+
+/// A containerd that does not run the agent's pod is not the kubelet's: what the agent pulled there would start nothing.
+async fn an_agent_on_another_containerd_does_not_begin(node: &Node) -> anyhow::Result<()> {
+    // The port is taken: that is found out later.
+    let other = ["agent", "--pod-name=of-another-containerd"];
+    let began = node.trylatest(&other).await;
+    let why = format!("{:#}", began.err().context("it has begun")?);
+    ensure!(why.contains("does not run this agent's pod"), "{why}");
+    Ok(())
 }
 
 /// A pod with these fields gets what the tag points to, and its copy in an outage.
