@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("pods_for_virtual_kubelets", pods_for_virtual_kubelets),
         Case::new("a_pod_made_from_a_dump", a_pod_made_from_a_dump),
         Case::new("a_dump_of_an_overruled_pod", a_dump_of_an_overruled_pod),
+        Case::new("a_copy_that_kubectl_debug_makes", a_copy_to_debug),
         Case::new("a_gate_of_someone_else", a_gate_of_someone_else),
         Case::new("a_container_called_like_the_gate", called_like_the_gate),
         Case::new("a_forged_release_is_taken_away", a_forged_release),
@@ -315,6 +316,40 @@ async fn a_dump_of_an_overruled_pod(api: Arc<Api>) -> anyhow::Result<()> {
 }
 
 /// Whatever is called like the gate among the init containers becomes the gate, in front.
+/// The copy has the gate, but neither its label nor the names: no agent would look for it.
+async fn a_copy_to_debug(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("debug").await?;
+    space.create(&pod("app", "TryLatest")).await?;
+    let copy = ["debug", "app", "--copy-to=copy", "--attach=false"];
+    let with = [
+        "--profile=general",
+        "--image=registry.example/debug:v1",
+        "--",
+        "true",
+    ];
+    space.kubectl(&[&copy[..], &with].concat(), None).await?;
+    let copy = space.get("pod", "copy").await?;
+    not_gated(&copy)?;
+    ensure!(volume_of(&copy).is_none(), "{copy:#}");
+    let copied = policies(&copy["spec"]);
+    ensure!(copied.contains(&"app=IfNotPresent".to_owned()), "{copy:#}");
+    // The label alone would make the agent wait for a gate.
+    let labelled = ["debug", "app", "--copy-to=labelled", "--attach=false"];
+    let keep = ["--keep-labels"];
+    space
+        .kubectl(&[&labelled[..], &keep, &with].concat(), None)
+        .await?;
+    not_gated(&space.get("pod", "labelled").await?)?;
+    // With the annotations it is held again.
+    let whole = ["debug", "app", "--copy-to=whole", "--attach=false"];
+    let keep = ["--keep-annotations"];
+    space
+        .kubectl(&[&whole[..], &keep, &with].concat(), None)
+        .await?;
+    gate_of(&space.get("pod", "whole").await?, "app")?;
+    Ok(())
+}
+
 async fn a_gate_of_someone_else(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("forged-gate").await?;
     let spec = json!({
