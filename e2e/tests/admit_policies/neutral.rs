@@ -25,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case<Api>> {
         Case::new("the_gates_user", the_gates_user),
         Case::new("no_device_for_the_gate", no_device_for_the_gate),
         Case::new("pod_level_resources", pod_level_resources),
+        Case::new("a_pod_that_is_resized_in_place", resized_in_place),
         Case::new("host_network", host_network),
     ]
 }
@@ -410,6 +411,44 @@ async fn no_device_for_the_gate(api: Arc<Api>) -> anyhow::Result<()> {
     );
     ensure!(stored["status"]["qosClass"] == "Guaranteed");
     Ok(())
+}
+
+/// A pod can be made larger and smaller in place, with a gate as without one. What the pod as a whole asks for cannot
+/// become less than what the gate does.
+async fn resized_in_place(api: Arc<Api>) -> anyhow::Result<()> {
+    let space = api.space("resized").await?;
+    let mut app = container("app", "TryLatest");
+    app["resources"] = same("500m", "64Mi");
+    let spec = json!({"containers": [app]});
+    let pod = space.create(&pod_of("app", &json!({}), &spec)).await?;
+    gate_of(&pod, "app")?;
+    let to = |cpu: &str| json!([{"name": "app", "resources": same(cpu, "64Mi")}]);
+    for cpu in ["800m", "200m"] {
+        let smaller = json!({"containers": to(cpu)});
+        resize(&space, "app", &smaller).await?;
+    }
+    let spec = json!({"resources": same("1", "128Mi"), "containers": spec["containers"]});
+    space.create(&pod_of("whole", &json!({}), &spec)).await?;
+    let whole = |cpu: &str| json!({"resources": same(cpu, "128Mi"), "containers": to("200m")});
+    resize(&space, "whole", &whole("500m")).await?;
+    let refused = resize(&space, "whole", &whole("400m")).await;
+    let why = format!("{:#}", refused.err().context("it was accepted")?);
+    let wanted = "must be greater than or equal to aggregate container requests of 500m";
+    ensure!(why.contains(wanted), "{why}");
+    Ok(())
+}
+
+async fn resize(space: &Space<'_>, pod: &str, spec: &Value) -> anyhow::Result<()> {
+    let patch = json!({"spec": spec}).to_string();
+    let resize = [
+        "patch",
+        "pod",
+        pod,
+        "--subresource=resize",
+        "--patch",
+        &patch,
+    ];
+    space.kubectl(&resize, None).await.map(drop)
 }
 
 async fn pod_level_resources(api: Arc<Api>) -> anyhow::Result<()> {
