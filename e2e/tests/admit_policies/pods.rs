@@ -315,7 +315,6 @@ async fn a_dump_of_an_overruled_pod(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whatever is called like the gate among the init containers becomes the gate, in front.
 /// The copy has the gate, but neither its label nor the names: no agent would look for it.
 async fn a_copy_to_debug(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("debug").await?;
@@ -350,6 +349,7 @@ async fn a_copy_to_debug(api: Arc<Api>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whatever is called like the gate among the init containers becomes the gate, in front.
 async fn a_gate_of_someone_else(api: Arc<Api>) -> anyhow::Result<()> {
     let space = api.space("forged-gate").await?;
     let spec = json!({
