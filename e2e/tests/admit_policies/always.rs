@@ -183,7 +183,7 @@ pub(crate) async fn beside(
 /// Makes the policy, and changes it until the order is as wanted.
 async fn come(space: &Space<'_>, first: First, theirs: Theirs) -> anyhow::Result<()> {
     let mut round = 0;
-    wait::until("the policies are in this order", 2 * SOON, || {
+    wait::until("the policies are in this order", 4 * SOON, || {
         round += 1;
         let policy = policy(space, theirs, round);
         async move {
