@@ -77,6 +77,8 @@ impl<R: ImageRuntime> Keeper<R> {
     /// Runs until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
+            // First: the task that offers gates may have ended for the same reason.
+            biased;
             () = stop.cancelled() => Ok(()),
             result = self.keep() => result,
         }

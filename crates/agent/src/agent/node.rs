@@ -37,6 +37,8 @@ impl NodeWriter {
     /// Runs until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
+            // First: the task that reports may have ended for the same reason.
+            biased;
             () = stop.cancelled() => Ok(()),
             result = self.write() => result,
         }
