@@ -57,6 +57,9 @@ const PAD: u32 = 12;
 const TOP: u32 = 42;
 const BOTTOM: u32 = 34;
 
+/// Points that are so many seconds apart belong to two lines: Prometheus looks every second.
+const GAP: f64 = 5.0;
+
 /// So many lines are drawn and named in one panel.
 const LINES: usize = 8;
 
@@ -161,12 +164,16 @@ fn one(out: &mut String, (x, y): (u32, u32), panel: &Panel, lines: &[Line], span
             let y = base - tall * value / if highest > 0.0 { highest } else { 1.0 };
             format!("{x:.1},{y:.1}")
         };
-        let points: Vec<_> = line.points.iter().map(at).collect();
-        let points = points.join(" ");
-        let _ = writeln!(
-            out,
-            "<polyline points=\"{points}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"/>"
-        );
+        // Where nothing was scraped, there is no line.
+        let runs = line.points.chunk_by(|one, next| next.0 - one.0 < GAP);
+        for run in runs {
+            let points: Vec<_> = run.iter().map(at).collect();
+            let points = points.join(" ");
+            let _ = writeln!(
+                out,
+                "<polyline points=\"{points}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"/>"
+            );
+        }
     }
     legend(out, (left + 8, top + high - 20), inner - 16, lines);
 }
