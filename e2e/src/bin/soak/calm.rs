@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::usage::Usage;
@@ -108,30 +109,33 @@ impl World<'_> {
     }
 }
 
-/// Whether the container runs the digest that its release names, if it names one. A container that has started again
-/// since, after a crash or beside a gate that opened with the same release, may run something newer that nobody has
-/// confirmed yet (docs/limits.md, "What the pod reports").
+/// Whether the container runs the digest that its release names, if it names one. If it names none that was seen since, a
+/// container that has started again after it, after a crash or beside a gate that opened with the same release, may run
+/// something newer that nobody has confirmed yet (docs/limits.md, "What the pod reports").
 fn is_true(pod: &Pod) -> bool {
     let Some(release) = release(pod) else {
         // A gate without an answer.
         return true;
     };
-    let given: Option<Timestamp> = release["time"].as_str().and_then(|time| time.parse().ok());
-    let ended = given
-        .zip(ended(pod))
-        .is_some_and(|(given, ended)| given < ended);
-    if ended {
-        return true;
-    }
     let app = &release["containers"]["app"];
-    let runs = image_id(pod).unwrap_or_default();
-    let named = app["runs"].as_str().or(app["digest"].as_str());
-    match (app["outcome"].as_str(), named) {
-        // What becomes of it is written yet.
-        (Some("handed-over"), _) => false,
-        (_, Some(digest)) => runs.ends_with(digest),
-        (_, None) => true,
-    }
+    let (given, runs) = (app["digest"].as_str(), app["runs"].as_str());
+    let image = image_id(pod).unwrap_or_default();
+    // What becomes of a hand-over is written yet.
+    let is_decided = app["outcome"] != "handed-over";
+    is_decided
+        && match (runs, given) {
+            (Some(digest), _) => image.ends_with(digest),
+            (None, Some(digest)) => image.ends_with(digest) || has_started_again(pod, &release),
+            (None, None) => true,
+        }
+}
+
+/// Whether the container has ended and started again since this release was written.
+fn has_started_again(pod: &Pod, release: &Value) -> bool {
+    let given: Option<Timestamp> = release["time"].as_str().and_then(|time| time.parse().ok());
+    given
+        .zip(ended(pod))
+        .is_some_and(|(given, ended)| given < ended)
 }
 
 /// When the container's run before this one ended.
