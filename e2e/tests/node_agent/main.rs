@@ -270,8 +270,7 @@ pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server, the planner and
 /// what it counts.
-const NEWEST_ONLY: [&str; 12] = [
-    "explain",
+const NEWEST_ONLY: [&str; 11] = [
     "gate_fails",
     "unusual",
     "credentials",
