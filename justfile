@@ -20,7 +20,7 @@ bench *args:
 soak *args:
     cargo run --quiet --package trylatest-bootstrap -- soak -- {{ args }}
 
-# What thousands of simulated agents cost an API server (needs root); --agents, --pods, --idle, --help
+# What many simulated agents cost an API server (needs root); --agents, --pods, --idle, --help
 scale *args:
     cargo run --quiet --package trylatest-bootstrap -- scale -- {{ args }}
 

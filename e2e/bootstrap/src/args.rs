@@ -45,7 +45,7 @@ pub(crate) enum Command {
     #[command(after_help = "After `--`, `--help` shows the soak test's own options.")]
     Soak(Rest),
 
-    /// Run thousands of agents on simulated nodes against a real API server, and measure what they cost it
+    /// Run many agents on simulated nodes against a real API server, and measure what they cost it
     ///
     /// Needs root. Prints a table and writes target/scale.json.
     #[command(after_help = "After `--`, `--help` shows the simulation's own options.")]
