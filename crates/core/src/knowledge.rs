@@ -15,6 +15,9 @@ pub(crate) struct Known {
     pub(crate) facts: Facts,
     /// The last try, if it is remembered. Boxed: the map's nodes have room for twice as many as they hold.
     pub(crate) last_try: Option<Box<Try>>,
+    /// When the first of the tries began that have confirmed the digest of [`Facts::confirmed`] since the registry last
+    /// named another, as far as they are remembered.
+    confirmed_from: Option<Timestamp>,
     /// When the try ended that brought [`Facts::confirmed`].
     confirmed_until: Option<Timestamp>,
     /// Every digest under which this node has the content that [`Facts::confirmed`] names; empty if that is not known.
@@ -23,11 +26,14 @@ pub(crate) struct Known {
 
 impl Known {
     fn add(&mut self, tried: &Try) {
-        self.facts.add(tried);
-        if tried.confirmation().is_some() {
+        if let Some(confirmed) = tried.confirmation() {
+            let is_known = self.facts.confirmed_at(&confirmed.digest).is_some();
+            let from = self.confirmed_from.filter(|_| is_known);
+            self.confirmed_from = Some(from.unwrap_or(confirmed.time));
             self.confirmed_until = Some(tried.ended());
             self.digests.clear();
         }
+        self.facts.add(tried);
         self.last_try = Some(Box::new(tried.clone()));
     }
 
@@ -35,6 +41,12 @@ impl Known {
     pub(crate) fn is_other_content(&self, digest: &Digest) -> Option<bool> {
         let is_known = !self.digests.is_empty();
         is_known.then(|| !self.digests.contains(digest))
+    }
+
+    /// Since when the registry is known to say that the tag points to this digest, if it last said so.
+    pub(crate) fn confirmed_since(&self, digest: &Digest) -> Option<Timestamp> {
+        let newest = self.facts.confirmed_at(digest)?;
+        Some(self.confirmed_from.unwrap_or(newest))
     }
 
     /// Whether the registry has said, at this time or later, that the tag points to this digest.
@@ -58,6 +70,7 @@ impl Knowledge {
             *self.entry(&record.image) = Known {
                 facts: record.facts.clone(),
                 last_try: record.tries.first().cloned().map(Box::new),
+                confirmed_from: record.confirmed_from(),
                 confirmed_until: record.facts.confirmed.as_ref().map(|c| c.time),
                 digests: BTreeSet::new(),
             };

@@ -14,7 +14,7 @@
 //! (`same`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
 //! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
 //! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
-//! says what became of releases. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
+//! says what became of releases, and `runs` what has started from something else. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
 //! what to say about the node, `figures` what its metrics show, `explain` what would happen now, and `used` which
 //! copies are needed (`crate::keep`). Every event ends in `Planner::advance`, which alone begins what is due.
 
@@ -35,6 +35,7 @@ mod refresh;
 mod repeat;
 mod report;
 mod round;
+mod runs;
 mod same;
 mod settle;
 mod spared;
@@ -163,6 +164,7 @@ impl Planner {
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
+            Event::Compared(digest, digests) => self.compared(&digest, &digests),
             Event::Written(pod, release, written) => {
                 self.written(now, &pod, release, false, written);
             }
@@ -397,6 +399,7 @@ impl Planner {
             plan.extend(pod.send_due(now, &self.images, &self.knowledge));
         }
         self.tell_unheld(now, plan);
+        self.compare(plan);
         self.learn_of_pulls(now, plan);
         self.cut_what_hangs(now, plan);
         self.refresh_due(now);

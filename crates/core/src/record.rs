@@ -270,6 +270,14 @@ pub struct ImageRecord {
 }
 
 impl ImageRecord {
+    /// When the registry first said that the tag points to what it last pointed to, as far as the tries reach.
+    pub(crate) fn confirmed_from(&self) -> Option<Timestamp> {
+        let last = self.facts.confirmed.as_ref()?;
+        let confirmed = self.tries.iter().filter_map(Try::confirmation);
+        let same = confirmed.take_while(|confirmed| confirmed.digest == last.digest);
+        Some(same.last().map_or(last.time, |first| first.time))
+    }
+
     /// When the registry last said that the tag points to the copy that is here.
     pub fn copy_confirmed(&self) -> Option<Timestamp> {
         self.facts.confirmed_at(&self.facts.copy.as_ref()?.digest)

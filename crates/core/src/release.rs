@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
-use crate::record::RolledBack;
+use crate::record::{Confirmation, RolledBack};
 use crate::text;
 use crate::time::{age, near};
 
@@ -83,8 +83,8 @@ pub struct ContainerRelease {
     /// What the first pod of its rollout got on this node, if the pod is to start from the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Digest>,
-    /// What the container was seen to run since, if that is not [`ContainerRelease::digest`]: the image's name had been
-    /// moved when it started, or started again, and the registry had confirmed that.
+    /// What the container was seen to run since, if that is other content than [`ContainerRelease::digest`]: the image's
+    /// name had been moved when it started, or started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runs: Option<Digest>,
     /// Why the pod must not use a cached copy, or what else the agent did.
@@ -217,17 +217,21 @@ impl ContainerRelease {
         self.outcome == Outcome::Fallback && self.runs.is_none()
     }
 
-    /// The pull that the pod did not wait for has ended with this, and the container runs that after all.
+    /// The pull that the pod did not wait for has brought what the registry last confirmed, and the container runs that
+    /// after all. One that has started again has run its copy before.
     #[must_use]
-    pub fn overtaken(&self, start: &Start, brought: &Digest, now: Timestamp) -> Option<Self> {
-        let runs_it =
-            matches!(start, Start::Started { digest, .. } if digest.as_ref() == Some(brought));
+    pub fn overtaken(&self, start: &Start, confirmed: &Confirmation) -> Option<Self> {
+        let brought = &confirmed.digest;
+        let runs_it = matches!(
+            start,
+            Start::Started { digest, again: false, .. } if digest.as_ref() == Some(brought)
+        );
         let fell_back = self.outcome == Outcome::Fallback && self.digest.as_ref() != Some(brought);
         (runs_it && fell_back).then(|| Self {
             outcome: Outcome::Fresh,
             failure: None,
             digest: Some(brought.clone()),
-            confirmed: Some(now),
+            confirmed: Some(confirmed.time),
             rolled_back: None,
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()

@@ -501,6 +501,7 @@ impl World {
                     Some(digest) => Start::Started {
                         digest: digest.parse().ok(),
                         since,
+                        again: false,
                     },
                     None => Start::Wanting(Failure::new(FailureClass::Unauthorized, "401")),
                 };

@@ -36,6 +36,9 @@ pub enum Event {
     Moved(Moved),
     /// The copy that is there: the answer to [`Action::Inspect`].
     Inspected(ImageName, CachedCopy),
+    /// By which digests the container runtime has the content that has this one, itself among them; none if it does not
+    /// say: the answer to [`Action::Compare`].
+    Compared(Digest, BTreeSet<Digest>),
     /// How writing a release went: the answer to [`Action::Release`].
     Written(PodId, Release, Written),
     /// The same for [`Action::Rewrite`].
@@ -118,6 +121,8 @@ pub enum Action {
     },
     /// Prove the copy there is, now.
     Inspect(ImageName),
+    /// Look by which digests the content is known that has this one, of this image's repository.
+    Compare(ImageName, Digest),
     /// Write the release to the pod.
     Release {
         /// Which pod.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::event::{Ask, Flow};
 use super::handover::{Handover, Kept};
-use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::outcome::Failure;
 use crate::time::Now;
@@ -46,8 +45,6 @@ pub(super) struct Image {
     pub(super) is_refreshed: bool,
     /// The kubelet is to pull it, or does.
     pub(super) handover: Option<Box<Handover>>,
-    /// What the last try of the agent that brought something has brought.
-    pub(super) brought: Option<Digest>,
     /// When the last hand-over ended.
     pub(super) handed_back: Option<Duration>,
     /// A try that the registry has refused, and that is not remembered yet: a hand-over may follow.

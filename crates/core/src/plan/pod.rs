@@ -9,6 +9,7 @@ use super::event::{Action, Answer, Silence};
 use super::image::Image;
 use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
+use super::runs::Contents;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
@@ -57,6 +58,8 @@ pub(super) struct Pod {
     pub(super) found_released: Option<Duration>,
     /// What the kubelet has pulled for it unseen: only its status says so.
     pub(super) pulled: Vec<(ImageName, Digest)>,
+    /// What its containers run that were released with something else.
+    pub(super) contents: Contents,
     /// When what has become of the release may be written; none while that is under way.
     pub(super) settle_at: Option<Duration>,
 }
@@ -83,6 +86,7 @@ impl Pod {
             settle_failures: 0,
             found_released,
             pulled: Vec::new(),
+            contents: Contents::new(),
             settle_at: Some(Duration::ZERO),
         }
     }
@@ -106,6 +110,7 @@ impl Pod {
             }
             self.released = theirs;
         }
+        self.contents.retain(|runs, _| pod.runs(runs));
         let before = self.gate_state();
         self.seen = pod;
         self.note_gate_change(before, now);

@@ -1,14 +1,16 @@
 //! What becomes of a pod's release: a container that was left to the kubelet starts from what that has
-//! pulled, or from the copy, or not at all; one that starts again starts from what the name points to by then. What the
-//! pod's annotation says follows.
+//! pulled, or from the copy, or not at all; one that starts again starts from what the name points to by then (`runs`).
+//! What the pod's annotation says follows.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::event::Action;
 use super::image::Image;
 use super::pod::Pod;
+use super::runs;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
@@ -148,6 +150,7 @@ impl Pod {
         if self.seen.terminated || !released.opens() || self.seen.is_unheld() {
             return None;
         }
+        let mut contents = mem::take(&mut self.contents);
         let mut settled = released.clone();
         let mut pulled = Vec::new();
         for container in &self.seen.containers {
@@ -168,15 +171,24 @@ impl Pod {
             let start = self.seen.starts.get(&container.name);
             let before = given.outcome;
             if let Some(start) = start.filter(|start| self.tells(start, before, image, now)) {
-                if let Some(brought) = image.and_then(|image| image.brought.as_ref())
-                    && let Some(fresh) = given.overtaken(start, brought, now.wall)
+                let known = container.image.as_ref().ok();
+                let known = known.and_then(|name| knowledge.of_name(name));
+                if let Some(confirmed) = known.and_then(|known| known.facts.confirmed.as_ref())
+                    && let Some(fresh) = given.overtaken(start, confirmed)
                 {
                     *given = fresh;
                     continue;
                 }
                 self.apply(&container.name, given, start, now);
                 if let Ok(name) = &container.image {
-                    self.see_running(given, start, name, knowledge);
+                    runs::see(&mut contents, given, start, name, knowledge);
+                    if given.runs.is_some()
+                        && given.rollout.is_none()
+                        && self.seen.rollout().is_some()
+                    {
+                        // It was the first of its rollout.
+                        given.rollout.clone_from(&given.digest);
+                    }
                 }
                 // Anybody may have written a release that the agent did not decide.
                 if self.decided.is_some()
@@ -188,6 +200,7 @@ impl Pod {
                 }
             }
         }
+        self.contents = contents;
         if settled == *released {
             return None;
         }
@@ -238,39 +251,6 @@ impl Pod {
             *given = before.clone();
         } else if let Some(settled) = given.settled(start, now.wall) {
             *given = settled;
-        }
-    }
-
-    /// A container that was released like this has this status: that it runs something else, if the name had been moved
-    /// to that when it started, or started again. The same image can have several digests, so the status alone says
-    /// little.
-    fn see_running(
-        &self,
-        given: &mut ContainerRelease,
-        start: &Start,
-        name: &ImageName,
-        knowledge: &Knowledge,
-    ) {
-        let Start::Started {
-            digest: Some(digest),
-            since: Some(since),
-        } = start
-        else {
-            return;
-        };
-        if !given.has_copy() {
-            return;
-        }
-        let known = knowledge.of_name(name);
-        let moved = known.and_then(|known| known.facts.confirmed_at(digest));
-        if given.digest.as_ref() == Some(digest) {
-            given.runs = None;
-        } else if moved.is_some_and(|moved| moved.as_second() <= since.as_second()) {
-            given.runs = Some(digest.clone());
-            if self.seen.rollout().is_some() && given.rollout.is_none() {
-                // It was the first of its rollout.
-                given.rollout.clone_from(&given.digest);
-            }
         }
     }
 

@@ -11,6 +11,7 @@ mod privacy;
 mod refresh;
 mod repeat;
 mod report;
+mod runs;
 mod same;
 mod time;
 mod turns;

@@ -14,7 +14,7 @@ use super::wait::{Cause, has_spoken};
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::{Failure, FailureClass};
-use crate::record::{Facts, LocalCopy, Try, TryResult};
+use crate::record::{Facts, LocalCopy, Try};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence, Terms, has_to_ask};
 
@@ -68,9 +68,6 @@ impl Planner {
             evidence: &evidence,
             is_good: is_for(round) && (is_shared || began >= round.since),
         };
-        if evidence.result == TryResult::Fresh {
-            image.brought = evidence.copy.digest().cloned();
-        }
         let asked = attempt.asks();
         let was_shared = attempt.is_cut || attempt.stalled.is_some();
         let had_answer = attempt.has_answer();

@@ -69,7 +69,7 @@ impl Pod {
             unseen: None,
         });
         for container in &self.seen.containers {
-            let Some(Start::Started { digest, since }) = self.seen.starts.get(&container.name)
+            let Some(Start::Started { digest, since, .. }) = self.seen.starts.get(&container.name)
             else {
                 continue;
             };

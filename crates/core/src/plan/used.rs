@@ -24,6 +24,7 @@ pub(super) fn images<'a>(
             if let Some(Start::Started {
                 digest: Some(digest),
                 since,
+                ..
             }) = start
             {
                 let longest = used.runs.entry(digest.clone()).or_default();

@@ -48,6 +48,12 @@ impl World {
                 self.prove(&image, &answer.after);
                 self.tell(Seen::Inspected(image, answer.after))
             }
+            Action::Compare(_, digest) => {
+                let copies = [&answer.before, &answer.after];
+                let digests = copies.into_iter().filter_map(|copy| copy.digest().cloned());
+                let digests = digests.collect();
+                self.tell(Seen::Compared(digest, digests))
+            }
             Action::Release { pod, release, .. } => self.written(&pod, release, answer.sent, false),
             Action::Rewrite(pod, release) => self.written(&pod, release, answer.sent, true),
             Action::Settle(id, release) => {

@@ -36,7 +36,7 @@ impl Kind {
     pub(super) fn is_of(self, action: &Action) -> bool {
         match self {
             Self::Try => matches!(action, Action::Try { .. }),
-            Self::Look => matches!(action, Action::Inspect(_)),
+            Self::Look => matches!(action, Action::Inspect(_) | Action::Compare(..)),
             Self::Release => matches!(
                 action,
                 Action::Release { .. } | Action::Rewrite(..) | Action::Settle(..)
@@ -163,9 +163,10 @@ pub(super) fn starts() -> impl Strategy<Value = Start> {
         failure().prop_map(Start::Wanting),
         failure().prop_map(Start::Behind),
         // Of an image volume, the kubelet says nothing.
-        (0..3_u8, any::<bool>()).prop_map(|(n, runs)| Start::Started {
+        (0..3_u8, any::<bool>(), any::<bool>()).prop_map(|(n, runs, again)| Start::Started {
             digest: (n > 0).then(|| digest(n)),
             since: runs.then_some(Timestamp::UNIX_EPOCH),
+            again,
         }),
     ]
 }

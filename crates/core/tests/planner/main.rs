@@ -190,13 +190,17 @@ impl World {
                     prop_assert!(
                         now.is_none_or(|now| now.containers.len() == release.containers.len())
                     );
+                    let mut given = release.containers.values();
+                    prop_assert!(
+                        given.all(|given| given.runs.is_none() || given.runs != given.digest)
+                    );
                     self.under_way.push(action);
                 }
                 Action::Cut { attempt, .. } => {
                     let runs = |other: &Action| matches!(other, Action::Try { attempt: id, .. } if id == attempt);
                     prop_assert!(self.under_way.iter().any(runs), "{attempt} does not run");
                 }
-                Action::Inspect(_) => self.under_way.push(action),
+                Action::Inspect(_) | Action::Compare(..) => self.under_way.push(action),
                 Action::Progress(pod, _) => {
                     prop_assert!(self.is_held(pod), "{pod:?} waits for nothing");
                     self.tell(Seen::Showed(pod.clone()))?;

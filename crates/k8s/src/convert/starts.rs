@@ -124,6 +124,7 @@ fn of_volume(users: &[Option<Start>], mounted: Option<Digest>) -> Option<Start> 
     let started = Start::Started {
         digest: mounted,
         since: since.max(),
+        again: known().any(|start| matches!(start, Start::Started { again: true, .. })),
     };
     (!users.contains(&None)).then_some(started)
 }
@@ -166,6 +167,7 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
     Some(Start::Started {
         digest: digest(&status.image_id),
         since: runs.map(|since| since.0),
+        again: status.restart_count > 0,
     })
 }
 

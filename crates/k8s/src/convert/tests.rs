@@ -240,6 +240,7 @@ fn a_pod_that_is_to_have_no_gate_starts_without_one() {
     let started = Start::Started {
         digest: format!("sha256:{}", "ab".repeat(32)).parse().ok(),
         since: "2026-01-01T12:00:03Z".parse().ok(),
+        again: false,
     };
     assert_eq!(unheld.starts, [("main".to_owned(), started)].into());
     let removed = read(keys::GATED_VALUE, json!([]));

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::Value;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::usage::Usage;
@@ -109,9 +107,7 @@ impl World<'_> {
     }
 }
 
-/// Whether the container runs the digest that its release names, if it names one. If it names none that was seen since, a
-/// container that has started again after it, after a crash or beside a gate that opened with the same release, may run
-/// something newer that nobody has confirmed yet (docs/limits.md, "What the pod reports").
+/// Whether the container runs the digest that its release names, if it names one.
 fn is_true(pod: &Pod) -> bool {
     let Some(release) = release(pod) else {
         // A gate without an answer.
@@ -122,27 +118,7 @@ fn is_true(pod: &Pod) -> bool {
     let image = image_id(pod).unwrap_or_default();
     // What becomes of a hand-over is written yet.
     let is_decided = app["outcome"] != "handed-over";
-    is_decided
-        && match (runs, given) {
-            (Some(digest), _) => image.ends_with(digest),
-            (None, Some(digest)) => image.ends_with(digest) || has_started_again(pod, &release),
-            (None, None) => true,
-        }
-}
-
-/// Whether the container has ended and started again since this release was written.
-fn has_started_again(pod: &Pod, release: &Value) -> bool {
-    let given: Option<Timestamp> = release["time"].as_str().and_then(|time| time.parse().ok());
-    given
-        .zip(ended(pod))
-        .is_some_and(|(given, ended)| given < ended)
-}
-
-/// When the container's run before this one ended.
-fn ended(pod: &Pod) -> Option<Timestamp> {
-    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
-    let before = status.last_state.as_ref()?.terminated.as_ref()?;
-    before.finished_at.as_ref().map(|time| time.0)
+    is_decided && runs.or(given).is_none_or(|digest| image.ends_with(digest))
 }
 
 fn outcome(pod: &Pod) -> Option<String> {

@@ -1,5 +1,6 @@
 //! What the planner wants, carried out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -49,6 +50,14 @@ impl<R: ImageRuntime> Loop<R> {
             Action::Inspect(image) => self.begin(async move {
                 let copy = prove(&*runtime, &image).await;
                 Came::Heard(Event::Inspected(image, copy))
+            }),
+            Action::Compare(image, digest) => self.begin(async move {
+                let by_digest = format!("{}@{digest}", image.repository()).parse();
+                let digests = match by_digest {
+                    Ok(by_digest) => runtime.digests(&by_digest).await.unwrap_or_default(),
+                    Err(_) => BTreeSet::new(),
+                };
+                Came::Heard(Event::Compared(digest, digests))
             }),
             Action::Release {
                 pod,

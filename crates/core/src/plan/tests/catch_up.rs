@@ -272,7 +272,11 @@ fn a_container_that_starts_after_the_pull_has_ended_runs_what_it_brought() {
     open.gate = GateState::Open;
     let digest = Some(digest("2"));
     let since = None;
-    let runs = Start::Started { digest, since };
+    let runs = Start::Started {
+        digest,
+        since,
+        again: false,
+    };
     open.starts.insert("app".into(), runs);
     let actions = world.see(&open);
     let [Action::Settle(_, release)] = actions.as_slice() else {

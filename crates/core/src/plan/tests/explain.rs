@@ -289,6 +289,7 @@ fn who_waits_and_who_runs_is_listed_and_nothing_changes() {
     let started = Start::Started {
         digest: Some(digest("1")),
         since: Some(world.now().wall),
+        again: false,
     };
     runs.starts = [("app".to_owned(), started)].into();
     world.see(&runs);

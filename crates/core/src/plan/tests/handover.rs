@@ -157,6 +157,7 @@ fn a_container_that_starts_before_the_end_of_its_hand_over_is_seen_waits_for_tha
             Start::Started {
                 digest,
                 since: None,
+                again: false,
             },
         );
         // Nobody needs the name to be away any more.
@@ -639,6 +640,7 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     let runs = Start::Started {
         digest: Some(digest("2")),
         since: None,
+        again: false,
     };
     started.starts.insert("app".into(), runs);
     let actions = world.see(&started);
@@ -809,6 +811,7 @@ fn a_pull_that_ends_well_after_all_is_told() {
         Start::Started {
             digest: Some(digest("2")),
             since: None,
+            again: false,
         },
     );
     let actions = world.see(&started);
@@ -898,6 +901,7 @@ fn nothing_is_learned_from_a_release_that_the_agent_has_not_written() {
         Start::Started {
             digest,
             since: None,
+            again: false,
         },
     );
     let records = world.records.len();

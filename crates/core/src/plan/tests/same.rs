@@ -40,6 +40,7 @@ fn runs(world: &mut World, mut pod: GatedPod, actions: &[Action], copy: &str) ->
     let started = Start::Started {
         digest: Some(digest(copy)),
         since: None,
+        again: false,
     };
     pod.starts.insert("app".into(), started);
     world.see(&pod);
@@ -368,6 +369,7 @@ fn a_restart_in_place_moves_no_name() {
         let start = Start::Started {
             digest: Some(digest("1")),
             since: Some(world.now().wall),
+            again: false,
         };
         pod.starts.insert("app".into(), start);
         assert_eq!(world.see(&pod), []);
@@ -386,6 +388,7 @@ fn a_pod_without_a_gate_counts_and_gets_nothing_of_it() {
     let start = Start::Started {
         digest: Some(digest("1")),
         since: Some(world.now().wall),
+        again: false,
     };
     pod.starts.insert("app".into(), start);
     let actions = world.see(&pod);
@@ -410,31 +413,29 @@ fn a_pod_without_a_gate_counts_and_gets_nothing_of_it() {
     assert_eq!(outcome(&world.inspected(&usable("1"))), Outcome::Same);
 }
 
+/// The first of a rollout, which restarts after its name was moved.
 #[test]
-fn a_container_that_starts_or_restarts_from_another_digest_is_reported_once() {
+fn a_container_that_leaves_its_rollouts_digest_is_reported_once() {
     let mut world = World::new();
     let mut pod = first(&mut world, "1");
+    moved(&mut world, "2");
     let started = |copy: &str, world: &World| Start::Started {
         digest: Some(digest(copy)),
-        since: Timestamp::from_second(world.now().wall.as_second()).ok(),
+        since: Some(world.now().wall),
+        again: true,
     };
-    // It has run since before the name was moved: the image has this digest as well.
     pod.starts.insert("app".into(), started("2", &world));
-    world.wait(Duration::from_secs(10));
-    moved(&mut world, "2");
-    assert_eq!(world.see(&pod), []);
-    pod.starts.insert("app".into(), started("2", &world));
-    let actions = world.see(&pod);
+    let [Action::Compare(_, runs)] = &world.see(&pod)[..] else {
+        panic!("it is not compared");
+    };
+    let actions = world.handle(Event::Compared(runs.clone(), [digest("2")].into()));
     let [Action::Settle(id, release)] = actions.as_slice() else {
         panic!("{actions:?}");
     };
     let given = &release.containers["app"];
-    assert_eq!(given.outcome, Outcome::Fresh);
     assert_eq!(given.digest, Some(digest("1")));
     assert_eq!(given.runs, Some(digest("2")));
     assert!(given.is_other());
-    let words = given.describe(world.now().wall);
-    assert!(words.contains("was started from sha256:2"), "{words}");
     let settled = Event::Settled(id.clone(), release.clone(), Written::Done);
     assert_eq!(world.handle(settled), []);
     pod.released = Some(release.clone());
@@ -445,71 +446,6 @@ fn a_container_that_starts_or_restarts_from_another_digest_is_reported_once() {
         panic!("{actions:?}");
     };
     assert!(!release.containers["app"].is_other());
-}
-
-/// The node has rebooted, and the gate has opened at once with the release that it had; or a container has ended.
-#[test]
-fn a_pod_that_starts_again_says_what_it_runs_by_then() {
-    for outcome in [Outcome::Fresh, Outcome::Fallback] {
-        let mut world = World::new();
-        let mut pod = released("pod", outcome, &world);
-        pod.settings.same_digest = false;
-        pod.revision = None;
-        world.handle(Event::Listed(vec![pod.clone()]));
-        world.wait(Duration::from_secs(10));
-        moved(&mut world, "2");
-        let since = Timestamp::from_second(world.now().wall.as_second()).ok();
-        let started = Start::Started {
-            digest: Some(digest("2")),
-            since,
-        };
-        pod.starts.insert("app".into(), started);
-        let actions = world.see(&pod);
-        let [Action::Settle(_, release)] = actions.as_slice() else {
-            panic!("{actions:?}");
-        };
-        let given = &release.containers["app"];
-        assert_eq!(
-            given.runs.as_ref().or(given.digest.as_ref()),
-            Some(&digest("2"))
-        );
-        assert!(!given.is_other() && !given.runs_fallback());
-        // What a pod fell back to is told; otherwise nobody has to look.
-        let before = pod.released.as_ref().unwrap().containers.get("app");
-        assert_eq!(given.is_news_after(before), outcome == Outcome::Fallback);
-    }
-}
-
-/// Who has brought what it runs by then was an earlier run of the agent.
-#[test]
-fn a_pod_that_fell_back_and_starts_again_from_what_was_confirmed_runs_no_fallback() {
-    let mut world = World::new();
-    let confirmed = Some(confirmation("2"));
-    world.learn(&[written_down(image(), confirmed, false)]);
-    let mut pod = released("pod", Outcome::Fallback, &world);
-    pod.settings.same_digest = false;
-    world.handle(Event::Listed(vec![pod.clone()]));
-    assert_eq!(world.node_images()[0].pods_from_cache, 1);
-    world.wait(Duration::from_secs(10));
-    pod.starts.insert(
-        "app".into(),
-        Start::Started {
-            digest: Some(digest("2")),
-            since: Some(world.now().wall),
-        },
-    );
-    let actions = world.see(&pod);
-    let [Action::Settle(id, release)] = actions.as_slice() else {
-        panic!("{actions:?}");
-    };
-    let given = &release.containers["app"];
-    assert_eq!(given.outcome, Outcome::Fallback);
-    assert_eq!(given.runs, Some(digest("2")));
-    assert!(!given.runs_fallback() && !given.is_other());
-    let before = pod.released.as_ref().unwrap().containers.get("app");
-    assert!(!given.is_news_after(before));
-    world.handle(Event::Settled(id.clone(), release.clone(), Written::Done));
-    assert_eq!(world.node_images()[0].pods_from_cache, 0);
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn without_a_copy_it_tries_again_and_then_leaves_the_pod_to_the_kubelet() {
                 | Action::Overruled(..)
                 | Action::Unanswered(..)
                 | Action::Record(_)
+                | Action::Compare(..)
                 | Action::Unseen(..)
                 | Action::Cut { .. }
                 | Action::TakeAway { .. }
@@ -272,6 +273,7 @@ fn containerd_being_down_neither_hands_out_a_copy_nor_holds_a_pod_for_ever() {
                 | Action::Overruled(..)
                 | Action::Unanswered(..)
                 | Action::Record(_)
+                | Action::Compare(..)
                 | Action::Unseen(..)
                 | Action::Cut { .. }
                 | Action::TakeAway { .. }

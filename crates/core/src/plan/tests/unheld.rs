@@ -20,6 +20,7 @@ fn runs(mut pod: GatedPod, copy: &str, world: &World) -> GatedPod {
     let start = Start::Started {
         digest: Some(digest(copy)),
         since: Some(world.now().wall),
+        again: false,
     };
     pod.starts.insert("app".into(), start);
     pod

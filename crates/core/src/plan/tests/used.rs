@@ -23,6 +23,7 @@ fn what_pods_wait_for_and_run_is_used_until_they_end() {
     let runs = Start::Started {
         digest: Some(digest("1")),
         since,
+        again: false,
     };
     app.starts.insert("app".into(), runs);
     world.see(&app);

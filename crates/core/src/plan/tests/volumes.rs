@@ -19,6 +19,7 @@ fn mounts(mut pod: GatedPod, world: &World) -> GatedPod {
     let start = Start::Started {
         digest: None,
         since: Some(world.now().wall),
+        again: false,
     };
     pod.starts.insert(VOLUME.into(), start);
     pod

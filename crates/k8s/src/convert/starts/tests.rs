@@ -80,7 +80,14 @@ fn the_first_that_has_not_started_is_next() {
     let starts = pod(&json!([]), &runs).starts;
     let digest = format!("sha256:{}", "ab".repeat(32)).parse().ok();
     let since = OPENED.parse().ok();
-    assert_eq!(starts.get("one"), Some(&Start::Started { digest, since }));
+    assert_eq!(
+        starts.get("one"),
+        Some(&Start::Started {
+            digest,
+            since,
+            again: false
+        })
+    );
     assert_eq!(starts.get("two"), Some(&Start::Next));
 }
 

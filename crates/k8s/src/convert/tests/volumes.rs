@@ -69,6 +69,7 @@ fn started(digest: Option<&str>, since: &str) -> Start {
     Start::Started {
         digest: digest.map(|digest| format!("sha256:{}", digest.repeat(32)).parse().unwrap()),
         since: since.parse().ok(),
+        again: false,
     }
 }
 
@@ -143,7 +144,8 @@ fn a_volume_has_started_when_all_that_mount_it_have() {
         volume,
         Some(Start::Started {
             digest: None,
-            since
+            since,
+            again: false,
         })
     );
 }
