@@ -6,6 +6,7 @@
 //! chosen.
 
 mod act;
+mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use trylatest_core::record::Try;
 use trylatest_core::release::Release;
 use trylatest_k8s::{PodChange, WatchError};
 
+use self::refusals::Refusals;
 use super::api::{Api, words};
 use super::aside;
 use super::gates;
@@ -139,6 +141,7 @@ struct Loop<R> {
     is_well: bool,
     /// Registries that are not asked for each pod.
     open: BTreeSet<String>,
+    refusals: Refusals,
     /// From when on the node's report may be put together again.
     report_at: Instant,
 }
@@ -153,18 +156,7 @@ impl<R: ImageRuntime> Pods<R> {
         let mut changes = std::pin::pin!(changes);
         let overflows = self.metrics.calls.overflows(Channel::Moved);
         let (sender, mut moved) = offers::channel(MOVED_MAX, overflows);
-        let mut running = Loop {
-            own: self,
-            under_way: FuturesUnordered::new(),
-            moved: sender,
-            telling: 0,
-            asked: 0,
-            cuts: HashMap::new(),
-            away: HashMap::new(),
-            is_well: false,
-            open: BTreeSet::new(),
-            report_at: Instant::now(),
-        };
+        let mut running = Loop::new(self, sender);
         let runtime = Arc::clone(&running.own.runtime);
         let state_dir = running.own.history.folder().to_owned();
         running.begin(async move {
@@ -234,6 +226,22 @@ impl<R: ImageRuntime> Pods<R> {
 }
 
 impl<R: ImageRuntime> Loop<R> {
+    fn new(own: Pods<R>, moved: Offers<Moved>) -> Self {
+        Self {
+            own,
+            under_way: FuturesUnordered::new(),
+            moved,
+            telling: 0,
+            asked: 0,
+            cuts: HashMap::new(),
+            away: HashMap::new(),
+            is_well: false,
+            open: BTreeSet::new(),
+            refusals: Refusals::default(),
+            report_at: Instant::now(),
+        }
+    }
+
     /// Tells the planner, and carries out what it wants.
     async fn handle(&mut self, event: Event) {
         let now = self.own.clock.now();
@@ -291,6 +299,7 @@ impl<R: ImageRuntime> Loop<R> {
                 for pod in &mut pods {
                     self.look_at_gate(pod);
                 }
+                self.refusals.retain(&pods);
                 info!(pods = pods.len(), "watching this node's TryLatest pods");
                 self.own.health.set_watching();
                 self.own.health.set_interrupted(false);
@@ -301,7 +310,10 @@ impl<R: ImageRuntime> Loop<R> {
                 self.own.health.set_interrupted(false);
                 Some(Event::Seen(pod))
             }
-            Ok(PodChange::Gone(uid)) => Some(Event::Gone(uid)),
+            Ok(PodChange::Gone(uid)) => {
+                self.refusals.forget(&uid);
+                Some(Event::Gone(uid))
+            }
             Err(error) => {
                 self.own.metrics.calls.watch_failed();
                 self.own.health.set_interrupted(true);
@@ -425,7 +437,8 @@ impl<R: ImageRuntime> Loop<R> {
                 "released"
             );
         }
-        self.tell_release(pod, release, None);
+        let before = self.refusals.told_before(&pod.uid, release);
+        self.tell_release(pod, release, before);
     }
 
     /// Tells the pod's owner, where it is not as `before`.

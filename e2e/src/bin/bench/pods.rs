@@ -1,9 +1,10 @@
 //! Pods that are made at once, measured until the last one runs, and removed again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use trylatest_e2e::cluster::wait;
@@ -12,8 +13,19 @@ use trylatest_e2e::testimage;
 use trylatest_e2e::workload::{PodSpec, is_running};
 
 use super::report::Round;
-use super::restart::{fell_back, unanswered};
+use super::restart::{fell_back, unanswered, why_fell_back};
 use super::{Bench, GONE, HOLD_NONE, NEVER, WITH_INIT, private};
+
+/// Why pods fell back, with how many did for that.
+fn say_why(pods: &[Pod]) {
+    let mut whys: BTreeMap<String, usize> = BTreeMap::new();
+    for why in pods.iter().filter_map(why_fell_back) {
+        *whys.entry(why).or_default() += 1;
+    }
+    for (why, pods) in whys {
+        eprintln!("{pods} of them fell back: {why}");
+    }
+}
 
 impl Bench {
     /// Pods of one image; see [`Bench::pods_of`].
@@ -61,6 +73,7 @@ impl Bench {
             Err(error) => return Err(error),
         };
         let last = ran.as_deref().unwrap_or_default();
+        say_why(last);
         Ok(Round {
             took: ran.is_some().then_some(took),
             pods: names.len(),

@@ -255,5 +255,13 @@ fn last_line(text: &str) -> &str {
 
 /// Whether the pod runs the copy that it fell back to.
 pub(crate) fn fell_back(pod: &Pod) -> bool {
-    release(pod).is_some_and(|release| release["containers"]["app"]["outcome"] == "fallback")
+    why_fell_back(pod).is_some()
+}
+
+/// The class of the failure and its message.
+pub(crate) fn why_fell_back(pod: &Pod) -> Option<String> {
+    let release = release(pod)?;
+    let app = &release["containers"]["app"];
+    let word = |key: &str| app[key].as_str().unwrap_or_default().to_owned();
+    (app["outcome"] == "fallback").then(|| format!("{}: {}", word("class"), word("message")))
 }
