@@ -73,6 +73,8 @@ struct State {
     /// How many images were made here.
     made: u32,
     down: bool,
+    /// How long a look at a pull takes.
+    look: Duration,
     /// Names that cannot be written, and how often that was tried.
     refused: HashMap<String, usize>,
     version: &'static str,
@@ -149,6 +151,7 @@ impl FakeContainerd {
             pulls: HashMap::new(),
             made: 0,
             down: false,
+            look: Duration::ZERO,
             refused: HashMap::new(),
             version: "v2.4.2",
             events: broadcast::Sender::new(EVENTS),
@@ -303,6 +306,11 @@ impl FakeContainerd {
     /// Says that it is this version of containerd.
     pub fn set_version(&self, version: &'static str) {
         locked(&self.state).version = version;
+    }
+
+    /// Makes each look at a pull take so long, as on a busy node.
+    pub fn look_takes(&self, time: Duration) {
+        locked(&self.state).look = time;
     }
 
     /// Makes every call fail, or work again. Going down ends all streams of events.

@@ -179,6 +179,8 @@ impl ImageRuntime for FakeContainerd {
     }
 
     async fn movement(&self, image: &ImageName) -> Result<Movement, RuntimeError> {
+        let look = self.up("looking at a pull")?.look;
+        tokio::time::sleep(look).await;
         let state = self.up("looking at a pull")?;
         let Some(pulls) = state.pulls.get(image).filter(|pulls| pulls.running > 0) else {
             return Ok(Movement::default());

@@ -323,6 +323,22 @@ async fn a_shared_layer_that_is_gone_does_not_stop_a_moved_tag() {
     assert!(ended.evidence.healed.is_some());
 }
 
+/// A pull may stand still for so much longer, and no longer than twice the deadline.
+#[tokio::test(start_paused = true)]
+async fn a_busy_containerd_is_given_more_time() {
+    for (look, more) in [(5, 100), (100, 2000), (2000, 5000)] {
+        let node = moved_tag();
+        node.look_takes(Duration::from_millis(look));
+        node.answer(&image(), Answer::Hang);
+        let (_, heard) = cut_after(&node, Duration::from_secs(30)).await;
+        let stalled = heard.iter().find(|(_, flow)| flow.still >= STALL);
+        let late = stalled.unwrap().0.checked_sub(STALL).unwrap();
+        let more = Duration::from_millis(more);
+        assert!(late >= more, "{look}: {late:?}");
+        assert!(late <= more + LOOK_AT_STALLED_EVERY, "{look}: {late:?}");
+    }
+}
+
 #[test]
 fn looks_that_take_long_are_rarer_and_in_time() {
     for (took, pause) in [
