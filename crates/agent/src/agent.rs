@@ -9,7 +9,7 @@
 //! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics, the report |
-//! | [`http::serve_socket`] | requests over a Unix socket | the index; questions to the planner ([`questions`]) |
+//! | [`http::serve_socket`] | requests over a Unix socket | the index; questions and reports to the planner ([`questions`]) |
 //!
 //! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
 //! it again. After SIGTERM the agent is unready at once, takes no new pod, writes the releases that
@@ -18,6 +18,7 @@
 mod api;
 mod aside;
 mod attempt;
+mod by_hand;
 mod config;
 #[cfg(test)]
 mod day;
@@ -70,7 +71,7 @@ use self::config::ConfigFile;
 use self::health::Health;
 use self::history::History;
 use self::http::Shown;
-pub(crate) use self::http::{OF_IMAGE, OF_POD, SOCKET};
+pub(crate) use self::http::{BY_HAND, OF_IMAGE, OF_POD, SOCKET};
 use self::keeper::{Keeper, Waiting};
 use self::leave::Leaver;
 use self::metrics::Channel;

@@ -68,9 +68,9 @@ pub enum Command {
     /// a copy is here that may be used. Without a copy it goes on as long as bytes arrive.
     ///
     /// The pull has no credentials. If it cannot be used, the image's name points to the copy that was here. Where
-    /// an agent runs, its memory is read and not written: until its own next try, it takes what this command has pulled
-    /// for a copy that was never confirmed, which a pod with a max-age may not use in an outage. Where none runs, the
-    /// try is remembered in the state folder, so that a later --max-age knows how old the copy is.
+    /// an agent runs, a pull that has ended well is reported to it, and counts like a try of its own. Where none runs, the
+    /// try is remembered in the state folder, so that a later --max-age, or the next agent, knows how old the copy is. If
+    /// neither works, a line on stderr says so; the exit code stays.
     #[command(
         after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes: 0 \
                             fresh (new content was pulled) or unchanged (the tag still points to the copy); 3 fallback (the \
@@ -98,6 +98,8 @@ pub enum Command {
     ///
     /// Nothing is changed either while the kubelet pulls the image with a pod's credentials, or while containers, even
     /// exited ones, run from the copy. Lower layers that others use stay as they are, and the command says how many.
+    ///
+    /// What the registry answers is reported to the running agent, as by `pull`.
     Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
@@ -447,7 +449,8 @@ pub struct RepairArgs {
     #[arg(long)]
     pub download: bool,
 
-    /// The agent's state folder: only one command at a time changes names on a node
+    /// The agent's state folder: only one command at a time changes names on a node, and what it has pulled is
+    /// remembered there
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
 

@@ -26,7 +26,7 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<()> {
     let records = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(read(state_dir))?;
+        .block_on(remembered(state_dir))?;
     let text = match output {
         Output::Json => serde_json::to_string_pretty(&records)?,
         Output::Table => table(&records, clock::wall()),
@@ -34,27 +34,13 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<()> {
     crate::printed(format!("{text}\n").as_bytes())
 }
 
-/// What is remembered, and by whom.
-pub(crate) struct Remembered {
-    pub(crate) records: Vec<ImageRecord>,
-    /// Whether an agent runs, which has said so; otherwise it was read from its file.
-    pub(crate) by_agent: bool,
-}
-
-async fn read(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
-    Ok(remembered(state_dir).await?.records)
-}
-
 /// What the agent remembers, or an earlier one has left.
 ///
 /// # Errors
 /// There is no index, or it cannot be read.
-pub(crate) async fn remembered(state_dir: &Path) -> anyhow::Result<Remembered> {
+pub(crate) async fn remembered(state_dir: &Path) -> anyhow::Result<Vec<ImageRecord>> {
     match ask(state_dir, "/images").await? {
-        Asked::Answered(StatusCode::OK, body) => Ok(Remembered {
-            records: serde_json::from_slice(&body)?,
-            by_agent: true,
-        }),
+        Asked::Answered(StatusCode::OK, body) => Ok(serde_json::from_slice(&body)?),
         Asked::Answered(_, body) => bail!("{}", Asked::text(&body)),
         Asked::NoAgent => {
             let path = state_dir.join(INDEX);
@@ -63,10 +49,7 @@ pub(crate) async fn remembered(state_dir: &Path) -> anyhow::Result<Remembered> {
                 let (socket, path) = (socket.display(), path.display());
                 format!("no agent answers at {socket}, so reading {path}")
             })?;
-            Ok(Remembered {
-                records: index.all(clock::wall())?,
-                by_agent: false,
-            })
+            Ok(index.all(clock::wall())?)
         }
     }
 }
@@ -128,6 +111,7 @@ fn rolled_back(facts: &Facts, now: Timestamp) -> String {
 fn by(tried: &Try) -> &'static str {
     match tried.pulled_for {
         Some(_) => "kubelet",
+        None if tried.by_hand => "hand",
         None => "agent",
     }
 }
@@ -169,6 +153,7 @@ mod tests {
                 copy_unknown: false,
                 pulled_for: None,
                 refused: false,
+                by_hand: false,
             }],
             week: Week {
                 tries: 3,

@@ -26,6 +26,7 @@ pub mod gate;
 pub mod images;
 mod node;
 pub mod pull;
+mod remember;
 pub mod repair;
 pub mod rollback;
 mod shown;

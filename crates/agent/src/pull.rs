@@ -1,8 +1,8 @@
 //! `trylatest pull`: one try by hand, with the agent's own decision about its end.
 //!
-//! It needs containerd and nothing else. Where an agent runs, it reads what that remembers, and leaves its index
-//! alone; the agent's own tries go on beside it. Where none runs, it writes its try to the index, so that the next
-//! one knows how old the copy is.
+//! It needs containerd and nothing else. Where an agent runs, it reads what that remembers, and reports to it what the
+//! registry has confirmed; the agent's own tries go on beside it. Where none runs, it writes its try to the index, so
+//! that the next one knows how old the copy is.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,13 +25,13 @@ use trylatest_core::rules::{Rule, Rules, Source};
 use trylatest_core::text;
 use trylatest_core::time::short_age;
 use trylatest_core::verdict::{CachedCopy, Evidence, Terms, judge, settle};
-use trylatest_index::{Index, OpenError};
 
-use crate::agent::{INDEX, PullLimits, SOCKET, attempt, offers};
+use crate::agent::{PullLimits, attempt, offers};
 use crate::args::{PullOnceArgs, TextOrJson};
 use crate::clock::{self, Clock};
-use crate::images::{Remembered, remembered};
+use crate::images::remembered;
 use crate::node::on_containerd;
+use crate::remember::remember;
 use crate::shown::Bar;
 use crate::turn;
 use crate::undo::Undo;
@@ -83,9 +83,7 @@ pub fn run(args: PullOnceArgs) -> anyhow::Result<ExitCode> {
         };
         let (tried, pulled) =
             Box::pin(order.pull(node, limits, &mut Bar::on_stderr(), stop)).await?;
-        if memory.writes {
-            remember(&state_dir, &tried, rules.max_age.is_some());
-        }
+        remember(&state_dir, tried).await;
         Ok(pulled)
     })?;
     let text = match output {
@@ -123,47 +121,23 @@ struct Memory {
     facts: Facts,
     /// Why nothing can be known.
     unknown: Option<String>,
-    /// Nobody else writes down what tries have shown.
-    writes: bool,
 }
 
 impl Memory {
     async fn of(state_dir: &Path, image: &ImageName) -> Self {
-        // An agent that runs without an index is none of this command's business.
-        let is_first = [INDEX, SOCKET]
-            .iter()
-            .all(|file| !state_dir.join(file).exists());
         match remembered(state_dir).await {
-            Ok(Remembered { records, by_agent }) => {
+            Ok(records) => {
                 let record = records.into_iter().find(|record| record.image == *image);
                 Self {
                     facts: record.map(|record| record.facts).unwrap_or_default(),
                     unknown: None,
-                    writes: !by_agent,
                 }
             }
             Err(error) => Self {
                 facts: Facts::default(),
                 unknown: Some(format!("{error:#}")),
-                writes: is_first,
             },
         }
-    }
-}
-
-/// Writes the try to the index, unless an agent has it open.
-fn remember(state_dir: &Path, tried: &Try, is_needed: bool) {
-    let written = || -> anyhow::Result<()> {
-        std::fs::create_dir_all(state_dir)?;
-        match Index::open(&state_dir.join(INDEX), tried.ended()) {
-            Ok(opened) => Ok(opened.index.record(tried)?),
-            // An agent has begun meanwhile.
-            Err(OpenError::Locked { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    };
-    if let (Err(error), true) = (written(), is_needed) {
-        eprintln!("trylatest: the next --max-age will not know of this pull: {error:#}");
     }
 }
 

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use trylatest_containerd::{
@@ -17,10 +18,13 @@ use trylatest_containerd::{
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass};
+use trylatest_core::record::{Try, TryResult};
 use trylatest_core::text::{self, bytes};
 
 use crate::args::RepairArgs;
+use crate::clock::Clock;
 use crate::node::run_on_containerd;
+use crate::remember::remember;
 use crate::shown::Shown;
 use crate::turn;
 use crate::undo::{Undo, digest_of};
@@ -61,7 +65,11 @@ pub fn run(args: RepairArgs) -> anyhow::Result<()> {
             shown: &Shown::on_stderr(),
             stop,
         };
-        Box::pin(repair(node, &image, download, way)).await
+        let (said, confirmed) = Box::pin(repair(node, &image, download, way)).await?;
+        if let Some(tried) = confirmed {
+            remember(&state_dir, tried).await;
+        }
+        Ok(said)
     })
 }
 
@@ -83,21 +91,32 @@ struct Done {
     discarded: Discarded,
     /// Whether layers had to be downloaded.
     downloaded: bool,
-    /// Why the last pull has failed.
+    /// The last pull.
+    pulled: Pulled,
+}
+
+/// How a pull went.
+struct Pulled {
+    began: Timestamp,
+    took: Duration,
+    /// What the name pointed to after it, if a container can start from that.
+    digest: Option<Digest>,
+    /// Why it has failed.
     failure: Option<Failure>,
 }
 
+/// What it did, and what the registry has confirmed meanwhile.
 async fn repair(
     node: &impl ImageRuntime,
     image: &ImageName,
     download: bool,
     way: Way<'_>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<(String, Option<Try>)> {
     let change = Undo::begin(node, image).await?;
     let before = change.before().cloned();
     let done = renew(node, image, download, way).await;
     let (done, found) = change.end_after(done).await?;
-    let why = done.failure.as_ref().map(Failure::to_string);
+    let why = done.pulled.failure.as_ref().map(Failure::to_string);
     let Some(now) = found else {
         let why = why.unwrap_or_else(|| "what was pulled cannot be used".to_owned());
         if node.local(image).await? == Local::Absent {
@@ -114,7 +133,8 @@ async fn repair(
         let now = now.as_str();
         bail!("{image} points to {now}, but the last pull has failed; repeat this command ({why})");
     }
-    Ok(words(image, before.as_ref(), &now, &done))
+    let said = words(image, before.as_ref(), &now, &done);
+    Ok((said, confirmed(image, before.as_ref(), &now, &done)))
 }
 
 /// Throws away what is unpacked, and what is spoiled of the layers, and pulls. An error means that nothing was thrown
@@ -162,21 +182,64 @@ async fn renew(
     } else {
         TRIES
     };
-    let mut failure = None;
-    for again in 0..tries {
-        if again > 0 && way.stop.run_until_cancelled(sleep(PAUSE)).await.is_none() {
-            break;
-        }
-        failure = pull(node, image, way).await.err();
-        if failure.is_none() {
-            break;
-        }
-    }
     Ok(Done {
         bytes: verified.bytes,
         discarded,
         downloaded,
+        pulled: pull_again(node, image, tries, way).await,
+    })
+}
+
+/// Pulls until that works, so many times at most.
+async fn pull_again(
+    node: &impl ImageRuntime,
+    image: &ImageName,
+    tries: u32,
+    way: Way<'_>,
+) -> Pulled {
+    let clock = Clock::start();
+    let mut began = clock.now();
+    let mut failure = pull(node, image, way).await.err();
+    for _ in 1..tries {
+        let is_over = failure.is_none();
+        if is_over || way.stop.run_until_cancelled(sleep(PAUSE)).await.is_none() {
+            break;
+        }
+        began = clock.now();
+        failure = pull(node, image, way).await.err();
+    }
+    Pulled {
+        began: began.wall,
+        took: clock.now().up.saturating_sub(began.up),
+        digest: digest_of(node, image).await.ok().flatten(),
         failure,
+    }
+}
+
+/// The last pull, if the registry has said in it that the tag points to what the name points to now.
+fn confirmed(image: &ImageName, before: Option<&Digest>, now: &Digest, done: &Done) -> Option<Try> {
+    let Pulled {
+        began,
+        took,
+        digest,
+        failure,
+    } = &done.pulled;
+    let is_confirmed = failure.is_none() && digest.as_ref() == Some(now);
+    is_confirmed.then(|| Try {
+        image: image.clone(),
+        started: *began,
+        duration: *took,
+        result: if done.downloaded || before != Some(now) {
+            TryResult::Fresh
+        } else {
+            TryResult::Unchanged
+        },
+        digest: Some(now.clone()),
+        size_bytes: None,
+        copy_unknown: false,
+        pulled_for: None,
+        refused: false,
+        by_hand: true,
     })
 }
 
@@ -280,7 +343,7 @@ fn words(image: &ImageName, before: Option<&Digest>, now: &Digest, done: &Done) 
         bytes: size,
         discarded: Discarded { removed, kept, .. },
         downloaded,
-        failure,
+        pulled: Pulled { failure, .. },
     } = done;
     let matches = format!("its content ({}) matches its digests", bytes(*size));
     let how = match (failure, before) {

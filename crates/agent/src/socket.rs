@@ -1,13 +1,14 @@
-//! Asks the node's running agent, over the Unix socket that only root can open.
+//! Asks the node's running agent, and reports to it, over the Unix socket that only root can open.
 
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -40,34 +41,64 @@ impl Asked {
 /// # Errors
 /// The socket cannot be opened, or the agent does not answer in time. That no agent runs is none.
 pub(crate) async fn ask(state_dir: &Path, path: &str) -> anyhow::Result<Asked> {
+    match connect(state_dir).await? {
+        Some(agent) => {
+            let (status, body) = agent.request(Method::GET, path, Bytes::new()).await?;
+            Ok(Asked::Answered(status, body))
+        }
+        None => Ok(Asked::NoAgent),
+    }
+}
+
+/// A connection to the agent that runs, for one request.
+pub(crate) struct Agent(UnixStream);
+
+/// Connects to the agent; none if no agent runs, or not with this state folder.
+///
+/// # Errors
+/// The socket cannot be opened.
+pub(crate) async fn connect(state_dir: &Path) -> anyhow::Result<Option<Agent>> {
     let socket = state_dir.join(SOCKET);
-    let stream = match UnixStream::connect(&socket).await {
-        Ok(stream) => stream,
+    match UnixStream::connect(&socket).await {
+        Ok(stream) => Ok(Some(Agent(stream))),
         Err(error)
             if matches!(
                 error.kind(),
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
             ) =>
         {
-            return Ok(Asked::NoAgent);
+            Ok(None)
         }
-        Err(error) => {
-            return Err(error).with_context(|| format!("connecting to {}", socket.display()));
-        }
-    };
-    let (status, body) = tokio::time::timeout(DEADLINE, exchange(stream, path))
-        .await
-        .with_context(|| format!("the agent did not answer within {DEADLINE:?}"))?
-        .context("asking the agent")?;
-    Ok(Asked::Answered(status, body))
+        Err(error) => Err(error).with_context(|| format!("connecting to {}", socket.display())),
+    }
 }
 
-async fn exchange(stream: UnixStream, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+impl Agent {
+    /// Sends this, and returns what it is answered with.
+    ///
+    /// # Errors
+    /// The agent does not answer in time.
+    pub(crate) async fn request(
+        self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(HOST, "localhost").body(Full::new(body))?;
+        tokio::time::timeout(DEADLINE, exchange(self.0, request))
+            .await
+            .with_context(|| format!("the agent did not answer within {DEADLINE:?}"))?
+            .context("asking the agent")
+    }
+}
+
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())?;
     // The sender is dropped when it is done, which ends the connection.
     let answer = async move {
         let response = sender.send_request(request).await?;

@@ -201,6 +201,7 @@ fn record(n: usize) -> Result<ImageRecord> {
         copy_unknown: false,
         pulled_for: None,
         refused: false,
+        by_hand: false,
     };
     let mut facts = Facts {
         confirmed: None,

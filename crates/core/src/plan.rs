@@ -10,16 +10,18 @@
 //! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
 //! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
 //! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`), and what pods
-//! without a gate have started from (`unheld`). Pods that are to run what their rollout has look whether that is here
-//! (`same`). Where the registry wants credentials: [`Action::TakeAway`], the kubelet
-//! pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows; `pulls`
-//! shows how it fares, `spared` are those for whom it has just failed, and `brake` is on while one hangs); `settle`
-//! says what became of releases, and `runs` what has started from something else. `pod` knows what is owed to a pod, `repeat` when to write a release again, `report`
-//! what to say about the node, `figures` what its metrics show, `explain` what would happen now, and `used` which
-//! copies are needed (`crate::keep`). Every event ends in `Planner::advance`, which alone begins what is due.
+//! without a gate have started from (`unheld`). What a command has pulled is remembered as well (`by_hand`). Pods that
+//! are to run what their rollout has look whether that is here (`same`). Where the registry wants credentials:
+//! [`Action::TakeAway`], the kubelet pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace`
+//! that the kubelet allows; `pulls` shows how it fares, `spared` are those for whom it has just failed, and `brake` is on
+//! while one hangs); `settle` says what became of releases, and `runs` what has started from something else. `pod` knows
+//! what is owed to a pod, `repeat` when to write a release again, `report` what to say about the node, `figures` what its
+//! metrics show, `explain` what would happen now, and `used` which copies are needed (`crate::keep`). Every event ends in
+//! `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod brake;
+mod by_hand;
 mod catch_up;
 mod circuit;
 mod event;
@@ -160,6 +162,9 @@ impl Planner {
             Event::GatesRun(pods) => self.gates_run(now, pods),
             Event::SandboxStarted(uid) => self.sandbox_started(now, &uid),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
+            Event::TriedByHand { tried, digests } => {
+                self.tried_by_hand(now, *tried, &digests, &mut plan);
+            }
             Event::Moved(moved) => self.moved(now, &moved, &mut plan),
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);

@@ -44,6 +44,9 @@ pub struct Try {
     /// one try.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
+    /// A command on the node pulled, and not the agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
 }
 
 /// How a try ended.
@@ -356,6 +359,7 @@ pub(crate) mod tests {
             copy_unknown: false,
             pulled_for: None,
             refused: false,
+            by_hand: false,
         }
     }
 

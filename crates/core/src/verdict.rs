@@ -125,6 +125,7 @@ impl Evidence {
             copy_unknown: matches!(self.copy, CachedCopy::Unknown { .. }),
             pulled_for: pulled_for.map(Box::new),
             refused: false,
+            by_hand: false,
         }
     }
 

@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 copy_unknown: false,
                 pulled_for: None,
                 refused: false,
+                by_hand: false,
             };
             let begin = Instant::now();
             index.record(&tried)?;

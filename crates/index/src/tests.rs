@@ -29,6 +29,7 @@ fn tried(image: &str, started: Timestamp, result: TryResult) -> Try {
         copy_unknown: false,
         pulled_for: None,
         refused: false,
+        by_hand: false,
     }
 }
 

@@ -41,6 +41,7 @@ fn write_until_killed(path: &str) -> ExitCode {
         copy_unknown: false,
         pulled_for: None,
         refused: false,
+        by_hand: false,
     };
     let mut out = std::io::stdout();
     loop {

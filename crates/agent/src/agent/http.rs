@@ -1,5 +1,5 @@
-//! Probes, metrics and the node's report over TCP; the index, and what would happen now, over a socket that only this
-//! node's root can open.
+//! Probes, metrics and the node's report over TCP; the index, what would happen now, and what was pulled by hand, over a
+//! socket that only this node's root can open.
 
 use std::future::ready;
 use std::io::ErrorKind;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use rustix::fs::Mode;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use trylatest_core::explain::Subject;
 use trylatest_core::node::NodeReport;
+use trylatest_core::record::Try;
 
 use super::handover;
 use super::health::Health;
@@ -37,8 +39,20 @@ pub(crate) const OF_IMAGE: &str = "/explain/image/";
 /// The same about a pod: `NAMESPACE/NAME` follows.
 pub(crate) const OF_POD: &str = "/explain/pod/";
 
+/// Where a command reports a pull by hand, with POST: a [`Try`] as JSON.
+pub(crate) const BY_HAND: &str = "/by-hand";
+
 /// Longest path and query. The longest name of an image is half of it.
 const PATH_MAX_BYTES: usize = 2048;
+
+/// Longest report. Names and digests take a tenth of it.
+const REPORT_MAX_BYTES: usize = 16 << 10;
+
+/// The methods that read.
+const READING: &str = "GET,HEAD";
+
+/// Why a body cannot be read.
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Takes the port, also from an agent that is still ending.
 pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -76,8 +90,8 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Serves `/images` and `/explain` on the socket until `stop`. Pods come first: an agent that cannot make its socket
-/// (the disk is full, or became read-only) says so and runs without.
+/// Serves `/images`, `/explain` and `/by-hand` on the socket until `stop`. Pods come first: an agent that cannot make its
+/// socket (the disk is full, or became read-only) says so and runs without.
 pub(super) async fn serve_socket(
     state_dir: PathBuf,
     history: History,
@@ -88,7 +102,7 @@ pub(super) async fn serve_socket(
     let listener = match bind(&path) {
         Ok(listener) => listener,
         Err(error) => {
-            warn!(path = %path.display(), error = format!("{error:#}"), "`trylatest images` and `trylatest explain` cannot ask this agent");
+            warn!(path = %path.display(), error = format!("{error:#}"), "`trylatest images` and `trylatest explain` cannot ask this agent, and `pull` and `repair` cannot report to it");
             stop.cancelled().await;
             return Ok(());
         }
@@ -96,7 +110,7 @@ pub(super) async fn serve_socket(
     let asked = history.clone();
     let answer = move |request, _: &_| {
         let (history, questions) = (asked.clone(), questions.clone());
-        async move { socket_page(&request, &history, &questions).await }
+        async move { socket_page(request, &history, &questions).await }
     };
     super::serve::serve(listener, answer, stop).await;
     let removed = remove(&path).with_context(|| format!("removing {}", path.display()));
@@ -142,7 +156,9 @@ impl Shown {
 
     fn page<B>(&self, request: &Request<B>, is_of_this_node: bool) -> Answer {
         match request.uri().path() {
-            "/livez" | "/readyz" | "/metrics" | "/report" if !reads(request) => not_allowed(),
+            "/livez" | "/readyz" | "/metrics" | "/report" if !reads(request) => {
+                not_allowed(READING)
+            }
             "/livez" => probe(self.health.dead()),
             "/readyz" => probe(self.health.unready()),
             "/metrics" => metrics_text(&self.metrics),
@@ -167,7 +183,10 @@ impl Shown {
     }
 }
 
-async fn socket_page<B>(request: &Request<B>, history: &History, questions: &Questions) -> Answer {
+async fn socket_page<B>(request: Request<B>, history: &History, questions: &Questions) -> Answer
+where
+    B: Body<Error: Into<BodyError>>,
+{
     let (path, query) = (request.uri().path(), request.uri().query());
     if path.len() + query.map_or(0, str::len) > PATH_MAX_BYTES {
         return failed(
@@ -177,8 +196,10 @@ async fn socket_page<B>(request: &Request<B>, history: &History, questions: &Que
     }
     let is_question = path.starts_with(OF_IMAGE) || path.starts_with(OF_POD);
     match path {
+        BY_HAND if *request.method() != Method::POST => not_allowed("POST"),
+        BY_HAND => pulled_by_hand(request.into_body(), questions).await,
         _ if path != "/images" && !is_question => empty(StatusCode::NOT_FOUND),
-        _ if !reads(request) => not_allowed(),
+        _ if !reads(&request) => not_allowed(READING),
         "/images" => images(history).await,
         _ => match subject(path, query) {
             Ok(subject) => explained(questions, subject).await,
@@ -230,14 +251,39 @@ async fn explained(questions: &Questions, subject: Subject) -> Answer {
     }
 }
 
+/// The answer is empty if the planner has heard it, and it is written down.
+async fn pulled_by_hand<B>(body: B, questions: &Questions) -> Answer
+where
+    B: Body<Error: Into<BodyError>>,
+{
+    let report = Limited::new(body, REPORT_MAX_BYTES).collect().await;
+    let tried = report.and_then(|report| Ok(serde_json::from_slice::<Try>(&report.to_bytes())?));
+    let tried = match tried {
+        Ok(tried) => tried,
+        Err(error) => {
+            let status = if error.is::<LengthLimitError>() {
+                StatusCode::PAYLOAD_TOO_LARGE
+            } else {
+                StatusCode::BAD_REQUEST
+            };
+            return failed(status, error.to_string());
+        }
+    };
+    match questions.report(tried).await {
+        Ok(Ok(())) => empty(StatusCode::NO_CONTENT),
+        Ok(Err(why)) => failed(StatusCode::CONFLICT, why.to_string()),
+        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+    }
+}
+
 /// hyper leaves out the body where the method is HEAD.
 fn reads<B>(request: &Request<B>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
-fn not_allowed() -> Answer {
+fn not_allowed(allowed: &'static str) -> Answer {
     let mut answer = empty(StatusCode::METHOD_NOT_ALLOWED);
-    let allowed = HeaderValue::from_static("GET,HEAD");
+    let allowed = HeaderValue::from_static(allowed);
     answer.headers_mut().insert(ALLOW, allowed);
     answer
 }
@@ -298,17 +344,22 @@ fn empty(status: StatusCode) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
+    use hyper::body::Bytes;
     use trylatest_core::explain::Explanation;
     use trylatest_core::node::NodeImage;
     use trylatest_core::outcome::Outcome;
 
-    use super::super::questions;
+    use super::super::by_hand::NotBelieved;
+    use super::super::questions::{self, Call};
     use super::*;
 
-    fn request(method: &Method, path: &str) -> Request<()> {
+    fn request(method: &Method, path: &str) -> Request<Full<Bytes>> {
+        request_with(method, path, String::new())
+    }
+
+    fn request_with(method: &Method, path: &str, body: String) -> Request<Full<Bytes>> {
         let request = Request::builder().method(method).uri(path);
-        request.body(()).unwrap()
+        request.body(body.into()).unwrap()
     }
 
     /// Status, content type and text of an answer.
@@ -415,7 +466,7 @@ mod tests {
         let (questions, _asked) = questions::channel();
         let ask = async |method, path: &str| {
             let request = request(&method, path);
-            socket_page(&request, &history, &questions).await
+            socket_page(request, &history, &questions).await
         };
         let answer = ask(Method::GET, "/images").await;
         let json = (200, "application/json".to_owned(), "[]".to_owned());
@@ -425,6 +476,8 @@ mod tests {
         for (method, path, status) in [
             (Method::DELETE, "/images", 405),
             (Method::POST, "/explain/image/app", 405),
+            (Method::GET, BY_HAND, 405),
+            (Method::POST, "/by-hand/", 404),
             (Method::GET, "/metrics", 404),
             (Method::GET, "/explain", 404),
             (Method::GET, "/explain/node/a", 404),
@@ -467,9 +520,11 @@ mod tests {
             ("/explain/pod/team-a/web-1.2", pod),
         ] {
             let request = request(&Method::GET, path);
-            let answer = socket_page(&request, &history, &questions);
+            let answer = socket_page(request, &history, &questions);
             let planner = async {
-                let question = asked.recv().await.unwrap();
+                let Some(Call::Explain(question)) = asked.recv().await else {
+                    panic!("no question");
+                };
                 let explanation = Explanation {
                     time: "2026-01-01T12:00:00Z".parse().unwrap(),
                     node: "here".to_owned(),
@@ -487,5 +542,55 @@ mod tests {
             assert_eq!(status, if is_known { 200 } else { 404 });
             assert_eq!(text.contains(r#""node":"here""#), is_known, "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_pull_by_hand_reaches_the_planner_and_what_is_no_report_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let (history, _) = History::open(&dir.path().join("index"), metrics).await;
+        let (questions, mut called) = questions::channel();
+        let tried = |image: &str| {
+            serde_json::json!({
+                "image": image, "started": "2026-01-01T12:00:00Z", "durationMillis": 70,
+                "result": "fresh", "digest": "sha256:12", "unknown": 1,
+            })
+        };
+        let report = async |body: String| {
+            let request = request_with(&Method::POST, BY_HAND, body);
+            socket_page(request, &history, &questions).await
+        };
+        let long = tried(&"a".repeat(REPORT_MAX_BYTES));
+        for (bad, status) in [
+            (String::new(), 400),
+            ("[]".to_owned(), 400),
+            (tried("Not A Name").to_string(), 400),
+            (tried("app@sha256:12").to_string(), 400),
+            (long.to_string(), 413),
+        ] {
+            let answer = report(bad).await;
+            assert_eq!(answer.status().as_u16(), status);
+        }
+        assert!(called.try_recv().is_err(), "nobody hears of those");
+        for (believed, status, words) in [
+            (Ok(()), 204, ""),
+            (Err(NotBelieved::Ahead), 409, "in the future"),
+        ] {
+            let planner = async {
+                let Some(Call::Learn(report)) = called.recv().await else {
+                    panic!("no report");
+                };
+                report.answer.send(believed).unwrap();
+                report.tried.image
+            };
+            let (answer, heard) = futures::join!(report(tried("app").to_string()), planner);
+            assert_eq!(heard, "app".parse().unwrap());
+            let (answered, _, text) = read(answer).await;
+            assert_eq!(answered, status);
+            assert!(text.contains(words), "{text}");
+        }
+        drop(called);
+        let answer = report(tried("app").to_string()).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -82,11 +82,11 @@ impl Metrics {
         })
     }
 
-    /// A try of the agent, or a pull of the kubelet, has ended.
+    /// A try of the agent, or a pull of the kubelet, has ended. One by hand is neither.
     pub(super) fn tried(&self, tried: &Try) {
         if tried.pulled_for.is_some() {
             self.handovers.ended(tried);
-        } else {
+        } else if !tried.by_hand {
             self.registries.tried(tried);
         }
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -36,6 +36,7 @@ use trylatest_k8s::{PodChange, WatchError};
 use self::refusals::Refusals;
 use super::api::{Api, words};
 use super::aside;
+use super::by_hand::{self, NotBelieved, Report};
 use super::gates;
 use super::health::Health;
 use super::history::History;
@@ -43,7 +44,7 @@ use super::keeper::Waiting;
 use super::kubelet;
 use super::metrics::{Channel, Metrics};
 use super::offers::{self, Offers};
-use super::questions::{self, Question};
+use super::questions::{self, Call, Question};
 use super::rollbacks::Marks;
 use crate::args::Verifies;
 use crate::clock::Clock;
@@ -89,7 +90,7 @@ pub(super) struct Pods<R> {
     pub(super) report: watch::Sender<Option<NodeReport>>,
     pub(super) used: watch::Sender<Option<Vec<UsedImage>>>,
     pub(super) gates: Offers<Waiting>,
-    pub(super) questions: mpsc::Receiver<Question>,
+    pub(super) questions: mpsc::Receiver<Call>,
 }
 
 /// What came of something under way.
@@ -110,6 +111,11 @@ enum Came {
     GivenBackAll,
     /// What was looked up for a question.
     LookedUp(Question, BTreeMap<ImageName, Found>),
+    /// What there is to a report of a pull by hand.
+    Checked(
+        Result<Event, NotBelieved>,
+        oneshot::Sender<Result<(), NotBelieved>>,
+    ),
     /// An Event was written, or was not.
     Told,
     Done,
@@ -131,7 +137,7 @@ struct Loop<R> {
     moved: Offers<Moved>,
     /// Events under way.
     telling: usize,
-    /// Questions that are looked up.
+    /// Questions and reports that are looked up.
     asked: usize,
     /// Running tries, by their names.
     cuts: HashMap<u64, CancellationToken>,
@@ -204,8 +210,11 @@ impl<R: ImageRuntime> Pods<R> {
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
                 Ok(()) = running.own.config.changed() => Some(running.configured()),
                 Ok(()) = running.own.rolled_back.changed() => running.rolled_back().await,
-                Some(question) = running.own.questions.recv(),
-                    if running.asked < questions::AT_ONCE_MAX => running.look_up(question),
+                Some(call) = running.own.questions.recv(),
+                    if running.asked < questions::AT_ONCE_MAX => {
+                        running.called(call);
+                        None
+                    }
                 () = sleep(wakeup) => Some(Event::Tick),
             };
             if let Some(event) = event {
@@ -383,6 +392,7 @@ impl<R: ImageRuntime> Loop<R> {
                 self.answer(question, &found);
                 None
             }
+            Came::Checked(checked, answer) => self.checked(checked, answer),
             Came::Told => {
                 self.telling -= 1;
                 None
@@ -396,15 +406,22 @@ impl<R: ImageRuntime> Loop<R> {
         Event::Configured(config)
     }
 
+    fn called(&mut self, call: Call) {
+        match call {
+            Call::Explain(question) => self.look_up(question),
+            Call::Learn(report) => self.check(report),
+        }
+    }
+
     /// A question has come: the planner is asked once its images have been looked at.
-    fn look_up(&mut self, question: Question) -> Option<Event> {
+    fn look_up(&mut self, question: Question) {
         if question.answer.is_closed() {
-            return None;
+            return;
         }
         let Some(images) = self.own.planner.images_of(&question.subject) else {
             // Whoever has asked may have gone.
             let _ = question.answer.send(None);
-            return None;
+            return;
         };
         let (runtime, history) = (Arc::clone(&self.own.runtime), self.own.history.clone());
         self.asked += 1;
@@ -412,7 +429,42 @@ impl<R: ImageRuntime> Loop<R> {
             let found = questions::look_up(&*runtime, &history, images).await;
             Came::LookedUp(question, found)
         });
-        None
+    }
+
+    /// A pull by hand is reported: whether the name points to what it brought. That is as true if nobody waits for the
+    /// answer any more.
+    fn check(&mut self, report: Report) {
+        let runtime = Arc::clone(&self.own.runtime);
+        let now = self.own.clock.now().wall;
+        self.asked += 1;
+        self.begin(async move {
+            let Report { tried, answer } = report;
+            let image = tried.image.clone();
+            let checked = by_hand::check(&*runtime, tried, now).await;
+            match &checked {
+                Ok(_) => info!(%image, "an image was pulled by hand"),
+                Err(error) => warn!(%image, %error, "a pull by hand counts for nothing"),
+            }
+            Came::Checked(checked, answer)
+        });
+    }
+
+    fn checked(
+        &mut self,
+        checked: Result<Event, NotBelieved>,
+        answer: oneshot::Sender<Result<(), NotBelieved>>,
+    ) -> Option<Event> {
+        self.asked -= 1;
+        let (event, answered) = match checked {
+            Ok(event) => (Some(event), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        // What is under way goes on once the event is handled: who reads the answer finds it written down.
+        self.begin(async move {
+            let _ = answer.send(answered);
+            Came::Done
+        });
+        event
     }
 
     fn answer(&self, question: Question, found: &BTreeMap<ImageName, Found>) {

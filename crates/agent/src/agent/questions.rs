@@ -1,7 +1,7 @@
-//! Questions about what would happen now: from the socket to the running planner.
+//! Questions about what would happen now, and reports of pulls by hand: from the socket to the running planner.
 //!
 //! The pods task answers between two events, from what the planner knows, after a look at the copies that
-//! takes a moment and changes nothing. A question that nobody has time for is not answered.
+//! takes a moment and changes nothing. What nobody has time for is not answered.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,12 +13,14 @@ use tokio::time::timeout;
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::explain::{Explanation, Found, Subject};
 use trylatest_core::image::ImageName;
+use trylatest_core::record::Try;
 use trylatest_core::verdict::CachedCopy;
 
 use super::attempt::copy;
+use super::by_hand::{NotBelieved, Report};
 use super::history::History;
 
-/// Most questions that wait.
+/// Most that wait.
 const WAITING_MAX: usize = 8;
 
 /// Most that are looked up at once.
@@ -37,12 +39,21 @@ pub(super) struct Question {
     pub(super) answer: oneshot::Sender<Option<Explanation>>,
 }
 
-/// Whoever asks.
+/// What comes from the socket.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// It changes nothing.
+    Explain(Question),
+    /// The planner is to know of it.
+    Learn(Report),
+}
+
+/// Whoever asks or reports.
 #[derive(Clone, Debug)]
-pub(super) struct Questions(mpsc::Sender<Question>);
+pub(super) struct Questions(mpsc::Sender<Call>);
 
 /// Both ends.
-pub(super) fn channel() -> (Questions, mpsc::Receiver<Question>) {
+pub(super) fn channel() -> (Questions, mpsc::Receiver<Call>) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     (Questions(sender), receiver)
 }
@@ -51,7 +62,7 @@ pub(super) fn channel() -> (Questions, mpsc::Receiver<Question>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoAnswer {
     /// Others wait.
-    #[error("the agent has {WAITING_MAX} questions to answer already; try again")]
+    #[error("the agent has {WAITING_MAX} requests to answer already; try again")]
     Full,
     /// It came to nothing in time, as while the agent starts, or ends.
     #[error(
@@ -66,9 +77,22 @@ impl Questions {
     /// # Cancel safety
     /// A question that is dropped is not answered.
     pub(super) async fn ask(&self, subject: Subject) -> Result<Option<Explanation>, NoAnswer> {
+        let question = |answer| Call::Explain(Question { subject, answer });
+        self.call(question).await
+    }
+
+    /// Reports a pull by hand to the planner: whether that believes it, and then it is written down.
+    ///
+    /// # Cancel safety
+    /// A report that is dropped may still be heard.
+    pub(super) async fn report(&self, tried: Try) -> Result<Result<(), NotBelieved>, NoAnswer> {
+        let report = |answer| Call::Learn(Report { tried, answer });
+        self.call(report).await
+    }
+
+    async fn call<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, NoAnswer> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { subject, answer };
-        match self.0.try_send(question) {
+        match self.0.try_send(call(answer)) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(NoAnswer::Full),
             Err(TrySendError::Closed(_)) => return Err(NoAnswer::Late),

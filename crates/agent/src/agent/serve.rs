@@ -23,7 +23,7 @@ const CONNECTIONS_MAX: usize = 128;
 /// From a connection's first byte to its last. Probes ask for an answer within a second or so.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Most bytes of a request's head that are read. Nobody here sends a body that is.
+/// Most bytes of a request's head that are read. Who reads a body bounds it.
 const HEAD_MAX_BYTES: usize = 16 << 10;
 
 /// How long answers under way may take after `stop`.

@@ -251,6 +251,7 @@ fn of_try(tried: &Try, now: Timestamp) -> String {
     let digest = tried.digest.as_ref().map_or("", Digest::short);
     let by = match &tried.pulled_for {
         Some(identity) => format!(", by the kubelet for {identity}"),
+        None if tried.by_hand => ", by hand".to_owned(),
         None => String::new(),
     };
     let what = match tried.result.failure() {

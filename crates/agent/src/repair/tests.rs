@@ -27,6 +27,16 @@ async fn repaired(node: &FakeContainerd, download: bool) -> Result<String, Strin
     stopped_repair(node, download, &CancellationToken::new()).await
 }
 
+/// The same, with what the registry has confirmed.
+async fn confirmed_by(node: &FakeContainerd, download: bool) -> Option<(TryResult, String)> {
+    let (shown, stop) = (Shown::on_stderr(), CancellationToken::new());
+    let (shown, stop) = (&shown, &stop);
+    let done = repair(node, &image(), download, Way { shown, stop }).await;
+    let tried = done.unwrap().1?;
+    assert_eq!(tried.image, image());
+    Some((tried.result, tried.digest?.to_string()))
+}
+
 /// The same, which ends when the token says so.
 async fn stopped_repair(
     node: &FakeContainerd,
@@ -37,7 +47,8 @@ async fn stopped_repair(
     let done = repair(node, &image(), download, Way { shown, stop }).await;
     let alias = alias::undo(&image());
     assert_eq!(node.kept(&alias), None, "nothing is left");
-    done.map_err(|error| format!("{error:#}"))
+    done.map(|(said, _)| said)
+        .map_err(|error| format!("{error:#}"))
 }
 
 #[track_caller]
@@ -81,6 +92,28 @@ async fn a_moved_tag_is_followed() {
     let said = repaired(&node, false).await.unwrap();
     says(&said, "the tag has moved: sha256:one -> sha256:two");
     assert_eq!(of_name(&node).as_deref(), Some("sha256:two"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_has_confirmed_is_reported_and_nothing_else() {
+    let one = |result| Some((result, "sha256:one".to_owned()));
+    let same = node(Lost::File);
+    assert_eq!(confirmed_by(&same, false).await, one(TryResult::Unchanged));
+    let moved = node(Lost::File);
+    moved.push(&image(), "sha256:two", 1);
+    let two = Some((TryResult::Fresh, "sha256:two".to_owned()));
+    assert_eq!(confirmed_by(&moved, false).await, two);
+    let downloaded = node(Lost::FileAndLayers);
+    downloaded.answer_once(&image(), Answer::Succeed);
+    assert_eq!(confirmed_by(&downloaded, true).await, one(TryResult::Fresh));
+    let silent = node(Lost::File);
+    silent.answer(&image(), Answer::fail(FailureClass::Network));
+    assert_eq!(confirmed_by(&silent, false).await, None);
+    // The name is given back to the copy, of which the registry has said nothing.
+    let unusable = node(Lost::File);
+    unusable.push(&image(), "sha256:two", 1);
+    unusable.spoil_tag(&image(), "for another platform");
+    assert_eq!(confirmed_by(&unusable, false).await, None);
 }
 
 #[tokio::test(start_paused = true)]

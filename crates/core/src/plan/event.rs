@@ -32,6 +32,13 @@ pub enum Event {
     SandboxStarted(String),
     /// A try has ended: the answer to [`Action::Try`].
     TryEnded(TryEnded),
+    /// A command on the node has had an image pulled, and the image's name points to what that brought.
+    TriedByHand {
+        /// How that went.
+        tried: Box<Try>,
+        /// Every digest under which the node has that content, as in [`Evidence::digests`].
+        digests: BTreeSet<Digest>,
+    },
     /// A running try, or the kubelet's pull of a hand-over, has come this far.
     Moved(Moved),
     /// The copy that is there: the answer to [`Action::Inspect`].

@@ -403,6 +403,7 @@ impl Planner {
                 copy_unknown: false,
                 pulled_for: Some(Box::new(identity)),
                 refused: false,
+                by_hand: false,
             };
             self.add_try(tried, plan);
         }

@@ -1,6 +1,7 @@
 //! The planner, driven without a clock: what it sees and what it then wants. Here what every pod goes
 //! through; in the modules below what is special.
 
+mod by_hand;
 mod catch_up;
 mod circuit;
 mod config;

@@ -1,5 +1,7 @@
 //! What comes of the actions.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
@@ -7,6 +9,7 @@ use trylatest_core::outcome::{Failure, FailureClass};
 use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Moved, TryEnded, Written};
 use trylatest_core::pod::PodId;
 use trylatest_core::release::Release;
+use trylatest_core::time::Now;
 use trylatest_core::verdict::{CachedCopy, Evidence};
 
 use super::{Answer, World};
@@ -115,6 +118,37 @@ impl World {
         self.prove(&image, &copy);
         self.gives_to_all(&image, &copy);
         self.tell(Seen::Returned { image, id, copy })
+    }
+
+    /// A command on the node has pulled an image, which took so long.
+    pub(super) fn pulled_by_hand(
+        &mut self,
+        image: &str,
+        digest: Digest,
+        duration: Duration,
+    ) -> Result<(), TestCaseError> {
+        let image: ImageName = image.parse().expect("an image's name");
+        // While its name is away, it is not pulled, nor found.
+        if self.away.contains_key(&image) {
+            return Ok(());
+        }
+        let digest = image.digest().unwrap_or(digest);
+        let copy = CachedCopy::Usable {
+            digest: digest.clone(),
+            size_bytes: 7,
+        };
+        self.prove(&image, &copy);
+        self.answers.insert(image.clone(), true);
+        self.given.insert((image.clone(), digest.clone(), None));
+        let now = self.now();
+        let began = Now {
+            wall: now.wall - duration,
+            up: now.up.saturating_sub(duration),
+        };
+        let evidence = Evidence::of_try(None, &CachedCopy::Absent, copy, None);
+        let tried = Box::new(evidence.to_try(&image, began, now, None));
+        let digests = [digest].into();
+        self.tell(Seen::TriedByHand { tried, digests })
     }
 
     pub(super) fn written(

@@ -94,6 +94,12 @@ pub(super) enum Event {
         which: usize,
         digest: u8,
     },
+    /// A command on the node has pulled an image, and has begun so long ago.
+    PulledByHand {
+        image: usize,
+        digest: u8,
+        seconds: u64,
+    },
     /// The kubelet has come so far with the first container of a pod whose gate is open, or that has none; if it has
     /// started, it does so now.
     Starts {
@@ -192,6 +198,8 @@ pub(super) fn events() -> impl Strategy<Value = Event> {
         1 => pod.clone().prop_map(Event::GateGivesUp),
         1 => pod.clone().prop_map(Event::GateIsBlind),
         3 => (any::<usize>(), 1..3_u8).prop_map(|(which, digest)| Event::Pulled { which, digest }),
+        1 => (0..IMAGES.len(), 1..3_u8, 0..30_u64).prop_map(
+            |(image, digest, seconds)| Event::PulledByHand { image, digest, seconds }),
         3 => (pod, starts()).prop_map(|(pod, start)| Event::Starts { pod, start }),
         1 => any::<bool>().prop_map(Event::Well),
         14 => (

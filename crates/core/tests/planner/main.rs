@@ -287,6 +287,11 @@ impl World {
                 self.moved(which, flow)
             }
             Event::Pulled { which, digest: n } => self.pulled(which, digest(n)),
+            Event::PulledByHand {
+                image,
+                digest: n,
+                seconds,
+            } => self.pulled_by_hand(IMAGES[image], digest(n), Duration::from_secs(seconds)),
             Event::Starts { pod, start } => self.starts(pod, start),
             Event::Well(is_well) => self.tell(Seen::Well(is_well)),
             Event::Configured(which) => self.tell(Seen::Configured(config(which))),

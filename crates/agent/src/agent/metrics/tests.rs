@@ -145,6 +145,10 @@ fn registries_have_series_of_their_own_as_long_as_they_are_known() {
     let metrics = metrics();
     metrics.tried(&tried("one.example/app", Some(FailureClass::Network)));
     metrics.tried(&tried("one.example/app", None));
+    // It is nobody's try but the user's.
+    let mut by_hand = tried("one.example/app", None);
+    by_hand.by_hand = true;
+    metrics.tried(&by_hand);
     let failure = Failure::new(FailureClass::Network, "why");
     metrics.registries.circuit_opened("one.example", &failure);
     let open = ["one.example", "two.example"].map(str::to_owned);

@@ -51,6 +51,7 @@ fn outage() -> Value {
                 "durationMillis": 12,
                 "result": "unchanged",
                 "digest": digest(1),
+                "byHand": true,
             }],
             "week": {"tries": 2, "failures": 1},
             "rules": [
@@ -98,7 +99,7 @@ fn an_outage_is_a_page_that_says_what_a_pod_would_get_and_why() {
   registry   reg.example failed 12s ago, so not every pod asks it (timeout: nothing arrived for 5s); asked again within 8s
   pull       none runs
   tries      12s ago   failed    timeout: nothing arrived for 5s
-             3h ago    unchanged sha256:111111111111
+             3h ago    unchanged sha256:111111111111, by hand
              2 in the last 7 days, 1 of them failed
   rules      try         30s (--try, at most 2m)
              max-age     none (default)

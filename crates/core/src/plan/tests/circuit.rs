@@ -276,6 +276,7 @@ fn an_agent_that_begins_again_recalls_what_had_just_failed() {
             copy_unknown: false,
             pulled_for: None,
             refused: false,
+            by_hand: false,
         }];
         let mut world = World::new();
         world.planner = Planner::new("node", rules(), &[record]);
@@ -670,6 +671,31 @@ fn a_strict_pod_is_not_served_by_a_try_that_asked_nobody() {
     assert!(!actions.iter().any(refused), "{actions:?}");
     let actions = [actions, world.wait(Duration::from_secs(1))].concat();
     assert_eq!(asking(&actions), 1, "{actions:?}");
+}
+
+/// What fell back is tried again, as after an answer to the agent.
+#[test]
+fn a_pull_by_hand_shows_that_the_registry_is_back() {
+    let mut world = silent();
+    falls_back_at_once(&mut world, "reg.example/second");
+    let tried = Try {
+        image: name("reg.example/by-hand"),
+        started: world.now().wall,
+        duration: Duration::ZERO,
+        result: crate::record::TryResult::Unchanged,
+        digest: Some(digest("1")),
+        size_bytes: None,
+        copy_unknown: false,
+        pulled_for: None,
+        refused: false,
+        by_hand: true,
+    };
+    let actions = world.handle(Event::TriedByHand {
+        tried: Box::new(tried),
+        digests: BTreeSet::new(),
+    });
+    assert_eq!(world.planner.open_circuits().count(), 0);
+    assert_eq!(asking(&actions), 2, "{actions:?}");
 }
 
 #[test]
