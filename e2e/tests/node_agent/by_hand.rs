@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use kube::api::DeleteParams;
+use serde_json::Value;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::{process, testimage};
 
 use crate::damage::{COLLECTED, topmost, unused};
 use crate::kept::are_kept;
-use crate::{Node, SOON, Space, Tests, tests};
+use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
 
 /// How long the agent may take to learn of a rollback, or that the name has moved on.
 const SAID: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ pub(crate) fn tests() -> Tests {
             a_rollback_lasts_until_a_try_succeeds_and_is_said,
             damaged_files_are_repaired_without_a_registry,
             a_repair_downloads_only_when_it_is_told_to,
+            what_was_pulled_by_hand_is_confirmed_in_the_next_outage,
         ],
         alone: tests![an_agent_that_starts_leaves_a_pull_by_hand_its_work],
     }
@@ -71,9 +73,7 @@ async fn rolled_back_is_said(space: &Space<'_>, expected: bool) -> anyhow::Resul
     let image = space.image();
     let what = format!("it is known whether {image} is rolled back: {expected}");
     wait::until(&what, SAID, || async {
-        let images = space.node.trylatest(&["images", "-o", "json"]).await?;
-        let images: Vec<serde_json::Value> = serde_json::from_str(&images)?;
-        let known = images.iter().find(|known| known["image"] == image.as_str());
+        let known = known(space.node, &image).await?;
         let is_said = known.is_some_and(|known| known["rolledBack"]["to"].is_string());
         Ok((is_said == expected).then_some(()))
     })
@@ -142,6 +142,44 @@ async fn a_repair_downloads_only_when_it_is_told_to(node: &Node) -> anyhow::Resu
     space.end().await
 }
 
+async fn what_was_pulled_by_hand_is_confirmed_in_the_next_outage(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = node.space("confirmed").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let two = space.push("two").await?;
+    let image = space.image();
+    let pull = ["pull", "--output=json", "--disk-floor=0", &image];
+    let pulled = node.trylatest(&pull).await?;
+    let pulled: Value = serde_json::from_str(&pulled)?;
+    ensure!(
+        pulled["outcome"] == "fresh" && pulled["digest"] == two.as_str(),
+        "{pulled}"
+    );
+    // At once: the command ends when the agent has written it down.
+    let known = known(node, &image).await?.unwrap_or_default();
+    ensure!(
+        known["confirmed"]["digest"] == two.as_str() && known["tries"][0]["byHand"] == true,
+        "{known}"
+    );
+    space.registry.fault(Fault::NeverAnswers).await?;
+    let strict = tried("strict", &image).annotated("trylatest.dev/max-age", "1h");
+    let release = space.run_spec(&strict, STALLED, "fallback", "two").await?;
+    ensure!(
+        release["confirmed"] == known["confirmed"]["time"],
+        "{release}: {known}"
+    );
+    space.end().await
+}
+
+/// What the agent remembers of an image.
+async fn known(node: &Node, image: &str) -> anyhow::Result<Option<Value>> {
+    let images = node.trylatest(&["images", "-o", "json"]).await?;
+    let images: Vec<Value> = serde_json::from_str(&images)?;
+    Ok(images.into_iter().find(|known| known["image"] == image))
+}
+
 /// The command runs on the node, and not in the agent's pod, which goes.
 async fn an_agent_that_starts_leaves_a_pull_by_hand_its_work(node: &Node) -> anyhow::Result<()> {
     let space = node.space("pullbyhand").await?;
@@ -162,7 +200,7 @@ async fn an_agent_that_starts_leaves_a_pull_by_hand_its_work(node: &Node) -> any
     let pulled = pull_on_node(node, &program, &image);
     let (pulled, restarted) = tokio::join!(pulled, restarted);
     restarted?;
-    let said: serde_json::Value = serde_json::from_str(&pulled?)?;
+    let said: Value = serde_json::from_str(&pulled?)?;
     ensure!(
         said["outcome"] == "fresh" && said["digest"] == two.as_str(),
         "{said}"

@@ -144,8 +144,8 @@ impl Agent {
         let (history, _) = History::open(&index, Arc::clone(&metrics)).await;
         let (wrote, releases) = mpsc::unbounded_channel();
         let client = fake::client(move |method, path, body| {
-            let released = body["metadata"]["annotations"][keys::RELEASED].as_str();
-            if let Some(release) = released.and_then(|json| serde_json::from_str(json).ok()) {
+            let written = body["metadata"]["annotations"][keys::RELEASED].as_str();
+            if let Some(release) = written.and_then(|json| serde_json::from_str(json).ok()) {
                 let _ = wrote.send(release);
             }
             fake::accepted(method, path)
