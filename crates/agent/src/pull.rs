@@ -112,6 +112,7 @@ fn rules(args: &PullOnceArgs) -> Rules {
         }),
         fallback_ceiling: None,
         without_proof: true,
+        kubelet_decides: false,
         identity: Identity::default(),
     }
 }

@@ -43,7 +43,9 @@ pub struct NodeImage {
     pub rolled_back: Option<Box<RolledBack>>,
     /// Pods of this node that were released with it and have not ended.
     pub pods: usize,
-    /// Of these, pods that started from a cached copy because their try failed, and to which the
+    /// Pods of this node that were refused its copy, and do not start. They are none of [`NodeImage::pods`].
+    pub pods_refused: usize,
+    /// Of [`NodeImage::pods`], those that started from a cached copy because their try failed, and to which the
     /// registry has not said since that the tag points to what they run.
     pub pods_from_cache: usize,
     /// Pods that were not held, and run something else than what the tag has been found to point to since.
@@ -59,7 +61,7 @@ impl NodeImage {
 /// What is written to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeReport {
-    /// One line: how many images, how many run from cache.
+    /// One line: how many images, how many run from cache, and how many have pods that were refused.
     pub summary: String,
     /// A line for each image, the worst first, and for each registry that is not asked, bounded.
     pub lines: String,
@@ -81,25 +83,7 @@ impl NodeReport {
     pub fn new(mut images: Vec<NodeImage>, agent_decides: bool) -> Self {
         images.sort_by(|a, b| (Rank::of(a), &a.image).cmp(&(Rank::of(b), &b.image)));
         let cached: Vec<_> = images.iter().filter(|i| i.runs_from_cache()).collect();
-        let behind: usize = images.iter().map(|image| image.pods_behind).sum();
-        let behind = match behind {
-            0 => String::new(),
-            1 => "; the tag of 1 pod without a gate has moved since it started".to_owned(),
-            pods => {
-                format!("; the tags of {pods} pods without a gate have moved since they started")
-            }
-        };
-        let rolled_back = images.iter().filter(|image| image.rolled_back.is_some());
-        let rolled_back = match rolled_back.count() {
-            0 => String::new(),
-            count => format!("; {} rolled back by hand", text::count(count, "image")),
-        };
-        let summary = format!(
-            "{}, {} running from the node's cache after a failed pull{rolled_back}{behind}{}",
-            text::count(images.len(), "TryLatest image"),
-            cached.len(),
-            if agent_decides { BY_AGENT } else { "" }
-        );
+        let summary = summary(&images, cached.len(), agent_decides);
         let message = if cached.is_empty() {
             "no pod on this node runs a cached TryLatest image after a failed pull".to_owned()
         } else {
@@ -143,6 +127,30 @@ impl NodeReport {
     }
 }
 
+fn summary(images: &[NodeImage], cached: usize, agent_decides: bool) -> String {
+    let refused = images.iter().filter(|image| image.pods_refused > 0);
+    let refused = match refused.count() {
+        0 => String::new(),
+        count => format!(", {count} with refused pods"),
+    };
+    let rolled_back = images.iter().filter(|image| image.rolled_back.is_some());
+    let rolled_back = match rolled_back.count() {
+        0 => String::new(),
+        count => format!("; {} rolled back by hand", text::count(count, "image")),
+    };
+    let behind: usize = images.iter().map(|image| image.pods_behind).sum();
+    let behind = match behind {
+        0 => String::new(),
+        1 => "; the tag of 1 pod without a gate has moved since it started".to_owned(),
+        pods => format!("; the tags of {pods} pods without a gate have moved since they started"),
+    };
+    let by_agent = if agent_decides { BY_AGENT } else { "" };
+    format!(
+        "{}, {cached} running from the node's cache after a failed pull{refused}{rolled_back}{behind}{by_agent}",
+        text::count(images.len(), "TryLatest image"),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +168,7 @@ mod tests {
             confirmed: Some("2026-01-01T11:00:00Z".parse().unwrap()),
             rolled_back: None,
             pods,
+            pods_refused: 0,
             pods_from_cache: if outcome == Outcome::Fallback {
                 pods
             } else {
@@ -212,6 +221,35 @@ mod tests {
         );
         assert!(!two.fallback);
         assert!(two.lines.contains("  2 of 3 pods on an older copy"));
+    }
+
+    /// Whoever looks at the node sees both, and which image it is.
+    #[test]
+    fn pods_of_one_image_may_run_from_its_copy_and_be_refused_it() {
+        let mixed = NodeImage {
+            pods_refused: 1,
+            ..image(1, Outcome::Fallback, 2)
+        };
+        let refused = NodeImage {
+            pods_refused: 3,
+            ..image(2, Outcome::Fallback, 0)
+        };
+        let report = NodeReport::new(vec![image(3, Outcome::Fresh, 1), mixed, refused], false);
+        assert_eq!(
+            report.summary,
+            "3 TryLatest images, 1 running from the node's cache after a failed pull, 2 with refused pods"
+        );
+        assert!(report.fallback);
+        let words =
+            "app1:latest (sha256:000000000000, confirmed 60m before): network, 1 pod refused";
+        assert!(report.message.ends_with(words), "{}", report.message);
+        // The condition is about copies that run.
+        assert!(!report.message.contains("app2"), "{}", report.message);
+        let ends = ["  1 of 3 pods refused, 2 from cache", "  3 pods refused"];
+        for (line, end) in report.lines.lines().zip(ends) {
+            assert!(line.starts_with("REFUSED network  "), "{line}");
+            assert!(line.ends_with(end), "{line}");
+        }
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub(crate) const BY_KUBELET: &str = "the kubelet has asked the registry, with cr
 const NOT_SEEN: &str =
     "TryLatest has not seen the kubelet pull it: the registry may or may not have confirmed it";
 
-/// A copy is there, and the kubelet does not start the pod from it.
-const NOT_ACCEPTED: &str = "the kubelet did not start it from the copy on the node; if it wants the registry to accept \
-                            the pod's credentials first, check its imagePullSecrets, or wait until the registry answers";
+/// Who was refused, besides the agent, which has no credentials.
+const KUBELET_REFUSED: &str =
+    "the registry also refused the kubelet's pull, with the credentials it has for this pod";
 
 /// What spares a pod the kubelet's back-off: a failure is remembered for its identity, for 1 to 15 minutes.
 pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed a short while ago for a pod \
@@ -166,7 +166,7 @@ impl ContainerRelease {
             ) => Some(Self {
                 outcome: Outcome::Unavailable,
                 failure: Some(failure.clone()),
-                note: Some(NOT_ACCEPTED.to_owned()),
+                note: self.digest.as_ref().map(|_| not_accepted(failure.class)),
                 ..self.clone()
             }),
             // Without a digest, it may have started from a copy that could not be looked at.
@@ -248,6 +248,19 @@ impl ContainerRelease {
             },
             ..self
         }
+    }
+
+    /// Its failure is that of the kubelet's pull: its note says so if the registry has refused that.
+    pub(crate) fn note_refusal(&mut self) {
+        let class = self.failure.as_ref().map(|failure| failure.class);
+        if self.outcome == Outcome::Fallback && class == Some(FailureClass::Unauthorized) {
+            self.note = Some(begin_with(KUBELET_REFUSED, self.note.take()));
+        }
+    }
+
+    /// Whether a copy is on the node from which the kubelet has not started it.
+    pub(crate) fn is_not_accepted(&self) -> bool {
+        self.outcome == Outcome::Unavailable && self.digest.is_some()
     }
 
     /// The kubelet has pulled it.
@@ -391,6 +404,42 @@ impl ContainerRelease {
         }
         line
     }
+}
+
+/// The note of a container for which the kubelet was not asked: why not, if it uses the copy.
+pub(crate) fn note_not_asked(outcome: Outcome, note: Option<String>) -> Option<String> {
+    if outcome == Outcome::Fallback {
+        Some(begin_with(NOT_ASKED, note))
+    } else {
+        note
+    }
+}
+
+fn begin_with(words: &str, note: Option<String>) -> String {
+    match note {
+        Some(note) => format!("{words}; {note}"),
+        None => words.to_owned(),
+    }
+}
+
+/// That the kubelet does not start a pod from the copy that is here, and has failed to pull like this.
+fn not_accepted(class: FailureClass) -> String {
+    let why = match class {
+        FailureClass::Unauthorized => ", because the registry does not let this pod pull the image",
+        FailureClass::NotFound => ", and the registry does not find the image for this pod",
+        // The kubelet does not say why.
+        FailureClass::Network
+        | FailureClass::Timeout
+        | FailureClass::ServerError
+        | FailureClass::RateLimited
+        | FailureClass::Invalid
+        | FailureClass::Blocked
+        | FailureClass::Local
+        | FailureClass::Unknown => {
+            "; it may want the registry to accept the pod's credentials first"
+        }
+    };
+    format!("the kubelet did not start it from the copy on the node{why}")
 }
 
 /// A sign of life while the agent works on a pod.

@@ -104,6 +104,8 @@ pub struct Rules {
     /// Somebody else looks after who may have a private image's copy, or nobody has to: it is given to
     /// this pod without proof.
     pub without_proof: bool,
+    /// It is the kubelet that looks after that: it may not start the pod from a copy that it has pulled for others.
+    pub kubelet_decides: bool,
     /// Whose credentials the kubelet has for it.
     pub identity: Identity,
 }
@@ -192,6 +194,7 @@ impl NodeRules {
             fallback_on,
             fallback_ceiling: ceilings.fallback_on.clone(),
             without_proof: self.gives_without_proof(),
+            kubelet_decides: self.kubelet_verifies,
             identity: Identity::default(),
         }
     }

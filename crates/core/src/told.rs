@@ -93,32 +93,64 @@ impl Reason {
         })
     }
 
-    /// What the owner can do, if anything.
-    fn advice(self, class: Option<FailureClass>) -> Option<&'static str> {
+    /// What the owner can do, if anything, after a failure of this class. `not_accepted`: the kubelet has not started the
+    /// container from the copy on the node.
+    fn advice(self, class: Option<FailureClass>, not_accepted: bool) -> Option<&'static str> {
         match self {
             Self::Refused => Some(
                 "to do: nothing if the registry will be back, because the gate asks again; otherwise check the pod's \
                  credentials and its trylatest.dev annotations",
             ),
-            Self::Fallback | Self::Unavailable => class.map(|class| match class {
-                FailureClass::Network | FailureClass::Timeout => {
-                    "to do: check that the node reaches the registry; a pod that starts after that gets the new image"
-                }
-                FailureClass::ServerError | FailureClass::RateLimited => {
-                    "to do: nothing until the registry recovers; a pod that starts after that gets the new image"
-                }
-                FailureClass::NotFound => "to do: check that the registry has this tag",
-                FailureClass::Unauthorized => "to do: check the pod's imagePullSecrets",
-                FailureClass::Invalid => {
-                    "to do: check the image's name, and that the image is complete and for this node's platform"
-                }
-                FailureClass::Blocked => "to do: ask whoever runs the node's image verifier",
-                FailureClass::Local => "to do: check the node's disk and containerd",
-                FailureClass::Unknown => "to do: look the message up in containerd's log",
-            }),
+            Self::Unavailable if not_accepted => class.map(if_not_accepted),
+            Self::Fallback | Self::Unavailable => class.map(if_pull_failed),
             Self::OtherDigest => Some("to do: restart the rollout if it has to run one digest"),
             Self::Moved => Some("to do: restart the pod to run the new image"),
             Self::NotHeld | Self::Same | Self::Fresh | Self::Unchanged => None,
+        }
+    }
+}
+
+fn if_pull_failed(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::Network | FailureClass::Timeout => {
+            "to do: check that the node reaches the registry; a pod that starts after that gets the new image"
+        }
+        FailureClass::ServerError | FailureClass::RateLimited => {
+            "to do: nothing until the registry recovers; a pod that starts after that gets the new image"
+        }
+        FailureClass::NotFound => "to do: check that the registry has this tag",
+        FailureClass::Unauthorized => "to do: check the pod's imagePullSecrets",
+        FailureClass::Invalid => {
+            "to do: check the image's name, and that the image is complete and for this node's platform"
+        }
+        FailureClass::Blocked => "to do: ask whoever runs the node's image verifier",
+        FailureClass::Local => "to do: check the node's disk and containerd",
+        FailureClass::Unknown => "to do: look the message up in containerd's log",
+    }
+}
+
+/// The registry has to let the pod pull before the kubelet starts it from the copy: an outage hides whether it would.
+fn if_not_accepted(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::Network | FailureClass::Timeout => {
+            "to do: check the pod's imagePullSecrets, and that the node reaches the registry; the pod starts once the \
+             registry lets it pull"
+        }
+        FailureClass::ServerError | FailureClass::RateLimited => {
+            "to do: check the pod's imagePullSecrets; the pod starts once the registry recovers and lets it pull"
+        }
+        FailureClass::NotFound => {
+            "to do: check that the registry has this tag, and that the pod's imagePullSecrets give access to it"
+        }
+        FailureClass::Unauthorized => {
+            "to do: check the pod's imagePullSecrets: they have to name a secret in the pod's namespace that gives \
+             access to this image"
+        }
+        FailureClass::Unknown => {
+            "to do: check the pod's imagePullSecrets, and look the message up in containerd's log"
+        }
+        FailureClass::Invalid | FailureClass::Blocked | FailureClass::Local => {
+            if_pull_failed(class)
         }
     }
 }
@@ -156,11 +188,11 @@ impl Release {
             .iter()
             .map(|(name, container)| format!("{name}: {}", container.describe(self.time)));
         let mut note = lines.collect::<Vec<_>>().join("; ");
-        let classes = containers.iter().map(|(_, container)| {
-            let failure = container.failure.as_ref();
-            failure.map(|failure| failure.class)
+        let advice = containers.iter().filter_map(|(_, container)| {
+            let class = container.failure.as_ref().map(|failure| failure.class);
+            reason.advice(class, container.is_not_accepted())
         });
-        let mut advice: Vec<&str> = classes.filter_map(|class| reason.advice(class)).collect();
+        let mut advice: Vec<&str> = advice.collect();
         advice.sort_unstable();
         advice.dedup();
         let end = advice.iter().map(|advice| "; ".len() + advice.len()).sum();
@@ -181,6 +213,7 @@ impl Release {
 mod tests {
     use super::*;
     use crate::outcome::Failure;
+    use crate::pod::Start;
 
     fn container(image: &str, outcome: Outcome, class: Option<FailureClass>) -> ContainerRelease {
         ContainerRelease {
@@ -265,11 +298,64 @@ mod tests {
         assert!(told.note.ends_with(end), "{}", told.note);
     }
 
+    /// An outage is no advice for a pod whose credentials the registry has refused.
+    #[test]
+    fn a_pod_whose_copy_is_not_accepted_is_told_to_check_its_credentials() {
+        let fallback = ContainerRelease {
+            digest: "sha256:1".parse().ok(),
+            ..container("one", Outcome::Fallback, Some(FailureClass::Unauthorized))
+        };
+        for (class, because, advice) in [
+            (
+                FailureClass::Unauthorized,
+                ", because the registry does not let this pod pull the image; ",
+                "to do: check the pod's imagePullSecrets: they have to name a secret in the pod's namespace that gives \
+                 access to this image",
+            ),
+            (
+                FailureClass::NotFound,
+                ", and the registry does not find the image for this pod; ",
+                "to do: check that the registry has this tag, and that the pod's imagePullSecrets give access to it",
+            ),
+            (
+                FailureClass::ServerError,
+                "; it may want the registry to accept the pod's credentials first; ",
+                "to do: check the pod's imagePullSecrets; the pod starts once the registry recovers and lets it pull",
+            ),
+        ] {
+            let start = Start::Wanting(Failure::new(class, "why"));
+            let time = "2026-01-01T12:00:20Z".parse().unwrap();
+            let settled = fallback.settled(&start, time).unwrap();
+            let told = &release([settled]).told_after(Some(&release([fallback.clone()])))[0];
+            assert_eq!(told.reason, Reason::Unavailable);
+            let words = "the kubelet did not start it from the copy on the node";
+            let end = format!("{words}{because}{advice}");
+            assert!(told.note.ends_with(&end), "{}", told.note);
+        }
+    }
+
+    /// There is none.
+    #[test]
+    fn a_pod_without_a_copy_is_not_told_of_one() {
+        let left = container("one", Outcome::HandedOver, None);
+        let start = Start::Wanting(Failure::new(FailureClass::Network, "why"));
+        let time = "2026-01-01T12:00:20Z".parse().unwrap();
+        let told = &release([left.settled(&start, time).unwrap()]).told_after(None)[0];
+        assert_eq!(
+            told.note,
+            "a: one could not be pulled and is left to the kubelet; network: why; to do: check that the node reaches \
+             the registry; a pod that starts after that gets the new image"
+        );
+    }
+
     #[test]
     fn whatever_warns_says_what_to_do() {
         for reason in Reason::ALL {
-            for class in FailureClass::ALL {
-                let advice = reason.advice(Some(class));
+            for (class, not_accepted) in FailureClass::ALL
+                .into_iter()
+                .flat_map(|class| [(class, false), (class, true)])
+            {
+                let advice = reason.advice(Some(class), not_accepted);
                 let has_advice = reason.is_warning() || reason == Reason::Moved;
                 assert_eq!(advice.is_some(), has_advice, "{reason:?} {class}");
             }

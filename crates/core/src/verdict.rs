@@ -14,6 +14,11 @@ use crate::rules::{NodeRules, Rule, Rules, Source};
 use crate::text;
 use crate::time::{Now, age, near};
 
+/// The kubelet starts a pod only from a copy that was pulled with the pod's credentials, or that it has not pulled
+/// itself (KEP-2535).
+const MAYBE_NOT_THEIRS: &str = "if this copy was only ever pulled with other credentials, the kubelet does not start \
+                                the pod from it";
+
 /// What the node holds under an image's name, as proven at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CachedCopy {
@@ -197,7 +202,7 @@ pub fn judge(evidence: &Evidence, terms: Terms<'_>) -> Option<Decision> {
                 Some(why) => Decision::because(Outcome::Refused, why),
                 None => Decision {
                     outcome: Outcome::Fallback,
-                    note,
+                    note: note.or_else(|| Some(doubt(failure.class, digest, terms)?.to_owned())),
                 },
             })
         }
@@ -279,6 +284,19 @@ fn refusal(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> Op
         );
     }
     forbidden(class, digest, terms)
+}
+
+/// What the owner of a pod that is to start from this copy after such a failure has to know, if the kubelet may have
+/// pulled it for others alone.
+pub(crate) fn doubt(
+    class: FailureClass,
+    digest: &Digest,
+    terms: Terms<'_>,
+) -> Option<&'static str> {
+    let Terms { facts, rules, .. } = terms;
+    let is_private = class == FailureClass::Unauthorized || facts.needs_credentials;
+    let is_open = rules.kubelet_decides && is_private && !facts.may_have(digest, &rules.identity);
+    is_open.then_some(MAYBE_NOT_THEIRS)
 }
 
 /// Why the rules do not let a pod use the cached copy after such a failure, whoever it is, if they do not.

@@ -78,6 +78,8 @@ pub(crate) struct StaleImage {
     pods: usize,
     /// Pods without a gate whose tag has moved since they started.
     behind: usize,
+    /// Other pods of it that were refused a copy.
+    refused: usize,
     nodes: usize,
     digests: Vec<Digest>,
     /// Why their tries failed.

@@ -52,8 +52,32 @@ async fn a_wrong_secret_starts_from_no_copy_of_another(node: &Node) -> anyhow::R
     becomes(&space, "meanwhile", "unchanged", "one").await?;
     let pod = other.pods().get("thief").await?;
     ensure!(!is_running(&pod), "another tenant's pod runs");
+    is_told_why(&other, "thief").await?;
     other.delete().await?;
     space.end().await
+}
+
+/// The registry answers, and does not accept the pod's secret: its owner is told first that the copy may not be the
+/// pod's, and then that it is not.
+async fn is_told_why(work: &Workloads, pod: &str) -> anyhow::Result<()> {
+    for (reason, words) in [
+        (
+            "Warning TryLatestFallback",
+            "; the registry also refused the kubelet's pull, with the credentials it has for this pod; if this copy was \
+             only ever pulled with other credentials, the kubelet does not start the pod from it; to do: check the pod's \
+             imagePullSecrets",
+        ),
+        (
+            "Warning TryLatestUnavailable",
+            "; the kubelet did not start it from the copy on the node, because the registry does not let this pod pull \
+             the image; to do: check the pod's imagePullSecrets: they have to name a secret in the pod's namespace that \
+             gives access to this image",
+        ),
+    ] {
+        let told = work.wait_event(pod, reason, AFTER_BACK_OFF).await?;
+        ensure!(told.ends_with(words), "{told}");
+    }
+    Ok(())
 }
 
 async fn the_second_secret_opens_it(node: &Node) -> anyhow::Result<()> {

@@ -5,9 +5,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
+use trylatest_core::keys;
+use trylatest_e2e::cluster::wait;
 use trylatest_e2e::registry::{Access, Fault, RequestKind, Scheme, User};
 use trylatest_e2e::workload::{PodSpec, Workloads, image_id, is_running, release};
 
@@ -113,9 +116,10 @@ pub(crate) async fn nobody_else_starts(space: &Space<'_>) -> anyhow::Result<()> 
         .wait_pod("thief", "it says so", AFTER_BACK_OFF, says)
         .await?;
     ensure!(!is_running(&pod), "another tenant's pod runs");
-    other
-        .wait_event("thief", "Warning TryLatestUnavailable", SOON)
-        .await?;
+    let event = "Warning TryLatestUnavailable";
+    let told = other.wait_event("thief", event, SOON).await?;
+    let words = "; to do: check the pod's imagePullSecrets";
+    ensure!(told.contains(words), "{told}");
     other.delete().await
 }
 
@@ -424,5 +428,18 @@ async fn a_strict_pod_is_refused_in_an_outage(node: &Node) -> anyhow::Result<()>
         .work
         .wait_pod("strict", "it is refused", SOON, refused)
         .await?;
+    // The node says both.
+    let both = |line: &str| {
+        line.starts_with("REFUSED server-error  ")
+            && line.ends_with("  1 of 3 pods refused, 1 from cache")
+    };
+    let says = |node: &NodeObject| {
+        let annotations = node.metadata.annotations.as_ref();
+        let lines = annotations.and_then(|all| all.get(keys::NODE_IMAGES));
+        lines.is_some_and(|lines| lines.lines().any(both))
+    };
+    let nodes: Api<NodeObject> = Api::all(node.cluster.client());
+    let name = node.cluster.node_name();
+    wait::object(nodes, &name, "the node says both", SOON, says).await?;
     space.end().await
 }

@@ -391,7 +391,7 @@ mod tests {
         let (shown, sender) = shown();
         let image = serde_json::json!({
             "image": "reg.example/app:latest", "outcome": "fresh", "tried": "2026-01-01T12:00:00Z", "pods": 1,
-            "podsFromCache": 0, "podsBehind": 0,
+            "podsRefused": 0, "podsFromCache": 0, "podsBehind": 0,
         });
         let app = NodeImage {
             image: "reg.example/app".parse().unwrap(),
@@ -402,6 +402,7 @@ mod tests {
             rolled_back: None,
             confirmed: None,
             pods: 1,
+            pods_refused: 0,
             pods_from_cache: 0,
             pods_behind: 0,
         };

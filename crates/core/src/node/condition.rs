@@ -31,8 +31,9 @@ pub(super) fn message(cached: &[&NodeImage]) -> String {
                     1 => "1 pod that started earlier still runs".to_owned(),
                     pods => format!("{pods} pods that started earlier still run"),
                 };
-                let (image, now) = (&image.image, image.outcome);
-                return format!("{image}: {now} now, but {pods} the previous copy");
+                let (name, now) = (&image.image, image.outcome);
+                let refused = refused(image);
+                return format!("{name}: {now} now, but {pods} the previous copy{refused}");
             }
             let digest = image.digest.as_ref().map(Digest::short);
             let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
@@ -50,13 +51,22 @@ pub(super) fn message(cached: &[&NodeImage]) -> String {
                 ),
                 (None, None) => "never confirmed".to_owned(),
             };
-            format!("{} ({digest}{confirmed}): {class}", image.image)
+            let (name, refused) = (&image.image, refused(image));
+            format!("{name} ({digest}{confirmed}): {class}{refused}")
         })
         .collect();
     if cached.len() > IMAGES_MAX {
         parts.push(format!("and {} more", cached.len() - IMAGES_MAX));
     }
     parts.join(GAP)
+}
+
+/// That other pods of this image do not start.
+fn refused(image: &NodeImage) -> String {
+    match image.pods_refused {
+        0 => String::new(),
+        pods => format!(", {} refused", text::count(pods, "pod")),
+    }
 }
 
 /// What a message names.
@@ -119,7 +129,10 @@ mod tests {
         let digest = "12".repeat(32);
         let mut fresh = named(&format!("reg.example/fresh@sha256:{digest}"));
         fresh.outcome = Outcome::Fresh;
-        let images = [named("reg.example/app:10"), never, fresh];
+        fresh.pods_refused = 2;
+        let mut app = named("reg.example/app:10");
+        app.pods_refused = 1;
+        let images = [app, never, fresh];
         let read = read(&images);
         assert!(!read.has_more, "{read:?}");
         for image in &images {

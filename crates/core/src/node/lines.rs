@@ -1,6 +1,7 @@
 //! The node's images as lines for `kubectl describe node`, the worst first.
 //!
 //! ```text
+//! REFUSED network  reg.example/a:2  sha256:23456789abcd  confirmed 2026-01-01T11:00Z  1 of 3 pods refused, 2 from cache
 //! FALLBACK network  registry.example/app:latest  sha256:0123456789ab  confirmed 2026-01-01T11:00Z  2 pods
 //! unchanged  registry.example/other:latest  sha256:ba9876543210  confirmed 2026-01-01T12:00Z  1 pod
 //! ```
@@ -14,7 +15,7 @@ use crate::outcome::Outcome;
 use crate::text;
 
 /// Longest line in bytes: kubectl cuts what is longer (`kubectl/pkg/describe`, `maxAnnotationLen`, less its indent).
-const LINE_MAX_BYTES: usize = 138;
+pub(super) const LINE_MAX_BYTES: usize = 138;
 
 /// Most images, each on a line. etcd and every watcher of nodes carry the annotation.
 const IMAGES_MAX: usize = 40;
@@ -28,9 +29,11 @@ const CUT: &str = "…";
 /// How bad it is, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
+    /// A pod must not use the copy, and does not start. Others may run it.
+    Refused,
     /// A pod runs the copy that it fell back to.
     FromCache,
-    /// A pod has nothing to start from, or must not.
+    /// A pod has nothing to start from.
     Nothing,
     /// Somebody has pointed the name back to an earlier copy by hand.
     RolledBack,
@@ -46,12 +49,12 @@ impl Rank {
     pub(super) fn of(image: &NodeImage) -> Self {
         let is_used = image.pods > 0;
         match image.outcome {
+            _ if image.pods_refused > 0 => Self::Refused,
             _ if image.runs_from_cache() => Self::FromCache,
-            Outcome::Refused => Self::Nothing,
             Outcome::Unavailable if is_used => Self::Nothing,
             _ if image.rolled_back.is_some() => Self::RolledBack,
             _ if image.pods_behind > 0 => Self::Behind,
-            Outcome::Fallback if is_used => Self::Failing,
+            Outcome::Fallback | Outcome::Refused if is_used => Self::Failing,
             _ if is_used => Self::Used,
             _ => Self::Unused,
         }
@@ -60,8 +63,9 @@ impl Rank {
     /// The first word of its line. Capitals are for what affects a pod now.
     fn word(self, outcome: Outcome) -> String {
         match self {
+            Self::Refused => "REFUSED".to_owned(),
             Self::FromCache => "FALLBACK".to_owned(),
-            Self::Nothing => outcome.as_str().to_uppercase(),
+            Self::Nothing => "UNAVAILABLE".to_owned(),
             Self::RolledBack => "ROLLED-BACK".to_owned(),
             Self::Behind => "MOVED".to_owned(),
             Self::Failing | Self::Used | Self::Unused => outcome.as_str().to_owned(),
@@ -115,12 +119,28 @@ fn pods(image: &NodeImage, rank: Rank) -> String {
     let all = text::count(image.pods, "pod");
     let old = image.pods_from_cache;
     match rank {
+        Rank::Refused => refused(image),
         Rank::FromCache if image.outcome != Outcome::Fallback => {
             format!("{old} of {all} on an older copy")
         }
         Rank::FromCache if old < image.pods => format!("{old} of {all}"),
         Rank::Behind => format!("{} of {all} on an older copy", image.pods_behind),
         _ => all,
+    }
+}
+
+/// How many pods were refused, and how many run what they fell back to.
+fn refused(image: &NodeImage) -> String {
+    let refused = image.pods_refused;
+    let all = text::count(refused + image.pods, "pod");
+    let refused = match image.pods {
+        0 => format!("{all} refused"),
+        _ => format!("{refused} of {all} refused"),
+    };
+    match image.pods_from_cache {
+        0 => refused,
+        old if image.outcome == Outcome::Fallback => format!("{refused}, {old} from cache"),
+        old => format!("{refused}, {old} on an older copy"),
     }
 }
 
@@ -131,18 +151,22 @@ fn short_name(image: &ImageName, most: usize) -> String {
         Some(digest) => format!("{}@{}", image.repository(), Digest::short(&digest)),
         None => image.to_string(),
     };
-    if name.len() <= most {
-        return name;
-    }
     let host = image.registry().len() + 1;
-    let head = host.min(most / 2);
-    let tail = name.len() - most.saturating_sub(head + CUT.len());
+    without_middle(name, host.min(most / 2), most)
+}
+
+/// These words in at most this many bytes: so many of the beginning, and as many of the end as fit.
+pub(super) fn without_middle(words: String, head: usize, most: usize) -> String {
+    if words.len() <= most {
+        return words;
+    }
+    let tail = words.len() - most.saturating_sub(head + CUT.len());
     // Names are ASCII; were one not, it would be cut elsewhere.
     let (head, tail) = (
-        name.floor_char_boundary(head),
-        name.ceil_char_boundary(tail),
+        words.floor_char_boundary(head),
+        words.ceil_char_boundary(tail),
     );
-    format!("{}{CUT}{}", &name[..head], &name[tail..])
+    format!("{}{CUT}{}", &words[..head], &words[tail..])
 }
 
 #[cfg(test)]
@@ -206,29 +230,71 @@ mod tests {
         );
     }
 
+    /// Pods of one image may have different settings.
+    #[test]
+    fn a_line_says_how_many_pods_are_refused_and_how_many_run_the_copy() {
+        let with = |outcome, pods, refused, from_cache| NodeImage {
+            pods,
+            pods_refused: refused,
+            pods_from_cache: from_cache,
+            ..named("registry.example/app", outcome)
+        };
+        assert_eq!(
+            line(&with(Outcome::Fallback, 2, 1, 2)),
+            "REFUSED network  registry.example/app:latest  sha256:000000000000  confirmed 2026-01-01T11:00Z  1 of 3 \
+             pods refused, 2 from cache"
+        );
+        for (image, end) in [
+            (with(Outcome::Fallback, 0, 1, 0), "  1 pod refused"),
+            (with(Outcome::Refused, 0, 2, 0), "  2 pods refused"),
+            (with(Outcome::Fresh, 3, 1, 0), "  1 of 4 pods refused"),
+            (
+                with(Outcome::Fresh, 3, 2, 1),
+                "  2 of 5 pods refused, 1 on an older copy",
+            ),
+        ] {
+            let line = line(&image);
+            assert!(line.starts_with("REFUSED"), "{line}");
+            assert!(line.ends_with(end), "{line}");
+        }
+        // By default it would be refused, and no pod is.
+        let nobody = line(&with(Outcome::Refused, 2, 0, 0));
+        assert!(nobody.starts_with("refused  "), "{nobody}");
+        assert!(nobody.ends_with("  2 pods"), "{nobody}");
+    }
+
     #[test]
     fn the_worst_comes_first() {
-        let with = |outcome, pods, from_cache, behind| NodeImage {
+        let with = |outcome, pods, refused, from_cache, behind| NodeImage {
             pods,
+            pods_refused: refused,
             pods_from_cache: from_cache,
             pods_behind: behind,
             ..image(1, outcome, 0)
         };
         let ranks = [
-            with(Outcome::Fresh, 1, 1, 0),
-            with(Outcome::Refused, 0, 0, 0),
-            with(Outcome::Unchanged, 1, 0, 1),
-            with(Outcome::Fallback, 1, 0, 0),
-            with(Outcome::Unchanged, 1, 0, 0),
-            with(Outcome::Unavailable, 0, 0, 0),
+            with(Outcome::Fallback, 1, 1, 1, 0),
+            with(Outcome::Fallback, 0, 1, 0, 0),
+            with(Outcome::Fresh, 1, 0, 1, 0),
+            with(Outcome::Unavailable, 1, 0, 0, 0),
+            with(Outcome::Unchanged, 1, 0, 0, 1),
+            with(Outcome::Fallback, 1, 0, 0, 0),
+            with(Outcome::Refused, 1, 0, 0, 0),
+            with(Outcome::Unchanged, 1, 0, 0, 0),
+            with(Outcome::Unavailable, 0, 0, 0, 0),
+            with(Outcome::Refused, 0, 0, 0, 0),
         ]
         .map(|image| Rank::of(&image));
         let expected = [
+            Rank::Refused,
+            Rank::Refused,
             Rank::FromCache,
             Rank::Nothing,
             Rank::Behind,
             Rank::Failing,
+            Rank::Failing,
             Rank::Used,
+            Rank::Unused,
             Rank::Unused,
         ];
         assert_eq!(ranks, expected);
@@ -257,9 +323,16 @@ mod tests {
         let mut longest = named(&format!("{host}.example/{path}:{tag}"), Outcome::Fallback);
         longest.class = Some(FailureClass::RateLimited);
         longest.pods = usize::MAX;
-        let longest = line(&longest);
-        assert!(longest.len() <= LINE_MAX_BYTES, "{longest}");
-        assert!(longest.contains("t  sha256:"), "{longest}");
+        let all = line(&longest);
+        assert!(all.len() <= LINE_MAX_BYTES, "{all}");
+        assert!(all.contains("t  sha256:"), "{all}");
+        // More pods than a node can run.
+        longest.pods = 9_999;
+        longest.pods_from_cache = 9_999;
+        longest.pods_refused = 9_999;
+        let some = line(&longest);
+        assert!(some.len() <= LINE_MAX_BYTES, "{some}");
+        assert!(some.contains("t  sha256:"), "{some}");
     }
 
     #[test]

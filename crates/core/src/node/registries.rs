@@ -9,11 +9,15 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::lines::{GAP, minute};
+use super::lines::{GAP, minute, without_middle};
 use crate::outcome::FailureClass;
 
 /// Most registries, each on a line.
 const REGISTRIES_MAX: usize = 10;
+
+/// Longest name in bytes: with the longest class, the line has just as many as kubectl shows. It is the same for all
+/// classes, so that a name that is cut is cut alike on all nodes.
+const NAME_MAX_BYTES: usize = 89;
 
 /// What a line begins with.
 const WORD: &str = "NOT-ASKED ";
@@ -29,7 +33,7 @@ pub struct OpenRegistry {
     /// How it failed when the circuit opened. The last failure may be another; what is written to the node does not
     /// change with each of them.
     pub class: FailureClass,
-    /// Since when the circuit is open.
+    /// Since when the circuit is open, as far as this run of the agent knows.
     pub since: Timestamp,
 }
 
@@ -56,7 +60,9 @@ impl OpenRegistry {
             class,
             since,
         } = self;
-        format!("{WORD}{class}{GAP}{registry}{GAP}{SINCE}{}", minute(*since))
+        let (name, since) = (registry.clone(), minute(*since));
+        let name = without_middle(name, NAME_MAX_BYTES / 2, NAME_MAX_BYTES);
+        format!("{WORD}{class}{GAP}{name}{GAP}{SINCE}{since}")
     }
 }
 
@@ -75,6 +81,7 @@ pub(super) fn lines(open: &[OpenRegistry]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lines::LINE_MAX_BYTES;
     use super::*;
     use crate::node::NodeReport;
 
@@ -113,6 +120,28 @@ mod tests {
         ] {
             assert_eq!(OpenRegistry::read(line).count(), 0, "{line}");
         }
+    }
+
+    /// kubectl cuts a longer line, and with it the time.
+    #[test]
+    fn a_line_keeps_both_ends_of_a_long_name() {
+        let long = |class| OpenRegistry {
+            class,
+            ..open(&format!("{}.registry.example:5000", "r".repeat(250)))
+        };
+        let all = FailureClass::ALL.map(|class| long(class).line());
+        let longest = all.iter().map(String::len).max();
+        assert_eq!(longest, Some(LINE_MAX_BYTES), "{all:?}");
+        let text = lines(&FailureClass::ALL.map(long));
+        let names: Vec<_> = OpenRegistry::read(&text)
+            .map(|open| open.registry)
+            .collect();
+        assert_eq!(names.len(), FailureClass::ALL.len());
+        assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
+        let ends = names[0].starts_with("rrr") && names[0].ends_with("r.registry.example:5000");
+        assert!(ends, "{names:?}");
+        let fits = "r".repeat(NAME_MAX_BYTES);
+        assert!(open(&fits).line().contains(&fits));
     }
 
     #[test]

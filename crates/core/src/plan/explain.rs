@@ -20,7 +20,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
 use crate::record::Facts;
-use crate::release::NOT_ASKED;
+use crate::release::note_not_asked;
 use crate::rules::Rules;
 use crate::text;
 use crate::time::Now;
@@ -373,7 +373,7 @@ impl Planner {
                 let evidence = Evidence::of_look(failure.clone(), known.copy.clone());
                 let settled = verdict::settle(&evidence, terms);
                 outcome = settled.outcome;
-                note = settled.note.or_else(|| Some(NOT_ASKED.to_owned()));
+                note = note_not_asked(outcome, settled.note);
             }
             After {
                 class,

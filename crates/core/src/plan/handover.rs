@@ -32,8 +32,9 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::pod::GatedPod;
 use crate::record::{LocalCopy, Try, TryResult};
+use crate::rules::Rules;
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Evidence};
+use crate::verdict::{CachedCopy, Evidence, Terms};
 
 /// A pod waits no longer than this for an agent that sees how a hand-over ends.
 const WELL_WITHIN: Duration = Duration::from_secs(5);
@@ -521,13 +522,7 @@ impl Planner {
         if !is_left_alone {
             self.kubelet_tried(now, name, &handover, &evidence, plan);
         }
-        let failed = evidence.result.failure().is_some();
-        for pod in self.pods.values_mut() {
-            // Another identity's pull may still end otherwise.
-            if !failed || !handover.is_for_another(&pod.seen.identity) {
-                pod.settle(name, &evidence, now);
-            }
-        }
+        self.settle_pods(now, name, &handover, &evidence);
         if let Some(failure) = evidence.result.failure().filter(|_| is_left_alone) {
             // Who waits and must not use the copy has another turn.
             let spare = Spare::Hangs(failure.clone());
@@ -540,6 +535,31 @@ impl Planner {
             is_good: began >= since,
         };
         self.step(now, name, |_, round| cause(round.since), plan);
+    }
+
+    /// The pods that were released with it learn what it came to.
+    fn settle_pods(
+        &mut self,
+        now: Now,
+        name: &ImageName,
+        handover: &Handover,
+        evidence: &Evidence,
+    ) {
+        let failed = evidence.result.failure().is_some();
+        let facts = self.knowledge.facts(name);
+        for pod in self.pods.values_mut() {
+            // Another identity's pull may still end otherwise.
+            if failed && handover.is_for_another(&pod.seen.identity) {
+                continue;
+            }
+            let rules = Rules::of(&pod.seen, Some(name), &self.rules);
+            let terms = Terms {
+                facts: &facts,
+                rules: &rules,
+                now: now.wall,
+            };
+            pod.settle(name, evidence, terms, now);
+        }
     }
 
     /// The kubelet's pull is remembered as a try, and whom its failure spares the next.

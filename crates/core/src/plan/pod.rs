@@ -13,6 +13,7 @@ use super::runs::Contents;
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
+use crate::outcome::Outcome;
 use crate::pod::{GateState, GatedPod};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
@@ -339,7 +340,20 @@ impl Pod {
     /// Each of its images with one container's release; nothing if the pod was not released, was
     /// refused, or has ended.
     pub(super) fn released_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
-        let release = self.released.as_ref().filter(|release| release.opens());
+        self.given_images(self.released.as_ref().filter(|release| release.opens()))
+    }
+
+    /// The same of the images for which it was refused.
+    pub(super) fn refused_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
+        let mut given = self.given_images(self.released.as_ref());
+        given.retain(|_, (_, given)| given.outcome == Outcome::Refused);
+        given
+    }
+
+    fn given_images<'a>(
+        &'a self,
+        release: Option<&'a Release>,
+    ) -> BTreeMap<&'a ImageName, ReleasedWith<'a>> {
         let release = release.filter(|_| !self.seen.terminated);
         let containers = release.iter().flat_map(|_| &self.seen.containers);
         containers

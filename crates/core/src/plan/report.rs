@@ -14,7 +14,14 @@ use crate::release::ContainerRelease;
 use crate::rules::NodeRules;
 use crate::verdict::may_use_by_default;
 
-/// Every image that was tried, or that a pod was released with.
+/// The pods of one image, by how they were released.
+#[derive(Default)]
+struct Users<'a> {
+    started: Vec<ReleasedWith<'a>>,
+    refused: Vec<ReleasedWith<'a>>,
+}
+
+/// Every image that was tried, or that a pod was released with or refused.
 pub(super) fn node_images<'a>(
     knowledge: &Knowledge,
     pods: impl Iterator<Item = &'a Pod>,
@@ -22,17 +29,25 @@ pub(super) fn node_images<'a>(
     now: Timestamp,
 ) -> Vec<NodeImage> {
     let nothing = Known::default();
-    let mut all: BTreeMap<&ImageName, (&Known, Vec<ReleasedWith<'a>>)> = knowledge
+    let mut all: BTreeMap<&ImageName, (&Known, Users<'a>)> = knowledge
         .iter()
-        .map(|(name, known)| (name, (known, Vec::new())))
+        .map(|(name, known)| (name, (known, Users::default())))
         .collect();
-    for (name, given) in pods.flat_map(Pod::released_images) {
-        let (_, users) = all.entry(name).or_insert((&nothing, Vec::new()));
-        users.push(given);
+    let unknown = || (&nothing, Users::default());
+    for pod in pods {
+        for (name, given) in pod.released_images() {
+            let (_, users) = all.entry(name).or_insert_with(unknown);
+            users.started.push(given);
+        }
+        for (name, given) in pod.refused_images() {
+            let (_, users) = all.entry(name).or_insert_with(unknown);
+            users.refused.push(given);
+        }
     }
     all.into_iter()
         .filter_map(|(name, (known, users))| {
             let latest = latest(known, &users, now)?;
+            let Users { started, refused } = users;
             let (outcome, class) = match latest {
                 Latest::Try(tried) => of_try(tried, &knowledge.facts(name), rules),
                 Latest::Release(_, release) => of_release(release),
@@ -46,9 +61,10 @@ pub(super) fn node_images<'a>(
                 tried: latest.time(known),
                 confirmed: copy.and_then(|digest| known.facts.confirmed_at(digest)),
                 rolled_back: known.facts.rolled_back.clone(),
-                pods: users.len(),
-                pods_from_cache: users.iter().filter(|user| runs_old(user, known)).count(),
-                pods_behind: users
+                pods: started.len(),
+                pods_refused: refused.len(),
+                pods_from_cache: started.iter().filter(|user| runs_old(user, known)).count(),
+                pods_behind: started
                     .iter()
                     .filter(|(_, given)| given.moved.is_some())
                     .count(),
@@ -80,7 +96,7 @@ impl Latest<'_> {
 
 /// The last try. A pod that has fallen back since did not wait for the end of the next one. The pod's
 /// owner may have written its release: it counts no further than that.
-fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> Option<Latest<'a>> {
+fn latest<'a>(known: &'a Known, users: &Users<'a>, now: Timestamp) -> Option<Latest<'a>> {
     let since = known.last_try.as_deref().map(Try::ended);
     // If the index is lost or not used, the pods still say how they were released; one that was not held, or that has
     // started from what its rollout has, knows of no try.
@@ -90,9 +106,13 @@ fn latest<'a>(known: &'a Known, users: &[ReleasedWith<'a>], now: Timestamp) -> O
                 release.outcome == Outcome::Fallback && since < *time && *time <= now
             })
     };
-    let newest = users.iter().filter(counts).max_by_key(|(time, _)| *time);
-    let newest = newest.map(|(time, release)| Latest::Release(*time, release));
-    newest.or(known.last_try.as_deref().map(Latest::Try))
+    let newest = |given: &mut dyn Iterator<Item = &ReleasedWith<'a>>| {
+        let newest = given.max_by_key(|(time, _)| *time);
+        newest.map(|(time, release)| Latest::Release(*time, release))
+    };
+    newest(&mut users.started.iter().filter(counts))
+        .or(known.last_try.as_deref().map(Latest::Try))
+        .or_else(|| newest(&mut users.refused.iter()))
 }
 
 /// Whether the pod runs a copy that it fell back to, and the registry has not said since that the tag points to that.

@@ -18,7 +18,7 @@ use crate::pod::{Start, TryContainer};
 use crate::record::TryResult;
 use crate::release::{ContainerProgress, ContainerRelease, Progress, Release};
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Evidence};
+use crate::verdict::{CachedCopy, Evidence, Terms, doubt};
 
 /// After a pull of the kubelet has failed, it looks for the copy again within this time: its back-off of
 /// 10 s and a little (`pkg/kubelet/kubelet.go`, `imageBackOffPeriod`).
@@ -95,7 +95,13 @@ impl Pod {
 
     /// The kubelet's pull of this image has ended like this: what that means for containers that were left
     /// to it.
-    pub(super) fn settle(&mut self, name: &ImageName, evidence: &Evidence, now: Now) {
+    pub(super) fn settle(
+        &mut self,
+        name: &ImageName,
+        evidence: &Evidence,
+        terms: Terms<'_>,
+        now: Now,
+    ) {
         let came_to = |given: &ContainerRelease| match (&evidence.result, evidence.copy.digest()) {
             (TryResult::Fresh, Some(digest)) => {
                 given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall)
@@ -107,12 +113,18 @@ impl Pod {
                 // If it could not be looked at, it is what was there before.
                 let unknown = matches!(evidence.copy, CachedCopy::Unknown { .. });
                 let before = given.digest.as_ref().filter(|_| unknown);
+                let (failure, digest) = (result.failure(), digest.or(before));
+                let class = failure.map(|failure| failure.class);
+                let doubt = class.zip(digest).and_then(|(c, d)| doubt(c, d, terms));
                 let given = ContainerRelease {
-                    failure: result.failure().cloned(),
-                    digest: digest.or(before).cloned(),
+                    failure: failure.cloned(),
+                    digest: digest.cloned(),
+                    note: doubt.map(str::to_owned),
                     ..given.clone()
                 };
-                given.starts_from_its_copy()
+                let mut given = given.starts_from_its_copy();
+                given.note_refusal();
+                given
             }
         };
         let released = self.released_with(name);
@@ -249,6 +261,10 @@ impl Pod {
             && matches!(start, Start::Started { digest, .. } if *digest == before.digest)
         {
             *given = before.clone();
+            if given.outcome == Outcome::Fallback {
+                // The kubelet has accepted it after all.
+                given.note = None;
+            }
         } else if let Some(settled) = given.settled(start, now.wall) {
             *given = settled;
         }

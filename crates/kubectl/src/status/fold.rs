@@ -56,6 +56,7 @@ struct Use {
 struct Old {
     pods: usize,
     behind: usize,
+    refused: usize,
     nodes: BTreeSet<NodeIndex>,
     digests: BTreeSet<Digest>,
     classes: BTreeSet<FailureClass>,
@@ -147,6 +148,7 @@ impl Fold {
         if is_old || container.moved.is_some() {
             used.old.count(container, node, is_old);
         }
+        used.old.refused += usize::from(container.outcome == Outcome::Refused);
         if let (true, Ok(name), Some(failure)) = (is_old, &name, &container.failure)
             && failure.class.is_outage()
         {
@@ -225,6 +227,7 @@ impl ImageUse {
             image: image.to_owned(),
             pods: old.pods,
             behind: old.behind,
+            refused: old.refused,
             nodes: old.nodes.len(),
             digests: old.digests.iter().cloned().collect(),
             classes: old.classes.iter().copied().collect(),

@@ -127,10 +127,16 @@ impl Screen<'_> {
                 (None, 0) => "-".to_owned(),
                 (None, _) => "never".to_owned(),
             };
-            let mut why = classes(&image.classes);
+            let mut why = vec![classes(&image.classes)];
+            why.retain(|classes| !classes.is_empty());
             if image.behind > 0 {
-                let separator = if why.is_empty() { "" } else { "; " };
-                let _ = write!(why, "{separator}{} without a gate: tag moved", image.behind);
+                why.push(format!("{} without a gate: tag moved", image.behind));
+            }
+            if image.refused > 0 {
+                why.push(format!(
+                    "{} refused",
+                    text::count(image.refused, "other pod")
+                ));
             }
             [
                 Cell::new(BAD, image.image.clone()),
@@ -138,7 +144,7 @@ impl Screen<'_> {
                 image.nodes.to_string().into(),
                 digests(&image.digests).into(),
                 confirmed.into(),
-                why.into(),
+                why.join("; ").into(),
             ]
         });
         let head = ["IMAGE", "PODS", "NODES", "COPY", "CONFIRMED", "WHY"];

@@ -133,6 +133,28 @@ fn a_copy_that_was_confirmed_since_is_no_old_one() {
     assert!(shown(&status).contains("none runs an old copy"));
 }
 
+/// Pods of one image may have different settings.
+#[test]
+fn pods_that_are_refused_the_copy_that_others_run_are_named_with_them() {
+    let mut refused = failed("b", "network");
+    refused["outcome"] = json!("refused");
+    let on = Some((
+        true,
+        "reg.example/app:1 (sha256:bbb): network, 1 pod refused",
+    ));
+    let pods = [
+        pod("1", "a", &failed("b", "network")),
+        pod("2", "a", &refused),
+    ];
+    let status = status(vec![node("a", on)], &pods);
+    let [stale] = &status.stale[..] else {
+        panic!("{:?}", status.stale);
+    };
+    assert_eq!((stale.pods, stale.refused), (1, 1));
+    let text = shown(&status);
+    assert!(text.contains("network; 1 other pod refused"), "{text}");
+}
+
 #[test]
 fn pods_that_have_ended_do_not_count() {
     let mut ended = pod("1", "a", &failed("b", "network"));

@@ -107,6 +107,7 @@ mod tests {
             rolled_back: None,
             confirmed: None,
             pods,
+            pods_refused: 0,
             pods_from_cache: 0,
             pods_behind: 0,
         }

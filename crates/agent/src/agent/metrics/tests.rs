@@ -51,6 +51,7 @@ fn image(name: &str) -> NodeImage {
         rolled_back: None,
         confirmed: None,
         pods: 1,
+        pods_refused: 0,
         pods_from_cache: 0,
         pods_behind: 2,
     }

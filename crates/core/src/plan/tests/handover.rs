@@ -208,6 +208,100 @@ fn a_name_is_given_back_as_soon_as_the_kubelet_fails() {
     assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
 }
 
+/// What the owner hears of a copy that may not be the pod's.
+const IF_OTHERS: &str = "if this copy was only ever pulled with other credentials, the kubelet does not start the \
+                         pod from it";
+
+/// Somebody else's pod has the right secret.
+#[test]
+fn a_pod_whose_credentials_are_refused_hears_why_it_may_not_start() {
+    let refused =
+        "the registry also refused the kubelet's pull, with the credentials it has for this pod";
+    for (pulled_for, kubelet_verifies, doubt) in [
+        ("other", true, Some(IF_OTHERS)),
+        // Its secret is no longer valid, and the kubelet knows that it was.
+        ("default", true, None),
+        // The agent lets it start, and nobody else looks.
+        ("default", false, None),
+    ] {
+        let mut world = well();
+        world.handle(Event::KubeletVerifies(kubelet_verifies));
+        let mut record = written_down(image(), Some(confirmation("1")), true);
+        record.facts.private_to = Some(vec![tenant("any", pulled_for, &world).identity]);
+        world.learn(&[record]);
+        let app = private("app", &world);
+        let attempt = world.see(&app);
+        // It waits for the pull of its like.
+        let like = private("like", &world);
+        assert_eq!(world.see(&like), []);
+        let id = the_handover(&self::refused(&mut world, &attempt, &usable("1")));
+        let actions = taken(&mut world, id, Some("1"));
+        world.sent(&actions, Written::Done);
+        let mut open = app;
+        open.released = Some(the_release(&actions).clone());
+        open.gate = GateState::Open;
+        world.see(&wanting(&open, FailureClass::Unauthorized));
+        let actions = given_back(&mut world, id, usable("1"));
+        let said: Vec<_> = actions.iter().filter_map(said).collect();
+        let words = doubt.map_or(refused.to_owned(), |doubt| format!("{refused}; {doubt}"));
+        let expected = (Outcome::Fallback, Some(words));
+        assert_eq!(said, [expected.clone(), expected], "{actions:?}");
+    }
+}
+
+/// An outage hides whether the pod's credentials are right.
+#[test]
+fn a_pod_of_which_nobody_knows_whether_it_may_have_the_copy_hears_that_in_an_outage() {
+    for (pulled_for, doubt) in [("other", Some(IF_OTHERS)), ("default", None)] {
+        let mut world = well();
+        let mut record = written_down(image(), Some(confirmation("1")), true);
+        record.facts.private_to = Some(vec![tenant("any", pulled_for, &world).identity]);
+        world.learn(&[record]);
+        let attempt = the_try(&world.see(&private("app", &world)));
+        let failure = Some(FailureClass::Network);
+        let actions = world.ends(attempt, failure, usable("1"), usable("1"));
+        let expected = (Outcome::Fallback, doubt.map(str::to_owned));
+        assert_eq!(said(&actions[0]), Some(expected));
+    }
+}
+
+/// What a pod is told of its container.
+fn said(action: &Action) -> Option<(Outcome, Option<String>)> {
+    let (Action::Release { release, .. } | Action::Settle(_, release)) = action else {
+        return None;
+    };
+    let given = &release.containers["app"];
+    Some((given.outcome, given.note.clone()))
+}
+
+#[test]
+fn a_copy_that_the_kubelet_accepts_after_all_is_not_in_doubt() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (open, id) = handed_over(&mut world, &app);
+    let failing = wanting(&open, FailureClass::Unauthorized);
+    world.see(&failing);
+    let actions = given_back(&mut world, id, usable("1"));
+    let (fallback, note) = said(&actions[0]).unwrap();
+    assert!(fallback == Outcome::Fallback && note.unwrap().ends_with(IF_OTHERS));
+    settle(&mut world, &actions, Written::Done);
+    let actions = world.wait(Duration::from_secs(20));
+    assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
+    settle(&mut world, &actions, Written::Done);
+    let mut started = open;
+    started.released = match &actions[..] {
+        [Action::Settle(_, release)] => Some(release.clone()),
+        _ => None,
+    };
+    let runs = Start::Started {
+        digest: Some(digest("1")),
+        since: None,
+    };
+    started.starts.insert("app".into(), runs);
+    let actions = world.see(&started);
+    assert_eq!(said(&actions[0]), Some((Outcome::Fallback, None)));
+}
+
 fn settle(world: &mut World, actions: &[Action], written: Written) -> Vec<Action> {
     match actions {
         [Action::Settle(pod, release)] => {
@@ -267,7 +361,7 @@ fn the_next_pods_of_an_identity_do_not_pay_for_a_failure_again() {
     let actions = refused(&mut world, &actions, &usable("1"));
     assert_eq!(outcome(&actions), Outcome::Fallback);
     let said = &the_release(&actions).containers["app"];
-    assert_eq!(said.note.as_deref(), Some(NOT_ASKED));
+    assert_eq!(said.note, Some(format!("{NOT_ASKED}; {IF_OTHERS}")));
     world.sent(&actions, Written::Done);
     // Another identity may have better credentials.
     world.wait(Duration::from_secs(3));

@@ -50,6 +50,35 @@ fn a_refused_pod_runs_from_no_cache() {
     assert_eq!(outcome(&actions), Outcome::Refused);
     world.sent(&actions, Written::Done);
     assert!(!world.node_images()[0].runs_from_cache());
+    let users = |world: &World| {
+        let image = &world.node_images()[0];
+        (image.pods, image.pods_from_cache, image.pods_refused)
+    };
+    assert_eq!(users(&world), (0, 0, 1));
+    // A pod that takes every copy.
+    released(&mut world, "other", failed, usable("1"));
+    assert_eq!(users(&world), (1, 1, 1));
+    // The registry is back, and the refused pod's gate has not run again yet.
+    released(&mut world, "third", None, usable("1"));
+    assert_eq!(users(&world), (2, 0, 1));
+    world.handle(Event::Gone("uid-strict".into()));
+    assert_eq!(users(&world), (2, 0, 0));
+}
+
+#[test]
+fn a_pod_that_an_earlier_run_has_refused_is_reported_without_an_index() {
+    let mut world = World::new();
+    let mut strict = pod("strict", &world);
+    strict.settings.fallback_on = Some([].into());
+    let attempt = the_try(&world.see(&strict));
+    let failed = Some(FailureClass::Network);
+    let actions = world.ends(attempt, failed, usable("1"), usable("1"));
+    strict.released = Some(the_release(&actions).clone());
+    let mut world = World::new();
+    world.see(&strict);
+    let [image] = world.node_images().try_into().unwrap();
+    assert_eq!((image.outcome, image.class), (Outcome::Refused, failed));
+    assert_eq!((image.pods, image.pods_refused), (0, 1));
 }
 
 /// A pod that is released after a try of the given end, on a world where time has passed.

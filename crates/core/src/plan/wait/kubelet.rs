@@ -4,7 +4,7 @@ use super::super::same::Rollout;
 use super::{Cause, Context, LOOK_AGAIN, Request, Spare, Wait, Waiting};
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::TryResult;
-use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
+use crate::release::{BY_KUBELET, ContainerRelease, note_not_asked};
 use crate::verdict::{CachedCopy, Evidence};
 
 /// What a try that was refused has shown, with another failure.
@@ -52,7 +52,11 @@ impl Waiting {
                 if *by != context.rules.identity {
                     return Request::Nothing;
                 }
-                self.settled(evidence, context)
+                let mut settled = self.settled(evidence, context);
+                if let Wait::Done(release) = &mut settled {
+                    release.note_refusal();
+                }
+                settled
             }
             // The tag may have moved since.
             Cause::Pulled { is_good: false, .. } => {
@@ -152,7 +156,7 @@ impl Waiting {
     fn spared(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
         let mut done = self.settled(evidence, context);
         if let Wait::Done(release) = &mut done {
-            release.note.get_or_insert_with(|| NOT_ASKED.to_owned());
+            release.note = note_not_asked(release.outcome, release.note.take());
         }
         done
     }
