@@ -345,6 +345,19 @@ impl Install {
         self.wait_ready().await
     }
 
+    /// Mounts this folder of the node as the one of containerd's socket, and waits for the agent that has it so.
+    ///
+    /// # Errors
+    /// What the API server says, or the agent does not come back.
+    pub async fn mount_containerd(&self, folder: &Path) -> anyhow::Result<()> {
+        let volumes = json!([{"name": "containerd", "hostPath": {"path": folder}}]);
+        let patch = json!({"spec": {"template": {"spec": {"volumes": volumes}}}});
+        let patch = kube::api::Patch::Strategic(patch);
+        let params = kube::api::PatchParams::default();
+        self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
+        self.wait_ready().await
+    }
+
     async fn select(&self, extra: Value) -> anyhow::Result<()> {
         let key = json!({"trylatest.dev/test": extra["trylatest.dev/test"]});
         let patch = json!({"spec": {"template": {"spec": {"nodeSelector": key}}}});

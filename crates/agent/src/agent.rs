@@ -5,6 +5,7 @@
 //! | [`pods`] | the watch of this node's gated pods | tries, releases, Events; the node's report |
 //! | [`keeper`] | containerd's image events; gates that wait for their image | the gate's image; Events |
 //! | [`config`] | the administrator's configuration file | the rules, and how long copies are kept; Events |
+//! | [`folder`] | the folder of containerd's socket | ends the agent if that was removed on the node |
 //! | [`node`] | the node's report | the node's annotations and condition |
 //! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
@@ -23,6 +24,7 @@ mod config;
 #[cfg(test)]
 mod day;
 mod disk;
+mod folder;
 mod gate_image;
 mod gates;
 mod handover;
@@ -163,13 +165,14 @@ async fn start(
     let config = ConfigFile::open(args.config.clone(), Arc::clone(&metrics)).await;
     info!(version = VERSION, node = args.node_name, "TryLatest agent");
     let state_dir = made(args.state_dir.clone())?;
-    let runtime = containerd(&args, &metrics);
+    let runtime = Arc::new(containerd(&args, &metrics));
     is_the_kubelets(&runtime, &args).await?;
+    let socket = args.containerd.containerd_socket.clone();
     let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
     let client = connect().await;
     let node = Node {
         client: client.context("making a client of the API server")?,
-        runtime: Arc::new(runtime),
+        runtime: Arc::clone(&runtime),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(health),
         program: PROGRAM.into(),
@@ -181,6 +184,8 @@ async fn start(
         reported,
         questions,
     } = started;
+    let folder = folder::watch(runtime, socket, stop.clone());
+    own(&mut tasks, "containerd's folder", folder);
     let shown = Shown::new(Arc::clone(health), metrics, reported);
     let http = http::serve(listener, shown, stop.clone());
     own(&mut tasks, "http", http);

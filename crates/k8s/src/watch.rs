@@ -24,6 +24,9 @@ pub(crate) const WATCH_AT_MOST: Duration = Duration::from_secs(360);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
 
 /// Pods per page of a list. A pod may have more than a megabyte, and the agent has little memory.
+///
+/// The API server serves the first page by the index of node names, and the others from a snapshot of all pods; a
+/// streaming list would never use the index, and kube's begins at any revision (`resourceVersion=0`).
 const PAGE: u32 = 10;
 
 /// What the watch has shown.

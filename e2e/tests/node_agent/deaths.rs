@@ -1,5 +1,7 @@
 //! Who may die, and when: no pod waits for ever. Every test wants the node for itself.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -32,6 +34,7 @@ pub(crate) fn tests() -> Tests {
             the_api_server_falls_silent,
             the_kubelet_is_late_with_the_release,
             containerd_dies_while_it_pulls,
+            the_folder_of_containerds_socket_is_made_again,
             the_node_reboots_without_a_registry,
             without_an_agent_the_gate_opens_by_itself,
         ],
@@ -356,6 +359,55 @@ async fn containerd_dies_while_it_pulls(node: &Node) -> anyhow::Result<()> {
     create(&space, "later").await?;
     was_released(&space, "later", "one").await?;
     end(space).await
+}
+
+/// As a script does that installs containerd again: a running agent's mount shows the folder that is gone.
+async fn the_folder_of_containerds_socket_is_made_again(node: &Node) -> anyhow::Result<()> {
+    let space = cached(node, "folder").await?;
+    let socket = node.cluster.containerd().socket();
+    let starts_again = ends_with_the_folder(node, socket).await;
+    let released = async {
+        space.push("two").await?;
+        create(&space, "app").await?;
+        was_released(&space, "app", "two").await
+    };
+    let released = released.await;
+    let folder = socket.parent().context("a socket in a folder")?;
+    node.install.mount_containerd(folder).await?;
+    starts_again?;
+    released?;
+    end(space).await
+}
+
+/// Gives the agent a folder of the socket alone, because nobody can remove containerd's, in which containers are
+/// mounted. Makes that folder again, and waits until the agent has ended for it and is ready again.
+async fn ends_with_the_folder(node: &Node, socket: &Path) -> anyhow::Result<()> {
+    let containerd = node.cluster.containerd();
+    let folder = node.cluster.dir().join("socket");
+    let link = || fs::hard_link(socket, folder.join("containerd.sock"));
+    fs::create_dir(&folder)?;
+    link()?;
+    node.install.mount_containerd(&folder).await?;
+    let agent = node.install.agent().await?.metadata.name;
+    containerd.kill().await?;
+    fs::remove_dir_all(&folder)?;
+    fs::create_dir(&folder)?;
+    containerd.revive().await?;
+    link()?;
+    let says_why = |pod: &Pod| {
+        let removed = |why: &str| why.contains("was removed on the node");
+        running_container(pod).is_some() && last_words(pod).is_some_and(removed)
+    };
+    let (pods, agent) = (node.install.pods(), agent.unwrap_or_default());
+    wait::object(pods, &agent, "it starts again", SOON, says_why).await?;
+    node.install.wait_ready().await
+}
+
+/// What a pod's first container has said at its end, if it was started again.
+fn last_words(pod: &Pod) -> Option<&str> {
+    let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let ended = container.last_state.as_ref()?.terminated.as_ref()?;
+    ended.message.as_deref()
 }
 
 async fn the_node_reboots_without_a_registry(node: &Node) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -30,9 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a read may take.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 
-/// Between two tries to write an Event: the first, and the longest.
-const TELL_AGAIN: Duration = Duration::from_secs(5);
-const TELL_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// Between two tries to write an Event: the first, and the longest; jitter adds up to as much. All agents have the same
+/// file, and the same API server.
+const TELL_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 /// Most keys of a ConfigMap that are looked at: there should be one.
 const KEYS_MAX: usize = 100;
@@ -283,7 +284,7 @@ impl ConfigTask {
     async fn follow<T: Future<Output = bool>>(mut self, mut tell: impl FnMut(News) -> T) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut tell_at, mut pause) = (Instant::now(), TELL_AGAIN);
+        let (mut tell_at, mut backoff) = (Instant::now(), pauses());
         loop {
             ticks.tick().await;
             let before = self.file.news.clone();
@@ -292,17 +293,25 @@ impl ConfigTask {
                 self.changed.send_replace(self.file.config.clone());
             }
             if self.file.news != before {
-                (tell_at, pause) = (Instant::now(), TELL_AGAIN);
+                (tell_at, backoff) = (Instant::now(), pauses());
             }
             if let Some(news) = self.file.news.take_if(|_| tell_at <= Instant::now())
                 && !tell(news.clone()).await
             {
                 self.file.news = Some(news);
-                tell_at = Instant::now() + pause;
-                pause = (pause * 2).min(TELL_AGAIN_MAX);
+                tell_at = Instant::now() + backoff.next().unwrap_or(TELL_AGAIN.1);
             }
         }
     }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    let pauses = ExponentialBuilder::new()
+        .with_min_delay(TELL_AGAIN.0)
+        .with_max_delay(TELL_AGAIN.1)
+        .with_jitter()
+        .without_max_times();
+    pauses.build()
 }
 
 /// Writes an Event of the pod that the agent runs in. True if nothing is left to do.

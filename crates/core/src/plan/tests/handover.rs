@@ -802,6 +802,66 @@ fn a_gate_that_is_next_is_enough() {
     }
 }
 
+/// The pods of its image wait for it side by side: the first whose own time is up has the kubelet pull for all.
+#[test]
+fn a_gate_that_cannot_start_costs_other_pods_no_more_than_their_own_time() {
+    let mut world = well();
+    let mut stuck = private("stuck", &world);
+    stuck.gate = GateState::Pending;
+    let seen = world.see(&stuck);
+    world.handle(Event::SandboxStarted(stuck.id.uid.clone()));
+    let id = the_handover(&refused(&mut world, &seen, &usable("1")));
+    let actions = taken(&mut world, id, Some("1"));
+    world.sent(&actions, Written::Done);
+    let mut waits = Vec::new();
+    for name in ["first", "second", "third"] {
+        world.wait(Duration::from_secs(5));
+        let pod = private(name, &world);
+        assert_eq!(world.see(&pod), [], "{name}");
+        waits.push(pod.id);
+    }
+    let is_release = |action: &Action| matches!(action, Action::Release { .. });
+    // The first came 10 s before the last.
+    let left = TRY.saturating_sub(Duration::from_secs(10));
+    let released = |world: &mut World, time| {
+        let mut actions = world.wait(time);
+        actions.retain(is_release);
+        actions
+    };
+    let moment = Duration::from_millis(1);
+    assert_eq!(released(&mut world, left.saturating_sub(moment)), []);
+    let first = released(&mut world, moment);
+    assert_eq!(outcome(&first), Outcome::HandedOver);
+    world.sent(&first, Written::Done);
+    // It began before the others came, so the tag may have moved since: they are tried once more, together.
+    let actions = returned(&mut world, id, "1");
+    let again = actions.iter().find_map(|action| match action {
+        Action::Try { attempt, .. } => Some(*attempt),
+        _ => None,
+    });
+    let failure = Some(FailureClass::Unauthorized);
+    let copy = usable("1");
+    let actions = world.ends(again.expect("a try"), failure, copy.clone(), copy);
+    let id = the_handover(&actions);
+    let second = taken(&mut world, id, Some("1"));
+    assert_eq!(outcome(&second), Outcome::HandedOver);
+    world.sent(&second, Written::Done);
+    let mut third = returned(&mut world, id, "1");
+    third.retain(is_release);
+    assert_eq!(outcome(&third), Outcome::Unchanged);
+    world.sent(&third, Written::Done);
+    let released = [&first, &second, &third].map(|actions| match &actions[..] {
+        [Action::Release { pod, .. }] => pod.clone(),
+        _ => panic!("{actions:?}"),
+    });
+    assert_eq!(released[..], waits[..]);
+    // The gate that cannot start is in nobody's way again.
+    world.wait(Duration::from_secs(3));
+    let next = private("next", &world);
+    let seen = world.see(&next);
+    the_handover(&refused(&mut world, &seen, &usable("1")));
+}
+
 #[test]
 fn a_gate_that_waits_for_images_of_volumes_is_not_next() {
     let mut world = well();
