@@ -11,17 +11,19 @@ use trylatest_core::config::{Config, KEEP_MAX};
 use trylatest_core::disk::Amount;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::Limits;
+use trylatest_core::namespace::NamespaceName;
 use trylatest_core::outcome::FailureClass;
 use trylatest_core::rules::{NodeRules, PullLimit};
+
+use crate::explain::Named;
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
 /// cannot deliver it in time.
 #[derive(Debug, Parser)]
 #[command(name = "trylatest", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 failed, or the gate refuses to let the pod start; 2 invalid \
-                        flag or environment variable. Of rollback: 3 nothing to roll back to. Of pull: 0 fresh or \
-                        unchanged; 3 fallback; 4 unavailable; 5 refused."
+    after_help = "Exit codes: 0 done; 1 failed, or the gate refuses to let the pod start; 2 invalid argument, flag \
+                  or environment variable. `pull`, `rollback` and `doctor` have more, see their --help."
 )]
 pub struct Cli {
     /// What to do.
@@ -53,64 +55,69 @@ pub enum Command {
     Images(ImagesArgs),
     /// Say what would happen to an image or a pod on this node now, and why; changes nothing
     ///
-    /// The agent that runs on the node answers: which copy there is and since when it is known to be what the tag
-    /// points to, the last tries, the rules in force and where each comes from, whether the registry is asked, who
-    /// may use the copy, which pods use or wait for it, and what a pod would get after each kind of failure.
+    /// The agent that runs on the node answers: which copy there is and when the registry last confirmed it, the last
+    /// tries, the rules in force and where each comes from, whether the registry is asked, who may use the copy, which
+    /// pods use it or wait for it, and what a pod would get after each kind of failure.
+    ///
+    /// What happened to a pod, on any node: kubectl trylatest explain POD.
     #[command(
-        after_help = "Exit codes: 0 the answer is printed; 1 there is none, for example because no agent runs; 2 \
-                            invalid flag."
+        after_help = "Exit codes:\n  0  the answer is printed\n  1  there is none: no agent runs, or it knows neither a \
+                      pod nor an image of this name\n  2  invalid argument or flag"
     )]
     Explain(ExplainArgs),
     /// Pull what an image's tag points to now, or fall back to this node's copy, once and by hand
     ///
-    /// The same try as for a pod, through containerd, and the same decision about its end; it needs neither
-    /// Kubernetes nor an agent. If nothing moves for the stall deadline, or the timeout passes, the pull ends where
-    /// a copy is here that may be used. Without a copy it goes on as long as bytes arrive.
+    /// This is the same try as for a pod, through containerd, with the same decision at its end; it needs neither
+    /// Kubernetes nor an agent. If nothing arrives for as long as --stall, or --timeout passes, the pull ends, provided
+    /// that the node has a copy that may be used. Without one, it goes on as long as bytes arrive.
     ///
-    /// The pull has no credentials. If it cannot be used, the image's name points to the copy that was here. Where
-    /// an agent runs, a pull that has ended well is reported to it, and counts like a try of its own. Where none runs, the
-    /// try is remembered in the state folder, so that a later --max-age, or the next agent, knows how old the copy is. If
-    /// neither works, a line on stderr says so; the exit code stays.
+    /// The pull has no credentials. If what it brings cannot be used, the image's name points to the earlier copy
+    /// again. Where an agent runs, a pull that has ended well is reported to it, and counts like a try of its own. Where
+    /// none runs, the try is remembered in the state folder, so that a later --max-age, or the next agent, knows how old
+    /// the copy is. If neither works, a line on stderr says so; the exit code stays.
     #[command(
-        after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes: 0 \
-                            fresh (new content was pulled) or unchanged (the tag still points to the copy); 3 fallback (the \
-                            pull failed, the cached copy may be used); 4 unavailable (the pull failed, and there is no usable \
-                            copy); 5 refused (the pull failed, and --max-age or --fallback-on forbids the copy); 1 it could \
-                            not be tried; 2 invalid flag."
+        after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes:\n  \
+                      0  fresh (new content was pulled) or unchanged (the tag still points to the copy)\n  1  it could \
+                      not be tried\n  2  invalid argument or flag\n  3  fallback (the pull failed, and the cached copy \
+                      may be used)\n  4  unavailable (the pull failed, and there is no usable copy)\n  5  refused (the \
+                      pull failed, and --max-age or --fallback-on forbids the copy)"
     )]
     Pull(PullOnceArgs),
     /// Point an image's name on this node back to the previous copy
     ///
-    /// The previous copy is kept until a container has run from the newest for ten minutes. The name stays until the
-    /// next successful try moves it on: move the tag back in the registry as well. A second rollback changes nothing.
-    ///
-    /// Exit codes: 0 the name points to the previous copy, now or already; 1 failed; 3 this node keeps no previous
-    /// copy.
+    /// The previous copy is kept until a container has run from the newest one for ten minutes. The name stays where it
+    /// is until the next successful try moves it on, so move the tag back in the registry as well. A second rollback
+    /// changes nothing.
+    #[command(
+        after_help = "Exit codes:\n  0  the name points to the previous copy, now or already\n  1  failed\n  2  invalid \
+                      argument or flag\n  3  this node keeps no previous copy"
+    )]
     Rollback(RollbackArgs),
     /// Unpack an image's copy on this node again, and pull what its tag points to now
     ///
     /// For a copy that is damaged where the agent cannot see it: files that are wrong inside an unpacked layer.
     ///
-    /// The layers are compared with their digests first. If they match, what is unpacked is thrown away and unpacked
-    /// again from them. The copy stays usable under its name all the time, whether or not the registry answers and
+    /// The layers are compared with their digests first. If they match, what was unpacked is thrown away, and they are
+    /// unpacked again. The copy stays usable under its name all the time, whether or not the registry answers and
     /// wants credentials. If they do not match, or containerd has not kept them (discard_unpacked_layers), nothing is
     /// changed unless --download is given.
     ///
-    /// Nothing is changed either while the kubelet pulls the image with a pod's credentials, or while containers, even
-    /// exited ones, run from the copy. Lower layers that others use stay as they are, and the command says how many.
+    /// Nor is anything changed while the kubelet pulls the image with a pod's credentials, or while a container, even
+    /// one that has exited, uses the copy. Lower layers that other images use stay as they are, and the command says
+    /// how many.
     ///
     /// What the registry answers is reported to the running agent, as by `pull`.
     Repair(RepairArgs),
     /// Check a configuration file before the agents get it
     Config(ConfigArgs),
-    /// Look for what keeps TryLatest from working on this node, as far as only the node itself can see it
+    /// Look for what keeps TryLatest from working on this node, in what only the node itself can see
     ///
-    /// It reads files of the node, which the agent's own pod does not see. Where you cannot log in: kubectl debug
-    /// node/NODE --profile=sysadmin --image=(the agent's image) -it -- /trylatest doctor --root /host. For all nodes
-    /// and the cluster: kubectl trylatest doctor.
+    /// It reads files of the node, which the agent's own pod does not see, and it has to be root to read them all.
+    /// docs/kubectl.md shows how to run it where you cannot log in. For all nodes and the cluster: kubectl trylatest
+    /// doctor.
     #[command(
-        after_help = "Exit codes: 0 nothing is wrong, as far as could be looked at; 1 failed; 2 wrong usage; 3 the \
-                            worst finding is a warning; 4 it is an error."
+        after_help = "Exit codes:\n  0  nothing is wrong, as far as it could look\n  1  failed, or could look at \
+                      nothing\n  2  invalid flag\n  3  the worst finding is a warning\n  4  the worst finding is an error"
     )]
     Doctor(DoctorArgs),
 }
@@ -146,8 +153,9 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_PORT", default_value_t = 9776)]
     pub port: u16,
 
-    /// The administrator's rules, as YAML: docs/configuration.md. They come before the flags below. The agent reads the
-    /// file again when it changes, and refuses one that is not valid as a whole. If there is no file, the flags apply
+    /// The administrator's rules, a YAML file (docs/configuration.md). They take precedence over the flags below. The
+    /// agent reads the file again when it changes, and refuses all of it if anything in it is invalid. Without a file,
+    /// the flags apply
     #[arg(long, env = "TRYLATEST_CONFIG", default_value = CONFIG)]
     pub config: PathBuf,
 
@@ -163,22 +171,22 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_FRESHNESS", default_value = "0s", value_parser = duration)]
     pub freshness: Duration,
 
-    /// How long after its last try to check an image that running pods use again, give or take a quarter, at least 10m;
-    /// 0 for never. Also check one whose container has restarted in place, soon after. Private images are checked only
-    /// when a pod with a gate starts
+    /// Try the images of running pods again this long after their last try, give or take a quarter; at least 10m, or 0
+    /// for never. Unless it is 0, an image is also tried soon after its container has restarted in place. Private
+    /// images are tried only when a pod with a gate starts
     #[arg(long, env = "TRYLATEST_REFRESH_EVERY", default_value = "0s", value_parser = refresh)]
     pub refresh_every: Duration,
 
-    /// Let pods use cached copies of images that the registry refuses without credentials, although
-    /// nothing proves that these pods may have them
+    /// Let pods use cached copies of images that the registry does not give without credentials, although nothing
+    /// proves that these pods may have them
     #[arg(long, env = "TRYLATEST_ALLOW_UNVERIFIED_FALLBACK")]
     pub allow_unverified_fallback: bool,
 
     /// Whether the kubelet remembers which credentials it has pulled an image with, and asks the registry
-    /// before it starts a pod with other credentials from it; say `no` if the feature gate
-    /// KubeletEnsureSecretPulledImages is off. Where it does not, the agent gives the cached copy of a private
-    /// image only to pods with the same namespace, service account and pull secrets as one for which the
-    /// kubelet has pulled this digest
+    /// before it starts a pod with other credentials from it. Set `no` if the kubelet's feature gate
+    /// KubeletEnsureSecretPulledImages is off: the agent then gives the cached copy of a private image only to
+    /// pods with the same namespace, service account and pull secrets as one for which the kubelet has pulled
+    /// this digest
     #[arg(long, env = "TRYLATEST_KUBELET_VERIFIES", value_enum, default_value_t)]
     pub kubelet_verifies: Verifies,
 
@@ -217,8 +225,8 @@ impl AgentArgs {
 /// The kubelet's limit of pulls, as its configuration has it.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PullArgs {
-    /// The kubelet's `registryPullQPS`: private images are left to it no faster than it pulls, with a fifth to spare; 0
-    /// if it has no limit
+    /// The kubelet's `registryPullQPS`, or 0 if it has no limit. The agent leaves private images to the kubelet no
+    /// faster than this, with a fifth to spare
     #[arg(long, env = "TRYLATEST_REGISTRY_PULL_QPS", default_value_t = 5)]
     pub registry_pull_qps: u32,
 
@@ -240,18 +248,18 @@ impl PullArgs {
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
     /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none. `keep`
-    /// in the configuration file says otherwise for a registry
+    /// in the configuration file takes precedence
     #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
     pub keep_for: Duration,
 
     /// How much space copies that no pod uses may take, in bytes (20GiB) or as a percentage of the file system that
-    /// holds the images; what they share counts for each
+    /// holds the images; a layer that several of them share counts for each
     #[arg(long, env = "TRYLATEST_KEEP_BYTES", default_value = "10%")]
     pub keep_bytes: Amount,
 
     /// While less than this is free on the file system that holds the images, kept copies are not pinned, so that the
-    /// kubelet can collect them. It should be more than the kubelet's eviction threshold (15%) and than what its image
-    /// collector leaves free (20%)
+    /// kubelet can collect them. It should be more than the kubelet's eviction threshold (15% by default) and no less
+    /// than what its image collector leaves free (20% by default)
     #[arg(long, env = "TRYLATEST_KEEP_FREE", default_value = "20%")]
     pub keep_free: Amount,
 
@@ -349,14 +357,15 @@ pub struct ImagesArgs {
 /// What `trylatest explain` takes.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// An image, as pods name it, or NAMESPACE/POD. What can be both is the pod if this node has it: write
-    /// team/app:latest if you mean the image
-    #[arg(value_name = "IMAGE|NAMESPACE/POD", value_parser = not_empty)]
-    pub name: String,
+    /// An image, as pods name it, or a TryLatest pod of this node, as NAMESPACE/POD or as pod/NAME with --namespace. A
+    /// name that can be either means the pod if this node has such a pod; to mean the image, write it in full:
+    /// docker.io/team/app
+    #[arg(value_name = "IMAGE|NAMESPACE/POD")]
+    pub name: Named,
 
-    /// Of an image: explain it for pods of this namespace
-    #[arg(short, long, value_parser = not_empty)]
-    pub namespace: Option<String>,
+    /// Of pod/NAME: the pod's namespace [default: default]. Of an image: explain it for pods of this namespace
+    #[arg(short, long)]
+    pub namespace: Option<NamespaceName>,
 
     /// The agent's state folder
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
@@ -373,11 +382,11 @@ pub struct PullOnceArgs {
     /// The image, as pods name it
     pub image: ImageName,
 
-    /// How long to wait before the cached copy is taken, even if the download still makes progress
+    /// How long to wait before taking the cached copy, even if the download still makes progress
     #[arg(long, default_value = "30s", value_parser = positive)]
     pub timeout: Duration,
 
-    /// How long the pull may stand still before the cached copy is taken
+    /// How long the pull may stand still before it takes the cached copy
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 
@@ -394,8 +403,8 @@ pub struct PullOnceArgs {
     )]
     pub fallback_on: Vec<FailureClass>,
 
-    /// Do not download if less than this would be left free, where a copy is here and the file system that holds
-    /// the images can be seen
+    /// If the node has a copy, do not download what would leave less than this free on the file system that holds the
+    /// images, where that can be seen
     #[arg(long, env = "TRYLATEST_DISK_FLOOR", default_value = "15%")]
     pub disk_floor: Amount,
 
@@ -403,7 +412,7 @@ pub struct PullOnceArgs {
     #[command(flatten)]
     pub containerd: ContainerdArgs,
 
-    /// Where the agent, or without one this command, remembers what tries have shown
+    /// The folder in which the agent, or this command if no agent runs, remembers what tries have shown
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
 
@@ -443,8 +452,8 @@ pub struct RepairArgs {
     /// The image, as pods name it
     pub image: ImageName,
 
-    /// Download again what the node cannot unpack. The registry must answer without credentials, or nothing is changed.
-    /// If the download then fails half-way, this node has no copy until the registry answers again: the image's name is
+    /// Download again what the node cannot unpack. Nothing is changed unless the registry answers without credentials.
+    /// If the download then fails halfway, this node has no copy until the registry answers again: the image's name is
     /// taken away, so that the kubelet pulls it for the next pod
     #[arg(long)]
     pub download: bool,
@@ -492,7 +501,7 @@ pub struct DoctorArgs {
     #[arg(long, default_value = "/")]
     pub root: PathBuf,
 
-    /// The folder of the registries' mirrors: containerd's config_path
+    /// The folder of registry mirrors, containerd's config_path
     #[arg(long, default_value = "/etc/containerd/certs.d")]
     pub certs_dir: PathBuf,
 
@@ -500,7 +509,7 @@ pub struct DoctorArgs {
     #[arg(long, default_value = "/var/lib/kubelet")]
     pub kubelet_dir: PathBuf,
 
-    /// containerd's folder, for how full its disk is
+    /// containerd's folder, to see how full its disk is
     #[arg(long, default_value = "/var/lib/containerd")]
     pub containerd_dir: PathBuf,
 
@@ -520,7 +529,7 @@ pub struct ConfigArgs {
 /// The commands about a configuration file.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print what a file says and exit with 0; or print everything that is wrong with it and exit with 1
+    /// Print what a file says and exit with 0, or everything that is wrong with it and exit with 1
     Check(CheckArgs),
 }
 
@@ -530,13 +539,13 @@ pub struct CheckArgs {
     /// The file, or - for stdin
     pub file: PathBuf,
 
-    /// Show also what applies to this image, and which part of the file says so
+    /// Also show what applies to this image, and which part of the file says so
     #[arg(long)]
     pub image: Option<ImageName>,
 
-    /// The same for pods of this namespace
-    #[arg(long, value_parser = not_empty)]
-    pub namespace: Option<String>,
+    /// Also show what applies to pods of this namespace
+    #[arg(long)]
+    pub namespace: Option<NamespaceName>,
 
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -754,6 +763,24 @@ mod tests {
             let option = bad.split('=').next().unwrap();
             assert!(error.to_string().contains(option), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn what_no_pod_or_image_can_have_is_named_and_exits_2() {
+        let check = ["config", "check", "f.yaml"];
+        let namespaces = ["A B", "Team", "team_a", "-a", ""].map(|name| ("--namespace", name));
+        let images = ["A B", "app:", ""].map(|name| ("--image", name));
+        let explains = [("explain", "A B"), ("explain", "pod/"), ("explain", "")];
+        let checks = namespaces.into_iter().chain(images);
+        let lines = checks.map(|(flag, value)| [&check[..], &[flag, value]].concat());
+        let lines = lines.chain(explains.map(|(command, name)| vec![command, name]));
+        for line in lines.chain([vec!["explain", "app", "-n", "A B"]]) {
+            let words = ["trylatest"].iter().chain(&line);
+            let error = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}: {error}");
+        }
+        let line = "trylatest config check f.yaml --namespace team-a --image app";
+        assert!(Cli::try_parse_from(line.split(' ')).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use trylatest_core::config::{Config, InvalidConfig, Resolved, TEXT_MAX_BYTES};
+use trylatest_core::namespace::NamespaceName;
 
 use crate::args::{CheckArgs, CheckOutput, ConfigArgs, ConfigCommand};
 
@@ -138,7 +139,8 @@ fn resolved<'a>(config: &'a Config, args: &'a CheckArgs) -> Option<Vec<Resolved<
         image, namespace, ..
     } = args;
     let is_asked = image.is_some() || namespace.is_some();
-    is_asked.then(|| config.resolved(namespace.as_deref(), image.as_ref()))
+    let namespace = namespace.as_ref().map(NamespaceName::as_str);
+    is_asked.then(|| config.resolved(namespace, image.as_ref()))
 }
 
 /// The same for people.
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(
             report("f.yaml", &invalid),
             "f.yaml:2:3: defaults.tri: unknown key; did you mean \"try\"?\n\
-             f.yaml:3:10: defaults.stall: invalid duration: \"5\"; write it like 5s or 1h30m\n"
+             f.yaml:3:10: defaults.stall: invalid duration \"5\": the unit is missing; write 5s or 5m\n"
         );
     }
 
@@ -229,7 +231,7 @@ mod tests {
         CheckArgs {
             file: "f.yaml".into(),
             image: image.map(|image| image.parse().unwrap()),
-            namespace: namespace.map(str::to_owned),
+            namespace: namespace.map(|namespace| namespace.parse().unwrap()),
             output: CheckOutput::Json,
         }
     }

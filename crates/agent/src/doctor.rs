@@ -1,13 +1,13 @@
 //! `trylatest doctor`: what only the node itself can see. It reads, and asks nobody.
 //!
 //! `kubectl trylatest doctor` looks at everything else. The agent's own pod does not see the node's files; what is not
-//! there is said and no finding.
+//! there is listed and not a finding.
 
 mod mirrors;
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -28,7 +28,7 @@ const FILE_MAX: u64 = 64 << 10;
 const FLOOR: u64 = 15;
 const KEEP_FREE: u64 = 20;
 
-/// Looks, and prints what it has found. The exit code is that of the worst finding.
+/// Looks, and prints what it has found. The exit code is that of the worst finding, or says that nothing was seen.
 ///
 /// # Errors
 /// stdout cannot be written.
@@ -58,14 +58,25 @@ fn below(root: &Path, path: &Path) -> std::path::PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// What was looked at; none, and a note of it, if it could not be.
+fn seen<T, E: Display>(report: &mut Report, what: &str, looked: Result<T, E>) -> Option<T> {
+    match looked {
+        Ok(seen) => {
+            report.looked_at(what);
+            Some(seen)
+        }
+        Err(error) => {
+            report.not_looked_at(what, &error.to_string());
+            None
+        }
+    }
+}
+
 /// The folder in which containerd looks for a registry's mirrors, by the name of the registry.
 fn registries(folder: &Path, report: &mut Report) {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) => {
-            let what = format!("registry mirrors in {}", folder.display());
-            return report.not_looked_at(&what, &error.to_string());
-        }
+    let what = format!("registry mirrors in {}", folder.display());
+    let Some(entries) = seen(report, &what, fs::read_dir(folder)) else {
+        return;
     };
     for entry in entries.take(REGISTRIES_MAX).flatten() {
         let name = text::on_one_line(&entry.file_name().to_string_lossy());
@@ -100,23 +111,23 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
 
 /// The kubelet's records of who may use an image (KEP-2535): `image_manager/pulled` and `pulling` below its folder.
 fn records(kubelet: &Path, report: &mut Report) {
-    if let Err(error) = fs::read_dir(kubelet) {
-        let what = format!("the kubelet's records in {}", kubelet.display());
-        return report.not_looked_at(&what, &error.to_string());
-    }
-    let count = |name: &str| {
-        let entries = fs::read_dir(kubelet.join("image_manager").join(name));
-        entries.map(|entries| entries.take(REGISTRIES_MAX).count())
-    };
-    match (count("pulled"), count("pulling")) {
-        (Err(_), _) => report.add(
+    let what = format!("the kubelet's records in {}", kubelet.display());
+    let counts = fs::read_dir(kubelet).and_then(|_| {
+        let manager = kubelet.join("image_manager");
+        Ok((
+            count(&manager.join("pulled"))?,
+            count(&manager.join("pulling"))?,
+        ))
+    });
+    match seen(report, &what, counts) {
+        Some((None, _)) => report.add(
             Severity::Info,
             "kubelet-keeps-no-records",
             "the kubelet keeps no records of who may use a private image's copy",
             "Kubernetes 1.35 and later do, unless the feature gate KubeletEnsureSecretPulledImages is off. There, start the \
                   agent with --kubelet-verifies=no.",
         ),
-        (Ok(_), Ok(pulling)) if pulling > 0 => report.add(
+        Some((Some(_), Some(pulling))) if pulling > 0 => report.add(
             Severity::Info,
             "kubelet-pulls",
             &format!("the kubelet has {} under way, or cut off", text::count(pulling, "pull")),
@@ -127,13 +138,19 @@ fn records(kubelet: &Path, report: &mut Report) {
     }
 }
 
+/// How many entries a folder has; none if it is not there.
+fn count(folder: &Path) -> io::Result<Option<usize>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(Some(entries.take(REGISTRIES_MAX).count())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn disk(containerd: &Path, report: &mut Report) {
-    let stat = match rustix::fs::statvfs(containerd) {
-        Ok(stat) => stat,
-        Err(error) => {
-            let what = format!("the disk of {}", containerd.display());
-            return report.not_looked_at(&what, &error.to_string());
-        }
+    let what = format!("the disk of {}", containerd.display());
+    let Some(stat) = seen(report, &what, rustix::fs::statvfs(containerd)) else {
+        return;
     };
     report.findings.extend(room(stat.f_bavail, stat.f_blocks));
     report.findings.extend(inodes(stat.f_ffree, stat.f_files));
@@ -183,8 +200,12 @@ fn render(report: &Report) -> String {
         let _ = writeln!(text, "NOT LOOKED AT {}: {}", not_seen.what, not_seen.why);
     }
     let findings = text::count(report.findings.len(), "finding");
-    let not_seen = text::count(report.not_seen.len(), "thing");
-    let _ = writeln!(text, "{findings}; {not_seen} could not be looked at");
+    let _ = writeln!(text, "{findings}; {}", report.coverage());
+    if report.seen.is_empty() {
+        text.push_str(
+            "This command reads the node's files: run it on the node, or use --root. See --help.\n",
+        );
+    }
     text
 }
 
@@ -204,6 +225,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let report = looked(root.path());
         assert_eq!((report.findings.len(), report.not_seen.len()), (0, 2));
+        assert_eq!(report.exit_code(), 1);
+        let text = render(&report);
+        assert!(
+            text.contains("0 findings; nothing could be looked at"),
+            "{text}"
+        );
+        assert!(text.contains("use --root"), "{text}");
         let registry = root.path().join("certs.d/registry.example");
         fs::create_dir_all(&registry).unwrap();
         fs::create_dir_all(root.path().join("certs.d/old-style")).unwrap();
@@ -236,7 +264,7 @@ mod tests {
             report.findings[2].what,
             "the kubelet has 1 pull under way, or cut off"
         );
-        assert!(render(&report).ends_with("3 findings; 0 things could not be looked at\n"));
+        assert!(render(&report).ends_with("3 findings; 2 things looked at, 0 could not be\n"));
     }
 
     #[test]

@@ -3,21 +3,83 @@
 mod page;
 
 use std::path::Path;
+use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use trylatest_core::explain::Explanation;
+use trylatest_core::explain::{Explanation, ImageNow};
 use trylatest_core::image::ImageName;
+use trylatest_core::namespace::NamespaceName;
 
 use crate::agent::{OF_IMAGE, OF_POD};
 use crate::args::{ExplainArgs, TextOrJson};
 use crate::socket::{Asked, ask};
 
+/// What a pod's name may follow, as with kubectl.
+const POD: [&str; 3] = ["pod/", "pods/", "po/"];
+
+/// The namespace of `pod/NAME`, as of kubectl without a context.
+const DEFAULT: &str = "default";
+
+/// What is to be explained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A pod, as `pod/NAME`.
+    Pod(String),
+    /// An image: a name that no pod can have.
+    Image(ImageName),
+    /// `NAMESPACE/POD`, or the image of that name.
+    Either {
+        /// The pod's namespace.
+        namespace: NamespaceName,
+        /// The pod's name.
+        pod: String,
+        /// The image.
+        image: ImageName,
+    },
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // With a tag or a digest, it is an image in any case.
+        let kind = POD.iter().find_map(|kind| text.strip_prefix(kind));
+        match kind.filter(|rest| !rest.contains([':', '@'])) {
+            Some(pod) if is_pod(pod) => return Ok(Self::Pod(pod.to_owned())),
+            Some(_) => {
+                return Err("write pod/NAME, and the pod's namespace with --namespace".to_owned());
+            }
+            None => {}
+        }
+        let image: ImageName = text.parse().map_err(|error| format!("{error}"))?;
+        let parts = text.split_once('/').filter(|(_, pod)| is_pod(pod));
+        let parts = parts.and_then(|(namespace, pod)| Some((namespace.parse().ok()?, pod)));
+        Ok(match parts {
+            Some((namespace, pod)) => Self::Either {
+                namespace,
+                pod: pod.to_owned(),
+                image,
+            },
+            None => Self::Image(image),
+        })
+    }
+}
+
+/// Whether a pod can have this name: an RFC 1123 subdomain.
+fn is_pod(name: &str) -> bool {
+    let is_letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.split('.').all(|label| {
+        let is_sound = label.chars().all(|c| is_letter(c) || c == '-');
+        is_sound && label.starts_with(is_letter) && label.ends_with(is_letter)
+    })
+}
+
 /// Prints what the agent says.
 ///
 /// # Errors
-/// No agent runs, it does not answer, or the name is neither an image's nor that of one of its pods.
+/// No agent runs, it does not answer, or it knows neither a pod nor an image of this name.
 pub fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     let ExplainArgs {
         name,
@@ -28,7 +90,7 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     let (explanation, note) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(explain(state_dir, name, namespace.as_deref()))?;
+        .block_on(explain(state_dir, name, namespace.as_ref()))?;
     if let Some(note) = note {
         eprintln!("trylatest: {note}");
     }
@@ -42,38 +104,77 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<()> {
 /// What the agent says, and what the user should know of how the name was read.
 async fn explain(
     state_dir: &Path,
-    name: &str,
-    namespace: Option<&str>,
+    name: &Named,
+    namespace: Option<&NamespaceName>,
 ) -> anyhow::Result<(Explanation, Option<String>)> {
-    let pod = pod(name).filter(|_| namespace.is_none());
-    if let Some(pod) = pod {
-        let answer = asked(state_dir, &format!("{OF_POD}{pod}")).await?;
-        if answer.0 != StatusCode::NOT_FOUND {
-            return Ok((read(answer)?, None));
+    match name {
+        Named::Pod(pod) => {
+            let namespace = namespace.map_or(DEFAULT, NamespaceName::as_str);
+            let found = of_pod(state_dir, namespace, pod).await?;
+            let explanation = found.with_context(|| {
+                format!(
+                    "this node has no TryLatest pod {namespace}/{pod}; {}",
+                    elsewhere(namespace, pod)
+                )
+            })?;
+            Ok((explanation, None))
+        }
+        Named::Either {
+            namespace: own,
+            pod,
+            image,
+        } if namespace.is_none() => {
+            if let Some(explanation) = of_pod(state_dir, own.as_str(), pod).await? {
+                return Ok((explanation, None));
+            }
+            let explanation = of_image(state_dir, image, None).await?;
+            ensure!(
+                explanation.images.iter().any(ImageNow::is_known),
+                "this node has no TryLatest pod {own}/{pod}, and knows no image {image} (write that name if you mean the \
+                 image); {}",
+                elsewhere(own.as_str(), pod)
+            );
+            let note = format!(
+                "this node has no TryLatest pod {own}/{pod}, so this is about the image {image}; {}",
+                elsewhere(own.as_str(), pod)
+            );
+            Ok((explanation, Some(note)))
+        }
+        // For pods of a namespace, only an image can be explained.
+        Named::Image(image) | Named::Either { image, .. } => {
+            Ok((of_image(state_dir, image, namespace).await?, None))
         }
     }
-    let image: ImageName = name.parse()?;
-    let query = namespace.map(|namespace| format!("?namespace={namespace}"));
-    let path = format!("{OF_IMAGE}{image}{}", query.unwrap_or_default());
-    let explanation = read(asked(state_dir, &path).await?)?;
-    let note = pod.map(|pod| {
-        format!(
-            "this node has no TryLatest pod {pod}, so this is about the image {image}; agents know the TryLatest pods of \
-             their own node"
-        )
-    });
-    Ok((explanation, note))
 }
 
-/// Whether this may be a pod's NAMESPACE/NAME: of one that has a tag or more parts, it is not.
-fn pod(name: &str) -> Option<&str> {
-    let (namespace, pod) = name.split_once('/')?;
-    let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let is_pod = !namespace.is_empty()
-        && namespace.chars().all(is_label)
-        && !pod.is_empty()
-        && pod.chars().all(|c| is_label(c) || c == '.');
-    is_pod.then_some(name)
+/// An agent knows only the pods of its own node.
+fn elsewhere(namespace: &str, pod: &str) -> String {
+    format!("for a pod of another node: kubectl trylatest explain -n {namespace} {pod}")
+}
+
+/// What the agent says of a pod; none if it knows no such pod.
+async fn of_pod(
+    state_dir: &Path,
+    namespace: &str,
+    pod: &str,
+) -> anyhow::Result<Option<Explanation>> {
+    let answer = asked(state_dir, &format!("{OF_POD}{namespace}/{pod}")).await?;
+    match answer {
+        // One without a body is that of an agent from before this command.
+        (StatusCode::NOT_FOUND, body) if !body.is_empty() => Ok(None),
+        answer => read(answer).map(Some),
+    }
+}
+
+/// What the agent says of an image, for pods of a namespace.
+async fn of_image(
+    state_dir: &Path,
+    image: &ImageName,
+    namespace: Option<&NamespaceName>,
+) -> anyhow::Result<Explanation> {
+    let query = namespace.map(|namespace| format!("?namespace={namespace}"));
+    let path = format!("{OF_IMAGE}{image}{}", query.unwrap_or_default());
+    read(asked(state_dir, &path).await?)
 }
 
 async fn asked(state_dir: &Path, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
@@ -102,7 +203,16 @@ fn read((status, body): (StatusCode, Bytes)) -> anyhow::Result<Explanation> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    use super::page::tests::outage;
     use super::*;
+
+    fn named(text: &str) -> Named {
+        text.parse().unwrap_or_else(|why| panic!("{text}: {why}"))
+    }
 
     #[test]
     fn a_name_of_two_parts_without_a_tag_may_be_a_pod() {
@@ -114,19 +224,34 @@ mod tests {
             ("reg.example/app", false),
             ("reg:5000/app", false),
             ("team/sub/app", false),
-            ("team/", false),
-            ("/app", false),
-            ("team/app@sha256:00", false),
+            ("team_a/app", false),
+            ("team/app_1", false),
         ] {
-            assert_eq!(pod(name), is_pod.then_some(name), "{name}");
+            let is_either = matches!(named(name), Named::Either { .. });
+            assert_eq!(is_either, is_pod, "{name}");
+        }
+        for bad in ["", "team/", "/app", "team/app@sha256:00", "A B"] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pod_can_be_named_so_that_it_is_no_image() {
+        for (name, pod) in [("pod/web", "web"), ("po/web-1.2", "web-1.2")] {
+            assert_eq!(named(name), Named::Pod(pod.to_owned()));
+        }
+        assert!(matches!(named("pod/web:v1"), Named::Image(_)));
+        for bad in ["pod/", "pod/team/web", "pods/Web", "pod/-web", "pod/a..b"] {
+            let why = bad.parse::<Named>().unwrap_err();
+            assert!(why.contains("--namespace"), "{bad}: {why}");
         }
     }
 
     #[tokio::test]
     async fn without_an_agent_it_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["team/app", "reg.example/app:latest"] {
-            let error = explain(dir.path(), name, None).await.unwrap_err();
+        for name in ["team/app", "pod/app", "reg.example/app:latest"] {
+            let error = explain(dir.path(), &named(name), None).await.unwrap_err();
             let words = error.to_string();
             assert!(words.contains("no agent runs here"), "{words}");
             assert!(
@@ -134,6 +259,100 @@ mod tests {
                 "{words}"
             );
         }
+    }
+
+    /// What comes of it where an agent answers like this, one question after the other.
+    async fn answered(
+        name: &str,
+        namespace: Option<&str>,
+        answers: &[(&str, u16, String)],
+    ) -> anyhow::Result<(Explanation, Option<String>)> {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(crate::agent::SOCKET)).unwrap();
+        let agent = async {
+            for (path, status, body) in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.unwrap();
+                let line = format!("GET {path} HTTP/1.1\r\n");
+                assert!(request[..read].starts_with(line.as_bytes()), "not {line}");
+                let head = format!(
+                    "HTTP/1.1 {status} So\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                let answer = [head.as_bytes(), body.as_bytes()].concat();
+                stream.write_all(&answer).await.unwrap();
+            }
+        };
+        let name = named(name);
+        let namespace = namespace.map(|namespace| namespace.parse().unwrap());
+        let (said, ()) = tokio::join!(explain(dir.path(), &name, namespace.as_ref()), agent);
+        said
+    }
+
+    fn no_pod(path: &str) -> (&str, u16, String) {
+        (path, 404, "this node has no such TryLatest pod".to_owned())
+    }
+
+    /// What an agent says of an image that it has never seen.
+    fn never_seen() -> Value {
+        let mut said = outage();
+        let image = &mut said["images"][0];
+        image["copy"] = json!({"state": "absent"});
+        for nothing in ["kept", "tries", "users"] {
+            image[nothing] = json!([]);
+        }
+        said
+    }
+
+    #[tokio::test]
+    async fn what_is_neither_a_pod_nor_an_image_of_the_node_is_no_answer() {
+        let pod = no_pod("/explain/pod/default/nope");
+        let image = "/explain/image/docker.io/default/nope:latest";
+        let unknown = (image, 200, never_seen().to_string());
+        let said = answered("default/nope", None, &[pod.clone(), unknown.clone()]).await;
+        let words = said.unwrap_err().to_string();
+        for part in [
+            "no TryLatest pod default/nope",
+            "no image docker.io/default/nope:latest",
+            "kubectl trylatest explain -n default nope",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+        let known = (image, 200, outage().to_string());
+        let said = answered("default/nope", None, &[pod, known]).await.unwrap();
+        assert!(said.1.unwrap().contains("so this is about the image"));
+        // Whoever means the image is told of it, known or not.
+        for (name, namespace, query) in [
+            ("default/nope:latest", None, ""),
+            ("docker.io/default/nope", None, ""),
+            ("default/nope", Some("team-a"), "?namespace=team-a"),
+        ] {
+            let path = format!("{image}{query}");
+            let answers = [(path.as_str(), 200, never_seen().to_string())];
+            let said = answered(name, namespace, &answers).await.unwrap();
+            assert_eq!(said.1, None, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_looked_for_where_it_is_said_to_be() {
+        let found = |path| [(path, 200, outage().to_string())];
+        for (name, namespace, path) in [
+            ("team-a/web-1", None, "/explain/pod/team-a/web-1"),
+            ("pod/web-1", Some("team-a"), "/explain/pod/team-a/web-1"),
+            ("pod/web-1", None, "/explain/pod/default/web-1"),
+        ] {
+            let said = answered(name, namespace, &found(path)).await.unwrap();
+            assert_eq!(said.1, None, "{name}");
+        }
+        let missing = [no_pod("/explain/pod/team-a/web-2")];
+        let said = answered("pod/web-2", Some("team-a"), &missing).await;
+        let words = said.unwrap_err().to_string();
+        assert!(words.contains("no TryLatest pod team-a/web-2"), "{words}");
+        let old = [("/explain/pod/default/web", 404, String::new())];
+        let words = answered("pod/web", None, &old).await.unwrap_err();
+        assert!(words.to_string().contains("older"), "{words}");
     }
 
     #[test]

@@ -14,7 +14,6 @@
 //!
 //! A file is good or it is not: [`Config::parse`] names every problem that it finds, and a file with one says nothing.
 
-mod namespace;
 mod parse;
 mod resolve;
 mod tree;
@@ -23,9 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-pub use self::namespace::{InvalidNamespace, NamespacePattern};
 pub use self::resolve::{Place, Resolved};
 use crate::image::ImagePrefix;
+use crate::namespace::NamespacePattern;
 use crate::outcome::FailureClass;
 use crate::time::written;
 

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use crate::text;
+
 /// How bad it is, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -14,7 +16,7 @@ pub enum Severity {
     Error,
     /// They may not, or later.
     Warning,
-    /// Worth to know.
+    /// Worth knowing.
     Info,
 }
 
@@ -79,6 +81,8 @@ pub struct NotSeen {
 pub struct Report {
     /// Once it is [`Report::sorted`], the worst first.
     pub findings: Vec<Finding>,
+    /// What was looked at.
+    pub seen: BTreeSet<String>,
     /// What could not be looked at.
     pub not_seen: Vec<NotSeen>,
 }
@@ -114,6 +118,11 @@ impl Report {
         });
     }
 
+    /// Something was looked at, whatever was found.
+    pub fn looked_at(&mut self, what: &str) {
+        self.seen.insert(what.to_owned());
+    }
+
     /// Something could not be looked at; the same is recorded once.
     pub fn not_looked_at(&mut self, what: &str, why: &str) {
         let not_seen = NotSeen {
@@ -138,11 +147,23 @@ impl Report {
         self.findings.iter().map(|finding| finding.severity).min()
     }
 
-    /// What the program ends with. 1 and 2 are for a doctor that could not look at all, and for wrong usage.
+    /// How much was looked at, in words: who has seen nothing has found nothing.
+    pub fn coverage(&self) -> String {
+        if self.seen.is_empty() {
+            return "nothing could be looked at: whether TryLatest works here is not known"
+                .to_owned();
+        }
+        let seen = text::count(self.seen.len(), "thing");
+        format!("{seen} looked at, {} could not be", self.not_seen.len())
+    }
+
+    /// What the program ends with. 1 is for a doctor that could look at nothing, as for one that fails; 2 for wrong
+    /// usage.
     pub fn exit_code(&self) -> u8 {
         match self.worst() {
             Some(Severity::Error) => 4,
             Some(Severity::Warning) => 3,
+            Some(Severity::Info) | None if self.seen.is_empty() => 1,
             Some(Severity::Info) | None => 0,
         }
     }
@@ -157,6 +178,8 @@ mod tests {
     #[test]
     fn the_worst_finding_decides_how_it_ends() {
         let mut report = Report::default();
+        assert_eq!((report.worst(), report.exit_code()), (None, 1));
+        report.looked_at("nodes");
         assert_eq!((report.worst(), report.exit_code()), (None, 0));
         report.add(Severity::Info, "a", "it is so", "do this");
         assert_eq!(report.exit_code(), 0);
@@ -173,18 +196,38 @@ mod tests {
     }
 
     #[test]
+    fn who_has_seen_nothing_does_not_say_that_all_is_well() {
+        let mut report = Report::default();
+        report.not_looked_at("nodes", "forbidden");
+        assert_eq!(report.exit_code(), 1);
+        assert!(report.coverage().starts_with("nothing could be looked at"));
+        report.add(Severity::Info, "a", "it is so", "do this");
+        assert_eq!(report.exit_code(), 1);
+        report.add(Severity::Error, "b", "it is so", "do this");
+        assert_eq!(report.exit_code(), 4);
+        let mut report = Report::default();
+        report.looked_at("policies");
+        report.looked_at("policies");
+        report.not_looked_at("nodes", "forbidden");
+        assert_eq!(report.coverage(), "1 thing looked at, 1 could not be");
+        assert_eq!(report.exit_code(), 0);
+    }
+
+    #[test]
     fn the_same_of_several_is_one_finding() {
         let mut report = Report::default();
         for name in ["node-2", "node-1"] {
             let about = [name.to_owned()];
             report.add_about(Severity::Info, "a", about, "it is so", "do this");
         }
+        report.looked_at("policies");
         report.not_looked_at("nodes", "forbidden");
         report.not_looked_at("nodes", "forbidden");
         let expected = json!({
             "findings": [{
                 "severity": "info", "check": "a", "about": ["node-1", "node-2"], "what": "it is so", "fix": "do this",
             }],
+            "seen": ["policies"],
             "notSeen": [{"what": "nodes", "why": "forbidden"}],
         });
         assert_eq!(serde_json::to_value(&report).unwrap(), expected);

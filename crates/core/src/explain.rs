@@ -122,6 +122,18 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
+impl ImageNow {
+    /// Whether the node has something of it, or remembers it. What could not be looked at may be there.
+    pub fn is_known(&self) -> bool {
+        self.copy.state != CopyState::Absent
+            || self.copy.tag.is_some()
+            || self.kept.as_ref().is_none_or(|kept| !kept.is_empty())
+            || !self.tries.is_empty()
+            || self.pull.is_some()
+            || !self.users.is_empty()
+    }
+}
+
 /// What comes first for a pod that comes now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -15,8 +15,8 @@
 //! [`verdict`] (which copy a container may use), [`release`] (what is said), [`told`] (what a pod's owner is told of
 //! it), [`gate`] (what the held pod does with it), in this order. [`gate_image`] (what the gate starts from), [`keep`]
 //! (which copies stay for the next outage) and [`disk`] (whether there is room) stand alone, and [`explain`] says all
-//! of it for one image. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes, [`doctor`]
-//! what the programs' doctors have in common.
+//! of it for one image. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes,
+//! [`namespace`] names of namespaces, [`doctor`] what the programs' doctors have in common.
 
 pub mod config;
 pub mod digest;
@@ -30,6 +30,7 @@ pub mod image;
 pub mod keep;
 pub mod keys;
 mod knowledge;
+pub mod namespace;
 pub mod node;
 pub mod outcome;
 pub mod plan;

@@ -1,12 +1,14 @@
 //! Every flag and every environment variable.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use trylatest_core::namespace::NamespaceName;
 
-use crate::target::Target;
+use crate::target::{PodName, Target};
 
 /// Exit codes, as `--help` says them.
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 the question could not be answered; 2 wrong usage. \
@@ -18,9 +20,9 @@ const EXIT_CODES: &str = "Exit codes: 0 success; 1 the question could not be ans
     name = "kubectl-trylatest",
     bin_name = "kubectl trylatest",
     version,
-    about = "Which pods run what their tags point to now, and what is wrong with TryLatest in a cluster",
-    long_about = "Which pods run what their tags point to now, and what is wrong with TryLatest in a cluster.\n\n\
-                  Reads with the rights of your kubeconfig. Only `on` and `off` change something.",
+    about = "Show which pods run what their tags point to now, and what is wrong with TryLatest in a cluster",
+    long_about = "Show which pods run what their tags point to now, and what is wrong with TryLatest in a cluster.\n\n\
+                  It has the rights of your kubeconfig. Only `on` and `off` change anything.",
     after_help = EXIT_CODES
 )]
 pub struct Cli {
@@ -44,50 +46,80 @@ pub struct ClusterArgs {
     #[arg(long, global = true)]
     pub context: Option<String>,
 
-    /// The namespace [default: the context's]
+    /// The namespace [default: the context's; for `status`, all]
     #[arg(short, long, global = true)]
-    pub namespace: Option<String>,
+    pub namespace: Option<NamespaceName>,
 
-    /// How long one request to the API server may take
-    #[arg(long, global = true, default_value = "30s", value_parser = duration)]
-    pub request_timeout: Duration,
+    /// How long one request to the API server may take, as for kubectl: 5 or 5s, 1m; 0 for no limit
+    #[arg(long, global = true, default_value = "30s", value_name = "DURATION")]
+    pub request_timeout: RequestTimeout,
+}
+
+/// How long one request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestTimeout {
+    /// None if there is no limit.
+    pub limit: Option<Duration>,
+}
+
+impl FromStr for RequestTimeout {
+    type Err = String;
+
+    /// As kubectl reads it: a number without a unit is of seconds, and 0 is no limit.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let limit = match text.parse() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => humantime::parse_duration(text).map_err(|error| {
+                format!("{error}; write it like 5, 5s or 1m, or 0 for no limit")
+            })?,
+        };
+        Ok(Self {
+            limit: Some(limit).filter(|limit| !limit.is_zero()),
+        })
+    }
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// One screen: nodes, images that run from an old copy, tags with several digests, pods that wait or are refused
+    /// Show on one screen: nodes, images that run from an old copy, tags with several digests, pods that wait or were
+    /// refused
     ///
-    /// Looks at all namespaces, unless --namespace names one. Some of it is only known to the agents: on a node,
-    /// `trylatest explain IMAGE` says more.
+    /// Of nodes and their agents, it shows all; of pods, those of all namespaces, or of the one that --namespace names.
+    /// If you may not list the pods of all namespaces, it shows those of the context's namespace and says so. The agents
+    /// know more: on a node, `trylatest explain IMAGE` asks its agent.
     Status(StatusArgs),
     /// Wait for a workload's rollout, then fail if one of its pods runs an old copy
     ///
     /// For CI jobs: `kubectl rollout status` is green as soon as pods run, whatever they run.
     #[command(after_help = CHECK_CODES)]
     Check(CheckArgs),
-    /// What happened to a pod, container by container
+    /// Show what happened to a pod, container by container
+    ///
+    /// What would happen to a pod now: `trylatest explain` in the agent's pod of its node.
     Explain(ExplainArgs),
     /// Make all containers of a workload TryLatest, or set how pods are held
     ///
     /// Sets the annotation trylatest.dev/containers: "*" on the workload's pod template. Its pods are replaced, as with
-    /// any change of the template. Nothing in a namespace makes its pods TryLatest; with --hold, a namespace can set
-    /// how they are held.
+    /// any change to the template. A namespace cannot make its pods TryLatest, but with --hold it can set how its
+    /// TryLatest pods are held.
     On(SwitchArgs),
-    /// Make no container and no image volume of a workload TryLatest
+    /// Switch TryLatest off for all containers and image volumes of a workload
     ///
     /// Removes the annotations trylatest.dev/containers, volumes and literal from the workload's pod template. Its pods
-    /// are replaced, as with any change of the template. A manifest that says TryLatest switches it on again when it is
+    /// are replaced, as with any change to the template. A manifest that says TryLatest switches it on again when it is
     /// applied.
     Off(OffArgs),
     /// Look for what keeps TryLatest from working in this cluster
     ///
-    /// Reads only. What could not be looked at is said, and is no finding.
+    /// It only reads, and looks at the whole cluster, whatever --namespace says. What it could not look at is listed,
+    /// and is not a finding.
     #[command(after_help = DOCTOR_CODES)]
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     ///
-    /// For `kubectl trylatest` itself, put the script kubectl_complete-trylatest into your PATH.
+    /// The script completes `kubectl-trylatest`. To complete `kubectl trylatest`, put the file
+    /// kubectl_complete-trylatest into your PATH.
     Completion {
         /// The shell
         shell: Shell,
@@ -111,15 +143,20 @@ const CHECK_CODES: &str = "Exit codes:\n  0  every pod runs what was asked for\n
                            the workload has no TryLatest pod\n  2  wrong usage\n  3  a pod runs an old copy, or nobody can say \
                            what it runs\n  4  the rollout failed, or did not end in time";
 
-const DOCTOR_CODES: &str = "Exit codes:\n  0  nothing is wrong, as far as could be looked at\n  1  the cluster could not be \
-                            asked\n  2  wrong usage\n  3  the worst finding is a warning\n  4  the worst finding is an error";
+const DOCTOR_CODES: &str = "Exit codes:\n  0  nothing is wrong, as far as it could look\n  1  the API server does not \
+                            answer, or you may look at nothing\n  2  wrong usage\n  3  the worst finding is a \
+                            warning\n  4  the worst finding is an error";
 
 /// What `status` takes.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// List everything instead of the worst of each kind
-    #[arg(short, long)]
+    /// List everything and not only the worst of each kind
+    #[arg(long)]
     pub all: bool,
+
+    /// Look at the pods of all namespaces, whatever --namespace says
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
 
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -150,9 +187,8 @@ pub struct CheckArgs {
 /// What `explain` takes.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// The pod's name, also as pod/NAME
-    #[arg(value_parser = pod_name)]
-    pub pod: String,
+    /// The pod, as NAME or pod/NAME, or as NAMESPACE/NAME
+    pub pod: PodName,
 
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -166,8 +202,7 @@ pub struct SwitchArgs {
     #[arg(value_name = "KIND/NAME")]
     pub target: Target,
 
-    /// How pods are held: gate (wait for a try, the default), none (start at once, check the tag afterwards), or
-    /// inherit (what the namespace says; for a namespace: the default)
+    /// How pods are held
     #[arg(long, value_enum)]
     pub hold: Option<Hold>,
 
@@ -191,7 +226,7 @@ pub struct OffArgs {
 /// What `on` and `off` both take.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct HowArgs {
-    /// Say what would be changed, and change nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -203,18 +238,18 @@ pub struct HowArgs {
 /// How pods are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Hold {
-    /// By a gate
+    /// By a gate, until a try has ended (the default)
     Gate,
-    /// Not at all
+    /// Not at all: they start at once, and their tags are checked afterwards
     None,
-    /// As somebody else says
+    /// As the namespace says; for a namespace, as by default
     Inherit,
 }
 
 /// What `doctor` takes.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// Look at the kubelet's configuration of so many nodes at most; needs the right to get nodes/proxy
+    /// Look at the kubelet's configuration on this many nodes at most, which needs the right to get nodes/proxy
     #[arg(long, default_value_t = 50, value_name = "NODES")]
     pub kubelets: usize,
 
@@ -247,17 +282,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn pod_name(text: &str) -> Result<String, String> {
-    let name = ["pod/", "pods/", "po/"]
-        .iter()
-        .find_map(|kind| text.strip_prefix(kind))
-        .unwrap_or(text);
-    if name.is_empty() || name.contains('/') {
-        return Err("write the name of a pod, e.g. my-app-7d4f9c or pod/my-app-7d4f9c".to_owned());
-    }
-    Ok(name.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -279,7 +303,34 @@ mod tests {
         assert!(args.fresh);
         assert_eq!(args.timeout, Duration::from_secs(90));
         assert_eq!(args.target.to_string(), "deployment/app");
-        assert_eq!(cli.cluster.namespace.as_deref(), Some("shop"));
+        let namespace = cli.cluster.namespace.unwrap();
+        assert_eq!(namespace.as_str(), "shop");
+    }
+
+    #[test]
+    fn a_request_timeout_is_read_as_kubectl_reads_it() {
+        for (text, seconds) in [
+            ("5", Some(5.0)),
+            ("5s", Some(5.0)),
+            ("1m", Some(60.0)),
+            ("1m30s", Some(90.0)),
+            ("500ms", Some(0.5)),
+            ("1.5s", Some(1.5)),
+            ("48h", Some(172_800.0)),
+            ("0", None),
+            ("0s", None),
+        ] {
+            let words = ["kubectl-trylatest", "status", "--request-timeout", text];
+            let timeout = Cli::parse_from(words).cluster.request_timeout;
+            assert_eq!(
+                timeout.limit.map(|limit| limit.as_secs_f64()),
+                seconds,
+                "{text}"
+            );
+        }
+        let default = Cli::parse_from(["kubectl-trylatest", "status"]);
+        let limit = default.cluster.request_timeout.limit;
+        assert_eq!(limit, Some(Duration::from_secs(30)));
     }
 
     #[test]
@@ -292,7 +343,13 @@ mod tests {
             "check deploy/app --timeout 0s",
             "explain deployment/app",
             "on",
+            "explain shop/",
+            "on deploy/app -A",
             "status -o wide",
+            "status -n Shop",
+            "status --namespace=",
+            "status --request-timeout -5",
+            "status --request-timeout soon",
             "doctor --kubelets few",
         ] {
             let words = ["kubectl-trylatest"].into_iter().chain(bad.split(' '));

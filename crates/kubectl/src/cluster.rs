@@ -4,16 +4,17 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
+use trylatest_core::namespace::NamespaceName;
 
 use crate::args::ClusterArgs;
-use crate::target::Target;
+use crate::target::{PodName, Target};
 
 /// Objects in a page of a list: the API server makes no more at once, and we hold no more at once.
 const PAGE: u32 = 500;
@@ -31,7 +32,7 @@ pub(crate) struct Cluster {
     named: Option<String>,
     /// The context's.
     default: String,
-    timeout: Duration,
+    timeout: Option<Duration>,
 }
 
 /// Why something could not be looked at.
@@ -86,9 +87,9 @@ impl Cluster {
         Ok(Self {
             client,
             server,
-            named: namespace.clone(),
+            named: namespace.as_ref().map(NamespaceName::to_string),
             default,
-            timeout: *request_timeout,
+            timeout: request_timeout.limit,
         })
     }
 
@@ -100,6 +101,20 @@ impl Cluster {
     /// The namespace that the user has named, if any.
     pub(crate) fn named_namespace(&self) -> Option<&str> {
         self.named.as_deref()
+    }
+
+    /// The one of a pod that may have been named with its namespace.
+    ///
+    /// # Errors
+    /// The user has named two.
+    pub(crate) fn namespace_of<'a>(&'a self, pod: &'a PodName) -> anyhow::Result<&'a str> {
+        let own = pod.namespace.as_ref().map(NamespaceName::as_str);
+        match (own, self.named_namespace()) {
+            (Some(own), Some(named)) if own != named => {
+                bail!("the pod is in the namespace {own} or in {named}: name one of them")
+            }
+            (own, _) => Ok(own.unwrap_or_else(|| self.namespace())),
+        }
     }
 
     /// Objects of this kind in one namespace, or in all.
@@ -122,24 +137,26 @@ impl Cluster {
         }
     }
 
-    /// The answer to one request within its deadline. Dropping the future gives the request up.
+    /// The answer to one request within its deadline, unless the user wants none. Dropping the future gives the request
+    /// up.
     pub(crate) async fn ask<T>(
         &self,
         what: &str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Looked<T> {
-        match tokio::time::timeout(self.timeout, request).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(unseen(what, &self.server, &error)),
-            Err(_) => {
-                let deadline = humantime::format_duration(self.timeout);
-                let words = format!(
-                    "{what}: no answer from {} within {deadline} (--request-timeout)",
-                    self.server
-                );
-                Err(Unseen::Failed(words))
-            }
-        }
+        let Some(limit) = self.timeout else {
+            return request
+                .await
+                .map_err(|error| unseen(what, &self.server, &error));
+        };
+        let Ok(answer) = tokio::time::timeout(limit, request).await else {
+            let limit = humantime::format_duration(limit);
+            let server = &self.server;
+            return Err(Unseen::Failed(format!(
+                "{what}: no answer from {server} within {limit} (--request-timeout)"
+            )));
+        };
+        answer.map_err(|error| unseen(what, &self.server, &error))
     }
 
     /// The same for a command that cannot go on without.

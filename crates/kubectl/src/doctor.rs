@@ -28,7 +28,10 @@ const NAMED: usize = 5;
 /// What was looked at; none, and a note of it, if it could not be.
 fn seen<'a, T>(report: &mut Report, what: &str, looked: &'a Looked<T>) -> Option<&'a T> {
     match looked {
-        Ok(seen) => Some(seen),
+        Ok(seen) => {
+            report.looked_at(what);
+            Some(seen)
+        }
         Err(unseen) => {
             report.not_looked_at(what, unseen.why());
             None
@@ -36,7 +39,7 @@ fn seen<'a, T>(report: &mut Report, what: &str, looked: &'a Looked<T>) -> Option
     }
 }
 
-/// Looks, and prints what it has found. The exit code is that of the worst finding.
+/// Looks, and prints what it has found. The exit code is that of the worst finding, or says that nothing was seen.
 ///
 /// # Errors
 /// The API server does not answer at all, or stdout cannot be written.
@@ -87,15 +90,17 @@ fn render(report: &Report) -> String {
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let style = match (errors, warnings) {
-        (0, 0) => GOOD,
+        (0, 0) if report.seen.is_empty() => ODD,
+        (0, 0) if report.not_seen.is_empty() => GOOD,
+        (0, 0) => PLAIN,
         (0, _) => ODD,
         _ => BAD,
     };
     let line = format!(
-        "{}, {}; {} could not be looked at",
+        "{}, {}; {}",
         trylatest_core::text::count(errors, "error"),
         trylatest_core::text::count(warnings, "warning"),
-        trylatest_core::text::count(report.not_seen.len(), "thing")
+        report.coverage()
     );
     text.push_str(&styled(style, &line));
     text.push_str(

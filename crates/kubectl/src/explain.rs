@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use serde::Serialize;
+use trylatest_core::image::ImageName;
 use trylatest_core::keys;
 use trylatest_core::outcome::Outcome;
 use trylatest_core::text;
@@ -71,9 +72,10 @@ enum Agent {
 /// The pod cannot be read, or stdout cannot be written.
 pub(crate) async fn run(cluster: &Cluster, args: &ExplainArgs) -> anyhow::Result<()> {
     let ExplainArgs { pod, output } = args;
-    let pods = cluster.api::<Pod>(Some(cluster.namespace()));
-    let what = format!("get pod {pod}");
-    let pod = cluster.need(&what, pods.get(pod)).await?;
+    let (namespace, name) = (cluster.namespace_of(pod)?, &pod.name);
+    let pods = cluster.api::<Pod>(Some(namespace));
+    let what = format!("get pod {namespace}/{name}");
+    let pod = cluster.need(&what, pods.get(name)).await?;
     let seen = SeenPod::of(&pod);
     let (events, agent) = tokio::join!(events(cluster, &pod), agent(cluster, &seen));
     let answer = answer(&seen, events, &agent, now());
@@ -82,7 +84,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &ExplainArgs) -> anyhow::Result
 
 async fn events(cluster: &Cluster, pod: &Pod) -> Result<Vec<Told>, String> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let api = cluster.api::<Event>(Some(cluster.namespace()));
+    let api = cluster.api::<Event>(pod.metadata.namespace.as_deref());
     let fields = format!("involvedObject.uid={uid}");
     let params = ListParams::default().fields(&fields);
     let keep = |all: &mut Vec<Told>, event: Event| {
@@ -250,11 +252,12 @@ fn next(pod: &SeenPod, agent: &Agent) -> Vec<String> {
         next.push("kubectl trylatest doctor: whether the policies are there".to_owned());
         return next;
     }
-    let image = pod
-        .ours
-        .first()
-        .map(|own| own.image.as_str())
-        .unwrap_or_default();
+    let image = pod.ours.first().map(|own| own.image.as_str());
+    // In full: team/app could be a pod as well. And not the pod, of which the agent forgets those that have ended.
+    let image = image.map_or(String::new(), |image| match image.parse::<ImageName>() {
+        Ok(image) => image.to_string(),
+        Err(_) => image.to_owned(),
+    });
     match agent {
         Agent::Found(agent) => next.push(format!(
             "kubectl -n {} exec {} -- /trylatest explain {image}: what the node knows of the image, and what would happen now",
@@ -360,7 +363,7 @@ mod tests {
             "\napp  reg.example/app:1  fallback\n  using the cached copy of reg.example/app:1: sha256:a00000000000, \
              confirmed 2h ago; network: connection refused\n",
             "  60s ago  TryLatestFallback  app: using the cached copy\n",
-            "kubectl -n trylatest-system exec trylatest-agent-n -- /trylatest explain reg.example/app:1",
+            "kubectl -n trylatest-system exec trylatest-agent-n -- /trylatest explain reg.example/app:1: what",
             "kubectl -n shop logs app-1 -c trylatest-gate",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

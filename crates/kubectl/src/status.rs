@@ -27,8 +27,10 @@ use crate::output;
 pub(crate) struct Status {
     /// When it was looked.
     time: Timestamp,
-    /// TryLatest pods that have not ended.
-    pods: usize,
+    /// The namespace whose pods were looked at; none if it was all of them.
+    namespace: Option<String>,
+    /// TryLatest pods that have not ended; none if they could not be looked at.
+    pods: Option<usize>,
     /// Of these, pods that run a copy although their try had failed, and that nobody has confirmed since.
     pods_from_cache: usize,
     /// The worst first.
@@ -181,9 +183,18 @@ pub(crate) struct TroubledPod {
 /// # Errors
 /// Neither nodes nor pods can be looked at, or stdout cannot be written.
 pub(crate) async fn run(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<()> {
-    let StatusArgs { all, output } = *args;
+    let StatusArgs {
+        all,
+        all_namespaces,
+        output,
+    } = *args;
+    let scope = match cluster.named_namespace() {
+        _ if all_namespaces => Scope::All,
+        Some(namespace) => Scope::One(namespace),
+        None => Scope::AllOrOwn,
+    };
     let (nodes, agents) = tokio::join!(nodes(cluster), agents(cluster));
-    let pods = pods(cluster, nodes.as_deref().unwrap_or_default()).await;
+    let pods = pods(cluster, nodes.as_deref().unwrap_or_default(), scope).await;
     if let (Err(nodes), Err(pods)) = (&nodes, &pods) {
         anyhow::bail!("{}; {}", nodes.why(), pods.why());
     }
@@ -191,20 +202,31 @@ pub(crate) async fn run(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<
     output::print(output, &status, |status| render::text(status, all))
 }
 
-async fn pods(cluster: &Cluster, nodes: &[SeenNode]) -> Looked<Fold> {
+/// Whose pods are looked at.
+#[derive(Clone, Copy, Debug)]
+enum Scope<'a> {
+    /// Those of all namespaces.
+    All,
+    /// The same; if the user may not list them, those of the context's namespace.
+    AllOrOwn,
+    /// Those of this one.
+    One(&'a str),
+}
+
+async fn pods(cluster: &Cluster, nodes: &[SeenNode], scope: Scope<'_>) -> Looked<Fold> {
     let params = ListParams::default().labels(keys::GATED);
     let list = async |namespace: Option<&str>| {
         let api = cluster.api::<Pod>(namespace);
-        let begin = || Fold::new(nodes);
+        let begin = || Fold::new(nodes, namespace);
         cluster
             .each("list pods", &api, &params, begin, |fold, pod| {
                 fold.pod(&pod);
             })
             .await
     };
-    match list(cluster.named_namespace()).await {
+    match (scope, list(scope.namespace()).await) {
         // Not every user may look into every namespace.
-        Err(Unseen::Forbidden(why)) if cluster.named_namespace().is_none() => {
+        (Scope::AllOrOwn, Err(Unseen::Forbidden(why))) => {
             let mut own = list(Some(cluster.namespace())).await?;
             own.not_seen(format!(
                 "{why}; only the namespace {} was looked at",
@@ -212,7 +234,17 @@ async fn pods(cluster: &Cluster, nodes: &[SeenNode]) -> Looked<Fold> {
             ));
             Ok(own)
         }
-        pods => pods,
+        (_, pods) => pods,
+    }
+}
+
+impl<'a> Scope<'a> {
+    /// The namespace to list, if it is one.
+    fn namespace(self) -> Option<&'a str> {
+        match self {
+            Self::All | Self::AllOrOwn => None,
+            Self::One(namespace) => Some(namespace),
+        }
     }
 }
 
@@ -230,7 +262,10 @@ impl Status {
             Ok(fold) => fold.finish(time),
             Err(unseen) => {
                 not_seen.push(unseen.why().to_owned());
-                Fold::new(&[]).finish(time)
+                Self {
+                    pods: None,
+                    ..Fold::new(&[], None).finish(time)
+                }
             }
         };
         status.not_seen.splice(0..0, not_seen);

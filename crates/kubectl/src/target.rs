@@ -1,9 +1,10 @@
-//! What a command is about: `KIND/NAME`.
+//! What a command is about: `KIND/NAME`, or a pod.
 
 use std::fmt;
 use std::str::FromStr;
 
 use kube::api::{ApiResource, GroupVersionKind};
+use trylatest_core::namespace::NamespaceName;
 
 /// The kinds that a command can be about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +188,40 @@ impl FromStr for Target {
     }
 }
 
+/// A pod that a command is about: `NAME`, `pod/NAME`, or `NAMESPACE/NAME` as `status` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodName {
+    /// Its namespace, if that was named here.
+    pub namespace: Option<NamespaceName>,
+    /// Its name.
+    pub name: String,
+}
+
+impl FromStr for PodName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let how = "write a pod like my-app-7d4f9c, pod/my-app-7d4f9c or my-namespace/my-app-7d4f9c";
+        let (namespace, name) = match text.split_once('/') {
+            None => (None, text),
+            Some((kind, name)) => match Kind::parse(kind) {
+                Some(Kind::Pod) => (None, name),
+                Some(_) => return Err(how.to_owned()),
+                None => {
+                    let namespace = kind.parse::<NamespaceName>();
+                    let namespace = namespace.map_err(|error| format!("{error}; {how}"))?;
+                    (Some(namespace), name)
+                }
+            },
+        };
+        if name.is_empty() || name.contains('/') {
+            return Err(how.to_owned());
+        }
+        let name = name.to_owned();
+        Ok(Self { namespace, name })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +250,33 @@ mod tests {
             "x/a",
         ] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pod_may_be_named_with_its_namespace() {
+        for (written, namespace, name) in [
+            ("app-1", None, "app-1"),
+            ("pod/app-1", None, "app-1"),
+            ("po/app-1", None, "app-1"),
+            ("shop/app-1", Some("shop"), "app-1"),
+        ] {
+            let pod: PodName = written.parse().unwrap();
+            assert_eq!(pod.name, name, "{written}");
+            let own = pod.namespace.as_ref().map(NamespaceName::as_str);
+            assert_eq!(own, namespace, "{written}");
+        }
+        for bad in [
+            "",
+            "pod/",
+            "shop/",
+            "deploy/app",
+            "shop/app/1",
+            "Shop/app",
+            "/app",
+        ] {
+            let why = bad.parse::<PodName>().unwrap_err();
+            assert!(why.contains("write a pod like"), "{bad}: {why}");
         }
     }
 

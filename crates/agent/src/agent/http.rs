@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use trylatest_core::explain::Subject;
+use trylatest_core::namespace::NamespaceName;
 use trylatest_core::node::NodeReport;
 use trylatest_core::record::Try;
 
@@ -212,13 +213,12 @@ where
 fn subject(path: &str, query: Option<&str>) -> Result<Subject, String> {
     let namespace = match query {
         None => None,
-        Some(query) => Some(
-            query
-                .strip_prefix("namespace=")
-                .filter(|name| !name.is_empty() && name.bytes().all(is_of_name))
-                .ok_or("the query may say ?namespace=NAME and nothing else")?
-                .to_owned(),
-        ),
+        Some(query) => {
+            let name = query.strip_prefix("namespace=");
+            let name = name.and_then(|name| name.parse::<NamespaceName>().ok());
+            let name = name.ok_or("the query may say ?namespace=NAME and nothing else")?;
+            Some(name.as_str().to_owned())
+        }
     };
     if let Some(image) = path.strip_prefix(OF_IMAGE) {
         let image = image.parse().map_err(|error| format!("{error}"))?;
@@ -234,10 +234,6 @@ fn subject(path: &str, query: Option<&str>) -> Result<Subject, String> {
         }
         _ => Err(format!("{pod:?} is not the name of a pod: NAMESPACE/NAME")),
     }
-}
-
-fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
 }
 
 async fn explained(questions: &Questions, subject: Subject) -> Answer {

@@ -317,4 +317,4 @@ fn of_user(user: &User, now: Timestamp) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

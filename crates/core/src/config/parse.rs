@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::tree::{self, At, Node, Value};
 use super::{
-    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, InvalidNamespace, KEEP, KEEP_MAX,
-    MAX_AGE, NamespacePattern, PROBLEMS_MAX, Problem, STALL, Section, TRY,
+    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEEP_MAX, MAX_AGE, PROBLEMS_MAX,
+    Problem, STALL, Section, TRY,
 };
 use crate::image::{ImagePrefix, InvalidImagePrefix};
+use crate::namespace::{InvalidNamespace, NamespacePattern};
 use crate::outcome::FailureClass;
 use crate::time::written;
 
@@ -24,6 +25,42 @@ const HOLD: &str = "hold";
 
 /// Longest wait that can be set: a longer one is a mistake.
 const WAIT_MAX: Duration = Duration::from_hours(24);
+
+/// What a duration may be.
+#[derive(Clone, Copy)]
+struct Range {
+    may_be_zero: bool,
+    most: Option<Duration>,
+    /// What to do instead of writing a word of [`OFF`].
+    off: &'static str,
+}
+
+const WAIT: Range = Range {
+    may_be_zero: false,
+    most: Some(WAIT_MAX),
+    off: "it cannot be switched off; the maximum is 24h",
+};
+
+const ASKED: Range = Range {
+    may_be_zero: true,
+    most: Some(WAIT_MAX),
+    off: "write 0s to ask the registry for each pod",
+};
+
+const AGE: Range = Range {
+    may_be_zero: false,
+    most: None,
+    off: "leave this line out if copies may have any age",
+};
+
+const KEPT: Range = Range {
+    may_be_zero: true,
+    most: Some(KEEP_MAX),
+    off: "write off to keep no copies",
+};
+
+/// What people write to switch a rule off.
+const OFF: [&str; 6] = ["off", "no", "false", "never", "none", "disabled"];
 
 /// Words that people write for a rule because it is called so elsewhere.
 const OTHER_WORDS: [(&str, &str); 6] = [
@@ -183,15 +220,12 @@ impl Reader {
 
     fn section(&mut self, node: &Node, path: &str, known: &[&'static str]) -> Section {
         let rules = self.mapping(node, path, known);
-        let mut wait = |key: &str, may_be_zero: bool| {
+        let mut duration = |key: &str, range: Range| {
             let node = rules.get(key)?;
-            self.duration(node, &format!("{path}.{key}"), may_be_zero, Some(WAIT_MAX))
+            self.duration(node, &format!("{path}.{key}"), range)
         };
-        let (try_for, stall) = (wait(TRY, false), wait(STALL, false));
-        let freshness = wait(FRESHNESS, true);
-        let max_age = rules
-            .get(MAX_AGE)
-            .and_then(|node| self.duration(node, &format!("{path}.{MAX_AGE}"), false, None));
+        let (try_for, stall) = (duration(TRY, WAIT), duration(STALL, WAIT));
+        let (freshness, max_age) = (duration(FRESHNESS, ASKED), duration(MAX_AGE, AGE));
         let fallback_on = rules
             .get(FALLBACK_ON)
             .and_then(|node| self.classes(node, &format!("{path}.{FALLBACK_ON}")));
@@ -256,11 +290,12 @@ impl Reader {
             .iter()
             .map(|(key, node)| (*key, node.at.line()))
             .collect();
-        let mut ceiling = |key: &str, most| {
+        let mut ceiling = |key: &str, range: Range| {
             let node = rules.get(key)?;
-            self.duration(node, &format!("ceilings.{key}"), false, most)
+            let off = "leave this line out if there is no ceiling";
+            self.duration(node, &format!("ceilings.{key}"), Range { off, ..range })
         };
-        let (try_for, max_age) = (ceiling(TRY, Some(WAIT_MAX)), ceiling(MAX_AGE, None));
+        let (try_for, max_age) = (ceiling(TRY, WAIT), ceiling(MAX_AGE, AGE));
         let fallback_on = rules
             .get(FALLBACK_ON)
             .and_then(|node| self.classes(node, &format!("ceilings.{FALLBACK_ON}")));
@@ -329,27 +364,22 @@ impl Reader {
         found
     }
 
-    fn duration(
-        &mut self,
-        node: &Node,
-        path: &str,
-        may_be_zero: bool,
-        most: Option<Duration>,
-    ) -> Option<Duration> {
+    fn duration(&mut self, node: &Node, path: &str, range: Range) -> Option<Duration> {
         let parsed = match &node.value {
-            Value::Text(text) => humantime::parse_duration(text.trim())
-                .map_err(|error| format!("invalid duration {text:?} ({error})")),
-            // As for the flags, the only number that needs no unit.
-            Value::Other(number) if number == "0" => Ok(Duration::ZERO),
-            other => Err(format!("invalid duration: {}", other.describe())),
+            // 0 is the only number that needs no unit, as for the flags.
+            Value::Text(text) | Value::Other(text) => parse_duration(text.trim(), range.off),
+            other => Err(format!(
+                "a duration such as 5s or 1h30m belongs here, not {}",
+                other.describe()
+            )),
         };
         let words = match parsed {
-            Ok(Duration::ZERO) if !may_be_zero => "it must be more than 0".to_owned(),
-            Ok(value) if most.is_some_and(|most| value > most) => {
-                format!("the maximum is {}", written(most.unwrap_or_default()))
+            Ok(Duration::ZERO) if !range.may_be_zero => "it must be more than 0".to_owned(),
+            Ok(value) if range.most.is_some_and(|most| value > most) => {
+                format!("the maximum is {}", written(range.most.unwrap_or_default()))
             }
             Ok(value) => return Some(value),
-            Err(words) => format!("{words}; write it like 5s or 1h30m"),
+            Err(words) => words,
         };
         self.wrong(node.at, path, words);
         None
@@ -361,7 +391,7 @@ impl Reader {
             Value::Text(text) if text == "off" => Some(Duration::ZERO),
             // Some writers of YAML take the word for a truth value.
             Value::Other(value) if value == "false" => Some(Duration::ZERO),
-            _ => self.duration(node, path, true, Some(KEEP_MAX)),
+            _ => self.duration(node, path, KEPT),
         }
     }
 
@@ -401,6 +431,21 @@ impl Reader {
         let classes = classes.collect();
         (self.problems.len() == before).then_some(classes)
     }
+}
+
+/// Reads a duration, or says what to write in its place.
+fn parse_duration(text: &str, off: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| {
+        let is_number = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+        if OFF.contains(&text.to_ascii_lowercase().as_str()) {
+            // Not in the file's own word: YAML may have made `off` and `no` into `false`.
+            format!("invalid duration; {off}")
+        } else if is_number {
+            format!("invalid duration {text:?}: the unit is missing; write {text}s or {text}m")
+        } else {
+            format!("invalid duration {text:?} ({error}); write it like 5s or 1h30m")
+        }
+    })
 }
 
 /// Whether it is a manifest, such as that of the `ConfigMap` itself.

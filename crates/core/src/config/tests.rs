@@ -234,6 +234,77 @@ fn copies_are_kept_for_a_time_or_not_at_all() {
 }
 
 #[test]
+fn what_is_no_duration_says_what_to_write() {
+    let invalid = |text: &str| {
+        let found = problems(text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let (_, words) = found[0].split_once(": invalid duration").unwrap();
+        words.to_owned()
+    };
+    for (rule, words) in [
+        (
+            "freshness: off",
+            "; write 0s to ask the registry for each pod",
+        ),
+        (
+            "freshness: 'No'",
+            "; write 0s to ask the registry for each pod",
+        ),
+        (
+            "freshness: false",
+            "; write 0s to ask the registry for each pod",
+        ),
+        (
+            "max-age: never",
+            "; leave this line out if copies may have any age",
+        ),
+        ("keep: none", "; write off to keep no copies"),
+        (
+            "try: off",
+            "; it cannot be switched off; the maximum is 24h",
+        ),
+        (
+            "stall: disabled",
+            "; it cannot be switched off; the maximum is 24h",
+        ),
+        ("stall: 5", " \"5\": the unit is missing; write 5s or 5m"),
+        (
+            "try: '90'",
+            " \"90\": the unit is missing; write 90s or 90m",
+        ),
+        (
+            "try: 1.5",
+            " \"1.5\": the unit is missing; write 1.5s or 1.5m",
+        ),
+        (
+            "try: -5",
+            " \"-5\" (expected number at 0); write it like 5s or 1h30m",
+        ),
+        (
+            "try: true",
+            " \"true\" (expected number at 0); write it like 5s or 1h30m",
+        ),
+        (
+            "try: ''",
+            " \"\" (value was empty); write it like 5s or 1h30m",
+        ),
+    ] {
+        assert_eq!(invalid(&format!("defaults: {{{rule}}}")), words, "{rule}");
+    }
+    assert_eq!(
+        invalid("ceilings: {max-age: off}"),
+        "; leave this line out if there is no ceiling"
+    );
+    assert_eq!(
+        problems("defaults: {try: , stall: [5s]}"),
+        [
+            "line 1, column 15: defaults.try: a duration such as 5s or 1h30m belongs here, not nothing",
+            "line 1, column 26: defaults.stall: a duration such as 5s or 1h30m belongs here, not a list",
+        ]
+    );
+}
+
+#[test]
 fn what_applies_is_shown_with_what_says_so() {
     let config = parse(WHOLE);
     let name: ImageName = "registry.example.com/team/app".parse().unwrap();
@@ -297,7 +368,7 @@ registry: {}
             "line 2, column 3: defaults.tri: unknown key; did you mean \"try\"?",
             "line 3, column 10: defaults.stall: it must be more than 0",
             "line 4, column 3: defaults.timeout: unknown key; did you mean \"try\"?",
-            "line 5, column 12: defaults.max-age: invalid duration: \"30\"; write it like 5s or 1h30m",
+            "line 5, column 12: defaults.max-age: invalid duration \"30\": the unit is missing; write 30s or 30m",
             "line 7, column 3: registries: \"https://registry.example.com\" is not a registry: write it without a \
              scheme; did you mean \"registry.example.com\"?",
             "line 9, column 5: registries[registry.example.com].retries: unknown key; there are try, stall, freshness, \

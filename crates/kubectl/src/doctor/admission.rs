@@ -100,12 +100,14 @@ fn always_pull_images(facts: &Facts, report: &mut Report) {
         let what = "the agents' pods have Always although their DaemonSet says IfNotPresent: the plugin AlwaysPullImages, or \
                     another policy";
         report.add_about(Severity::Error, "always-pull-images", changed, what, fix);
-    } else if flags.is_empty() {
-        let why = match &facts.server_flags {
-            Err(unseen) => unseen.why(),
-            Ok(_) => "no API server runs as a pod here",
-        };
-        report.not_looked_at("the API server's admission plugins", why);
+    }
+    let what = "the API server's admission plugins";
+    match &facts.server_flags {
+        Ok(flags) if flags.is_empty() => {
+            report.not_looked_at(what, "no API server runs as a pod here");
+        }
+        Ok(_) => report.looked_at(what),
+        Err(unseen) => report.not_looked_at(what, unseen.why()),
     }
 }
 

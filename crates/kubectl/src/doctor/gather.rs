@@ -88,7 +88,7 @@ pub(super) struct Renewal {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kubelets {
     pub(super) configs: BTreeMap<String, Value>,
-    /// Nodes that there are.
+    /// Nodes that there are, without those on which no agent belongs.
     pub(super) of: usize,
     /// Of a kubelet that did not answer, the words.
     pub(super) failed: BTreeMap<String, String>,
@@ -125,7 +125,7 @@ pub(super) async fn gather(cluster: &Cluster, kubelets_max: usize) -> anyhow::Re
         leases(cluster),
         server_flags(cluster),
         overruled(cluster),
-        refused_config(cluster, daemon_sets.as_deref().unwrap_or_default()),
+        refused_config(cluster, &daemon_sets),
     );
     let kubelets = kubelets(cluster, &nodes, kubelets_max).await;
     Ok(Facts {
@@ -277,7 +277,11 @@ async fn overruled(cluster: &Cluster) -> Looked<Vec<String>> {
     cluster.each(what, &api, &params, Vec::new, fold).await
 }
 
-async fn refused_config(cluster: &Cluster, sets: &[AgentSet]) -> Looked<Vec<String>> {
+async fn refused_config(cluster: &Cluster, sets: &Looked<Vec<AgentSet>>) -> Looked<Vec<String>> {
+    let sets = match sets {
+        Ok(sets) => sets,
+        Err(unseen) => return Err(unseen.clone()),
+    };
     let mut all = Vec::new();
     for set in sets {
         let api = cluster.api::<Event>(Some(&set.namespace));
@@ -303,10 +307,8 @@ async fn kubelets(
         Ok(nodes) => nodes,
         Err(unseen) => return Err(unseen.clone()),
     };
-    let asked = nodes
-        .iter()
-        .filter(|node| node.ready && node.place != Place::Foreign)
-        .take(most);
+    let own = nodes.iter().filter(|node| node.place != Place::Foreign);
+    let asked = own.clone().filter(|node| node.ready).take(most);
     let names: Vec<_> = asked.map(|node| node.name.clone()).collect();
     let mut answers = futures::stream::iter(names)
         .map(async |name| {
@@ -315,7 +317,7 @@ async fn kubelets(
         })
         .buffer_unordered(AT_ONCE);
     let mut kubelets = Kubelets {
-        of: nodes.len(),
+        of: own.count(),
         ..Kubelets::default()
     };
     while let Some((node, answer)) = answers.next().await {

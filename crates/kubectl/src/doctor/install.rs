@@ -61,8 +61,10 @@ pub(super) fn examine(facts: &Facts, report: &mut Report) {
 }
 
 fn server(facts: &Facts, report: &mut Report) {
-    let Some(server) = seen(report, "the API server's version", &facts.server) else {
-        return;
+    // Everybody may see it, and it says nothing of TryLatest: a doctor that sees no more has seen nothing.
+    let server = match &facts.server {
+        Ok(server) => server,
+        Err(unseen) => return report.not_looked_at("the API server's version", unseen.why()),
     };
     if version(server).is_some_and(|version| version < OLDEST) {
         report.add(

@@ -1,9 +1,10 @@
 //! The kubelet's own settings, as far as TryLatest depends on them (`KubeletConfiguration` v1beta1).
 
 use serde_json::Value;
+use trylatest_core::text;
 
 use super::gather::Facts;
-use super::{Report, Severity, seen};
+use super::{Report, Severity};
 
 /// Kept copies give way while less than this is free, in percent (`--keep-free`).
 const KEEP_FREE: u64 = 20;
@@ -16,9 +17,14 @@ const FEATURE: &str = "KubeletEnsureSecretPulledImages";
 
 pub(super) fn examine(facts: &Facts, report: &mut Report) {
     let what = "the kubelets' configurations (needs the right to get nodes/proxy)";
-    let Some(kubelets) = seen(report, what, &facts.kubelets) else {
-        return;
+    let kubelets = match &facts.kubelets {
+        Ok(kubelets) => kubelets,
+        Err(unseen) => return report.not_looked_at(what, unseen.why()),
     };
+    if !kubelets.configs.is_empty() {
+        let nodes = text::count(kubelets.configs.len(), "node");
+        report.looked_at(&format!("the kubelets' configurations of {nodes}"));
+    }
     for (node, config) in &kubelets.configs {
         for (severity, check, what, fix) in findings(config) {
             report.add_about(severity, check, [node.clone()], &what, fix);
@@ -32,8 +38,9 @@ pub(super) fn examine(facts: &Facts, report: &mut Report) {
         report.not_looked_at(&what, why);
     }
     let left = kubelets.of - kubelets.configs.len() - kubelets.failed.len();
-    if left > 0 && !kubelets.configs.is_empty() {
-        let what = format!("the kubelets' configurations of {left} more nodes");
+    if left > 0 {
+        let nodes = text::count(left, "more node");
+        let what = format!("the kubelets' configurations of {nodes}");
         report.not_looked_at(
             &what,
             "see --kubelets; nodes that are not ready are left out",

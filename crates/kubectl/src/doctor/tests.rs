@@ -74,9 +74,11 @@ fn nothing_is_found_in_a_cluster_that_is_well() {
     assert_eq!(report.findings, []);
     assert_eq!(report.not_seen, []);
     assert_eq!(report.worst(), None);
+    assert_eq!(report.exit_code(), 0);
     let text = anstream::adapter::strip_str(&render(&report)).to_string();
+    let seen = format!("{} things looked at, 0 could not be\n", report.seen.len());
     assert!(
-        text.starts_with("0 errors, 0 warnings; 0 things could not be looked at\n"),
+        text.starts_with(&format!("0 errors, 0 warnings; {seen}")),
         "{text}"
     );
 }
@@ -233,6 +235,37 @@ fn what_could_not_be_looked_at_is_no_finding_and_is_said() {
             "nodes",
             "the kubelets' configurations (needs the right to get nodes/proxy)",
         ]
+    );
+}
+
+#[test]
+fn who_may_look_at_nothing_gets_no_clean_bill() {
+    fn forbidden<T>() -> Looked<T> {
+        Err(Unseen::Forbidden("forbidden".into()))
+    }
+    let facts = Facts {
+        server: Ok("v1.37.2".into()),
+        mutating: forbidden(),
+        mutating_bindings: forbidden(),
+        validating: forbidden(),
+        validating_bindings: forbidden(),
+        webhooks: forbidden(),
+        daemon_sets: forbidden(),
+        nodes: forbidden(),
+        agents: forbidden(),
+        leases: forbidden(),
+        server_flags: forbidden(),
+        overruled: forbidden(),
+        refused_config: forbidden(),
+        kubelets: forbidden(),
+    };
+    let report = examine(&facts, now());
+    assert_eq!(report.findings, []);
+    assert_eq!(report.exit_code(), 1, "{:?}", report.seen);
+    let text = anstream::adapter::strip_str(&render(&report)).to_string();
+    assert!(
+        text.contains("0 errors, 0 warnings; nothing could be looked at"),
+        "{text}"
     );
 }
 

@@ -31,6 +31,8 @@ type NodeIndex = usize;
 /// What the pods so far add up to.
 pub(crate) struct Fold {
     nodes: BTreeMap<String, (NodeIndex, SeenNode)>,
+    /// The namespace that they are of; none if it is not one.
+    namespace: Option<String>,
     pods: usize,
     pods_from_cache: usize,
     images: BTreeMap<String, ImageUse>,
@@ -72,12 +74,13 @@ struct RegistryUse {
 
 impl Fold {
     /// No pod yet.
-    pub(crate) fn new(nodes: &[SeenNode]) -> Self {
+    pub(crate) fn new(nodes: &[SeenNode], namespace: Option<&str>) -> Self {
         let nodes = nodes.iter().enumerate();
         Self {
             nodes: nodes
                 .map(|(index, node)| (node.name.clone(), (index, node.clone())))
                 .collect(),
+            namespace: namespace.map(str::to_owned),
             pods: 0,
             pods_from_cache: 0,
             images: BTreeMap::new(),
@@ -192,7 +195,8 @@ impl Fold {
         troubled.sort_by(|a, b| (a.trouble, a.since, &a.name).cmp(&(b.trouble, b.since, &b.name)));
         Status {
             time,
-            pods: self.pods,
+            namespace: self.namespace,
+            pods: Some(self.pods),
             pods_from_cache: self.pods_from_cache,
             nodes: Vec::new(),
             stale,

@@ -49,7 +49,7 @@ struct Screen<'a> {
 
 impl Screen<'_> {
     fn head(&self) -> String {
-        let Status { nodes, pods, .. } = self.status;
+        let Status { nodes, .. } = self.status;
         let ready = nodes
             .iter()
             .filter(|n| n.agent == AgentState::Ready)
@@ -66,6 +66,21 @@ impl Screen<'_> {
             (true, _) => styled(GOOD, &format!("{} ready", text::count(ready, "agent"))),
             _ => styled(BAD, &format!("{ready} of {wanted} agents ready")),
         };
+        let seen = match nodes.len() {
+            0 if !self.status.not_seen.is_empty() => styled(ODD, "nodes not seen"),
+            number => format!("{}, {agents}", text::count(number, "node")),
+        };
+        format!("{seen}; {}\n", self.pods())
+    }
+
+    fn pods(&self) -> String {
+        let Some(pods) = self.status.pods else {
+            return styled(ODD, "pods not seen");
+        };
+        let namespace = match &self.status.namespace {
+            Some(namespace) => format!(" in namespace {namespace}"),
+            None => String::new(),
+        };
         let old = match self.status.pods_from_cache {
             0 => styled(GOOD, "none runs an old copy"),
             1 => styled(BAD, "1 runs an old copy"),
@@ -79,13 +94,9 @@ impl Screen<'_> {
             0 => String::new(),
             number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
         };
-        let seen = match nodes.len() {
-            0 if !self.status.not_seen.is_empty() => styled(ODD, "nodes not seen"),
-            number => format!("{}, {agents}", text::count(number, "node")),
-        };
         format!(
-            "{seen}; {}: {old}{}{}\n",
-            text::count(*pods, "TryLatest pod"),
+            "{}{namespace}: {old}{}{}",
+            text::count(pods, "TryLatest pod"),
             of(count(Trouble::Waiting), "waiting"),
             of(count(Trouble::Refused), "refused"),
         )

@@ -15,7 +15,7 @@ fn failed(digest: &str, class: &str) -> Value {
 }
 
 fn status(nodes: Vec<SeenNode>, pods: &[Pod]) -> Status {
-    let mut fold = Fold::new(&nodes);
+    let mut fold = Fold::new(&nodes, None);
     for pod in pods {
         fold.pod(pod);
     }
@@ -50,7 +50,7 @@ fn what_runs_from_an_old_copy_is_counted_by_image() {
             pod("3", "b", &never),
         ],
     );
-    assert_eq!((status.pods, status.pods_from_cache), (3, 2));
+    assert_eq!((status.pods, status.pods_from_cache), (Some(3), 2));
     let [stale] = &status.stale[..] else {
         panic!("{:?}", status.stale);
     };
@@ -160,7 +160,7 @@ fn pods_that_have_ended_do_not_count() {
     let mut ended = pod("1", "a", &failed("b", "network"));
     ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
     let status = status(vec![node("a", None)], &[ended]);
-    assert_eq!(status.pods, 0);
+    assert_eq!(status.pods, Some(0));
     assert!(status.skew.is_empty());
 }
 
@@ -229,7 +229,7 @@ fn what_could_not_be_looked_at_is_said() {
         NOW.parse().unwrap(),
         Err(forbidden.clone()),
         Err(&forbidden),
-        Ok(Fold::new(&[])),
+        Ok(Fold::new(&[], None)),
     );
     let text = shown(&status);
     assert!(
@@ -242,4 +242,35 @@ fn what_could_not_be_looked_at_is_said() {
     );
     let json = serde_json::to_value(&status).unwrap();
     assert_eq!(json["notSeen"][0], "list nodes: forbidden");
+    // Pods that nobody could list are not "no pod that runs an old copy".
+    let pods = Unseen::Forbidden("list pods: forbidden".into());
+    let agents = agents_of(&[("a", true)]);
+    let nodes = Ok(vec![node("a", None)]);
+    let status = Status::new(NOW.parse().unwrap(), nodes, Ok(&agents), Err(pods));
+    let text = shown(&status);
+    assert!(
+        text.starts_with("1 node, 1 agent ready; pods not seen\n"),
+        "{text}"
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["pods"], Value::Null);
+}
+
+#[test]
+fn whose_pods_they_are_is_said() {
+    let nodes = [node("a", None)];
+    let mut fold = Fold::new(&nodes, Some("shop"));
+    fold.pod(&pod("1", "a", &release("fresh", "c")));
+    let agents = agents_of(&[("a", true)]);
+    let nodes = Ok(nodes.into());
+    let status = Status::new(NOW.parse().unwrap(), nodes, Ok(&agents), Ok(fold));
+    let text = shown(&status);
+    assert!(
+        text.starts_with(
+            "1 node, 1 agent ready; 1 TryLatest pod in namespace shop: none runs an old copy\n"
+        ),
+        "{text}"
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["namespace"], "shop");
 }

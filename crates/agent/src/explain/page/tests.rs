@@ -7,7 +7,7 @@ fn digest(n: u8) -> String {
 }
 
 /// An outage: the tag was confirmed three hours ago.
-fn outage() -> Value {
+pub(crate) fn outage() -> Value {
     json!({
         "time": "2026-01-01T12:00:00Z",
         "node": "node-1",

@@ -256,6 +256,17 @@ fn a_pod_that_is_not_known_has_no_answer() {
 }
 
 #[test]
+fn an_image_is_known_by_its_copy_its_tries_or_its_pods() {
+    let mut world = World::new();
+    assert!(!of_image(&world, &CachedCopy::Absent).is_known());
+    assert!(of_image(&world, &usable("1")).is_known());
+    let why = "containerd does not answer".to_owned();
+    assert!(of_image(&world, &CachedCopy::Unknown { why }).is_known());
+    world.see(&held("a", &world));
+    assert!(of_image(&world, &CachedCopy::Absent).is_known());
+}
+
+#[test]
 fn a_name_that_is_away_is_said_to_be_the_kubelets_and_the_copy_to_be_kept() {
     let mut world = World::new();
     world.handle(Event::KubeletVerifies(true));

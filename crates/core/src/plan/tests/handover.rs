@@ -296,6 +296,7 @@ fn a_copy_that_the_kubelet_accepts_after_all_is_not_in_doubt() {
     let runs = Start::Started {
         digest: Some(digest("1")),
         since: None,
+        again: false,
     };
     started.starts.insert("app".into(), runs);
     let actions = world.see(&started);
