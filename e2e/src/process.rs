@@ -15,7 +15,7 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -182,6 +182,57 @@ pub fn kill_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
         .and_then(Pid::from_raw)
         .context("not a pid")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// What a command came to, whatever that is.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code; -1 if a signal ended it.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it printed there.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// What it printed, as JSON.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn json(&self) -> anyhow::Result<serde_json::Value> {
+        serde_json::from_str(&self.stdout).with_context(|| format!("no JSON: {self:?}"))
+    }
+
+    /// The same, if it has ended with this code.
+    ///
+    /// # Errors
+    /// It has ended with another.
+    pub fn expect(self, code: i32) -> anyhow::Result<Self> {
+        ensure!(self.code == code, "not {code}: {self:?}");
+        Ok(self)
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// If it cannot be run.
+///
+/// # Cancel safety
+/// Dropping it kills the command.
+pub async fn ran<A: Into<OsString>>(
+    program: &Path,
+    args: impl IntoIterator<Item = A>,
+) -> anyhow::Result<Ran> {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let output = output_of(program, &args, None).await;
+    let output = output.with_context(|| format!("run {}", program.display()))?;
+    Ok(Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
 }
 
 /// Runs a command to its end and returns what it printed on stdout; `input` is its stdin.

@@ -1,7 +1,7 @@
 //! `kubectl trylatest` against a real API server, with nodes and pods whose status we write.
 
-use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use trylatest_core::keys;
 use trylatest_e2e::cluster::wait;
+use trylatest_e2e::process::{self, Ran};
 use trylatest_e2e::suite::Case;
 use trylatest_kubectl::args::Cli;
 
@@ -44,40 +45,13 @@ pub(crate) fn as_program() -> Option<ExitCode> {
 /// How long a run may take.
 const RUN: Duration = Duration::from_secs(60);
 
-/// What a run of the program came to.
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.stdout).with_context(|| format!("no JSON: {self:?}"))
-    }
-
-    fn expect(self, code: i32) -> anyhow::Result<Self> {
-        ensure!(self.code == code, "not {code}: {self:?}");
-        Ok(self)
-    }
-}
-
 async fn run(kubeconfig: PathBuf, namespace: &str, line: &str) -> anyhow::Result<Ran> {
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
-    let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command
-        .args([PROGRAM, &kubeconfig, "-n", namespace])
-        .args(line.split(' '))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(RUN, command.output()).await;
-    let output = output.with_context(|| format!("{line} does not end"))??;
-    Ok(Ran {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    let words = [PROGRAM, &kubeconfig, "-n", namespace];
+    let words = words.into_iter().chain(line.split(' '));
+    let program = std::env::current_exe()?;
+    let ran = tokio::time::timeout(RUN, process::ran(&program, words)).await;
+    ran.with_context(|| format!("{line} does not end"))?
 }
 
 /// A node with an agent, and a Deployment whose one pod runs there.
@@ -258,7 +232,10 @@ async fn tells_what_runs(api: Arc<Api>) -> anyhow::Result<()> {
         "{status}"
     );
     let text = stage.run("status").await?.expect(0)?.stdout;
-    ensure!(text.contains("1 runs an old copy"), "{text}");
+    let scope = format!("in namespace {}: 1 runs an old copy", stage.space.name());
+    ensure!(text.contains(&scope), "{text}");
+    let all = stage.run("status -A -o json").await?.expect(0)?.json()?;
+    ensure!(all["namespace"].is_null(), "{all}");
     ensure!(
         !text.contains('\u{1b}'),
         "colour without a terminal: {text:?}"
@@ -280,6 +257,13 @@ async fn tells_what_runs(api: Arc<Api>) -> anyhow::Result<()> {
     stage.set_fallback("False", "no pod runs one").await?;
     let status = stage.run("status -o json").await?.expect(0)?.json()?;
     ensure!(status["stale"] == json!([]), "{status}");
+    let line = format!("explain {}/{pod}", stage.space.name());
+    let told_again = stage.run(&line).await?.expect(0)?.stdout;
+    ensure!(told_again.contains("using the cached copy"), "{told_again}");
+    stage
+        .run(&format!("explain other/{pod}"))
+        .await?
+        .expect(1)?;
     let missing = stage.run("explain nobody").await?.expect(1)?;
     ensure!(
         missing.stderr.contains("\"nobody\" not found"),
@@ -439,11 +423,41 @@ async fn says_what_it_may_not_see(api: Arc<Api>) -> anyhow::Result<()> {
     config["users"][0]["user"] = json!({"token": token.trim()});
     std::fs::write(&kubeconfig, config.to_string())?;
     let as_nobody = |line: &'static str| run(kubeconfig.clone(), stage.space.name(), line);
-    let report = as_nobody("doctor -o json").await?.expect(0)?.json()?;
+    let report = as_nobody("doctor -o json").await?.expect(1)?.json()?;
+    ensure!(report["seen"] == json!([]), "{report:#}");
     let not_seen = report["notSeen"].as_array().context("no list")?;
     ensure!(not_seen.len() > 8, "{report:#}");
     ensure!(report["findings"] == json!([]), "{report:#}");
+    let text = as_nobody("doctor --request-timeout 0").await?.expect(1)?;
+    ensure!(
+        text.stdout.contains("nothing could be looked at"),
+        "{text:?}"
+    );
     let status = as_nobody("status").await?.expect(1)?;
     ensure!(status.stderr.contains("cannot list resource"), "{status:?}");
+    shows_the_pods_that_it_may(&stage, &kubeconfig).await
+}
+
+/// Somebody who may list the pods of one namespace, and looks at it or at more.
+async fn shows_the_pods_that_it_may(stage: &Stage<'_>, kubeconfig: &Path) -> anyhow::Result<()> {
+    let as_nobody = |line: &'static str| run(kubeconfig.to_owned(), stage.space.name(), line);
+    let account = format!("--serviceaccount={}:nobody", stage.space.name());
+    for create in [
+        ["create", "role", "pods", "--verb=list", "--resource=pods"],
+        ["create", "rolebinding", "pods", "--role=pods", &account],
+    ] {
+        stage.space.kubectl(&create, None).await?;
+    }
+    // The API server takes a moment to know the role.
+    let own = wait::until("it may list its pods", SOON, || async {
+        let ran = as_nobody("status -o json --request-timeout 5").await?;
+        Ok((ran.code == 0).then_some(ran))
+    })
+    .await?
+    .json()?;
+    ensure!(own["namespace"] == stage.space.name(), "{own:#}");
+    // With -A, the namespace does not matter, and nothing is shown in place of all.
+    let all = as_nobody("status -A").await?.expect(1)?;
+    ensure!(all.stderr.contains("at the cluster scope"), "{all:?}");
     Ok(())
 }

@@ -25,14 +25,26 @@ async fn explained(node: &Node, args: &[&str]) -> anyhow::Result<Value> {
     Ok(said["images"][0].take())
 }
 
-/// The same of a pod, once the agent has seen it: before, its name is taken for an image's.
+/// The same of a pod, once the agent has seen it.
 async fn explained_pod(space: &Space<'_>, pod: &str) -> anyhow::Result<Value> {
-    let pod = space.repository.replace("/app", &format!("/{pod}"));
-    wait::until("the agent knows the pod", SOON, || async {
-        let said = explained(space.node, &[&pod]).await?;
-        Ok((said["containers"][0] == "app").then_some(said))
+    let (namespace, kind) = (space.work.name(), format!("pod/{pod}"));
+    let said = wait::until("the agent knows the pod", SOON, || async {
+        let said = explained(space.node, &["-n", namespace, &kind]).await;
+        Ok(said.ok())
     })
-    .await
+    .await?;
+    ensure!(said["containers"][0] == "app", "{said}");
+    let short = explained(space.node, &[&format!("{namespace}/{pod}")]).await?;
+    ensure!(short["containers"][0] == "app", "{short}");
+    Ok(said)
+}
+
+/// What kubectl says of a name for which there is no answer.
+async fn unknown(node: &Node, args: &[&str]) -> anyhow::Result<String> {
+    let said = explained(node, args).await;
+    let why = said.err().context("there is an answer")?.to_string();
+    ensure!(why.contains("exit code 1"), "{why}");
+    Ok(why)
 }
 
 /// What a pod gets after a failure of this class, as it is said.
@@ -80,6 +92,14 @@ async fn an_outage_is_explained_as_pods_then_find_it(node: &Node) -> anyhow::Res
     let said = explained_pod(&space, "strict").await?;
     ensure!(after(&said, "timeout") == Some("refused"), "{said}");
     ensure!(after(&said, "network") == Some("fallback"), "{said}");
+    let nobody = format!("{}/nobody", space.work.name());
+    let why = unknown(node, &[&nobody]).await?;
+    ensure!(
+        why.contains(&format!("no TryLatest pod {nobody}"))
+            && why.contains(&format!("no image docker.io/{nobody}:latest")),
+        "{why}"
+    );
+    unknown(node, &["pod/nobody"]).await?;
     let page = node.trylatest(&["explain", &image]).await?;
     ensure!(
         page.contains("confirmed") && page.contains("nothing arrived for 5s"),

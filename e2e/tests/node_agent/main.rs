@@ -7,6 +7,7 @@ mod config;
 mod credentials;
 mod damage;
 mod deaths;
+mod doctor;
 mod explain;
 mod gate_fails;
 mod gate_image;
@@ -270,7 +271,7 @@ pub(crate) use tests;
 
 /// Of these, the oldest containerd can tell nothing new: they are about the kubelet, the API server, the planner and
 /// what it counts.
-const NEWEST_ONLY: [&str; 11] = [
+const NEWEST_ONLY: [&str; 12] = [
     "gate_fails",
     "unusual",
     "credentials",
@@ -281,6 +282,7 @@ const NEWEST_ONLY: [&str; 11] = [
     "hold",
     "same",
     "monitoring",
+    "doctor",
     // 1.6 mounts no image.
     "volumes",
 ];
@@ -309,6 +311,7 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         ("kept", kept::tests()),
         ("by_hand", by_hand::tests()),
         ("explain", explain::tests()),
+        ("doctor", doctor::tests()),
         ("deaths", deaths::tests()),
         ("gate_image", gate_image::tests()),
         ("node", node::tests()),
@@ -332,6 +335,9 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = doctor::as_program() {
+        return code;
+    }
     let mut suite = Suite::new();
     suite.run(cases::<false>("containerd_2_4"));
     suite.run(cases::<true>("containerd_1_6"));
