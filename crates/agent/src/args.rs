@@ -74,7 +74,7 @@ pub enum Command {
     /// The pull has no credentials. If what it brings cannot be used, the image's name points to the earlier copy
     /// again. Where an agent runs, a pull that has ended well is reported to it, and counts like a try of its own. Where
     /// none runs, the try is remembered in the state folder, so that a later --max-age, or the next agent, knows how old
-    /// the copy is. If neither works, a line on stderr says so; the exit code stays.
+    /// the copy is. If neither works, a line on stderr says so; the exit code does not change.
     #[command(
         after_help = "Prints one line on stdout that begins with the outcome, and progress on stderr.\n\nExit codes:\n  \
                       0  fresh (new content was pulled) or unchanged (the tag still points to the copy)\n  1  it could \
@@ -160,6 +160,8 @@ pub struct AgentArgs {
     pub config: PathBuf,
 
     /// How long a pull may stand still before a pod takes the cached copy; the pull goes on for the next pod
+    ///
+    /// Up to twice as long while containerd itself is slow, as on a node that starts many pods at once.
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 
@@ -386,7 +388,7 @@ pub struct PullOnceArgs {
     #[arg(long, default_value = "30s", value_parser = positive)]
     pub timeout: Duration,
 
-    /// How long the pull may stand still before it takes the cached copy
+    /// How long the pull may stand still before the cached copy is used; up to twice as long while containerd is slow
     #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
     pub stall: Duration,
 

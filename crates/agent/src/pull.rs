@@ -204,7 +204,7 @@ impl Order<'_> {
             // The try is only borrowed; channels, timers and the token lose nothing when they are not chosen.
             tokio::select! {
                 TryEnded { evidence, .. } = &mut tried => {
-                    let is_late = cut.is_cancelled() && flow.still < limits.stall;
+                    let is_late = cut.is_cancelled() && !flow.has_stalled(limits.stall);
                     return Ok(if is_late { late(evidence, self.rules.try_for, flow) } else { evidence });
                 }
                 Some(look) = looks.recv() => {
@@ -214,7 +214,7 @@ impl Order<'_> {
                 () = sleep_until(until), if !is_over => is_over = true,
                 () = stop.cancelled() => bail!("interrupted while pulling {}", self.image),
             }
-            let stands_still = flow.still >= limits.stall;
+            let stands_still = flow.has_stalled(limits.stall);
             // Without a copy there is nothing better to do, as long as bytes arrive.
             if is_over && (has_copy.is_some() || stands_still) || gains_by_an_end && stands_still {
                 cut.cancel();

@@ -150,11 +150,14 @@ impl Report {
     /// How much was looked at, in words: who has seen nothing has found nothing.
     pub fn coverage(&self) -> String {
         if self.seen.is_empty() {
-            return "nothing could be looked at: whether TryLatest works here is not known"
+            return "could not look at anything, so it is unknown whether TryLatest works here"
                 .to_owned();
         }
         let seen = text::count(self.seen.len(), "thing");
-        format!("{seen} looked at, {} could not be", self.not_seen.len())
+        match self.not_seen.len() {
+            0 => format!("looked at {seen}"),
+            missing => format!("looked at {seen}, could not look at {missing}"),
+        }
     }
 
     /// What the program ends with. 1 is for a doctor that could look at nothing, as for one that fails; 2 for wrong
@@ -200,7 +203,7 @@ mod tests {
         let mut report = Report::default();
         report.not_looked_at("nodes", "forbidden");
         assert_eq!(report.exit_code(), 1);
-        assert!(report.coverage().starts_with("nothing could be looked at"));
+        assert!(report.coverage().starts_with("could not look at anything"));
         report.add(Severity::Info, "a", "it is so", "do this");
         assert_eq!(report.exit_code(), 1);
         report.add(Severity::Error, "b", "it is so", "do this");
@@ -209,7 +212,7 @@ mod tests {
         report.looked_at("policies");
         report.looked_at("policies");
         report.not_looked_at("nodes", "forbidden");
-        assert_eq!(report.coverage(), "1 thing looked at, 1 could not be");
+        assert_eq!(report.coverage(), "looked at 1 thing, could not look at 1");
         assert_eq!(report.exit_code(), 0);
     }
 

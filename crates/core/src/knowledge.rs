@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use crate::digest::Digest;
 use crate::image::ImageName;
+use crate::pod::Start;
 use crate::record::{Facts, ImageRecord, RolledBack, Try};
+use crate::release::ContainerRelease;
 
 /// What is known about one image name.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,23 @@ impl Known {
     pub(crate) fn confirmed_since(&self, digest: &Digest) -> Option<Timestamp> {
         let newest = self.facts.confirmed_at(digest)?;
         Some(self.confirmed_from.unwrap_or(newest))
+    }
+
+    /// What became of a container that was released like this, if the registry has confirmed before its start that the
+    /// tag points to what it has started from.
+    pub(crate) fn overtaken(
+        &self,
+        given: &ContainerRelease,
+        start: &Start,
+    ) -> Option<ContainerRelease> {
+        let confirmed = self.facts.confirmed.as_ref()?;
+        let from = self.confirmed_since(&confirmed.digest)?;
+        match start {
+            Start::Started {
+                since: Some(since), ..
+            } if from.as_second() > since.as_second() => None,
+            _ => given.overtaken(start, confirmed),
+        }
     }
 
     /// Whether the registry has said, at this time or later, that the tag points to this digest.

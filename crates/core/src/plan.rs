@@ -169,7 +169,7 @@ impl Planner {
             Event::Inspected(name, copy) => {
                 self.step(now, &name, |_, _| Cause::Looked(&copy), &mut plan);
             }
-            Event::Compared(digest, digests) => self.compared(&digest, &digests),
+            Event::Compared(digest, digests) => self.compared(&digest, digests.as_ref()),
             Event::Written(pod, release, written) => {
                 self.written(now, &pod, release, false, written);
             }

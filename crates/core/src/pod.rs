@@ -117,7 +117,7 @@ pub enum Start {
         /// Since when it runs without a break; none while it does not. Of a volume, when the last of those that run
         /// has started.
         since: Option<Timestamp>,
-        /// It has started more than once; of a volume, one that mounts it has.
+        /// It has started more than once since the gate opened; of a volume, one that mounts it has.
         again: bool,
     },
 }

@@ -43,7 +43,7 @@ const NOT_SEEN: &str =
 
 /// Who was refused, besides the agent, which has no credentials.
 const KUBELET_REFUSED: &str =
-    "the registry also refused the kubelet's pull, with the credentials it has for this pod";
+    "the registry also refused the kubelet's pull, which used this pod's credentials";
 
 /// What spares a pod the kubelet's back-off: a failure is remembered for its identity, for 1 to 15 minutes.
 pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed a short while ago for a pod \
@@ -233,6 +233,7 @@ impl ContainerRelease {
             digest: Some(brought.clone()),
             confirmed: Some(confirmed.time),
             rolled_back: None,
+            runs: None,
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()
         })

@@ -82,9 +82,13 @@ impl SeenPod {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// What was said of one of its containers.
+    /// What was said of one of its containers, if that is about the image that it has now: the image of a running pod
+    /// may be changed.
     pub(crate) fn released(&self, container: &str) -> Option<&ContainerRelease> {
-        self.release.as_ref()?.containers.get(container)
+        let given = self.release.as_ref()?.containers.get(container)?;
+        let now = self.ours.iter().find(|ours| ours.name == container);
+        now.is_none_or(|now| now.image == given.image)
+            .then_some(given)
     }
 
     /// Reads a pod.
@@ -383,7 +387,9 @@ pub(crate) mod tests {
         hostile["class"] = json!("network");
         hostile["message"] = json!("x\ry");
         hostile["note"] = json!("\u{202e}note");
-        let seen = SeenPod::of(&pod("a", "n", &hostile));
+        let mut seen = SeenPod::of(&pod("a", "n", &hostile));
+        assert_eq!(seen.released("app"), None, "it is of another image");
+        seen.ours.clear();
         let app = seen.released("app").unwrap();
         assert_eq!(app.image, "a [31m b");
         assert_eq!(app.failure.as_ref().unwrap().message, "x y");

@@ -149,9 +149,11 @@ async fn a_pull_by_hand_says_by_its_exit_code_what_came_of_it(node: &Node) -> an
     let one = space.push("one").await?;
     is_pulled(&space, "fresh", &one).await?;
     is_pulled(&space, "unchanged", &one).await?;
-    // The agent's memory is not touched.
+    // The agent learns of them.
     let said = explained(node, &[&space.image()]).await?;
-    ensure!(said["tries"] == Value::Array(Vec::new()), "{said}");
+    let tries = said["tries"].as_array().context("no tries")?;
+    let are_by_hand = tries.iter().all(|tried| tried["byHand"] == true);
+    ensure!(tries.len() == 2 && are_by_hand, "{said}");
     space.registry.fault(Fault::NeverAnswers).await?;
     ends_with(&space, 3, &[]).await?;
     ends_with(&space, 5, &["--fallback-on=network", "--timeout=6s"]).await?;

@@ -340,9 +340,9 @@ async fn pull<R: ImageRuntime>(
             () = cut.cancelled() => return Err(flow.stood_still()),
             looked = looked => looked,
         };
+        slowest_look = slowest_look.max(asked.elapsed());
         if let Ok(Ok(movement)) = looked {
             took = asked.elapsed();
-            slowest_look = slowest_look.max(took);
             if movement.mark != mark || movement.queued {
                 moved_at = Instant::now();
                 slowest_look = Duration::ZERO;
@@ -352,12 +352,12 @@ async fn pull<R: ImageRuntime>(
                 bytes: movement.bytes,
                 total_bytes: movement.total_bytes,
                 flows: movement.flows,
-                still: Duration::ZERO,
                 behind: movement.behind,
+                ..Flow::default()
             };
         }
-        let stands = moved_at.elapsed();
-        flow.still = stands.saturating_sub(busy(slowest_look, stall));
+        flow.still = moved_at.elapsed();
+        flow.grace = busy(slowest_look, stall);
         if flow.total_bytes.is_some() {
             let before = *bytes_before.get_or_insert(flow.bytes);
             if let Some(failure) = limits.no_room_for(&flow, before) {

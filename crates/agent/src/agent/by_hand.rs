@@ -29,7 +29,7 @@ pub(super) struct Report {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotBelieved {
     /// A pull that has failed says nothing that the agent's own tries do not find out, under its own rules.
-    #[error("only a pull without credentials counts that has ended well")]
+    #[error("only a pull that succeeded without credentials counts")]
     NoConfirmation,
     /// As if a clock had been set back since.
     #[error("by this node's clock, the pull ends in the future")]

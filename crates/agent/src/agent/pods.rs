@@ -443,7 +443,7 @@ impl<R: ImageRuntime> Loop<R> {
             let checked = by_hand::check(&*runtime, tried, now).await;
             match &checked {
                 Ok(_) => info!(%image, "an image was pulled by hand"),
-                Err(error) => warn!(%image, %error, "a pull by hand counts for nothing"),
+                Err(error) => warn!(%image, %error, "a reported pull by hand was ignored"),
             }
             Came::Checked(checked, answer)
         });
@@ -489,8 +489,9 @@ impl<R: ImageRuntime> Loop<R> {
                 "released"
             );
         }
-        let before = self.refusals.told_before(&pod.uid, release);
-        self.tell_release(pod, release, before);
+        if !self.refusals.was_told(&pod.uid, release) {
+            self.tell_release(pod, release, None);
+        }
     }
 
     /// Tells the pod's owner, where it is not as `before`.

@@ -25,13 +25,18 @@ impl Planner {
         let Some(confirmed) = tried.confirmation() else {
             return;
         };
-        let name = tried.image.clone();
+        let (name, ended) = (tried.image.clone(), tried.ended());
         let known = self.knowledge.facts(&name).confirmed;
         // One of a clock that was ahead is no newer.
         let is_newer = |time| confirmed.time <= time && time <= now.wall;
         if !known.is_some_and(|known| is_newer(known.time)) {
             self.add_try(tried, plan);
             self.knowledge.has_digests(&name, digests);
+        }
+        // What has failed since says more.
+        let mut open = self.circuits.of(&name).into_iter();
+        if open.any(|open| open.failed_at() > ended) {
+            return;
         }
         let heard = Heard {
             began: now.up.saturating_sub(age(now.wall, confirmed.time)),

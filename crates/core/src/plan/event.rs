@@ -43,9 +43,9 @@ pub enum Event {
     Moved(Moved),
     /// The copy that is there: the answer to [`Action::Inspect`].
     Inspected(ImageName, CachedCopy),
-    /// By which digests the container runtime has the content that has this one, itself among them; none if it does not
-    /// say: the answer to [`Action::Compare`].
-    Compared(Digest, BTreeSet<Digest>),
+    /// By which digests the container runtime has the content that has this one, itself among them: the answer to
+    /// [`Action::Compare`]. An empty set if it does not know the content; none if it did not answer.
+    Compared(Digest, Option<BTreeSet<Digest>>),
     /// How writing a release went: the answer to [`Action::Release`].
     Written(PodId, Release, Written),
     /// The same for [`Action::Rewrite`].
@@ -262,11 +262,18 @@ pub struct Flow {
     pub flows: bool,
     /// For how long nothing has moved; none of it while the pull waits in the container runtime's own queue.
     pub still: Duration,
+    /// How much longer nothing may move, because the container runtime is busy: it may be its own doing.
+    pub grace: Duration,
     /// It may be waiting for its place among the container runtime's downloads, behind some that do not move.
     pub behind: bool,
 }
 
 impl Flow {
+    /// Whether nothing has moved for longer than this, and what is allowed beyond.
+    pub fn has_stalled(&self, stall: Duration) -> bool {
+        self.still >= stall + self.grace
+    }
+
     /// Why a pull is not waited for any longer.
     pub fn stood_still(&self) -> Failure {
         let still = text::short_duration(self.still);

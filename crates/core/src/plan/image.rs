@@ -215,7 +215,9 @@ impl Image {
         let before = running.stalled;
         let came = flow.flows && flow.bytes != running.flow.bytes;
         running.flow = flow;
-        let stalled = flow.still >= running.stall;
+        // Once it has stalled, a runtime that is busier than it was excuses nothing.
+        let is_still_stalled = before.is_some() && flow.still >= running.stall;
+        let stalled = is_still_stalled || flow.has_stalled(running.stall);
         running.stalled = stalled.then(|| before.unwrap_or(now.up));
         if came {
             return Some(News::Answer(running.started.up));

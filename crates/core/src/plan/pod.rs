@@ -9,7 +9,7 @@ use super::event::{Action, Answer, Silence};
 use super::image::Image;
 use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
-use super::runs::Contents;
+use super::runs::{self, Contents};
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
@@ -111,7 +111,7 @@ impl Pod {
             }
             self.released = theirs;
         }
-        self.contents.retain(|runs, _| pod.runs(runs));
+        runs::forget(&mut self.contents, &pod);
         let before = self.gate_state();
         self.seen = pod;
         self.note_gate_change(before, now);

@@ -21,7 +21,13 @@ struct Users<'a> {
     refused: Vec<ReleasedWith<'a>>,
 }
 
-/// Every image that was tried, or that a pod was released with or refused.
+impl Users<'_> {
+    fn is_empty(&self) -> bool {
+        self.started.is_empty() && self.refused.is_empty()
+    }
+}
+
+/// Every image that was tried, but for those that were only pulled by hand, or that a pod was released with or refused.
 pub(super) fn node_images<'a>(
     knowledge: &Knowledge,
     pods: impl Iterator<Item = &'a Pod>,
@@ -47,6 +53,10 @@ pub(super) fn node_images<'a>(
     all.into_iter()
         .filter_map(|(name, (known, users))| {
             let latest = latest(known, &users, now)?;
+            if matches!(latest, Latest::Try(tried) if tried.by_hand) && users.is_empty() {
+                // It may be anybody's.
+                return None;
+            }
             let Users { started, refused } = users;
             let (outcome, class) = match latest {
                 Latest::Try(tried) => of_try(tried, &knowledge.facts(name), rules),

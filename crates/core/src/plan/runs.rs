@@ -19,7 +19,9 @@ pub(super) enum Content {
     Wanted(ImageName),
     /// It was asked.
     Asked,
-    /// It has the content by these digests; by none if it could not say.
+    /// It did not answer, and is asked again when the pod changes.
+    Unknown,
+    /// It has the content by these digests; by none if it does not know it.
     Has(BTreeSet<Digest>),
 }
 
@@ -58,7 +60,7 @@ pub(super) fn see(
             (!digests.contains(copy)).then(|| digest.clone())
         }
         // Then it counts what the registry has said before the start.
-        Content::Has(_) => {
+        Content::Unknown | Content::Has(_) => {
             let moved = knowledge
                 .of_name(name)
                 .and_then(|known| known.confirmed_since(digest));
@@ -68,9 +70,14 @@ pub(super) fn see(
     };
 }
 
+/// The pod has changed to this: forgets what is of no use any more.
+pub(super) fn forget(contents: &mut Contents, pod: &GatedPod) {
+    contents.retain(|runs, content| pod.runs(runs) && !matches!(content, Content::Unknown));
+}
+
 impl GatedPod {
     /// Whether one of its containers was started from this.
-    pub(super) fn runs(&self, runs: &Digest) -> bool {
+    fn runs(&self, runs: &Digest) -> bool {
         let mut starts = self.starts.values();
         starts.any(
             |start| matches!(start, Start::Started { digest, .. } if digest.as_ref() == Some(runs)),
@@ -79,22 +86,25 @@ impl GatedPod {
 }
 
 impl Planner {
-    /// Asks the container runtime about what runs.
+    /// Asks the container runtime about what runs, once for all pods that run it.
     pub(super) fn compare(&mut self, plan: &mut Vec<Action>) {
         let contents = self.pods.values_mut().flat_map(|pod| &mut pod.contents);
         for (digest, content) in contents {
             if let Content::Wanted(name) = content {
-                plan.push(Action::Compare(name.clone(), digest.clone()));
+                let compare = Action::Compare(name.clone(), digest.clone());
+                if !plan.contains(&compare) {
+                    plan.push(compare);
+                }
                 *content = Content::Asked;
             }
         }
     }
 
-    /// The runtime has said by which digests it has the content that has this one.
-    pub(super) fn compared(&mut self, digest: &Digest, digests: &BTreeSet<Digest>) {
+    /// The runtime has said by which digests it has the content that has this one, or has not answered.
+    pub(super) fn compared(&mut self, digest: &Digest, digests: Option<&BTreeSet<Digest>>) {
         for pod in self.pods.values_mut() {
             if let Some(content) = pod.contents.get_mut(digest) {
-                *content = Content::Has(digests.clone());
+                *content = digests.map_or(Content::Unknown, |has| Content::Has(has.clone()));
             }
         }
     }

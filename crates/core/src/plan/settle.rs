@@ -183,11 +183,9 @@ impl Pod {
             let start = self.seen.starts.get(&container.name);
             let before = given.outcome;
             if let Some(start) = start.filter(|start| self.tells(start, before, image, now)) {
-                let known = container.image.as_ref().ok();
-                let known = known.and_then(|name| knowledge.of_name(name));
-                if let Some(confirmed) = known.and_then(|known| known.facts.confirmed.as_ref())
-                    && let Some(fresh) = given.overtaken(start, confirmed)
-                {
+                let name = container.image.as_ref().ok();
+                let known = name.and_then(|name| knowledge.of_name(name));
+                if let Some(fresh) = known.and_then(|known| known.overtaken(given, start)) {
                     *given = fresh;
                     continue;
                 }
@@ -244,11 +242,14 @@ impl Pod {
     /// Takes over what a container's status says.
     fn apply(&self, name: &str, given: &mut ContainerRelease, start: &Start, now: Now) {
         let was_left = self.settled.contains_key(name);
+        // What it has restarted from, others may have brought.
         let other = match start {
-            Start::Started { digest, .. } => {
-                digest.as_ref().filter(|d| given.digest.as_ref() != Some(d))
-            }
-            Start::Next | Start::Wanting(_) | Start::Behind(_) => None,
+            Start::Started {
+                digest,
+                again: false,
+                ..
+            } => digest.as_ref().filter(|d| given.digest.as_ref() != Some(d)),
+            _ => None,
         };
         if let Some(digest) = other
             && given.outcome == Outcome::Fallback

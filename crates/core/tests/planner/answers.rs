@@ -54,7 +54,7 @@ impl World {
             Action::Compare(_, digest) => {
                 let copies = [&answer.before, &answer.after];
                 let digests = copies.into_iter().filter_map(|copy| copy.digest().cloned());
-                let digests = digests.collect();
+                let digests = (answer.sent == Written::Done).then(|| digests.collect());
                 self.tell(Seen::Compared(digest, digests))
             }
             Action::Release { pod, release, .. } => self.written(&pod, release, answer.sent, false),

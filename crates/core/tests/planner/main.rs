@@ -281,6 +281,7 @@ impl World {
                     // Not before the manifest has come.
                     total_bytes: (bytes > 0).then_some(8),
                     flows: flows && bytes > 0 && !stalled,
+                    grace: Duration::ZERO,
                     still,
                     behind: bytes % 2 == 1,
                 };

@@ -160,14 +160,15 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
         let message = waiting.message.as_deref().unwrap_or_default();
         return Some(Start::Wanting(why(message, classify)));
     }
-    let runs = [Some(state), status.last_state.as_ref()];
-    let since_then = runs.into_iter().flatten().filter_map(started);
-    since_then.max().filter(|at| *at >= opened)?;
+    let of_this_gate = |state: &ContainerState| started(state).filter(|at| *at >= opened);
+    let now = of_this_gate(state);
+    let before = status.last_state.as_ref().and_then(of_this_gate);
+    now.or(before)?;
     let runs = state.running.as_ref().and_then(|s| s.started_at.as_ref());
     Some(Start::Started {
         digest: digest(&status.image_id),
         since: runs.map(|since| since.0),
-        again: status.restart_count > 0,
+        again: now.is_some() && before.is_some(),
     })
 }
 

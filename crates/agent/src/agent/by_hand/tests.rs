@@ -94,16 +94,16 @@ async fn nothing_else_is() {
                 let failure = Failure::new(FailureClass::Network, "why");
                 tried.result = TryResult::Failed(failure);
             }),
-            "only a pull without credentials",
+            "only a pull that succeeded",
         ),
-        (but(|tried| tried.digest = None), "that has ended well"),
+        (but(|tried| tried.digest = None), "that succeeded"),
         (
             but(|tried| tried.pulled_for = Some(Box::default())),
-            "only a pull without credentials",
+            "only a pull that succeeded",
         ),
         (
             but(|tried| tried.refused = true),
-            "only a pull without credentials",
+            "only a pull that succeeded",
         ),
         (but(|tried| tried.duration = HOUR), "in the future"),
         (but(|tried| tried.duration = Duration::MAX), "in the future"),

@@ -54,8 +54,8 @@ impl<R: ImageRuntime> Loop<R> {
             Action::Compare(image, digest) => self.begin(async move {
                 let by_digest = format!("{}@{digest}", image.repository()).parse();
                 let digests = match by_digest {
-                    Ok(by_digest) => runtime.digests(&by_digest).await.unwrap_or_default(),
-                    Err(_) => BTreeSet::new(),
+                    Ok(by_digest) => runtime.digests(&by_digest).await.ok(),
+                    Err(_) => Some(BTreeSet::new()),
                 };
                 Came::Heard(Event::Compared(digest, digests))
             }),

@@ -1,36 +1,45 @@
 //! Which refusals the owners of pods have been told of: a gate that is refused asks again and again, and the same Event
 //! each time would bury the others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use trylatest_core::digest::Digest;
+use trylatest_core::outcome::{FailureClass, Outcome};
 use trylatest_core::pod::GatedPod;
 use trylatest_core::release::Release;
 
 /// When the same refusal is told again, at the earliest. The API server keeps Events for an hour by default.
 const AGAIN: Duration = Duration::from_mins(30);
 
+/// What was told of each container, by name. Messages and notes have ages and ports in them, which change all the time.
+type Told = BTreeMap<String, (Outcome, Option<FailureClass>, Option<Digest>)>;
+
 /// The last one of each pod, by uid, and when it was told.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(HashMap<String, (Instant, Release)>);
+pub(super) struct Refusals(HashMap<String, (Instant, Told)>);
 
 impl Refusals {
-    /// A pod gets this release: what its owner has been told already.
-    pub(super) fn told_before(&mut self, uid: &str, release: &Release) -> Option<Release> {
+    /// A pod gets this release: whether its owner has been told of it already.
+    pub(super) fn was_told(&mut self, uid: &str, release: &Release) -> bool {
         if release.opens() {
             self.forget(uid);
-            return None;
+            return false;
         }
+        let containers = release.containers.iter().map(|(name, given)| {
+            let class = given.failure.as_ref().map(|failure| failure.class);
+            (name.clone(), (given.outcome, class, given.digest.clone()))
+        });
+        let told: Told = containers.collect();
         if let Some((at, before)) = self.0.get(uid)
-            && before.containers == release.containers
+            && *before == told
             && at.elapsed() < AGAIN
         {
-            return Some(before.clone());
+            return true;
         }
-        let told = (Instant::now(), release.clone());
-        self.0.insert(uid.to_owned(), told);
-        None
+        self.0.insert(uid.to_owned(), (Instant::now(), told));
+        false
     }
 
     /// No other pods are left.
@@ -48,14 +57,15 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use tokio::time::advance;
-    use trylatest_core::outcome::{Failure, FailureClass, Outcome};
+    use trylatest_core::outcome::Failure;
     use trylatest_core::release::ContainerRelease;
 
     use super::*;
 
-    fn release(outcome: Outcome, class: FailureClass) -> Release {
+    fn release(outcome: Outcome, class: FailureClass, note: &str) -> Release {
         let container = ContainerRelease {
-            failure: Some(Failure::new(class, "why")),
+            failure: Some(Failure::new(class, note)),
+            note: Some(note.to_owned()),
             ..ContainerRelease::new("reg.example/app", outcome)
         };
         Release {
@@ -68,20 +78,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_that_lasts_is_told_every_half_hour() {
         let mut refusals = Refusals::default();
-        let network = release(Outcome::Refused, FailureClass::Network);
-        assert_eq!(refusals.told_before("one", &network), None);
+        let network = |note| release(Outcome::Refused, FailureClass::Network, note);
+        assert!(!refusals.was_told("one", &network("61m ago")));
         advance(AGAIN / 2).await;
-        assert_eq!(refusals.told_before("one", &network), Some(network.clone()));
-        assert_eq!(refusals.told_before("two", &network), None, "another pod");
+        assert!(refusals.was_told("one", &network("76m ago")));
+        assert!(!refusals.was_told("two", &network("61m ago")), "another");
         advance(AGAIN / 2).await;
-        assert_eq!(refusals.told_before("one", &network), None);
-        let other = release(Outcome::Refused, FailureClass::Unauthorized);
-        assert_eq!(refusals.told_before("one", &other), None, "it has changed");
-        assert!(refusals.told_before("one", &other).is_some());
-        let opens = release(Outcome::Fallback, FailureClass::Network);
-        assert_eq!(refusals.told_before("one", &opens), None);
-        assert_eq!(refusals.told_before("one", &other), None, "it had started");
+        assert!(!refusals.was_told("one", &network("91m ago")));
+        let other = release(Outcome::Refused, FailureClass::Unauthorized, "why");
+        assert!(!refusals.was_told("one", &other), "it has changed");
+        assert!(refusals.was_told("one", &other));
+        let opens = release(Outcome::Fallback, FailureClass::Network, "why");
+        assert!(!refusals.was_told("one", &opens));
+        assert!(!refusals.was_told("one", &other), "it had started");
         refusals.forget("one");
-        assert_eq!(refusals.told_before("one", &other), None, "it was gone");
+        assert!(!refusals.was_told("one", &other), "it was gone");
     }
 }

@@ -9,6 +9,7 @@ const WAITS_FOR_A_LAYER: Flow = Flow {
     bytes: 100,
     total_bytes: Some(8192),
     flows: false,
+    grace: Duration::ZERO,
     still: Duration::ZERO,
     behind: false,
 };

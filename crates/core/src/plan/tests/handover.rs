@@ -215,8 +215,7 @@ const IF_OTHERS: &str = "if this copy was only ever pulled with other credential
 /// Somebody else's pod has the right secret.
 #[test]
 fn a_pod_whose_credentials_are_refused_hears_why_it_may_not_start() {
-    let refused =
-        "the registry also refused the kubelet's pull, with the credentials it has for this pod";
+    let refused = "the registry also refused the kubelet's pull, which used this pod's credentials";
     for (pulled_for, kubelet_verifies, doubt) in [
         ("other", true, Some(IF_OTHERS)),
         // Its secret is no longer valid, and the kubelet knows that it was.

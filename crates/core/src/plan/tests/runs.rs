@@ -43,7 +43,7 @@ fn compared(actions: &[Action], digests: &[&str], world: &mut World) -> Vec<Acti
     };
     assert_eq!(*name, image());
     let digests = digests.iter().map(|copy| digest(copy)).collect();
-    world.handle(Event::Compared(runs.clone(), digests))
+    world.handle(Event::Compared(runs.clone(), Some(digests)))
 }
 
 /// What was written about it, which the pod says from then on.
@@ -167,4 +167,56 @@ fn a_pod_that_fell_back_and_starts_again_from_the_newest_has_run_the_copy_before
     );
     assert!(!given.runs_fallback() && !given.is_other());
     assert!(!given.is_news_after(before.as_ref()), "it is as usual");
+}
+
+/// The registry has said so long after the start: the container has run that all the time, whoever had brought it.
+#[test]
+fn what_is_confirmed_after_the_start_was_not_pulled_before_it() {
+    let mut world = World::new();
+    let mut pod = released(Outcome::Fallback, &mut world);
+    let asks = starts(&mut pod, "2", false, &mut world);
+    let actions = compared(&asks, &["2"], &mut world);
+    let given = settled(&actions, &mut pod, &mut world);
+    assert_eq!(given.runs, Some(digest("2")));
+    world.wait(Duration::from_hours(24));
+    confirmed("2", &mut world);
+    assert_eq!(world.see(&pod), [], "it is said already");
+}
+
+/// A container runtime that does not answer is asked again, but not in a loop.
+#[test]
+fn a_comparison_that_fails_is_repeated_when_the_pod_changes() {
+    let mut world = World::new();
+    let mut pod = released(Outcome::Fresh, &mut world);
+    let asks = starts(&mut pod, "2", true, &mut world);
+    assert!(matches!(&asks[..], [Action::Compare(..)]), "{asks:?}");
+    assert_eq!(world.handle(Event::Compared(digest("2"), None)), []);
+    assert_eq!(world.wait(Duration::from_secs(10)), []);
+    let asks = world.see(&pod);
+    let actions = compared(&asks, &["2"], &mut world);
+    assert_eq!(
+        settled(&actions, &mut pod, &mut world).runs,
+        Some(digest("2"))
+    );
+}
+
+/// A node has restarted many: the container runtime is busy.
+#[test]
+fn pods_that_run_the_same_share_a_question() {
+    let mut world = World::new();
+    let one = released(Outcome::Fresh, &mut world);
+    let mut other = one.clone();
+    other.id.uid = "uid-other".to_owned();
+    let start = Start::Started {
+        digest: Some(digest("2")),
+        since: Some(world.now().wall),
+        again: true,
+    };
+    let pods = [one, other].map(|mut pod| {
+        pod.starts.insert("app".into(), start.clone());
+        pod
+    });
+    let asks = world.handle(Event::Listed(pods.to_vec()));
+    let actions = compared(&asks, &["2"], &mut world);
+    assert_eq!(actions.len(), 2, "{actions:?}");
 }

@@ -428,7 +428,7 @@ fn a_container_that_leaves_its_rollouts_digest_is_reported_once() {
     let [Action::Compare(_, runs)] = &world.see(&pod)[..] else {
         panic!("it is not compared");
     };
-    let actions = world.handle(Event::Compared(runs.clone(), [digest("2")].into()));
+    let actions = world.handle(Event::Compared(runs.clone(), Some([digest("2")].into())));
     let [Action::Settle(id, release)] = actions.as_slice() else {
         panic!("{actions:?}");
     };
