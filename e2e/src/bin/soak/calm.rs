@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
 use tokio::time::Instant;
 use trylatest_e2e::cluster::wait;
 use trylatest_e2e::usage::Usage;
@@ -20,7 +21,7 @@ const KEPT: usize = 6;
 /// An agent that has just begun takes less; one that leaks takes more sooner or later.
 const RSS_MOST: u64 = 32 << 20;
 
-/// How many copies of an image may be kept: the newest, and the one before.
+/// How many copies of an image may be kept that no pod runs: the newest, and the one before.
 const COPIES: usize = 2;
 
 impl World<'_> {
@@ -86,6 +87,14 @@ impl World<'_> {
         }
     }
 
+    /// What pods run, as aliases spell it: as long as they do, it is kept.
+    async fn running_digests(&self) -> anyhow::Result<Vec<String>> {
+        let pods = self.work.pods().list(&ListParams::default()).await?.items;
+        let ids = pods.iter().filter_map(image_id);
+        let digests = ids.filter_map(|id| Some(id.rsplit_once('@')?.1.replace(':', "+")));
+        Ok(digests.collect())
+    }
+
     /// No name is lost, and no alias is left behind.
     async fn names_are_there(&self) -> anyhow::Result<()> {
         self.install.nothing_is_aside(self.cluster).await?;
@@ -95,10 +104,12 @@ impl World<'_> {
             "names are there, and no more copies than there may be",
             SOON,
             || async {
+                let runs = self.running_digests().await?;
                 let names = containerd.ctr(&["images", "list", "--quiet"]).await?;
                 let has = |name: &String| names.lines().any(|line| line == name);
                 let is_copy = |line: &&str| line.starts_with("TryLatest,copy,");
-                let copies = names.lines().filter(is_copy).count();
+                let is_spare = |line: &&str| !runs.iter().any(|digest| line.contains(digest));
+                let copies = names.lines().filter(is_copy).filter(is_spare).count();
                 let is_well = wanted.iter().all(has) && copies <= COPIES * wanted.len();
                 Ok(is_well.then_some(()))
             },
