@@ -51,7 +51,7 @@ lint: _to-build
 
 # The same for each crate alone, with no features of dependencies but those it asks for itself
 lint-alone: _to-build
-    git ls-files '*/Cargo.toml' ':!e2e/fuzz' | xargs -I@ cargo clippy --manifest-path @ --all-targets -- --deny warnings
+    git ls-files '*/Cargo.toml' | xargs -I@ cargo clippy --manifest-path @ --all-targets -- --deny warnings
 
 # Licences, duplicate crates, sources and advisories (needs cargo-deny)
 deny:
@@ -61,7 +61,7 @@ deny:
 test *args: _to-build
     cargo test --workspace --exclude trylatest-e2e {{ args }}
 
-# Everything that is read from outside, under a fuzzer: 10 s each, or SECONDS, or --inputs N; --dev (needs cargo-fuzz)
+# Everything that is read from outside, under a fuzzer: 10 s each, or SECONDS, or --inputs N; --fast
 fuzz *args: _to-build
     e2e/fuzz/run {{ args }}
 

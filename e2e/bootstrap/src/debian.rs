@@ -34,11 +34,17 @@ enum Proof {
     File(&'static str),
 }
 
-const INSTALLED: [Package; 3] = [
+const INSTALLED: [Package; 4] = [
     Package {
         name: "protobuf-compiler",
         proof: Proof::Program("protoc"),
         need: Need::Image,
+    },
+    // For libFuzzer.
+    Package {
+        name: "g++",
+        proof: Proof::Program("c++"),
+        need: Need::Cluster,
     },
     Package {
         name: "runc",

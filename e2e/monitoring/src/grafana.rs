@@ -28,8 +28,9 @@ pub fn json(dashboard: &Dashboard) -> String {
         "timezone": "",
         "links": [{
             "type": "dashboards", "title": "TryLatest", "tags": ["trylatest"], "asDropdown": false,
-            "includeVars": false, "keepTime": true,
+            "includeVars": false, "keepTime": true, "icon": "external link", "tooltip": "", "targetBlank": false,
         }],
+        "annotations": {"list": []},
         "templating": {"list": std::iter::once(data_source()).chain(variables).collect::<Vec<_>>()},
         "panels": panels(dashboard),
     });
@@ -39,7 +40,7 @@ pub fn json(dashboard: &Dashboard) -> String {
 fn data_source() -> Value {
     json!({
         "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus",
-        "current": {}, "hide": 0, "refresh": 1, "regex": "", "includeAll": false, "multi": false,
+        "hide": 0, "refresh": 1, "regex": "", "includeAll": false, "multi": false,
     })
 }
 
@@ -53,7 +54,7 @@ fn variable(variable: &Variable) -> Value {
     json!({
         "name": variable.name, "label": variable.title, "type": "query", "datasource": chosen(),
         "definition": query, "query": {"query": query, "refId": variable.name},
-        "current": {}, "hide": 0, "refresh": 2, "regex": "", "sort": 1, "includeAll": false, "multi": false,
+        "hide": 0, "refresh": 2, "regex": "", "sort": 1, "includeAll": false, "multi": false,
     })
 }
 
@@ -112,8 +113,8 @@ fn one(panel: &Panel, id: usize, at: &Value) -> Value {
         Drawn::Number => ("stat", number(), json!({})),
         Drawn::Table => (
             "table",
-            json!({"showHeader": true, "cellHeight": "sm"}),
-            json!({}),
+            json!({"frameIndex": 0, "showHeader": true, "cellHeight": "sm"}),
+            json!({"align": "auto", "inspect": false}),
         ),
     };
     let mut value = json!({
@@ -152,6 +153,7 @@ fn number() -> Value {
     json!({
         "colorMode": "value", "graphMode": "area", "textMode": "auto", "justifyMode": "auto", "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": false},
+        "wideLayout": true, "showPercentChange": false, "percentChangeColorMode": "standard",
     })
 }
 
@@ -164,8 +166,13 @@ fn color(panel: &Panel) -> &'static str {
 }
 
 fn thresholds(panel: &Panel) -> Value {
-    let mut steps = vec![json!({"color": "green", "value": null})];
-    for (color, value) in [("yellow", panel.yellow), ("red", panel.red)] {
+    let lowest = panel.red_below.map_or("green", |_| "red");
+    let mut steps = vec![json!({"color": lowest, "value": null})];
+    for (color, value) in [
+        ("green", panel.red_below),
+        ("yellow", panel.yellow),
+        ("red", panel.red),
+    ] {
         steps.extend(value.map(|value| json!({"color": color, "value": value})));
     }
     json!({"mode": "absolute", "steps": steps})

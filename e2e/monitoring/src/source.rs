@@ -70,6 +70,8 @@ pub struct Panel {
     pub yellow: Option<f64>,
     /// From this value on it is red.
     pub red: Option<f64>,
+    /// Below this value it is red.
+    pub red_below: Option<f64>,
     /// What is drawn. In a table, each is a column.
     pub queries: Vec<PanelQuery>,
 }

@@ -1,12 +1,10 @@
 //! Image names, digests and amounts, as people write them.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use trylatest_core::digest::Digest;
 use trylatest_core::disk::{Amount, Disk};
 use trylatest_core::image::ImageName;
 
-fuzz_target!(|text: &str| {
+pub(crate) fn read(text: &str) {
     if let Ok(name) = text.parse::<ImageName>() {
         let again = name.as_str().parse();
         assert_eq!(again, Ok(name.clone()), "a full name is its own full name");
@@ -25,4 +23,4 @@ fuzz_target!(|text: &str| {
         };
         let _ = amount.of(Some(disk));
     }
-});
+}

@@ -1,9 +1,6 @@
 //! What containerd, a registry's words in it, and the kubelet say.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn read(bytes: &[u8]) {
     trylatest_containerd::fuzz::documents(bytes);
     let Some((code, message)) = bytes.split_first() else {
         return;
@@ -14,4 +11,4 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(failure.message.len() <= 1024);
         }
     }
-});
+}

@@ -1,12 +1,10 @@
 //! A pod, as the API server may send it.
-#![no_main]
 
 use k8s_openapi::api::core::v1::Pod;
-use libfuzzer_sys::fuzz_target;
 use trylatest_containerd::kubelet_failure;
 
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn read(bytes: &[u8]) {
     if let Ok(pod) = serde_json::from_slice::<Pod>(bytes) {
         let _ = trylatest_k8s::gated_pod(&pod, kubelet_failure);
     }
-});
+}

@@ -1,10 +1,8 @@
 //! The administrator's configuration.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use trylatest_core::config::Config;
 
-fuzz_target!(|text: &str| {
+pub(crate) fn read(text: &str) {
     match Config::parse(text) {
         Ok(config) => {
             assert_eq!(Config::parse(text).as_ref(), Ok(&config));
@@ -12,4 +10,4 @@ fuzz_target!(|text: &str| {
         }
         Err(invalid) => assert!(invalid.summary(1024).len() <= 1024),
     }
-});
+}
