@@ -118,8 +118,10 @@ pub(crate) async fn nobody_else_starts(space: &Space<'_>) -> anyhow::Result<()> 
     ensure!(!is_running(&pod), "another tenant's pod runs");
     let event = "Warning TryLatestUnavailable";
     let told = other.wait_event("thief", event, SOON).await?;
+    // Of a copy that is not there, nobody has to be told whose it is.
+    let has_copy = other.released("thief", "app").await?["digest"].is_string();
     let words = "; to do: check the pod's imagePullSecrets";
-    ensure!(told.contains(words), "{told}");
+    ensure!(!has_copy || told.contains(words), "{told}");
     other.delete().await
 }
 
