@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 
@@ -40,8 +41,9 @@ func check(path string) []error {
 	if err != nil {
 		return []error{err}
 	}
-	var board dashboard.Dashboard
-	found := []error{board.UnmarshalJSONStrict(text), board.Validate()}
+	// The strict reading leaves the panels out.
+	var strict, board dashboard.Dashboard
+	found := []error{strict.UnmarshalJSONStrict(text), json.Unmarshal(text, &board), board.Validate()}
 	for _, panel := range board.Panels {
 		if panel.Panel == nil {
 			continue
