@@ -45,10 +45,12 @@ impl Known {
         is_known.then(|| !self.digests.contains(digest))
     }
 
-    /// Since when the registry is known to say that the tag points to this digest, if it last said so.
-    pub(crate) fn confirmed_since(&self, digest: &Digest) -> Option<Timestamp> {
-        let newest = self.facts.confirmed_at(digest)?;
-        Some(self.confirmed_from.unwrap_or(newest))
+    /// Whether the registry had said by the second of this time, and has not named another since, that the tag points to
+    /// this digest.
+    pub(crate) fn is_confirmed_by(&self, time: Timestamp, digest: &Digest) -> bool {
+        let newest = self.facts.confirmed_at(digest);
+        let from = newest.map(|newest| self.confirmed_from.unwrap_or(newest));
+        from.is_some_and(|from| from.as_second() <= time.as_second())
     }
 
     /// What became of a container that was released like this, if the registry has confirmed before its start that the
@@ -59,11 +61,10 @@ impl Known {
         start: &Start,
     ) -> Option<ContainerRelease> {
         let confirmed = self.facts.confirmed.as_ref()?;
-        let from = self.confirmed_since(&confirmed.digest)?;
         match start {
             Start::Started {
                 since: Some(since), ..
-            } if from.as_second() > since.as_second() => None,
+            } if !self.is_confirmed_by(*since, &confirmed.digest) => None,
             _ => given.overtaken(start, confirmed),
         }
     }

@@ -290,8 +290,8 @@ fn pause_after(took: Duration, stall: Duration) -> Duration {
     LOOK_EVERY.max(unhurried.min(in_time))
 }
 
-/// How much longer a pull may stand still while looks at containerd take so long: then the node is busy, and a registry that
-/// has answered may look silent. A pull costs containerd much more than a look. Looks of 0.1 s instead of a few
+/// How much longer a pull may stand still while looks at containerd take so long: then the node is busy, and a registry
+/// that has answered may look silent. A pull costs containerd much more than a look. Looks of 0.1 s instead of a few
 /// milliseconds come with pulls of an unchanged image that take 5 s instead of 0.1 s (50 pods started at once on 2
 /// cores).
 fn busy(slowest_look: Duration, stall: Duration) -> Duration {

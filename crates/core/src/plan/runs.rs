@@ -61,10 +61,8 @@ pub(super) fn see(
         }
         // Then it counts what the registry has said before the start.
         Content::Unknown | Content::Has(_) => {
-            let moved = knowledge
-                .of_name(name)
-                .and_then(|known| known.confirmed_since(digest));
-            let was_moved = moved.is_some_and(|moved| moved.as_second() <= since.as_second());
+            let known = knowledge.of_name(name);
+            let was_moved = known.is_some_and(|known| known.is_confirmed_by(*since, digest));
             was_moved.then(|| digest.clone())
         }
     };

@@ -29,6 +29,7 @@ use crate::identity::Identity;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
 use crate::record::{Confirmation, Facts, RolledBack, Try};
+use crate::release::ContainerRelease;
 use crate::rules::PullLimit;
 use crate::settings::Settings;
 use crate::verdict::{CachedCopy, Evidence};
@@ -243,6 +244,24 @@ fn held(name: &str, world: &World) -> GatedPod {
             since: world.now().wall,
         },
         ..pod(name, world)
+    }
+}
+
+/// The same after it was released with the first copy, and its gate has opened.
+fn started(pod: GatedPod, outcome: Outcome, world: &World) -> GatedPod {
+    let container = ContainerRelease {
+        digest: Some(digest("1")),
+        ..ContainerRelease::new("reg.example/app", outcome)
+    };
+    let release = Release {
+        time: world.now().wall,
+        containers: [("app".to_owned(), container)].into(),
+        unseen: None,
+    };
+    GatedPod {
+        gate: GateState::Open,
+        released: Some(release),
+        ..pod
     }
 }
 

@@ -6,20 +6,7 @@ use crate::release::ContainerRelease;
 
 /// It was released with the first copy.
 fn released(outcome: Outcome, world: &mut World) -> GatedPod {
-    let container = ContainerRelease {
-        digest: Some(digest("1")),
-        ..ContainerRelease::new("reg.example/app", outcome)
-    };
-    let release = Release {
-        time: world.now().wall,
-        containers: [("app".to_owned(), container)].into(),
-        unseen: None,
-    };
-    let pod = GatedPod {
-        gate: GateState::Open,
-        released: Some(release),
-        ..held("pod", world)
-    };
+    let pod = started(held("pod", world), outcome, world);
     world.handle(Event::Listed(vec![pod.clone()]));
     world.wait(Duration::from_secs(10));
     pod

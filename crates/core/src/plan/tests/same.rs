@@ -58,20 +58,7 @@ fn first(world: &mut World, copy: &str) -> GatedPod {
 
 /// One that says that it was released with the first copy.
 fn released(name: &str, outcome: Outcome, world: &World) -> GatedPod {
-    let container = ContainerRelease {
-        digest: Some(digest("1")),
-        ..ContainerRelease::new("reg.example/app", outcome)
-    };
-    let release = Release {
-        time: world.now().wall,
-        containers: [("app".to_owned(), container)].into(),
-        unseen: None,
-    };
-    GatedPod {
-        gate: GateState::Open,
-        released: Some(release),
-        ..same(name, world)
-    }
+    started(same(name, world), outcome, world)
 }
 
 /// A pod of another workload has the image tried.
