@@ -63,8 +63,8 @@ async fn is_told_why(work: &Workloads, pod: &str) -> anyhow::Result<()> {
     for (reason, words) in [
         (
             "Warning TryLatestFallback",
-            "; the registry also refused the kubelet's pull, with the credentials it has for this pod; if this copy was \
-             only ever pulled with other credentials, the kubelet does not start the pod from it; to do: check the pod's \
+            "; the registry also refused the kubelet's pull, which used this pod's credentials; if this copy was only \
+             ever pulled with other credentials, the kubelet does not start the pod from it; to do: check the pod's \
              imagePullSecrets",
         ),
         (

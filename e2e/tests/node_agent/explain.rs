@@ -101,8 +101,9 @@ async fn an_outage_is_explained_as_pods_then_find_it(node: &Node) -> anyhow::Res
     );
     unknown(node, &["pod/nobody"]).await?;
     let page = node.trylatest(&["explain", &image]).await?;
+    // For 5 s, or for longer if containerd was busy.
     ensure!(
-        page.contains("confirmed") && page.contains("nothing arrived for 5s"),
+        page.contains("confirmed") && page.contains("nothing arrived for "),
         "{page}"
     );
     space.registry.heal().await?;
