@@ -182,10 +182,27 @@ impl ContainerRelease {
                 note: (self.outcome == Outcome::HandedOver).then(|| NOT_SEEN.to_owned()),
                 ..self.clone()
             }),
+            // What it has restarted from, anybody may have brought.
             (
                 Outcome::HandedOver | Outcome::Unavailable,
                 Start::Started {
                     digest: Some(digest),
+                    again: true,
+                    ..
+                },
+            ) => Some(Self {
+                outcome: Outcome::Fallback,
+                digest: Some(digest.clone()),
+                confirmed: None,
+                rolled_back: None,
+                note: Some(NOT_SEEN.to_owned()),
+                ..self.clone()
+            }),
+            (
+                Outcome::HandedOver | Outcome::Unavailable,
+                Start::Started {
+                    digest: Some(digest),
+                    again: false,
                     ..
                 },
             ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),

@@ -741,6 +741,60 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
 }
 
+/// Where the kubelet keeps no records, the agent's own are all that keeps tenants apart: a container restarts there from
+/// whatever another tenant's pod has brought.
+#[test]
+fn what_a_container_restarts_from_is_no_pull_with_its_own_credentials() {
+    for unavailable in [false, true] {
+        for again in [false, true] {
+            let mut world = well();
+            world.handle(Event::KubeletVerifies(false));
+            let mut record = written_down(image(), Some(confirmation("1")), true);
+            record.facts.private_to = Some(vec![tenant("any", "default", &world).identity]);
+            world.learn(&[record]);
+            let app = private("app", &world);
+            let (open, id) = handed_over(&mut world, &app);
+            let failing = wanting(&open, FailureClass::ServerError);
+            assert_eq!(the_give_back(&world.see(&failing)), id);
+            let mut actions = given_back(&mut world, id, usable("1"));
+            settle(&mut world, &actions, Written::Done);
+            if unavailable {
+                actions = world.wait(Duration::from_secs(20));
+                settle(&mut world, &actions, Written::Done);
+            }
+            let mut started = open;
+            started.released = match &actions[..] {
+                [Action::Settle(_, release)] => Some(release.clone()),
+                _ => None,
+            };
+            let runs = Start::Started {
+                digest: Some(digest("2")),
+                since: None,
+                again,
+            };
+            started.starts.insert("app".into(), runs);
+            world.records.clear();
+            for action in world.see(&started) {
+                if let Action::Settle(pod, release) = action {
+                    let expected = if again {
+                        Outcome::Fallback
+                    } else {
+                        Outcome::Fresh
+                    };
+                    assert_eq!(release.containers["app"].outcome, expected);
+                    world.handle(Event::Settled(pod, release, Written::Done));
+                }
+            }
+            let pulled_for = world
+                .records
+                .iter()
+                .filter_map(|record| record.pulled_for.as_deref());
+            let expected = (!again).then_some(&app.identity);
+            assert_eq!(pulled_for.collect::<Vec<_>>(), Vec::from_iter(expected));
+        }
+    }
+}
+
 #[test]
 fn a_name_stays_until_the_gate_runs() {
     let mut world = well();
