@@ -37,17 +37,15 @@ impl Bench {
         let registry = self.cluster.registry();
         let host = registry.host();
         self.work.pull_secret(SECRET, &host, &user).await?;
-        // What an init container costs, public images show.
+        // What an init container costs one pod, public images show.
         let policies = self.policies.iter().copied();
         let policies: Vec<_> = policies.filter(|policy| *policy != WITH_INIT).collect();
-        for policy in &policies {
-            for case in CASES {
-                let access = Access::new(Scheme::Bearer, std::slice::from_ref(&user));
-                registry.protect(&repository(case, policy), access);
-            }
-            for n in 0..BURST {
-                let access = Access::new(Scheme::Bearer, std::slice::from_ref(&user));
-                registry.protect(&own_repository(policy, n), access);
+        let access = || Access::new(Scheme::Bearer, std::slice::from_ref(&user));
+        for policy in &self.policies {
+            let of_case = CASES.map(|case| repository(case, policy));
+            let own = (0..BURST).map(|n| own_repository(policy, n));
+            for repository in of_case.into_iter().chain(own) {
+                registry.protect(&repository, access());
             }
         }
         let [unchanged, moved, outage, burst] = CASES;
@@ -70,7 +68,7 @@ impl Bench {
         kubelet.reconfigure(&json!({"registryPullQPS": 0})).await?;
         self.install.set_variable(PULL_LIMIT, Some("0")).await?;
         rows.extend(
-            self.large_case_of(&policies, EACH_ITS_OWN, Self::each_its_own)
+            self.large_case_of(&self.policies, EACH_ITS_OWN, Self::each_its_own)
                 .await?,
         );
         self.install.set_variable(PULL_LIMIT, None).await?;

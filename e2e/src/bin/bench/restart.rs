@@ -80,8 +80,8 @@ impl Bench {
                 let limit = if hangs { NEVER } else { LIMIT };
                 let round = self.restart_all(&names, limit).await?;
                 if index == 2 {
-                    self.cluster.registry().hang_up().await?;
-                    self.cluster.registry().heal().await?;
+                    let repositories: Vec<String> = names.iter().map(|n| repository(n)).collect();
+                    self.come_back(&repositories).await?;
                 }
                 ensure!(hangs || round.took.is_some(), "{case}: not all pods run");
                 if !hangs {
