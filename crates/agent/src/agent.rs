@@ -23,7 +23,7 @@ mod by_hand;
 mod config;
 #[cfg(test)]
 mod day;
-mod disk;
+pub(crate) mod disk;
 mod folder;
 mod gate_image;
 mod gates;
@@ -355,6 +355,7 @@ fn containerd(args: &AgentArgs, metrics: &Metrics) -> Containerd {
         snapshotter: args.containerd.snapshotter.clone(),
         call_timeout: RUNTIME_DEADLINE,
         observer: metrics.of_runtime(),
+        written: disk::written,
     })
 }
 

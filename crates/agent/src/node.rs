@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions, RuntimeError};
 
+use crate::agent::disk;
 use crate::args::ContainerdArgs;
 
 /// Runs a command, and prints what it says. Each call to containerd but pulls may take as long as the deadline. The
@@ -47,6 +48,7 @@ pub(crate) fn on_containerd<T>(
                 snapshotter,
                 call_timeout,
                 observer: CallObserver::default(),
+                written: disk::written,
             });
             let stop = CancellationToken::new();
             let signals = (

@@ -42,6 +42,10 @@ pub struct ContainerdOptions {
     pub call_timeout: Duration,
     /// Learns how the calls ended.
     pub observer: CallObserver,
+    /// What differs from an earlier answer if something was written since to the file system that holds the images; none
+    /// if the caller does not see that. It tells that a layer is being unpacked, which containerd can only tell by a
+    /// walk through all of its files.
+    pub written: fn() -> Option<u64>,
 }
 
 /// containerd on this node. Clones share one connection.
@@ -71,6 +75,7 @@ impl Containerd {
             snapshotter,
             call_timeout,
             observer,
+            written,
         } = options;
         Self {
             calls: Calls::new(&socket, call_timeout, observer),
@@ -78,7 +83,7 @@ impl Containerd {
             platform: Arc::new(Platform::of_this_node()),
             looks: Arc::default(),
             mending: Arc::default(),
-            progress: Arc::default(),
+            progress: Arc::new(Progress::new(written)),
         }
     }
 

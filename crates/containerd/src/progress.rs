@@ -54,8 +54,10 @@ const WRITING_OUT_MAX: u64 = 240;
 const SHARED_FOR: Duration = Duration::from_millis(200);
 
 /// What is known about running pulls. It only helps; movement is always read from containerd.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
+    /// See [`crate::ContainerdOptions`].
+    written: fn() -> Option<u64>,
     running: Arc<Mutex<HashMap<ImageName, Seen>>>,
     manifests: Mutex<HashMap<String, Arc<Manifest>>>,
     chains: Mutex<HashMap<String, Arc<Vec<String>>>>,
@@ -118,11 +120,21 @@ struct Candidate {
     manifest: Arc<Manifest>,
     /// Bytes of it in the content store, by digest: whole blobs and running downloads.
     received: BTreeMap<String, u64>,
-    /// Size of what is unpacked so far, by the key of the snapshot it goes into.
-    unpacking: BTreeMap<String, i64>,
+    /// What tells how far unpacking is, by the key of the snapshot it goes into.
+    unpacking: BTreeMap<String, Unpacked>,
     downloading: bool,
     /// Some download is whole, but not committed.
     writing_out: bool,
+}
+
+/// How far the unpacking of a layer is.
+#[derive(Hash)]
+enum Unpacked {
+    /// Since the look before, something was written to the file system. That may have been something else: then a layer
+    /// that hangs is waited for, which is no fault of the registry.
+    Written(u64),
+    /// Nothing was written, or the file system cannot be seen: the size in bytes, as containerd adds it up.
+    Size(i64),
 }
 
 impl Candidate {
@@ -132,6 +144,17 @@ impl Candidate {
 }
 
 impl Progress {
+    /// Nothing runs.
+    pub(crate) fn new(written: fn() -> Option<u64>) -> Self {
+        Self {
+            written,
+            running: Arc::default(),
+            manifests: Mutex::default(),
+            chains: Mutex::default(),
+            shown: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// A pull begins; it ends when the answer is dropped.
     pub(crate) fn begin(&self, image: &ImageName) -> Running {
         locked(&self.running).insert(image.clone(), Seen::default());
@@ -203,7 +226,8 @@ impl Progress {
         if let Some(shown) = last.as_ref().filter(|shown| now < shown.at + SHARED_FOR) {
             return Ok(Arc::clone(shown));
         }
-        let shown = Arc::new(Shown::look(node, now, last.as_deref()).await?);
+        let written = (self.written)();
+        let shown = Arc::new(Shown::look(node, now, written, last.as_deref()).await?);
         *last = Some(Arc::clone(&shown));
         Ok(shown)
     }
@@ -260,7 +284,13 @@ impl Progress {
             let layer = layer_of(key, chain.as_deref().unwrap_or(&Vec::new()));
             layer.is_some_and(|layer| whole.get(layer) == Some(&true))
         };
-        let unpacking = usage(node, keys.iter().filter(is_whole).copied()).await?;
+        let keys = keys.iter().filter(is_whole).copied();
+        let unpacking = match shown.written {
+            Some(mark) => keys
+                .map(|key| (key.clone(), Unpacked::Written(mark)))
+                .collect(),
+            None => usage(node, keys).await?,
+        };
         let updated = info
             .updated_at
             .map_or((0, 0), |Timestamp { seconds, nanos }| (seconds, nanos));
@@ -376,7 +406,7 @@ fn layer_of(key: &str, chain: &[String]) -> Option<usize> {
 async fn usage(
     node: &Containerd,
     keys: impl Iterator<Item = &String>,
-) -> Result<BTreeMap<String, i64>, RuntimeError> {
+) -> Result<BTreeMap<String, Unpacked>, RuntimeError> {
     let snapshotter = node.snapshotter.name(&node.calls).await?;
     let sizes = try_join_all(keys.map(async |key| {
         let mut snapshots = node.calls.snapshots();
@@ -387,7 +417,8 @@ async fn usage(
         let call = snapshots.usage(request);
         // It may have been committed, and its key be gone, since the list was made.
         let usage = node.calls.find("measuring a snapshot", call).await?;
-        Ok::<_, RuntimeError>((key.clone(), usage.map_or(0, |usage| usage.size)))
+        let size = usage.map_or(0, |usage| usage.size);
+        Ok::<_, RuntimeError>((key.clone(), Unpacked::Size(size)))
     }));
     Ok(sizes.await?.into_iter().collect())
 }
@@ -484,7 +515,7 @@ mod tests {
 
     #[test]
     fn a_pull_is_forgotten_when_it_is_dropped() {
-        let progress = Progress::default();
+        let progress = Progress::new(|| None);
         let image: ImageName = "my/app".parse().unwrap();
         let running = progress.begin(&image);
         assert!(locked(&progress.running).contains_key(&image));

@@ -2,18 +2,18 @@
 //!
 //! The suite is in `trylatest_containerd::conformance`, where it also runs on the fake runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use trylatest_bootstrap::oci::{Architecture, Config, File, Image, Layer};
 use trylatest_containerd::conformance::{self, Fault, Harness, Loss};
-use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions};
+use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions, ImageRuntime as _};
 use trylatest_core::image::ImageName;
 use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
 use trylatest_e2e::registry::{self, Challenge, Content, Registry};
@@ -24,6 +24,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Size of each image's only layer. containerd's downloads move in steps of 1 MiB.
 const LAYER_BYTES: usize = 5 << 20;
+
+/// Enough for several looks while they are unpacked.
+const FILES: usize = 30_000;
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The file in each layer.
 const PAD: &str = "pad";
@@ -303,14 +308,17 @@ fn content(name: &str, layers: &[&str]) -> anyhow::Result<Content> {
             content: &pad,
         }])
     });
-    let layers = layers.collect::<Result<Vec<_>, _>>()?;
+    Ok(image_of(name, layers.collect::<Result<_, _>>()?))
+}
+
+fn image_of(name: &str, layers: Vec<Layer>) -> Content {
     let config = Config {
         architecture: Architecture::HOST,
         entrypoint: &[],
         user: "",
         labels: BTreeMap::from([("name", name)]),
     };
-    Ok(Image::new(&config, layers).into())
+    Image::new(&config, layers).into()
 }
 
 /// The case that no other may run beside.
@@ -322,6 +330,56 @@ struct Node {
     run: Run,
 }
 
+fn runtime(node: &ContainerdNode, written: fn() -> Option<u64>) -> Containerd {
+    Containerd::new(ContainerdOptions {
+        socket: node.socket().to_path_buf(),
+        snapshotter: None,
+        call_timeout: CALL_TIMEOUT,
+        observer: CallObserver::default(),
+        written,
+    })
+}
+
+/// The node's files are where the tests run.
+fn written() -> Option<u64> {
+    let here = rustix::fs::statfs(".").ok()?;
+    Some(here.f_ffree ^ here.f_bfree.rotate_left(32))
+}
+
+/// Once everything has been downloaded, that a layer is being unpacked is all that moves.
+async fn unpacking_moves(node: &OnContainerd, sees_writes: bool) -> anyhow::Result<()> {
+    let runtime = runtime(&node.node, if sees_writes { written } else { || None });
+    let repository = if sees_writes { "files" } else { "walked-files" };
+    let paths: Vec<String> = (0..FILES).map(|n| format!("{}/{n}", n / 1000)).collect();
+    let file = |path| File {
+        path,
+        mode: 0o644,
+        content: repository.as_bytes(),
+    };
+    let files: Vec<File<'_>> = paths.iter().map(|path| file(path)).collect();
+    let image = image_of(repository, vec![Layer::plain(&files)?]);
+    node.registry.push(&image, repository, "latest").await?;
+    let image = node.image(repository, "latest");
+    let mut marks = BTreeSet::new();
+    let mut pull = std::pin::pin!(runtime.pull(&image));
+    loop {
+        let look = async {
+            tokio::time::sleep(LOOK_EVERY).await;
+            runtime.movement(&image).await
+        };
+        // The pull is only borrowed, and a look that is lost is repeated.
+        let seen = tokio::select! {
+            ended = &mut pull => break ended?,
+            seen = look => seen?,
+        };
+        if seen.total_bytes == Some(seen.bytes) {
+            marks.insert(seen.mark);
+        }
+    }
+    ensure!(marks.len() >= 3, "it moved {} times", marks.len());
+    Ok(())
+}
+
 impl OnNode for Node {
     async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
         let run = Run::start(tools.root()).await?;
@@ -330,12 +388,7 @@ impl OnNode for Node {
             Registry::start(&tools.docker_registry(), &folder, &run.log("registry"), 0).await?;
         let node = ContainerdNode::start(&tools, &run, containerd).await?;
         node.add_registry(&registry.host())?;
-        let runtime = Containerd::new(ContainerdOptions {
-            socket: node.socket().to_path_buf(),
-            snapshotter: None,
-            call_timeout: CALL_TIMEOUT,
-            observer: CallObserver::default(),
-        });
+        let runtime = runtime(&node, written);
         let harness = OnContainerd {
             runtime,
             node,
@@ -366,7 +419,18 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
             Case::new(name, run)
         }
     };
-    conformance::cases().into_iter().map(case).collect()
+    let unpacking = [
+        (true, "unpacking_is_seen"),
+        (false, "unpacking_is_asked_for"),
+    ];
+    let unpacking = unpacking.map(|(sees_writes, name)| {
+        let run = move |node: Arc<With<Node, OLDEST>>| async move {
+            Box::pin(unpacking_moves(&node.harness, sees_writes)).await
+        };
+        Case::new(format!("{on}::{name}"), run)
+    });
+    let conformance = conformance::cases().into_iter().map(case);
+    conformance.chain(unpacking).collect()
 }
 
 fn main() -> ExitCode {

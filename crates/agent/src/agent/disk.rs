@@ -1,5 +1,7 @@
 //! How full the file system is that holds the node's images.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use trylatest_core::disk::Disk;
 
 /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
@@ -26,4 +28,13 @@ pub(super) fn of_images() -> Option<Disk> {
         },
         lacks_inodes,
     })
+}
+
+/// Differs from an earlier answer if something was written to that file system in between: its free bytes or inodes are
+/// others. None where [`of_images`] sees nothing.
+pub(crate) fn written() -> Option<u64> {
+    let root = rustix::fs::statfs("/").ok()?;
+    let mut mark = DefaultHasher::new();
+    (root.f_bfree, root.f_ffree).hash(&mut mark);
+    (root.f_type == OVERLAY).then(|| mark.finish())
 }

@@ -22,6 +22,10 @@ const SERVED_FOR: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) at: Instant,
+    /// What stands for the state of the images' file system, if it has changed since the look before.
+    pub(super) written: Option<u64>,
+    /// The same, whether or not it has changed.
+    state: Option<u64>,
     /// Running downloads, by digest.
     pub(super) downloads: HashMap<String, Download>,
     /// Every image manifest.
@@ -65,8 +69,10 @@ impl Shown {
     pub(super) async fn look(
         node: &Containerd,
         now: Instant,
+        state: Option<u64>,
         last: Option<&Self>,
     ) -> Result<Self, RuntimeError> {
+        let before = last.and_then(|last| last.state);
         let (downloads, manifests, unpacking) =
             futures::try_join!(downloads(node, now), manifests(node), unpacking(node))?;
         // An older look may contain a left-over download that another pull continues.
@@ -78,6 +84,8 @@ impl Shown {
         };
         Ok(Self {
             at: now,
+            written: state.filter(|_| state != before),
+            state,
             downloads: downloads.into_iter().map(after).collect(),
             manifests,
             unpacking,
@@ -213,6 +221,8 @@ mod tests {
         let own = own.map(|moves| ("sha256:own".to_owned(), download(moves, is_manifest)));
         Shown {
             at,
+            written: None,
+            state: None,
             downloads: others.chain(own).collect(),
             manifests: Vec::new(),
             unpacking: Vec::new(),
