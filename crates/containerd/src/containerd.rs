@@ -42,9 +42,8 @@ pub struct ContainerdOptions {
     pub call_timeout: Duration,
     /// Learns how the calls ended.
     pub observer: CallObserver,
-    /// What differs from an earlier answer if something was written since to the file system that holds the images; none
-    /// if the caller does not see that. It tells that a layer is being unpacked, which containerd can only tell by a
-    /// walk through all of its files.
+    /// Two answers differ only if something was written in between to the file system that holds the images; none if
+    /// the caller does not see that. It spares containerd walks through all files of a layer that is being unpacked.
     pub written: fn() -> Option<u64>,
 }
 

@@ -50,6 +50,10 @@ const NEWEST: usize = 8;
 /// minute, at the agent's four looks a second. One that is left over would stay so for ever.
 const WRITING_OUT_MAX: u64 = 240;
 
+/// For how long a layer that has grown is taken to grow while anything is written to its file system. If it hangs, that
+/// is noticed so much later.
+const MEASURED_FOR: Duration = Duration::from_secs(60);
+
 /// How long a look is shared: less than the time between two looks of one pull.
 const SHARED_FOR: Duration = Duration::from_millis(200);
 
@@ -61,6 +65,8 @@ pub(crate) struct Progress {
     running: Arc<Mutex<HashMap<ImageName, Seen>>>,
     manifests: Mutex<HashMap<String, Arc<Manifest>>>,
     chains: Mutex<HashMap<String, Arc<Vec<String>>>>,
+    /// What was last measured of layers that are being unpacked, by the key of the snapshot.
+    measured: Mutex<HashMap<String, Measured>>,
     /// The last look. A caller that comes during a look waits for it.
     shown: tokio::sync::Mutex<Option<Arc<Shown>>>,
 }
@@ -130,11 +136,32 @@ struct Candidate {
 /// How far the unpacking of a layer is.
 #[derive(Hash)]
 enum Unpacked {
-    /// Since the look before, something was written to the file system. That may have been something else: then a layer
-    /// that hangs is waited for, which is no fault of the registry.
+    /// It has grown between the last two times it was measured, and since the look before something was written to the
+    /// file system.
     Written(u64),
-    /// Nothing was written, or the file system cannot be seen: the size in bytes, as containerd adds it up.
+    /// The size in bytes, as containerd adds it up.
     Size(i64),
+}
+
+/// The size of what was unpacked of a layer.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    size: i64,
+    at: Instant,
+    /// Whether it was another at the time before. What a containerd that was killed has left behind never is.
+    grows: bool,
+}
+
+impl Measured {
+    fn after(size: i64, at: Instant, before: Option<&Self>) -> Self {
+        let grows = before.is_some_and(|before| before.size != size);
+        Self { size, at, grows }
+    }
+
+    /// Whether a change of the file system is taken for one of this layer.
+    fn stands_for_it(&self, now: Instant) -> bool {
+        self.grows && now < self.at + MEASURED_FOR
+    }
 }
 
 impl Candidate {
@@ -151,6 +178,7 @@ impl Progress {
             running: Arc::default(),
             manifests: Mutex::default(),
             chains: Mutex::default(),
+            measured: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
         }
     }
@@ -285,12 +313,7 @@ impl Progress {
             layer.is_some_and(|layer| whole.get(layer) == Some(&true))
         };
         let keys = keys.iter().filter(is_whole).copied();
-        let unpacking = match shown.written {
-            Some(mark) => keys
-                .map(|key| (key.clone(), Unpacked::Written(mark)))
-                .collect(),
-            None => usage(node, keys).await?,
-        };
+        let unpacking = self.unpacked(node, keys, shown).await?;
         let updated = info
             .updated_at
             .map_or((0, 0), |Timestamp { seconds, nanos }| (seconds, nanos));
@@ -303,6 +326,39 @@ impl Progress {
             downloading,
             writing_out,
         }))
+    }
+
+    /// How far the unpacking into each of these snapshots is. To measure it, containerd walks through all files.
+    async fn unpacked(
+        &self,
+        node: &Containerd,
+        keys: impl Iterator<Item = &String>,
+        shown: &Shown,
+    ) -> Result<BTreeMap<String, Unpacked>, RuntimeError> {
+        let snapshotter = node.snapshotter.name(&node.calls).await?;
+        let before = locked(&self.measured).clone();
+        let found = try_join_all(keys.map(async |key| {
+            let last = before.get(key);
+            let stands_for_it = last.is_some_and(|last| last.stands_for_it(shown.at));
+            if let Some(mark) = shown.written.filter(|_| stands_for_it) {
+                return Ok((key.clone(), Unpacked::Written(mark)));
+            }
+            let request = UsageRequest {
+                snapshotter: snapshotter.clone(),
+                key: key.clone(),
+            };
+            let mut snapshots = node.calls.snapshots();
+            let call = snapshots.usage(request);
+            // It may have been committed, and its key be gone, since the list was made.
+            let usage = node.calls.find("measuring a snapshot", call).await?;
+            let size = usage.map_or(0, |usage| usage.size);
+            let measured = Measured::after(size, shown.at, last);
+            locked(&self.measured).insert(key.clone(), measured);
+            Ok::<_, RuntimeError>((key.clone(), Unpacked::Size(size)))
+        }));
+        let found = found.await?.into_iter().collect();
+        locked(&self.measured).retain(|key, _| shown.unpacking.contains(key));
+        Ok(found)
     }
 
     async fn manifest(
@@ -400,27 +456,6 @@ fn host_without_port(registry: &str) -> &str {
 fn layer_of(key: &str, chain: &[String]) -> Option<usize> {
     let (_unique, name) = key.rsplit_once(' ')?;
     chain.iter().position(|layer| layer == name)
-}
-
-/// How much is unpacked so far into each of these snapshots.
-async fn usage(
-    node: &Containerd,
-    keys: impl Iterator<Item = &String>,
-) -> Result<BTreeMap<String, Unpacked>, RuntimeError> {
-    let snapshotter = node.snapshotter.name(&node.calls).await?;
-    let sizes = try_join_all(keys.map(async |key| {
-        let mut snapshots = node.calls.snapshots();
-        let request = UsageRequest {
-            snapshotter: snapshotter.clone(),
-            key: key.clone(),
-        };
-        let call = snapshots.usage(request);
-        // It may have been committed, and its key be gone, since the list was made.
-        let usage = node.calls.find("measuring a snapshot", call).await?;
-        let size = usage.map_or(0, |usage| usage.size);
-        Ok::<_, RuntimeError>((key.clone(), Unpacked::Size(size)))
-    }));
-    Ok(sizes.await?.into_iter().collect())
 }
 
 #[cfg(test)]

@@ -7,13 +7,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use serde_json::Value;
 use trylatest_bootstrap::oci::{Architecture, Config, File, Image, Layer};
 use trylatest_containerd::conformance::{self, Fault, Harness, Loss};
-use trylatest_containerd::{CallObserver, Containerd, ContainerdOptions, ImageRuntime as _};
+use trylatest_containerd::{
+    CallObserver, Containerd, ContainerdOptions, ImageRuntime as _, Movement,
+};
 use trylatest_core::image::ImageName;
 use trylatest_e2e::cluster::{ContainerdNode, ContainerdVersion, Run, Tools};
 use trylatest_e2e::registry::{self, Challenge, Content, Registry};
@@ -26,7 +29,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const LAYER_BYTES: usize = 5 << 20;
 
 /// Enough for several looks while they are unpacked.
-const FILES: usize = 30_000;
+const FILES: usize = 60_000;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -380,6 +383,54 @@ async fn unpacking_moves(node: &OnContainerd, sees_writes: bool) -> anyhow::Resu
     Ok(())
 }
 
+/// A containerd that is killed while it unpacks leaves the snapshot behind: it does not grow, whatever else is written on
+/// the node, and a silent registry is not taken for one that delivers.
+async fn what_unpacking_has_left_does_not_move(node: &OnContainerd) -> anyhow::Result<()> {
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let always = || Some(WRITTEN.fetch_add(1, Ordering::Relaxed));
+    let runtime = runtime(&node.node, always);
+    let image = node.image("left-unpacking", "latest");
+    node.push(&image, 1).await;
+    runtime.pull(&image).await?;
+    let digest = node
+        .registry
+        .digest_of(&repository(&image), "latest")
+        .await?;
+    let manifest = node.document(&digest).await?;
+    let config = manifest["config"]["digest"]
+        .as_str()
+        .context("no configuration")?;
+    let config = node.document(config).await?;
+    let layer = config["rootfs"]["diff_ids"][0]
+        .as_str()
+        .context("no layer")?;
+    let key = format!("extract-1 {layer}");
+    node.node.ctr(&["snapshots", "prepare", &key]).await?;
+    node.fault(&image, Some(Fault::NeverAnswers)).await;
+    let mut marks = BTreeSet::new();
+    let looks = async {
+        for _ in 0..10 {
+            tokio::time::sleep(LOOK_EVERY * 3).await;
+            marks.insert(runtime.movement(&image).await?.mark);
+        }
+        anyhow::Ok(())
+    };
+    // The pull is dropped.
+    let looked = tokio::select! {
+        ended = runtime.pull(&image) => Err(anyhow!("the pull ended: {ended:?}")),
+        looked = looks => looked,
+    };
+    node.fault(&image, None).await;
+    node.node.ctr(&["snapshots", "rm", &key]).await?;
+    looked?;
+    ensure!(marks.len() == 1, "it moved: {marks:?}");
+    ensure!(
+        !marks.contains(&Movement::default().mark),
+        "it was not looked at"
+    );
+    Ok(())
+}
+
 impl OnNode for Node {
     async fn start(tools: Tools, containerd: ContainerdVersion) -> anyhow::Result<Self> {
         let run = Run::start(tools.root()).await?;
@@ -429,8 +480,12 @@ fn cases<const OLDEST: bool>(on: &str) -> Vec<Case<With<Node, OLDEST>>> {
         };
         Case::new(format!("{on}::{name}"), run)
     });
+    let left = |node: Arc<With<Node, OLDEST>>| async move {
+        Box::pin(what_unpacking_has_left_does_not_move(&node.harness)).await
+    };
+    let left = Case::new(format!("{on}::what_unpacking_has_left_does_not_move"), left);
     let conformance = conformance::cases().into_iter().map(case);
-    conformance.chain(unpacking).collect()
+    conformance.chain(unpacking).chain([left]).collect()
 }
 
 fn main() -> ExitCode {

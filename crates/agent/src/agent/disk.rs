@@ -30,7 +30,7 @@ pub(super) fn of_images() -> Option<Disk> {
     })
 }
 
-/// Differs from an earlier answer if something was written to that file system in between: its free bytes or inodes are
+/// Two answers differ only if something was written to that file system in between: its free bytes or inodes are
 /// others. None where [`of_images`] sees nothing.
 pub(crate) fn written() -> Option<u64> {
     let root = rustix::fs::statfs("/").ok()?;
