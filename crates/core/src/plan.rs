@@ -401,7 +401,8 @@ impl Planner {
         self.watch_handovers(now, plan);
         self.remember_refused(now, plan);
         for pod in self.pods.values_mut() {
-            plan.extend(pod.send_due(now, &self.images, &self.knowledge));
+            let verifies = self.rules.kubelet_verifies;
+            plan.extend(pod.send_due(now, &self.images, &self.knowledge, verifies));
         }
         self.tell_unheld(now, plan);
         self.compare(plan);

@@ -177,35 +177,18 @@ impl ContainerRelease {
                     digest: Some(digest),
                     ..
                 },
-            ) if self.digest.as_ref() == Some(digest) => Some(Self {
-                outcome: Outcome::Fallback,
-                note: (self.outcome == Outcome::HandedOver).then(|| NOT_SEEN.to_owned()),
-                ..self.clone()
-            }),
-            // What it has restarted from, anybody may have brought.
-            (
-                Outcome::HandedOver | Outcome::Unavailable,
-                Start::Started {
-                    digest: Some(digest),
-                    again: true,
-                    ..
-                },
-            ) => Some(Self {
-                outcome: Outcome::Fallback,
-                digest: Some(digest.clone()),
-                confirmed: None,
-                rolled_back: None,
-                note: Some(NOT_SEEN.to_owned()),
-                ..self.clone()
+            ) if self.digest.as_ref() == Some(digest) => Some(match self.outcome {
+                Outcome::HandedOver => self.starts_unseen_from(digest, self.confirmed),
+                _ => self.clone().starts_from_its_copy(),
             }),
             (
                 Outcome::HandedOver | Outcome::Unavailable,
                 Start::Started {
                     digest: Some(digest),
-                    again: false,
+                    since,
                     ..
                 },
-            ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, now)),
+            ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, since.unwrap_or(now))),
             _ => None,
         }
     }
@@ -254,6 +237,22 @@ impl ContainerRelease {
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()
         })
+    }
+
+    /// It has started from this, which the registry last confirmed at that time; nobody knows who has brought it. That the
+    /// agent was refused before a hand-over says nothing of that.
+    pub(crate) fn starts_unseen_from(&self, digest: &Digest, confirmed: Option<Timestamp>) -> Self {
+        let is_same = self.digest.as_ref() == Some(digest);
+        let was_left = self.outcome == Outcome::HandedOver;
+        Self {
+            outcome: Outcome::Fallback,
+            failure: self.failure.clone().filter(|_| !was_left),
+            digest: Some(digest.clone()),
+            confirmed,
+            rolled_back: self.rolled_back.clone().filter(|_| is_same),
+            note: (is_same || confirmed.is_none()).then(|| NOT_SEEN.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Nothing was pulled: it starts from the copy that it names, if it names one.

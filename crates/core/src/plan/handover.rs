@@ -458,17 +458,28 @@ impl Planner {
         by_kubelet: bool,
         plan: &mut Vec<Action>,
     ) {
+        let verifies = self.rules.kubelet_verifies;
         let Some(handover) = self.handover(name, id) else {
             return;
         };
-        let Phase::Returning { kept, failure, .. } = &handover.phase else {
+        let Phase::Returning {
+            kept,
+            failure,
+            was_tried,
+        } = &handover.phase
+        else {
             return;
         };
         let kept = kept.as_ref();
         // An answer of containerd may have been lost.
         let differs =
             |kept: &Kept| copy.digest().is_some() && copy.digest() != kept.digest.as_ref();
+        // The kubelet has shown that its pull for this pod failed, so what is there was pulled for others. Where it keeps
+        // no records, they alone may have it. A pull that only showed nothing may have ended well.
+        let is_others =
+            |failure: &Failure| *was_tried && !verifies && failure.class != FailureClass::Timeout;
         let end = match failure.clone() {
+            Some(failure) if is_others(&failure) => End::Failed(failure),
             _ if kept.is_some_and(|kept| by_kubelet || differs(kept)) => End::Pulled,
             None if kept.is_none() => End::Abandoned,
             Some(failure) => End::Failed(failure),

@@ -173,13 +173,14 @@ impl Pod {
         now: Now,
         images: &BTreeMap<ImageName, Image>,
         knowledge: &Knowledge,
+        kubelet_verifies: bool,
     ) -> Option<Action> {
         let id = self.seen.id.clone();
         let shows = self.progress_due().is_some_and(|due| due <= now.up);
         let Some(round) = &mut self.round else {
             return self
                 .repeat(now)
-                .or_else(|| self.settle_due(now, images, knowledge));
+                .or_else(|| self.settle_due(now, images, knowledge, kubelet_verifies));
         };
         if let Some(release) = round.release_due(now) {
             return Some(Action::Release {

@@ -12,10 +12,10 @@ use super::image::Image;
 use super::pod::Pod;
 use super::runs;
 use crate::image::ImageName;
-use crate::knowledge::Knowledge;
+use crate::knowledge::{Knowledge, Known};
 use crate::outcome::Outcome;
 use crate::pod::{Start, TryContainer};
-use crate::record::TryResult;
+use crate::record::{Facts, TryResult};
 use crate::release::{ContainerProgress, ContainerRelease, Progress, Release};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence, Terms, doubt};
@@ -156,6 +156,7 @@ impl Pod {
         now: Now,
         images: &BTreeMap<ImageName, Image>,
         knowledge: &Knowledge,
+        kubelet_verifies: bool,
     ) -> Option<Action> {
         self.settle_at.filter(|at| *at <= now.up)?;
         let released = self.released.as_ref()?;
@@ -189,7 +190,8 @@ impl Pod {
                     *given = fresh;
                     continue;
                 }
-                self.apply(&container.name, given, start, now);
+                let is_own = kubelet_verifies || self.may_have_pulled(start, known);
+                self.apply(&container.name, given, start, known, is_own, now);
                 if let Ok(name) = &container.image {
                     runs::see(&mut contents, given, start, name, knowledge);
                     if given.runs.is_some()
@@ -239,24 +241,53 @@ impl Pod {
         }
     }
 
-    /// Takes over what a container's status says.
-    fn apply(&self, name: &str, given: &mut ContainerRelease, start: &Start, now: Now) {
+    /// Whether what a container has started from may be what the kubelet has pulled for this pod, where nobody but the
+    /// agent remembers that: it starts containers from whatever the name points to. What it has restarted from, others
+    /// may have brought; and what it was seen to pull for others alone, they have.
+    fn may_have_pulled(&self, start: &Start, known: Option<&Known>) -> bool {
+        let Start::Started {
+            digest: Some(digest),
+            again: false,
+            ..
+        } = start
+        else {
+            return false;
+        };
+        let facts = known.map(|known| &known.facts);
+        let is_others = |facts: &Facts| {
+            facts.confirmed_at(digest).is_some() && !facts.may_have(digest, &self.seen.identity)
+        };
+        !facts.is_some_and(is_others)
+    }
+
+    /// Takes over what a container's status says; `is_own` says whether it may be a pull for this pod.
+    fn apply(
+        &self,
+        name: &str,
+        given: &mut ContainerRelease,
+        start: &Start,
+        known: Option<&Known>,
+        is_own: bool,
+        now: Now,
+    ) {
         let was_left = self.settled.contains_key(name);
-        // What it has restarted from, others may have brought.
         let other = match start {
-            Start::Started {
-                digest,
-                again: false,
-                ..
-            } => digest.as_ref().filter(|d| given.digest.as_ref() != Some(d)),
+            Start::Started { digest, .. } => {
+                digest.as_ref().filter(|d| given.digest.as_ref() != Some(d))
+            }
             _ => None,
         };
-        if let Some(digest) = other
+        if let Some(digest) = other.filter(|_| is_own)
             && given.outcome == Outcome::Fallback
             && was_left
         {
             // The kubelet's pull has ended well after all.
             *given = given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall);
+        } else if let Some(digest) = other.filter(|_| !is_own)
+            && (given.outcome == Outcome::HandedOver || given.is_not_accepted())
+        {
+            let confirmed = known.and_then(|known| known.facts.confirmed_at(digest));
+            *given = given.starts_unseen_from(digest, confirmed);
         } else if let Some(before) = self.accepted.get(name)
             && given.outcome == Outcome::Unavailable
             && matches!(start, Start::Started { digest, .. } if *digest == before.digest)

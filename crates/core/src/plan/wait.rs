@@ -203,20 +203,20 @@ impl Context<'_> {
         is_for_kubelet(evidence, terms(&facts, self))
     }
 
-    /// Whether the kubelet finds no copy now, and may be left to pull for this pod as well: where it keeps no
-    /// records, it would start the pod from what it pulls for another.
+    /// Whether the kubelet finds no copy now, and may be left to pull for this pod: where it keeps no records, it would
+    /// start the pod from what it pulls for another, or from what is kept, if its pull fails.
     fn is_away(&self) -> bool {
         let Some(kept) = self.image.away() else {
             return false;
         };
         let facts = self.knowledge.facts(self.name);
         let handover = self.image.handover.as_deref();
+        let identity = &self.rules.identity;
         self.rules.without_proof
-            || handover.is_some_and(|h| !h.is_for_another(&self.rules.identity))
-            || kept
-                .digest
-                .as_ref()
-                .is_some_and(|digest| facts.may_have(digest, &self.rules.identity))
+            || match &kept.digest {
+                Some(digest) => facts.may_have(digest, identity),
+                None => handover.is_some_and(|handover| !handover.is_for_another(identity)),
+            }
     }
 }
 

@@ -168,7 +168,8 @@ fn start(status: &ContainerStatus, opened: Timestamp, classify: Classify) -> Opt
     Some(Start::Started {
         digest: digest(&status.image_id),
         since: runs.map(|since| since.0),
-        again: now.is_some() && before.is_some(),
+        // In its back-off, the last start is the one before.
+        again: before.is_some() && (now.is_some() || status.restart_count > 0),
     })
 }
 

@@ -83,8 +83,12 @@ fn handed_over(world: &mut World, pod: &GatedPod) -> (GatedPod, u64) {
 }
 
 fn the_settled(actions: &[Action]) -> &ContainerRelease {
+    &the_amended(actions).containers["app"]
+}
+
+fn the_amended(actions: &[Action]) -> &Release {
     match actions {
-        [Action::Settle(_, release)] => &release.containers["app"],
+        [Action::Settle(_, release)] => release,
         _ => panic!("{actions:?}"),
     }
 }
@@ -741,58 +745,132 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
 }
 
-/// Where the kubelet keeps no records, the agent's own are all that keeps tenants apart: a container restarts there from
-/// whatever another tenant's pod has brought.
+/// A kubelet that keeps no records, and a copy that the registry has given to pods like this one.
+fn without_records(copy: &str) -> (World, GatedPod) {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let mut record = written_down(image(), Some(confirmation(copy)), true);
+    record.facts.private_to = Some(vec![tenant("any", "default", &world).identity]);
+    world.learn(&[record]);
+    let app = private("app", &world);
+    (world, app)
+}
+
+/// It has started from this copy: what it is told, and for whom the kubelet has pulled something meanwhile.
+fn starts_from(
+    world: &mut World,
+    mut pod: GatedPod,
+    copy: &str,
+    again: bool,
+) -> (ContainerRelease, Vec<Identity>) {
+    let runs = Start::Started {
+        digest: Some(digest(copy)),
+        since: None,
+        again,
+    };
+    pod.starts.insert("app".into(), runs);
+    world.records.clear();
+    let actions = world.see(&pod);
+    let settled = the_settled(&actions).clone();
+    settle(world, &actions, Written::Done);
+    let pulls = world.records.iter();
+    let pulled_for = pulls.filter_map(|record| record.pulled_for.as_deref().cloned());
+    (settled, pulled_for.collect())
+}
+
+/// Where the kubelet keeps no records, a container restarts from whatever another tenant's pod has brought.
 #[test]
 fn what_a_container_restarts_from_is_no_pull_with_its_own_credentials() {
     for unavailable in [false, true] {
-        for again in [false, true] {
-            let mut world = well();
-            world.handle(Event::KubeletVerifies(false));
-            let mut record = written_down(image(), Some(confirmation("1")), true);
-            record.facts.private_to = Some(vec![tenant("any", "default", &world).identity]);
-            world.learn(&[record]);
-            let app = private("app", &world);
-            let (open, id) = handed_over(&mut world, &app);
-            let failing = wanting(&open, FailureClass::ServerError);
-            assert_eq!(the_give_back(&world.see(&failing)), id);
-            let mut actions = given_back(&mut world, id, usable("1"));
+        let (mut world, app) = without_records("1");
+        let (mut open, id) = handed_over(&mut world, &app);
+        let failing = wanting(&open, FailureClass::ServerError);
+        assert_eq!(the_give_back(&world.see(&failing)), id);
+        let mut actions = given_back(&mut world, id, usable("1"));
+        settle(&mut world, &actions, Written::Done);
+        if unavailable {
+            actions = world.wait(Duration::from_secs(20));
             settle(&mut world, &actions, Written::Done);
-            if unavailable {
-                actions = world.wait(Duration::from_secs(20));
-                settle(&mut world, &actions, Written::Done);
-            }
-            let mut started = open;
-            started.released = match &actions[..] {
-                [Action::Settle(_, release)] => Some(release.clone()),
-                _ => None,
-            };
-            let runs = Start::Started {
-                digest: Some(digest("2")),
-                since: None,
-                again,
-            };
-            started.starts.insert("app".into(), runs);
-            world.records.clear();
-            for action in world.see(&started) {
-                if let Action::Settle(pod, release) = action {
-                    let expected = if again {
-                        Outcome::Fallback
-                    } else {
-                        Outcome::Fresh
-                    };
-                    assert_eq!(release.containers["app"].outcome, expected);
-                    world.handle(Event::Settled(pod, release, Written::Done));
-                }
-            }
-            let pulled_for = world
-                .records
-                .iter()
-                .filter_map(|record| record.pulled_for.as_deref());
-            let expected = (!again).then_some(&app.identity);
-            assert_eq!(pulled_for.collect::<Vec<_>>(), Vec::from_iter(expected));
         }
+        open.released = Some(the_amended(&actions).clone());
+        let (settled, pulled_for) = starts_from(&mut world, open, "2", false);
+        assert_eq!(settled.outcome, Outcome::Fresh);
+        assert_eq!(pulled_for, [app.identity]);
     }
+    // The agent was away meanwhile.
+    let (mut world, app) = without_records("1");
+    let (open, _) = handed_over(&mut world, &app);
+    for (again, expected) in [(false, Outcome::Fresh), (true, Outcome::Fallback)] {
+        let (mut later, _) = without_records("1");
+        let (settled, pulled_for) = starts_from(&mut later, open.clone(), "2", again);
+        assert_eq!(settled.outcome, expected);
+        assert_eq!(
+            settled.failure, None,
+            "what the agent was told says nothing of the start"
+        );
+        assert_eq!(pulled_for, []);
+    }
+}
+
+/// It was left without a copy that it may start from; then another tenant's pod has brought one.
+#[test]
+fn what_was_pulled_for_others_is_no_pull_for_a_pod_that_starts_from_it() {
+    for (others, expected) in [("other", Outcome::Fallback), ("default", Outcome::Fresh)] {
+        let (mut world, app) = without_records("1");
+        let (mut open, id) = handed_over(&mut world, &app);
+        world.see(&wanting(&open, FailureClass::ServerError));
+        let actions = given_back(&mut world, id, usable("1"));
+        settle(&mut world, &actions, Written::Done);
+        let actions = world.wait(Duration::from_secs(20));
+        settle(&mut world, &actions, Written::Done);
+        open.released = Some(the_amended(&actions).clone());
+        let mut record = written_down(image(), Some(confirmation("2")), true);
+        record.facts.private_to = Some(vec![tenant("any", others, &world).identity]);
+        world.learn(&[record]);
+        let (settled, pulled_for) = starts_from(&mut world, open, "2", false);
+        assert_eq!(settled.outcome, expected);
+        assert_eq!(settled.digest, Some(digest("2")));
+        let is_own = expected == Outcome::Fresh;
+        assert_eq!(pulled_for, Vec::from_iter(is_own.then_some(app.identity)));
+    }
+}
+
+/// The kubelet's pull for this pod was refused, and an ungated pod's has brought the name back meanwhile.
+#[test]
+fn a_pull_that_was_refused_has_not_brought_what_is_there_then() {
+    let (mut world, app) = without_records("1");
+    let (open, id) = handed_over(&mut world, &app);
+    let failing = wanting(&open, FailureClass::Unauthorized);
+    assert_eq!(the_give_back(&world.see(&failing)), id);
+    let actions = world.handle(Event::GivenBack {
+        image: image(),
+        id,
+        copy: usable("2"),
+        by_kubelet: true,
+    });
+    assert_eq!(the_settled(&actions).outcome, Outcome::Fallback);
+    let [record] = &world.records[..] else {
+        panic!("{:?}", world.records);
+    };
+    assert!(record.result.failure().is_some(), "{record:?}");
+}
+
+/// Between the registry's refusal and the hand-over, somebody has moved the name to a copy of others.
+#[test]
+fn a_pod_is_not_left_to_the_kubelet_with_a_copy_behind_it_that_it_may_not_have() {
+    let (mut world, app) = without_records("1");
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &usable("1")));
+    let actions = taken(&mut world, id, Some("2"));
+    let release = actions.iter().find_map(|action| match action {
+        Action::Release { release, .. } => Some(&release.containers["app"]),
+        _ => None,
+    });
+    assert_eq!(release.map(|given| given.outcome), Some(Outcome::Refused));
+    assert!(
+        actions.contains(&Action::GiveBack { image: image(), id }),
+        "{actions:?}"
+    );
 }
 
 #[test]

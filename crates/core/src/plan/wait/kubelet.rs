@@ -23,7 +23,7 @@ impl Waiting {
         };
         let (until, refused) = (*until, refused.clone());
         self.wait = match cause {
-            Cause::Away => self.handed_over(context),
+            Cause::Away => self.left_to_kubelet(&refused, context),
             Cause::Time if until <= context.now.up && context.is_away() => {
                 self.handed_over(context)
             }
@@ -159,6 +159,25 @@ impl Waiting {
             release.note = note_not_asked(release.outcome, release.note.take());
         }
         done
+    }
+
+    /// The pod leads. If the kubelet's pull fails, it starts from what is kept, and since the try somebody may have moved
+    /// the name to what this pod must not have.
+    fn left_to_kubelet(&self, refused: &Evidence, context: &Context<'_>) -> Wait {
+        match context.image.away().and_then(|kept| kept.digest.clone()) {
+            Some(digest) if !context.is_away() => {
+                let copy = CachedCopy::Usable {
+                    digest,
+                    size_bytes: 0,
+                };
+                let evidence = Evidence {
+                    copy,
+                    ..refused.clone()
+                };
+                self.settled(&evidence, context)
+            }
+            _ => self.handed_over(context),
+        }
     }
 
     /// The kubelet finds no copy, and pulls.

@@ -92,6 +92,21 @@ fn the_first_that_has_not_started_is_next() {
 }
 
 #[test]
+fn a_container_that_waits_out_its_back_off_has_started_again() {
+    for (restarts, expected) in [(0, false), (1, true)] {
+        let mut back_off = waiting("one", "CrashLoopBackOff");
+        back_off["lastState"] =
+            json!({"terminated": {"exitCode": 1, "startedAt": OPENED, "finishedAt": OPENED}});
+        back_off["restartCount"] = restarts.into();
+        let starts = pod(&json!([]), &json!({"own": [back_off]})).starts;
+        assert!(
+            matches!(starts.get("one"), Some(Start::Started { again, .. }) if *again == expected),
+            "{restarts}: {starts:?}"
+        );
+    }
+}
+
+#[test]
 fn the_kubelet_goes_on_behind_one_whose_image_it_cannot_get() {
     for reason in ["ErrImagePull", "ImagePullBackOff"] {
         let statuses =
