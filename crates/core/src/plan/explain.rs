@@ -20,7 +20,7 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
 use crate::record::Facts;
-use crate::release::note_not_asked;
+use crate::release::words::note_not_asked;
 use crate::rules::Rules;
 use crate::text;
 use crate::time::Now;

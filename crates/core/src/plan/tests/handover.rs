@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::pod::Start;
-use crate::release::{BY_KUBELET, ContainerRelease, NOT_ASKED};
+use crate::release::ContainerRelease;
+use crate::release::words::{BY_KUBELET, NOT_ASKED};
 
 /// The kubelet keeps records, and everything works.
 pub(super) fn well() -> World {

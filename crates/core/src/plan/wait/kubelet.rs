@@ -4,7 +4,8 @@ use super::super::same::Rollout;
 use super::{Cause, Context, LOOK_AGAIN, Request, Spare, Wait, Waiting};
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::TryResult;
-use crate::release::{BY_KUBELET, ContainerRelease, note_not_asked};
+use crate::release::ContainerRelease;
+use crate::release::words::{BY_KUBELET, note_not_asked};
 use crate::verdict::{CachedCopy, Evidence};
 
 /// What a try that was refused has shown, with another failure.
