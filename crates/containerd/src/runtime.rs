@@ -1,17 +1,19 @@
 //! What the agent needs of a container runtime: the seam between the agent and containerd.
 
+mod error;
+mod version;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::future::Future;
-use std::time::Duration;
 
 use futures::stream::BoxStream;
 use trylatest_core::digest::Digest;
 use trylatest_core::image::ImageName;
 use trylatest_core::keep::KeptCopy;
-use trylatest_core::outcome::Failure;
 use trylatest_core::record::RolledBack;
 
+pub use self::error::{PullError, RuntimeError};
+pub use self::version::RuntimeVersion;
 use crate::alias::Journal;
 use crate::program::Program;
 
@@ -463,150 +465,4 @@ pub enum ImageChange {
     Updated,
     /// It is gone.
     Deleted,
-}
-
-/// Name and version of a container runtime.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuntimeVersion {
-    /// E.g. `containerd`.
-    pub name: String,
-    /// As the runtime reports it, e.g. `v2.4.2` or `1.6.20~ds1`.
-    pub version: String,
-}
-
-impl RuntimeVersion {
-    /// Whether the pin of any name counts for its image, and a pin that is taken away does not: so from containerd
-    /// 1.6.25, 1.7.10 and 2.0 on. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that of the name that
-    /// CRI saw first, and for ever (internal/store/image/image.go). Other runtimes, and versions that cannot be read,
-    /// are taken for new ones.
-    pub fn honours_pins(&self) -> bool {
-        let version = self.version.trim_start_matches('v');
-        let mut parts = version.splitn(3, '.').map(|part| {
-            let digits = part.find(|c: char| !c.is_ascii_digit());
-            part.get(..digits.unwrap_or(part.len()))?
-                .parse::<u32>()
-                .ok()
-        });
-        let (major, minor) = (parts.next().flatten(), parts.next().flatten());
-        let patch = parts.next().flatten().unwrap_or(0);
-        match (major, minor) {
-            (Some(1), Some(7)) => patch >= 10,
-            (Some(1), Some(6)) => patch >= 25,
-            (Some(1), Some(..6)) => false,
-            _ => true,
-        }
-    }
-}
-
-impl fmt::Display for RuntimeVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.version)
-    }
-}
-
-/// A pull that failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pulling {image} failed: {failure}")]
-pub struct PullError {
-    image: ImageName,
-    failure: Failure,
-}
-
-impl PullError {
-    /// A failed pull of this image.
-    pub fn new(image: ImageName, failure: Failure) -> Self {
-        Self { image, failure }
-    }
-
-    /// Why it failed: classified, without secrets, short.
-    pub fn failure(&self) -> Failure {
-        self.failure.clone()
-    }
-}
-
-/// A call to containerd that failed. Pulls have their own error.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RuntimeError {
-    /// No answer in time.
-    #[error("{operation}: containerd did not answer within {timeout:?}")]
-    Timeout {
-        /// What was asked.
-        operation: &'static str,
-        /// The deadline.
-        timeout: Duration,
-    },
-    /// No connection, or it broke during the call.
-    #[error("{operation}: containerd cannot be reached: {why}")]
-    Unreachable {
-        /// What was asked.
-        operation: &'static str,
-        /// What the connection said.
-        why: String,
-    },
-    /// containerd answered with an error.
-    #[error("{operation}: containerd answered {code:?}: {message}")]
-    Answered {
-        /// What was asked.
-        operation: &'static str,
-        /// Its code.
-        code: tonic::Code,
-        /// Its message, shortened.
-        message: String,
-    },
-    /// There is no such image or alias.
-    #[error("{operation}: {name} does not exist")]
-    NotFound {
-        /// What was asked.
-        operation: &'static str,
-        /// What is missing.
-        name: String,
-    },
-    /// The alias could be taken for an image's name.
-    #[error("invalid alias {alias:?}: it could be taken for an image's name")]
-    BadAlias {
-        /// The alias.
-        alias: String,
-    },
-    /// The event stream has ended; later events would be missed.
-    #[error("containerd has ended the event stream")]
-    EventsEnded,
-}
-
-impl RuntimeError {
-    /// Whether this was refused, for what it is: another call may go well.
-    pub fn is_an_answer(&self) -> bool {
-        match self {
-            Self::Answered { .. } | Self::NotFound { .. } | Self::BadAlias { .. } => true,
-            Self::Timeout { .. } | Self::Unreachable { .. } | Self::EventsEnded => false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pins_count_from_some_versions_on() {
-        for (version, honours) in [
-            ("1.5.18", false),
-            ("1.6.20~ds1", false),
-            ("v1.6.24", false),
-            ("v1.6.25", true),
-            ("1.6.36~ds1", true),
-            ("v1.7.9-k3s1", false),
-            ("v1.7.10", true),
-            ("1.7.27-0ubuntu1~24.04.1", true),
-            ("v2.0.0", true),
-            ("v2.4.2", true),
-            ("unknown", true),
-            ("", true),
-        ] {
-            let version = RuntimeVersion {
-                name: "containerd".to_owned(),
-                version: version.to_owned(),
-            };
-            assert_eq!(version.honours_pins(), honours, "{version}");
-        }
-    }
 }
