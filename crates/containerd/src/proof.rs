@@ -30,7 +30,7 @@ const MAX_MANIFESTS: usize = 32;
 /// the client (1.6 to 2.0, and where it is configured so) anything; through the transfer service, 2.1
 /// and 2.2 what is for this platform, 2.3 and later what is for this operating system
 /// (`plugins/transfer/plugin.go`).
-const CHECKS_CONFIGURATION: (u64, u64, u64) = (2, 2, 2);
+const CHECKS_CONFIGURATION: (u32, u32, u32) = (2, 2, 2);
 
 /// What a proof relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,17 +156,9 @@ pub(crate) async fn may_be_unpacked(node: &Containerd, config: &Config) -> Resul
 
 /// An unreadable version counts as a new one.
 fn checks_configuration(version: &RuntimeVersion) -> bool {
-    let version = version.version.trim_start_matches('v');
-    let mut numbers = version.splitn(3, '.').map(|part| {
-        let digits = part
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(part.len());
-        part[..digits].parse().ok()
-    });
-    let mut next = || numbers.next().flatten();
-    match (next(), next(), next()) {
-        (Some(major), Some(minor), patch) => {
-            (major, minor, patch.unwrap_or(u64::MAX)) >= CHECKS_CONFIGURATION
+    match version.numbers() {
+        [Some(major), Some(minor), patch] => {
+            (major, minor, patch.unwrap_or(u32::MAX)) >= CHECKS_CONFIGURATION
         }
         _ => true,
     }

@@ -17,21 +17,22 @@ impl RuntimeVersion {
     /// CRI saw first, and for ever (internal/store/image/image.go). Other runtimes, and versions that cannot be read,
     /// are taken for new ones.
     pub fn honours_pins(&self) -> bool {
+        match self.numbers() {
+            [Some(1), Some(7), patch] => patch.unwrap_or(0) >= 10,
+            [Some(1), Some(6), patch] => patch.unwrap_or(0) >= 25,
+            [Some(1), Some(..6), _] => false,
+            _ => true,
+        }
+    }
+
+    /// Major, minor and patch number, as far as they can be read.
+    pub(crate) fn numbers(&self) -> [Option<u32>; 3] {
         let version = self.version.trim_start_matches('v');
         let mut parts = version.splitn(3, '.').map(|part| {
             let digits = part.find(|c: char| !c.is_ascii_digit());
-            part.get(..digits.unwrap_or(part.len()))?
-                .parse::<u32>()
-                .ok()
+            part.get(..digits.unwrap_or(part.len()))?.parse().ok()
         });
-        let (major, minor) = (parts.next().flatten(), parts.next().flatten());
-        let patch = parts.next().flatten().unwrap_or(0);
-        match (major, minor) {
-            (Some(1), Some(7)) => patch >= 10,
-            (Some(1), Some(6)) => patch >= 25,
-            (Some(1), Some(..6)) => false,
-            _ => true,
-        }
+        std::array::from_fn(|_| parts.next().flatten())
     }
 }
 
