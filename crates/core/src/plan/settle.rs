@@ -11,12 +11,14 @@ use super::event::Action;
 use super::image::Image;
 use super::pod::Pod;
 use super::runs;
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::{Knowledge, Known};
 use crate::outcome::Outcome;
 use crate::pod::{Start, TryContainer};
 use crate::record::{Facts, TryResult};
 use crate::release::{ContainerProgress, ContainerRelease, Progress, Release};
+use crate::rules::{NodeRules, Rules};
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Evidence, Terms, doubt};
 
@@ -99,9 +101,18 @@ impl Pod {
         &mut self,
         name: &ImageName,
         evidence: &Evidence,
-        terms: Terms<'_>,
+        facts: &Facts,
+        node: &NodeRules,
         now: Now,
     ) {
+        let doubts = |class, digest: &Digest| {
+            let terms = Terms {
+                facts,
+                rules: &Rules::of(&self.seen, Some(name), node),
+                now: now.wall,
+            };
+            doubt(class, digest, terms)
+        };
         let came_to = |given: &ContainerRelease| match (&evidence.result, evidence.copy.digest()) {
             (TryResult::Fresh, Some(digest)) => {
                 given.pulled_by_kubelet(Outcome::Fresh, digest, now.wall)
@@ -115,7 +126,7 @@ impl Pod {
                 let before = given.digest.as_ref().filter(|_| unknown);
                 let (failure, digest) = (result.failure(), digest.or(before));
                 let class = failure.map(|failure| failure.class);
-                let doubt = class.zip(digest).and_then(|(c, d)| doubt(c, d, terms));
+                let doubt = class.zip(digest).and_then(|(c, d)| doubts(c, d));
                 let given = ContainerRelease {
                     failure: failure.cloned(),
                     digest: digest.cloned(),

@@ -10,9 +10,8 @@ use super::{Handover, Kept, Phase};
 use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass};
 use crate::record::{Try, TryResult};
-use crate::rules::Rules;
 use crate::time::Now;
-use crate::verdict::{CachedCopy, Evidence, Terms};
+use crate::verdict::{CachedCopy, Evidence};
 
 /// How a hand-over ended.
 #[derive(Debug)]
@@ -149,13 +148,7 @@ impl Planner {
             if failed && handover.is_for_another(&pod.seen.identity) {
                 continue;
             }
-            let rules = Rules::of(&pod.seen, Some(name), &self.rules);
-            let terms = Terms {
-                facts: &facts,
-                rules: &rules,
-                now: now.wall,
-            };
-            pod.settle(name, evidence, terms, now);
+            pod.settle(name, evidence, &facts, &self.rules, now);
         }
     }
 
