@@ -135,9 +135,9 @@ impl Planner {
         let nothing = Known::default();
         let (mut pods, mut images, mut unconfirmed) = (0, BTreeSet::new(), BTreeSet::new());
         let mut oldest: Option<Timestamp> = None;
-        for pod in self.pods.values() {
+        for pod in self.pods.values().filter(|pod| pod.may_start()) {
             let mut is_one = false;
-            for (name, (time, given)) in pod.released_images() {
+            for (name, (time, given)) in pod.given_images() {
                 let known = self.knowledge.of_name(name).unwrap_or(&nothing);
                 if !runs_old(&(time, given), known) {
                     continue;

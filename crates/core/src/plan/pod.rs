@@ -13,7 +13,6 @@ use super::runs::{self, Contents};
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
-use crate::outcome::Outcome;
 use crate::pod::{GateState, GatedPod};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
@@ -26,7 +25,7 @@ pub(super) const NEWS: Duration = Duration::from_hours(1);
 /// A gate that has not started so long after its pod's sandbox cannot start, or waits for its image.
 const GATE_FOLLOWS: Duration = Duration::from_secs(2);
 
-/// When and how a pod was released with an image.
+/// When and how a pod was released with an image, or refused.
 pub(super) type ReleasedWith<'a> = (Timestamp, &'a ContainerRelease);
 
 /// A gated pod of this node and what it waits for.
@@ -338,24 +337,14 @@ impl Pod {
         containers.filter_map(|container| container.image.as_ref().ok())
     }
 
-    /// Each of its images with one container's release; nothing if the pod was not released, was
-    /// refused, or has ended.
-    pub(super) fn released_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
-        self.given_images(self.released.as_ref().filter(|release| release.opens()))
+    /// Whether its release lets it start.
+    pub(super) fn may_start(&self) -> bool {
+        self.released.as_ref().is_some_and(Release::opens)
     }
 
-    /// The same of the images for which it was refused.
-    pub(super) fn refused_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
-        let mut given = self.given_images(self.released.as_ref());
-        given.retain(|_, (_, given)| given.outcome == Outcome::Refused);
-        given
-    }
-
-    fn given_images<'a>(
-        &'a self,
-        release: Option<&'a Release>,
-    ) -> BTreeMap<&'a ImageName, ReleasedWith<'a>> {
-        let release = release.filter(|_| !self.seen.terminated);
+    /// Each of its images with what one container was given; nothing if the pod has no release yet, or has ended.
+    pub(super) fn given_images(&self) -> BTreeMap<&ImageName, ReleasedWith<'_>> {
+        let release = self.released.as_ref().filter(|_| !self.seen.terminated);
         let containers = release.iter().flat_map(|_| &self.seen.containers);
         containers
             .filter_map(|container| {

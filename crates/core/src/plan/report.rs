@@ -41,13 +41,20 @@ pub(super) fn node_images<'a>(
         .collect();
     let unknown = || (&nothing, Users::default());
     for pod in pods {
-        for (name, given) in pod.released_images() {
+        let may_start = pod.may_start();
+        for (name, given) in pod.given_images() {
+            let is_refused = given.1.outcome == Outcome::Refused;
+            if !may_start && !is_refused {
+                // Another container keeps its pod from starting.
+                continue;
+            }
             let (_, users) = all.entry(name).or_insert_with(unknown);
-            users.started.push(given);
-        }
-        for (name, given) in pod.refused_images() {
-            let (_, users) = all.entry(name).or_insert_with(unknown);
-            users.refused.push(given);
+            let users = if is_refused {
+                &mut users.refused
+            } else {
+                &mut users.started
+            };
+            users.push(given);
         }
     }
     all.into_iter()
