@@ -6,7 +6,9 @@
 //! chosen.
 
 mod act;
+mod asked;
 mod refusals;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use trylatest_k8s::{PodChange, WatchError};
 use self::refusals::Refusals;
 use super::api::{Api, words};
 use super::aside;
-use super::by_hand::{self, NotBelieved, Report};
+use super::by_hand::NotBelieved;
 use super::gates;
 use super::health::Health;
 use super::history::History;
@@ -54,10 +56,6 @@ const MOVED_MAX: usize = 256;
 
 /// The loop turns at least this often, which is what the liveness probe looks at.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-
-/// The node's report is put together at most this often: that costs more the more images are known, and when many pods
-/// start at once, each of them changes it several times.
-const REPORT_EVERY: Duration = Duration::from_millis(200);
 
 /// How long to wait at the start for names that an earlier agent has taken away.
 const TIDY: Duration = Duration::from_secs(5);
@@ -282,26 +280,6 @@ impl<R: ImageRuntime> Loop<R> {
         Some(Event::RolledBack(marks))
     }
 
-    /// Says which registries fail, and which are back.
-    fn show_circuits(&mut self) {
-        let mut open = BTreeSet::new();
-        for (registry, failure) in self.own.planner.open_circuits() {
-            if !self.open.remove(registry) {
-                warn!(registry, error = %failure, "the registry fails: pods that have a copy do not wait for it");
-                self.own
-                    .metrics
-                    .registries
-                    .circuit_opened(registry, failure);
-            }
-            open.insert(registry.to_owned());
-        }
-        for registry in std::mem::replace(&mut self.open, open) {
-            info!(registry, "the registry is back");
-        }
-        let registries = &self.own.metrics.registries;
-        registries.set_open_circuits(self.open.iter());
-    }
-
     fn changed(&mut self, change: Result<PodChange, WatchError>) -> Option<Event> {
         match change {
             Ok(PodChange::Reset(mut pods)) => {
@@ -406,104 +384,6 @@ impl<R: ImageRuntime> Loop<R> {
         Event::Configured(config)
     }
 
-    fn called(&mut self, call: Call) {
-        match call {
-            Call::Explain(question) => self.look_up(question),
-            Call::Learn(report) => self.check(report),
-        }
-    }
-
-    /// A question has come: the planner is asked once its images have been looked at.
-    fn look_up(&mut self, question: Question) {
-        if question.answer.is_closed() {
-            return;
-        }
-        let Some(images) = self.own.planner.images_of(&question.subject) else {
-            // Whoever has asked may have gone.
-            let _ = question.answer.send(None);
-            return;
-        };
-        let (runtime, history) = (Arc::clone(&self.own.runtime), self.own.history.clone());
-        self.asked += 1;
-        self.begin(async move {
-            let found = questions::look_up(&*runtime, &history, images).await;
-            Came::LookedUp(question, found)
-        });
-    }
-
-    /// A pull by hand is reported: whether the name points to what it brought. That is as true if nobody waits for the
-    /// answer any more.
-    fn check(&mut self, report: Report) {
-        let runtime = Arc::clone(&self.own.runtime);
-        let now = self.own.clock.now().wall;
-        self.asked += 1;
-        self.begin(async move {
-            let Report { tried, answer } = report;
-            let image = tried.image.clone();
-            let checked = by_hand::check(&*runtime, tried, now).await;
-            match &checked {
-                Ok(_) => info!(%image, "an image was pulled by hand"),
-                Err(error) => warn!(%image, %error, "a reported pull by hand was ignored"),
-            }
-            Came::Checked(checked, answer)
-        });
-    }
-
-    fn checked(
-        &mut self,
-        checked: Result<Event, NotBelieved>,
-        answer: oneshot::Sender<Result<(), NotBelieved>>,
-    ) -> Option<Event> {
-        self.asked -= 1;
-        let (event, answered) = match checked {
-            Ok(event) => (Some(event), Ok(())),
-            Err(why) => (None, Err(why)),
-        };
-        // What is under way goes on once the event is handled: who reads the answer finds it written down.
-        self.begin(async move {
-            let _ = answer.send(answered);
-            Came::Done
-        });
-        event
-    }
-
-    fn answer(&self, question: Question, found: &BTreeMap<ImageName, Found>) {
-        let Question { subject, answer } = question;
-        let now = self.own.clock.now();
-        let planner = &self.own.planner;
-        let _ = answer.send(planner.explain(now, &subject, found, self.own.keep_for));
-    }
-
-    fn was_released(&mut self, pod: &PodId, release: &Release, took: Duration) {
-        self.own.metrics.released(release, took);
-        for (name, container) in &release.containers {
-            info!(
-                namespace = pod.namespace,
-                pod = pod.name,
-                container = name,
-                image = container.image,
-                outcome = container.outcome.as_str(),
-                digest = container.digest.as_ref().map(Digest::as_str),
-                error = container.failure.as_ref().map(tracing::field::display),
-                took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                "released"
-            );
-        }
-        if !self.refusals.was_told(&pod.uid, release) {
-            self.tell_release(pod, release, None);
-        }
-    }
-
-    /// Tells the pod's owner, where it is not as `before`.
-    fn tell_release(&mut self, pod: &PodId, release: &Release, before: Option<Release>) {
-        let (api, pod, release) = (self.own.api.clone(), pod.clone(), release.clone());
-        self.telling += 1;
-        self.begin(async move {
-            api.announce(&pod, &release, before.as_ref()).await;
-            Came::Told
-        });
-    }
-
     /// A hand-over needs an agent that sees its end.
     async fn tell_health(&mut self) {
         let is_well = self.own.health.can_hand_over();
@@ -537,45 +417,6 @@ impl<R: ImageRuntime> Loop<R> {
 
     fn begin(&mut self, work: impl Future<Output = Came> + Send + 'static) {
         self.under_way.push(Box::pin(work));
-    }
-
-    /// Hands the node's report to its writer when it has changed, once the pods are known.
-    fn tell_node(&mut self) {
-        if !self.own.health.is_watching() || Instant::now() < self.report_at {
-            return;
-        }
-        let Some(images) = self.own.planner.take_report(self.own.clock.now()) else {
-            return;
-        };
-        self.report_at = Instant::now() + REPORT_EVERY;
-        self.own.metrics.set_images(&images);
-        let planner = &self.own.planner;
-        let report = NodeReport::new(images, planner.agent_decides())
-            .with_registries(&planner.open_registries());
-        self.own.report.send_if_modified(|known| {
-            let is_new = known.as_ref() != Some(&report);
-            if is_new {
-                *known = Some(report);
-            }
-            is_new
-        });
-    }
-
-    /// Says which images pods use, once the pods are known.
-    fn tell_used(&mut self) {
-        if !self.own.health.is_watching() {
-            return;
-        }
-        let Some(now) = self.own.planner.take_used() else {
-            return;
-        };
-        self.own.used.send_if_modified(|used| {
-            let is_new = used.as_ref() != Some(&now);
-            if is_new {
-                *used = Some(now);
-            }
-            is_new
-        });
     }
 
     fn prune(&mut self) {

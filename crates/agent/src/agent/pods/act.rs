@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 use trylatest_containerd::ImageRuntime;
 use trylatest_core::image::ImageName;
 use trylatest_core::plan::{Action, Event};
-use trylatest_core::pod::PodId;
-use trylatest_k8s::Notice;
 
 use super::super::aside;
 use super::super::attempt::{PullLimits, attempt, prove};
@@ -85,62 +83,6 @@ impl<R: ImageRuntime> Loop<R> {
             | Action::Overruled(..)
             | Action::Unanswered(..)
             | Action::Unseen(..) => self.tell_owner(action),
-        }
-    }
-
-    fn tell(&mut self, pod: PodId, notice: Notice) {
-        let api = self.own.api.clone();
-        self.telling += 1;
-        self.begin(async move {
-            api.notify(&pod, &notice).await;
-            Came::Told
-        });
-    }
-
-    /// What the pod's owner should know.
-    fn tell_owner(&mut self, action: Action) {
-        match action {
-            Action::Complain(pod, words) => {
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    error = words,
-                    "a pod's settings cannot be used"
-                );
-                self.tell(pod, Notice::bad_setting(words));
-            }
-            Action::Overruled(pod, overruled) => {
-                self.own.metrics.pods.was_overruled(&overruled);
-                let notice = Notice::overruled(&pod, &overruled);
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    error = notice.note,
-                    "another admission policy has changed a pod's pull policies"
-                );
-                self.tell(pod, notice);
-            }
-            Action::Unanswered(pod, at, silence) => {
-                self.own.metrics.pods.was_unanswered();
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    "a pod's gate has opened by itself"
-                );
-                let notice = Notice::unanswered(&pod, at, silence);
-                self.tell(pod, notice);
-            }
-            Action::Unseen(pod, at, answer) => {
-                self.own.metrics.pods.was_unseen(&answer);
-                warn!(
-                    namespace = pod.namespace,
-                    pod = pod.name,
-                    "a pod's gate has opened by itself, because no sign of the agent reached it"
-                );
-                let notice = Notice::unseen(&pod, at, &answer);
-                self.tell(pod, notice);
-            }
-            _ => {}
         }
     }
 
