@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 use trylatest_containerd::ImageRuntime;
@@ -139,13 +140,7 @@ impl<R: ImageRuntime> Loop<R> {
         let planner = &self.own.planner;
         let report = NodeReport::new(images, planner.agent_decides())
             .with_registries(&planner.open_registries());
-        self.own.report.send_if_modified(|known| {
-            let is_new = known.as_ref() != Some(&report);
-            if is_new {
-                *known = Some(report);
-            }
-            is_new
-        });
+        send_if_new(&self.own.report, report);
     }
 
     /// Says which images pods use, once the pods are known.
@@ -153,15 +148,19 @@ impl<R: ImageRuntime> Loop<R> {
         if !self.own.health.is_watching() {
             return;
         }
-        let Some(now) = self.own.planner.take_used() else {
-            return;
-        };
-        self.own.used.send_if_modified(|used| {
-            let is_new = used.as_ref() != Some(&now);
-            if is_new {
-                *used = Some(now);
-            }
-            is_new
-        });
+        if let Some(used) = self.own.planner.take_used() {
+            send_if_new(&self.own.used, used);
+        }
     }
+}
+
+/// Wakes nobody up for what is known.
+fn send_if_new<T: PartialEq>(sender: &watch::Sender<Option<T>>, now: T) {
+    sender.send_if_modified(|known| {
+        let is_new = known.as_ref() != Some(&now);
+        if is_new {
+            *known = Some(now);
+        }
+        is_new
+    });
 }
