@@ -14,14 +14,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use trylatest_core::config::Config;
-use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
 use trylatest_core::node::NodeReport;
 use trylatest_core::plan::{Action, Event, Planner, TryEnded, Written};
 use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
 use trylatest_core::record::{Facts, ImageRecord, Try, TryResult, Week};
 use trylatest_core::rules::{NodeRules, PullLimit};
-use trylatest_core::settings::Settings;
 use trylatest_core::time::Now;
 use trylatest_core::verdict::{CachedCopy, Evidence};
 
@@ -222,29 +220,18 @@ fn record(n: usize) -> Result<ImageRecord> {
 
 fn pod(n: usize, now: Now) -> Result<GatedPod> {
     let image = image(n)?;
+    let id = PodId {
+        namespace: "default".to_owned(),
+        name: format!("pod-{n}"),
+        uid: uid(n),
+    };
     Ok(GatedPod {
-        id: PodId {
-            namespace: "default".to_owned(),
-            name: format!("pod-{n}"),
-            uid: uid(n),
-        },
-        created: now.wall,
         containers: vec![TryContainer {
             name: "app".to_owned(),
             written: image.to_string(),
             image: Ok(image),
         }],
-        has_image_volumes: false,
-        overruled: Vec::new(),
-        identity: Identity::default(),
-        starts: BTreeMap::new(),
-        settings: Settings::default(),
-        revision: None,
-        active_deadline: None,
-        complaints: Vec::new(),
         gate: GateState::Running { since: now.wall },
-        gate_image: None,
-        released: None,
-        terminated: false,
+        ..GatedPod::new(id, now.wall)
     })
 }

@@ -62,6 +62,29 @@ pub struct GatedPod {
     pub terminated: bool,
 }
 
+impl GatedPod {
+    /// One that has no containers to look after and sets nothing, and whose gate has not started.
+    pub fn new(id: PodId, created: Timestamp) -> Self {
+        Self {
+            id,
+            created,
+            containers: Vec::new(),
+            has_image_volumes: false,
+            overruled: Vec::new(),
+            identity: Identity::default(),
+            starts: BTreeMap::new(),
+            settings: Settings::default(),
+            revision: None,
+            active_deadline: None,
+            complaints: Vec::new(),
+            gate: GateState::Pending,
+            gate_image: None,
+            released: None,
+            terminated: false,
+        }
+    }
+}
+
 /// What pods have in common that were made from one version of one template, within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision {

@@ -570,29 +570,19 @@ fn pod(number: u32, namespace: String, images: &[ImageName], settings: Settings)
         written: image.to_string(),
         image: Ok(image.clone()),
     });
+    let id = PodId {
+        namespace: namespace.clone(),
+        name: format!("pod-{number}"),
+        uid: format!("00000000-0000-0000-0000-{number:012}"),
+    };
     GatedPod {
-        id: PodId {
-            namespace: namespace.clone(),
-            name: format!("pod-{number}"),
-            uid: format!("00000000-0000-0000-0000-{number:012}"),
-        },
-        created: clock::wall(),
         containers: containers.collect(),
-        has_image_volumes: false,
-        overruled: Vec::new(),
-        revision: None,
         identity: Identity {
             namespace,
             service_account: "default".to_owned(),
             pull_secrets: Vec::new(),
         },
-        starts: BTreeMap::new(),
         settings,
-        active_deadline: None,
-        complaints: Vec::new(),
-        gate: GateState::Pending,
-        gate_image: None,
-        released: None,
-        terminated: false,
+        ..GatedPod::new(id, clock::wall())
     }
 }

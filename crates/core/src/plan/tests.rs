@@ -210,30 +210,19 @@ fn image() -> ImageName {
 }
 
 fn pod(name: &str, world: &World) -> GatedPod {
+    let id = PodId {
+        namespace: "default".into(),
+        name: name.into(),
+        uid: format!("uid-{name}"),
+    };
+    let created = Timestamp::from_second(world.now().wall.as_second()).unwrap();
     GatedPod {
-        id: PodId {
-            namespace: "default".into(),
-            name: name.into(),
-            uid: format!("uid-{name}"),
-        },
-        created: Timestamp::from_second(world.now().wall.as_second()).unwrap(),
         containers: vec![TryContainer {
             name: "app".into(),
             written: "reg.example/app".into(),
             image: Ok(image()),
         }],
-        has_image_volumes: false,
-        overruled: Vec::new(),
-        settings: Settings::default(),
-        revision: None,
-        active_deadline: None,
-        complaints: Vec::new(),
-        gate: GateState::Pending,
-        gate_image: None,
-        identity: Identity::default(),
-        starts: BTreeMap::new(),
-        released: None,
-        terminated: false,
+        ..GatedPod::new(id, created)
     }
 }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::pod::{GateState, PodId, TryContainer};
+use crate::pod::PodId;
 use crate::settings::Settings;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,26 +22,14 @@ fn node(config: &str) -> NodeRules {
 }
 
 fn pod(settings: Settings) -> GatedPod {
+    let id = PodId {
+        namespace: "default".into(),
+        name: "app".into(),
+        uid: "1".into(),
+    };
     GatedPod {
-        id: PodId {
-            namespace: "default".into(),
-            name: "app".into(),
-            uid: "1".into(),
-        },
-        created: Timestamp::UNIX_EPOCH,
-        containers: Vec::<TryContainer>::new(),
-        has_image_volumes: false,
-        overruled: Vec::new(),
-        identity: Identity::default(),
-        starts: std::collections::BTreeMap::new(),
         settings,
-        revision: None,
-        active_deadline: None,
-        complaints: Vec::new(),
-        gate: GateState::Pending,
-        gate_image: None,
-        released: None,
-        terminated: false,
+        ..GatedPod::new(id, Timestamp::UNIX_EPOCH)
     }
 }
 

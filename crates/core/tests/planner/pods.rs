@@ -1,6 +1,6 @@
 //! Pods that come, change and go, and their gates.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -66,33 +66,26 @@ impl World {
             owner: format!("owner{n}"),
             version: None,
         });
+        let id = PodId {
+            namespace: "default".into(),
+            name: format!("pod{pod}"),
+            uid: format!("uid{}", self.born),
+        };
+        let created = Timestamp::from_second(self.wall.as_second()).expect("a time");
         let new = GatedPod {
-            id: PodId {
-                namespace: "default".into(),
-                name: format!("pod{pod}"),
-                uid: format!("uid{}", self.born),
-            },
-            created: Timestamp::from_second(self.wall.as_second()).expect("a time"),
             containers: containers.collect(),
             settings,
             revision,
-            active_deadline: None,
-            complaints: Vec::new(),
-            has_image_volumes: false,
-            overruled: Vec::new(),
             gate: if held {
                 GateState::Pending
             } else {
                 GateState::NotWanted
             },
-            gate_image: None,
             identity: Identity {
                 namespace: format!("tenant{pod}"),
                 ..Identity::default()
             },
-            starts: BTreeMap::new(),
-            released: None,
-            terminated: false,
+            ..GatedPod::new(id, created)
         };
         if held {
             self.named.extend(images_of(&new).cloned());

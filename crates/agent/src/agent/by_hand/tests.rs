@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,12 +8,11 @@ use tokio_util::sync::CancellationToken;
 use trylatest_containerd::fake::{Answer, FakeContainerd};
 use trylatest_core::config::Config;
 use trylatest_core::disk::Amount;
-use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
 use trylatest_core::keys;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::plan::Planner;
-use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
+use trylatest_core::pod::{GatedPod, PodId, TryContainer};
 use trylatest_core::record::TryResult;
 use trylatest_core::release::Release;
 use trylatest_core::rules::{NodeRules, PullLimit};
@@ -207,33 +205,22 @@ fn rules() -> NodeRules {
 
 /// A pod that wants its copy confirmed within the last hour.
 fn strict() -> GatedPod {
+    let id = PodId {
+        namespace: "team-a".to_owned(),
+        name: "strict".to_owned(),
+        uid: "1".to_owned(),
+    };
     GatedPod {
-        id: PodId {
-            namespace: "team-a".to_owned(),
-            name: "strict".to_owned(),
-            uid: "1".to_owned(),
-        },
-        created: clock::wall(),
         containers: vec![TryContainer {
             name: "app".to_owned(),
             written: image().to_string(),
             image: Ok(image()),
         }],
-        has_image_volumes: false,
-        overruled: Vec::new(),
-        revision: None,
-        identity: Identity::default(),
-        starts: BTreeMap::new(),
         settings: Settings {
             max_age: Some(HOUR),
             ..Settings::default()
         },
-        active_deadline: None,
-        complaints: Vec::new(),
-        gate: GateState::Pending,
-        gate_image: None,
-        released: None,
-        terminated: false,
+        ..GatedPod::new(id, clock::wall())
     }
 }
 
