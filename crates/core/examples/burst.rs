@@ -13,13 +13,12 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use trylatest_core::config::Config;
 use trylatest_core::image::ImageName;
 use trylatest_core::node::NodeReport;
 use trylatest_core::plan::{Action, Event, Planner, TryEnded, Written};
 use trylatest_core::pod::{GateState, GatedPod, PodId, TryContainer};
 use trylatest_core::record::{Facts, ImageRecord, Try, TryResult, Week};
-use trylatest_core::rules::{NodeRules, PullLimit};
+use trylatest_core::rules::NodeRules;
 use trylatest_core::time::Now;
 use trylatest_core::verdict::{CachedCopy, Evidence};
 
@@ -72,13 +71,8 @@ fn main() -> Result<()> {
 impl World {
     fn new(known: usize) -> Result<Self> {
         let rules = NodeRules {
-            kubelet_pulls: PullLimit::default(),
-            try_for: Duration::from_secs(30),
-            stall: Duration::from_secs(5),
-            freshness: Duration::ZERO,
             kubelet_verifies: true,
-            allow_unverified_fallback: false,
-            config: Config::default(),
+            ..NodeRules::default()
         };
         let records: Vec<ImageRecord> = (0..known).map(record).collect::<Result<_>>()?;
         let mut world = Self {

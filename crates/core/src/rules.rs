@@ -25,7 +25,7 @@ use crate::time::written;
 const DEADLINES_SHARE: u32 = 4;
 
 /// The node's settings: the agent's flags, and its configuration before them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRules {
     /// How long a pod waits before it takes the cached copy, where nothing else says so.
     pub try_for: Duration,
@@ -42,6 +42,21 @@ pub struct NodeRules {
     pub kubelet_pulls: PullLimit,
     /// What the administrator has configured.
     pub config: Config,
+}
+
+/// As the agent's flags are by default, while it is not known what the kubelet verifies.
+impl Default for NodeRules {
+    fn default() -> Self {
+        Self {
+            try_for: Duration::from_secs(30),
+            stall: Duration::from_secs(5),
+            freshness: Duration::ZERO,
+            kubelet_verifies: false,
+            allow_unverified_fallback: false,
+            kubelet_pulls: PullLimit::default(),
+            config: Config::default(),
+        }
+    }
 }
 
 /// The kubelet's limit of pulls: what exceeds it fails, and is tried again after a back-off

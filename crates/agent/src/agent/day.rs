@@ -30,7 +30,7 @@ use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::plan::Planner;
 use trylatest_core::pod::{GateState, GatedPod, PodId, Start, TryContainer};
 use trylatest_core::release::Release;
-use trylatest_core::rules::{NodeRules, PullLimit};
+use trylatest_core::rules::NodeRules;
 use trylatest_core::settings::Settings;
 use trylatest_k8s::{PodChange, Writer, fake};
 
@@ -234,13 +234,8 @@ impl World {
         let (_, config) = watch::channel(Config::default());
         let (gates, _) = offers::channel(1, metrics.calls.overflows(Channel::Gates));
         let rules = NodeRules {
-            kubelet_pulls: PullLimit::default(),
-            try_for: Duration::from_secs(30),
-            stall: Duration::from_secs(5),
-            freshness: Duration::ZERO,
             kubelet_verifies: true,
-            allow_unverified_fallback: false,
-            config: Config::default(),
+            ..NodeRules::default()
         };
         let mut planner = Planner::new("node", rules, &[]);
         planner.refresh_every(HOUR);

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 
 use clap::CommandFactory;
+use trylatest_core::config::Config;
+use trylatest_core::rules::NodeRules;
 
 use super::*;
 
@@ -33,6 +35,14 @@ fn flags_are_read() {
     assert_eq!(args.freshness, Duration::from_secs(10));
     assert!(args.allow_unverified_fallback);
     assert_eq!(args.port, 9776);
+}
+
+#[test]
+fn what_no_flag_sets_is_what_the_planner_takes_for_the_default() {
+    let Command::Agent(args) = Cli::parse_from(&AGENT[..5]).command else {
+        panic!("not the agent");
+    };
+    assert_eq!(args.rules(Config::default()), NodeRules::default());
 }
 
 #[test]

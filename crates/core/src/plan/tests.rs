@@ -30,7 +30,6 @@ use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::{GateState, OtherPolicy, Overruled, Trace, TryContainer};
 use crate::record::{Confirmation, Facts, RolledBack, Try};
 use crate::release::ContainerRelease;
-use crate::rules::PullLimit;
 use crate::settings::Settings;
 use crate::verdict::{CachedCopy, Evidence};
 
@@ -46,13 +45,8 @@ struct World {
 
 fn rules() -> NodeRules {
     NodeRules {
-        kubelet_pulls: PullLimit::default(),
         try_for: TRY,
-        stall: Duration::from_secs(5),
-        freshness: Duration::ZERO,
-        kubelet_verifies: false,
-        allow_unverified_fallback: false,
-        config: Config::default(),
+        ..NodeRules::default()
     }
 }
 

@@ -11,13 +11,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn node(config: &str) -> NodeRules {
     NodeRules {
-        kubelet_pulls: PullLimit::default(),
         try_for: 30 * SECOND,
         stall: 5 * SECOND,
-        freshness: Duration::ZERO,
-        kubelet_verifies: false,
-        allow_unverified_fallback: false,
         config: Config::parse(config).unwrap(),
+        ..NodeRules::default()
     }
 }
 

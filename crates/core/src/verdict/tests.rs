@@ -1,9 +1,7 @@
 //! Which copy a pod may use, by what the try has shown and what applies to the pod.
 
 use super::*;
-use crate::config::Config;
 use crate::record::Confirmation;
-use crate::rules::PullLimit;
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -39,16 +37,7 @@ impl Default for Case {
 }
 
 fn rules() -> Rules {
-    let node = NodeRules {
-        kubelet_pulls: PullLimit::default(),
-        try_for: Duration::from_secs(30),
-        stall: Duration::from_secs(5),
-        freshness: Duration::ZERO,
-        kubelet_verifies: false,
-        allow_unverified_fallback: false,
-        config: Config::default(),
-    };
-    node.by_default(None, None)
+    NodeRules::default().by_default(None, None)
 }
 
 /// The pod's own rule.

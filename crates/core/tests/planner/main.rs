@@ -31,7 +31,7 @@ use trylatest_core::plan::{Action, Ask, Event as Seen, Flow, Planner, Written};
 use trylatest_core::pod::{GateState, GatedPod};
 use trylatest_core::record::{Facts, ImageRecord, Try, Week};
 use trylatest_core::release::Release;
-use trylatest_core::rules::{NodeRules, PullLimit};
+use trylatest_core::rules::NodeRules;
 use trylatest_core::time::Now;
 use trylatest_core::verdict::CachedCopy;
 
@@ -359,13 +359,10 @@ const REFRESH: Duration = Duration::from_secs(20);
 
 fn rules(kubelet_verifies: bool) -> NodeRules {
     NodeRules {
-        kubelet_pulls: PullLimit::default(),
         try_for: TRY,
         stall: STALL,
-        freshness: Duration::ZERO,
         kubelet_verifies,
-        allow_unverified_fallback: false,
-        config: Config::default(),
+        ..NodeRules::default()
     }
 }
 

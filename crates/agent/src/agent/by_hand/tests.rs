@@ -15,7 +15,7 @@ use trylatest_core::plan::Planner;
 use trylatest_core::pod::{GatedPod, PodId, TryContainer};
 use trylatest_core::record::TryResult;
 use trylatest_core::release::Release;
-use trylatest_core::rules::{NodeRules, PullLimit};
+use trylatest_core::rules::NodeRules;
 use trylatest_core::settings::Settings;
 use trylatest_k8s::{PodChange, Writer, fake};
 
@@ -193,13 +193,8 @@ impl Agent {
 
 fn rules() -> NodeRules {
     NodeRules {
-        kubelet_pulls: PullLimit::default(),
-        try_for: Duration::from_secs(30),
-        stall: Duration::from_secs(5),
-        freshness: Duration::ZERO,
         kubelet_verifies: true,
-        allow_unverified_fallback: false,
-        config: Config::default(),
+        ..NodeRules::default()
     }
 }
 
