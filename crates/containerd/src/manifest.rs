@@ -106,6 +106,11 @@ struct RootFs {
 }
 
 impl Config {
+    /// How many layers it names.
+    pub(crate) fn layers(&self) -> usize {
+        self.rootfs.diff_ids.len()
+    }
+
     /// The names of the unpacked layers' snapshots, lowest first: each layer's name depends on all
     /// below it.
     pub(crate) fn chain_ids(&self) -> Vec<String> {

@@ -99,14 +99,8 @@ async fn startable(
     image_id: &str,
     depth: Depth,
 ) -> Result<(), NoDocument> {
-    let manifest = manifest_of(node, root, image_id).await?;
-    let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
+    let (manifest, config) = chosen(node, root, image_id).await?;
     let chain = config.chain_ids();
-    if chain.len() != manifest.layers.len() {
-        return Err(NoDocument::Unusable(
-            "its configuration and manifest name different numbers of layers".to_owned(),
-        ));
-    }
     let Some(top) = chain.last() else {
         return may_be_unpacked(node, &config).await;
     };
@@ -178,8 +172,24 @@ async fn is_listed(node: &Containerd, layer: &Descriptor) -> Result<bool, Runtim
     Ok(size.and_then(|size| u64::try_from(size).ok()) == Some(layer.size))
 }
 
+/// The manifest that CRI chose for this node, and its configuration.
+pub(crate) async fn chosen(
+    node: &Containerd,
+    root: Descriptor,
+    image_id: &str,
+) -> Result<(Manifest, Config), NoDocument> {
+    let manifest = manifest_of(node, root, image_id).await?;
+    let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
+    if config.layers() != manifest.layers.len() {
+        return Err(NoDocument::Unusable(
+            "its configuration and manifest name different numbers of layers".to_owned(),
+        ));
+    }
+    Ok((manifest, config))
+}
+
 /// The manifest that CRI chose for this node: the one whose configuration is the image's ID.
-pub(crate) async fn manifest_of(
+async fn manifest_of(
     node: &Containerd,
     root: Descriptor,
     image_id: &str,

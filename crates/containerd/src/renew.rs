@@ -13,7 +13,7 @@ use trylatest_core::image::ImageName;
 
 use crate::containerd::Containerd;
 use crate::containers;
-use crate::content::{self, Hash, NoDocument, read_json};
+use crate::content::{self, Hash, NoDocument};
 use crate::manifest::{Config, Descriptor, Manifest};
 use crate::mend::collect_garbage;
 use crate::proof;
@@ -67,14 +67,7 @@ async fn parts(node: &Containerd, image: &ImageName) -> Result<(Manifest, Config
     let id = in_cri.ok_or_else(absent)?.id;
     let target = stored.and_then(|stored| stored.target).ok_or_else(absent)?;
     let root = Descriptor::stored(target.digest, target.size);
-    let manifest = proof::manifest_of(node, root, &id).await?;
-    let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
-    if config.chain_ids().len() != manifest.layers.len() {
-        return Err(NoDocument::Unusable(
-            "its configuration and manifest name different numbers of layers".to_owned(),
-        ));
-    }
-    Ok((manifest, config))
+    proof::chosen(node, root, &id).await
 }
 
 /// What is wrong with a layer's file, if anything is. Reads all of it.
