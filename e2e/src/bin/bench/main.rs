@@ -270,37 +270,23 @@ impl Bench {
         Ok(())
     }
 
-    /// Measures each policy in turn, as often as asked for, after one round that does not count.
-    async fn case<F>(&self, case: &'static str, round: F) -> anyhow::Result<Vec<Row>>
-    where
-        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
-    {
-        self.case_of(&self.policies, case, round).await
-    }
-
-    /// The same of some policies.
-    async fn case_of<F>(
+    /// Measures each of these policies in turn, as often as asked for, after one round that does not count.
+    async fn case_of(
         &self,
         policies: &[&'static str],
         case: &'static str,
-        round: F,
-    ) -> anyhow::Result<Vec<Row>>
-    where
-        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
-    {
+        round: impl AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    ) -> anyhow::Result<Vec<Row>> {
         self.rounds_of(self.rounds, policies, case, round).await
     }
 
     /// The same of a case of which each round takes long.
-    async fn large_case_of<F>(
+    async fn large_case_of(
         &self,
         policies: &[&'static str],
         case: &'static str,
-        round: F,
-    ) -> anyhow::Result<Vec<Row>>
-    where
-        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
-    {
+        round: impl AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    ) -> anyhow::Result<Vec<Row>> {
         self.rounds_of(self.large_rounds(), policies, case, round)
             .await
     }
@@ -310,16 +296,13 @@ impl Bench {
         self.rounds.div_ceil(2)
     }
 
-    async fn rounds_of<F>(
+    async fn rounds_of(
         &self,
         rounds: u32,
         policies: &[&'static str],
         case: &'static str,
-        round: F,
-    ) -> anyhow::Result<Vec<Row>>
-    where
-        F: AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
-    {
+        round: impl AsyncFn(&Self, &str, &'static str) -> anyhow::Result<Round>,
+    ) -> anyhow::Result<Vec<Row>> {
         let mut measured = vec![Vec::new(); policies.len()];
         for number in 0..=rounds {
             eprintln!("{case}: round {number} of {rounds}");
