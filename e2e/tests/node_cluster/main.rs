@@ -173,33 +173,16 @@ async fn pods_run_and_their_logs_can_be_read(node: &Node) -> anyhow::Result<()> 
 async fn a_pod_knows_the_api_server_and_may_do_little(node: &Node) -> anyhow::Result<()> {
     let namespace = node.cluster.namespace("token").await?;
     node.run(&namespace, "app", true).await?;
-    let inside = async |file: &str| {
-        let path = format!("/var/run/secrets/kubernetes.io/serviceaccount/{file}");
-        let args = [
-            "-n",
-            namespace.name(),
-            "exec",
-            "app",
-            "--",
-            "/testapp",
-            "cat",
-            &path,
-        ];
+    let cat = async |path: &str| {
+        let name = namespace.name();
+        let args = ["-n", name, "exec", "app", "--", "/testapp", "cat", path];
         node.cluster.kubectl(&args).await
     };
-    let environment = node
-        .cluster
-        .kubectl(&[
-            "-n",
-            namespace.name(),
-            "exec",
-            "app",
-            "--",
-            "/testapp",
-            "cat",
-            "/proc/1/environ",
-        ])
-        .await?;
+    let inside = async |file: &str| {
+        let path = format!("/var/run/secrets/kubernetes.io/serviceaccount/{file}");
+        cat(&path).await
+    };
+    let environment = cat("/proc/1/environ").await?;
     let server = format!("{}:443", node.cluster.address());
     ensure!(
         environment.contains(&format!(
