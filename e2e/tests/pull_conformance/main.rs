@@ -29,7 +29,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const LAYER_BYTES: usize = 5 << 20;
 
 /// Enough for several looks while they are unpacked.
-const FILES: usize = 60_000;
+const FILES: usize = 30_000;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 

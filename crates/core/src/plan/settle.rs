@@ -127,9 +127,13 @@ impl Pod {
                 let (failure, digest) = (result.failure(), digest.or(before));
                 let class = failure.map(|failure| failure.class);
                 let doubt = class.zip(digest).and_then(|(c, d)| doubts(c, d));
+                let is_same = digest == given.digest.as_ref();
+                let of_this = digest.and_then(|digest| facts.confirmed_at(digest));
                 let given = ContainerRelease {
                     failure: failure.cloned(),
                     digest: digest.cloned(),
+                    confirmed: if is_same { given.confirmed } else { of_this },
+                    rolled_back: given.rolled_back.clone().filter(|_| is_same),
                     note: doubt.map(str::to_owned),
                     ..given.clone()
                 };

@@ -849,7 +849,12 @@ fn a_pull_that_was_refused_has_not_brought_what_is_there_then() {
         copy: usable("2"),
         by_kubelet: true,
     });
-    assert_eq!(the_settled(&actions).outcome, Outcome::Fallback);
+    let settled = the_settled(&actions);
+    assert_eq!(settled.outcome, Outcome::Fallback);
+    assert_eq!(
+        (settled.digest.as_ref(), settled.confirmed),
+        (Some(&digest("2")), None)
+    );
     let [record] = &world.records[..] else {
         panic!("{:?}", world.records);
     };
