@@ -3,7 +3,7 @@
 
 mod overlay;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -337,11 +337,22 @@ impl Install {
             Some(value) => json!({"name": name, "value": value}),
             None => json!({"name": name, "$patch": "delete"}),
         };
-        let containers = json!([{"name": "agent", "env": [variable]}]);
-        let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
-        let patch = kube::api::Patch::Strategic(patch);
-        let params = kube::api::PatchParams::default();
-        self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
+        let agent = json!({"name": "agent", "env": [variable]});
+        self.patch(&json!({"containers": [agent]})).await?;
+        self.wait_ready().await
+    }
+
+    /// Gives the agent this address, lets the kubelet probe it at another, and waits for the agent that has it so.
+    ///
+    /// # Errors
+    /// What the API server says, or the agent does not come back.
+    pub async fn set_address(&self, address: Ipv4Addr, probed: Ipv4Addr) -> anyhow::Result<()> {
+        let probe = json!({"httpGet": {"host": probed}});
+        let variable = json!({"name": "TRYLATEST_ADDRESS", "value": address});
+        let agent = json!({
+            "name": "agent", "env": [variable], "livenessProbe": probe, "readinessProbe": probe,
+        });
+        self.patch(&json!({"containers": [agent]})).await?;
         self.wait_ready().await
     }
 
@@ -351,16 +362,18 @@ impl Install {
     /// What the API server says, or the agent does not come back.
     pub async fn mount_containerd(&self, folder: &Path) -> anyhow::Result<()> {
         let volumes = json!([{"name": "containerd", "hostPath": {"path": folder}}]);
-        let patch = json!({"spec": {"template": {"spec": {"volumes": volumes}}}});
-        let patch = kube::api::Patch::Strategic(patch);
-        let params = kube::api::PatchParams::default();
-        self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;
+        self.patch(&json!({"volumes": volumes})).await?;
         self.wait_ready().await
     }
 
     async fn select(&self, extra: Value) -> anyhow::Result<()> {
         let key = json!({"trylatest.dev/test": extra["trylatest.dev/test"]});
-        let patch = json!({"spec": {"template": {"spec": {"nodeSelector": key}}}});
+        self.patch(&json!({"nodeSelector": key})).await
+    }
+
+    /// Merges this into the spec of the agent's pod template.
+    async fn patch(&self, spec: &Value) -> anyhow::Result<()> {
+        let patch = json!({"spec": {"template": {"spec": spec}}});
         let patch = kube::api::Patch::Strategic(patch);
         let params = kube::api::PatchParams::default();
         self.daemon_set().patch(DAEMON_SET, &params, &patch).await?;

@@ -10,6 +10,7 @@
 //! | [`rollbacks`] | containerd's image events | names that are pointed back to an earlier copy by hand |
 //! | [`shelf`] | the images that pods use; the disk | aliases of copies that are kept |
 //! | [`http::serve`] | requests over TCP | probes, metrics, the report |
+//! | [`http::serve_probes`] | requests on loopback | probes |
 //! | [`http::serve_socket`] | requests over a Unix socket | the index; questions and reports to the planner ([`questions`]) |
 //!
 //! A task that ends before SIGTERM takes the process down with exit code 1, and the kubelet starts
@@ -46,7 +47,6 @@ mod shelf;
 pub mod simulation;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +168,7 @@ async fn start(
     let runtime = Arc::new(containerd(&args, &metrics));
     is_the_kubelets(&runtime, &args).await?;
     let socket = args.containerd.containerd_socket.clone();
-    let listener = http::listen(SocketAddr::new(args.address, args.port)).await?;
+    let listeners = http::listen(args.address, args.port).await?;
     let client = connect().await;
     let node = Node {
         client: client.context("making a client of the API server")?,
@@ -187,7 +187,11 @@ async fn start(
     let folder = folder::watch(runtime, socket, stop.clone());
     own(&mut tasks, "containerd's folder", folder);
     let shown = Shown::new(Arc::clone(health), metrics, reported);
-    let http = http::serve(listener, shown, stop.clone());
+    if let Some(probes) = listeners.probes {
+        let probes = http::serve_probes(probes, shown.clone(), stop.clone());
+        own(&mut tasks, "probes", probes);
+    }
+    let http = http::serve(listeners.own, shown, stop.clone());
     own(&mut tasks, "http", http);
     let history = leaver.history.clone();
     let socket = http::serve_socket(state_dir, history, questions, stop.clone());

@@ -32,7 +32,8 @@ pub fn uninstall(manifests: &str) -> anyhow::Result<Vec<Vec<String>>> {
 }
 
 /// The overlay that users copy, filled in for this node as they would, with one more patch that none
-/// of them needs: a state folder that goes with the run.
+/// of them needs: a state folder that goes with the run, and probes at this node's own address, because other
+/// clusters share its loopback.
 pub(super) fn write(
     cluster: &Cluster,
     tools: &Tools,
@@ -67,7 +68,7 @@ pub(super) fn write(
         (
             "agent.yaml",
             &[
-                ("127.0.0.1", &api.ip().to_string(), 4),
+                ("127.0.0.1", &api.ip().to_string(), 2),
                 ("6443", &api.port().to_string(), 1),
                 ("/run/k3s/containerd", containerd.context("no path")?, 1),
                 (
@@ -85,6 +86,7 @@ pub(super) fn write(
         let filled = filled(&text, changes).with_context(|| from.display().to_string())?;
         fs::write(folder.join(file), filled)?;
     }
+    let probe = json!({"httpGet": {"host": cluster.address()}});
     let state = json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -92,7 +94,7 @@ pub(super) fn write(
         "spec": {"template": {"spec": {
             "volumes": [{"name": "state", "hostPath": {"path": state}}],
             // However full this machine's disk is.
-            "containers": [{"name": "agent", "env": [
+            "containers": [{"name": "agent", "livenessProbe": probe, "readinessProbe": probe, "env": [
                 {"name": DISK_FLOOR, "value": "0"}, {"name": "TRYLATEST_KEEP_FREE", "value": "0"},
             ]}],
         }}},

@@ -1,6 +1,7 @@
 //! The agent and the gate themselves: their image, their memory, their index, their probes.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -27,6 +28,7 @@ pub(crate) fn tests() -> Tests {
             the_agent_counts_how_long_pods_wait,
             the_agent_is_small,
             nothing_listens_beyond_loopback,
+            an_agent_whose_address_is_gone_works,
         ],
     }
 }
@@ -169,6 +171,25 @@ async fn nothing_listens_beyond_loopback(node: &Node) -> anyhow::Result<()> {
         "the agent was not seen"
     );
     Ok(())
+}
+
+/// As after the node's address has changed: no interface has the agent's, which is reserved for documentation.
+async fn an_agent_whose_address_is_gone_works(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("address").await?;
+    space.push("one").await?;
+    let gone = Ipv4Addr::new(192, 0, 2, 1);
+    let works = async {
+        node.install.set_address(gone, Ipv4Addr::LOCALHOST).await?;
+        space.run("app", "fresh", "one").await?;
+        let log = node.install.log(false).await?;
+        ensure!(log.contains("no interface has this address"), "{log}");
+        anyhow::Ok(())
+    };
+    let works = works.await;
+    let own = node.cluster.address();
+    node.install.set_address(own, own).await?;
+    works?;
+    space.end().await
 }
 
 async fn the_agent_is_small(node: &Node) -> anyhow::Result<()> {

@@ -2,8 +2,8 @@
 //! socket that only this node's root can open.
 
 use std::future::ready;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use rustix::fs::Mode;
+use rustix::net::sockopt;
 use serde::Serialize;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -43,6 +44,12 @@ pub(crate) const OF_POD: &str = "/explain/pod/";
 /// Where a command reports a pull by hand, with POST: a [`Try`] as JSON.
 pub(crate) const BY_HAND: &str = "/by-hand";
 
+/// Where the DaemonSet's probes ask. The node's own address can change, and the agent's pod keeps the old one.
+const PROBED: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Most connections that wait to be accepted, as with tokio's own listener.
+const BACKLOG: u32 = 1024;
+
 /// Longest path and query. The longest name of an image is half of it.
 const PATH_MAX_BYTES: usize = 2048;
 
@@ -55,17 +62,65 @@ const READING: &str = "GET,HEAD";
 /// Why a body cannot be read.
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Takes the port, also from an agent that is still ending.
-pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || std::net::TcpListener::bind(address);
-    let held = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
-    let taken = handover::take("the port", bind, held).await;
-    taken
-        .and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        })
-        .with_context(|| format!("listening on {address}; choose another with --port"))
+/// Where the agent listens.
+pub(super) struct Listeners {
+    /// On its own address, for everything.
+    pub(super) own: TcpListener,
+    /// On loopback, for probes, unless its own address is there.
+    pub(super) probes: Option<TcpListener>,
+}
+
+/// Takes the port of this address and of loopback, also from an agent that is still ending.
+pub(super) async fn listen(own: IpAddr, port: u16) -> anyhow::Result<Listeners> {
+    let own = own.to_canonical();
+    let probes = match probed_beside(own) {
+        Some(address) => Some(take(SocketAddr::new(address, port)).await?),
+        None => None,
+    };
+    let own = take(SocketAddr::new(own, port)).await?;
+    Ok(Listeners { own, probes })
+}
+
+/// Where an agent with this address listens for probes as well. An unspecified address includes loopback. With an IPv4
+/// loopback address the agent keeps to that one: several nodes on one machine have one each.
+fn probed_beside(own: IpAddr) -> Option<IpAddr> {
+    let is_enough = own.is_unspecified() || own.is_ipv4() && own.is_loopback();
+    (!is_enough).then_some(PROBED)
+}
+
+/// Takes the port of one address, even if no interface has the address now: no pod should wait for that.
+async fn take(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let held = |error: &io::Error| error.kind() == ErrorKind::AddrInUse;
+    let taken = match handover::take("the port", || bind_tcp(address), held).await {
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+            warn!(%address, "no interface has this address; nobody reaches the agent there until one has");
+            handover::take("the port", || bind_absent(address), held).await
+        }
+        taken => taken,
+    };
+    taken.with_context(|| format!("listening on {address}; choose another with --port"))
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Listens at an address that no interface has. Connections arrive as soon as one has it.
+fn bind_absent(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        let socket = TcpSocket::new_v4()?;
+        sockopt::set_ip_freebind(&socket, true)?;
+        socket
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        sockopt::set_ipv6_freebind(&socket, true)?;
+        socket
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What the agent shows over TCP.
@@ -87,6 +142,17 @@ pub(super) async fn serve(
         .context("asking for the port's address")?;
     let answer =
         move |request, peer: &SocketAddr| ready(shown.page(&request, is_of_this_node(*peer, own)));
+    super::serve::serve(listener, answer, stop).await;
+    Ok(())
+}
+
+/// Serves `/livez` and `/readyz` alone until `stop`.
+pub(super) async fn serve_probes(
+    listener: TcpListener,
+    shown: Shown,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let answer = move |request, _: &_| ready(shown.probe(&request));
     super::serve::serve(listener, answer, stop).await;
     Ok(())
 }
@@ -169,6 +235,15 @@ impl Shown {
                 "only the node itself gets this\n".to_owned(),
             ),
             "/report" => self.report(),
+            _ => empty(StatusCode::NOT_FOUND),
+        }
+    }
+
+    /// On loopback. The rest would be in reach of every web page in a browser on the node (DNS rebinding), and of
+    /// everybody who may forward a port of the agent's pod.
+    fn probe<B>(&self, request: &Request<B>) -> Answer {
+        match request.uri().path() {
+            "/livez" | "/readyz" => self.page(request, false),
             _ => empty(StatusCode::NOT_FOUND),
         }
     }

@@ -39,7 +39,8 @@ pub struct AgentArgs {
     #[arg(long, env = "TRYLATEST_STATE_DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
 
-    /// The address for probes and metrics
+    /// The address for probes and metrics. If no interface has it yet, the agent answers there once one does. Unless it
+    /// is an IPv4 loopback address, 127.0.0.1 answers probes as well
     #[arg(long, env = "TRYLATEST_ADDRESS", default_value = "127.0.0.1")]
     pub address: IpAddr,
 

@@ -1,4 +1,7 @@
 use hyper::body::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use trylatest_core::explain::Explanation;
 use trylatest_core::node::NodeImage;
 use trylatest_core::outcome::Outcome;
@@ -111,6 +114,56 @@ async fn probes_and_metrics_have_their_paths() {
         );
         assert!(answer.2.ends_with(text), "{method} {path}: {}", answer.2);
     }
+}
+
+#[test]
+fn probes_find_the_agent_on_loopback() {
+    for (own, beside) in [
+        ("10.0.0.1", Some(PROBED)),
+        ("2001:db8::1", Some(PROBED)),
+        ("::1", Some(PROBED)),
+        ("127.0.0.1", None),
+        ("127.96.0.1", None),
+        ("0.0.0.0", None),
+        ("::", None),
+    ] {
+        assert_eq!(probed_beside(own.parse().unwrap()), beside, "{own}");
+    }
+}
+
+/// Both addresses are reserved for documentation.
+#[tokio::test]
+async fn an_address_that_no_interface_has_leaves_the_probes_alone() {
+    for absent in ["192.0.2.1", "2001:db8::1"] {
+        let absent = absent.parse().unwrap();
+        let Listeners { own, probes } = listen(absent, 0).await.unwrap();
+        assert_eq!(own.local_addr().unwrap().ip(), absent);
+        let probes = probes.unwrap();
+        let address = probes.local_addr().unwrap();
+        assert_eq!(address.ip(), PROBED);
+        let (shown, _report) = shown();
+        let mut serving = JoinSet::new();
+        serving.spawn(serve_probes(probes, shown, CancellationToken::new()));
+        for (path, status) in [
+            ("/livez", 200),
+            ("/readyz", 503),
+            ("/metrics", 404),
+            ("/report", 404),
+        ] {
+            let answer = ask(address, path).await;
+            let wanted = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&wanted), "{path}: {answer}");
+        }
+    }
+}
+
+async fn ask(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test]
