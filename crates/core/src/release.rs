@@ -164,7 +164,12 @@ impl ContainerRelease {
                 },
             ) if self.digest.as_ref() == Some(digest) => Some(match self.outcome {
                 Outcome::HandedOver => self.starts_unseen_from(digest, self.confirmed),
-                _ => self.clone().starts_from_its_copy(),
+                // The kubelet has accepted it after all.
+                _ => Self {
+                    outcome: Outcome::Fallback,
+                    note: None,
+                    ..self.clone()
+                },
             }),
             (
                 Outcome::HandedOver | Outcome::Unavailable,

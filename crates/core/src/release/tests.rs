@@ -189,3 +189,36 @@ fn progress_tells_bytes_and_tries() {
         "pulling app, 1.0 KiB of 2.0 KiB, try 2; previous try: server-error: 503"
     );
 }
+
+#[test]
+fn a_container_that_starts_from_its_copy_after_all_is_told_nothing_else() {
+    let fallback = release().containers["app"].clone();
+    let copy = fallback.digest.clone();
+    let starts = |given: &ContainerRelease| {
+        let start = Start::Started {
+            digest: copy.clone(),
+            since: None,
+            again: false,
+        };
+        given.settled(&start, release().time).unwrap()
+    };
+    let why = Failure::new(FailureClass::ServerError, "said the kubelet");
+    let wanting = fallback.settled(&Start::Wanting(why.clone()), release().time);
+    let unavailable = wanting.unwrap();
+    assert_eq!(unavailable.outcome, Outcome::Unavailable);
+    assert!(unavailable.note.is_some());
+    let given = starts(&unavailable);
+    assert_eq!(
+        (given.outcome, given.failure, given.note),
+        (Outcome::Fallback, Some(why), None)
+    );
+    // That the agent was refused says nothing of the kubelet's pull, which nobody has seen.
+    let mut left = fallback;
+    left.outcome = Outcome::HandedOver;
+    let given = starts(&left);
+    let note = Some(NOT_SEEN.to_owned());
+    assert_eq!(
+        (given.outcome, given.failure, given.note),
+        (Outcome::Fallback, None, note)
+    );
+}
