@@ -2,7 +2,7 @@
 //!
 //! A probe is an ordinary try. A pod that comes has its own image tried as one, unless one runs or has just failed. It
 //! waits for that no longer than for its own gate, which costs it nothing. Between pods, the planner probes with what
-//! fell back.
+//! fell back, or else with what pods use.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use super::Planner;
 use super::circuit::{Heard, Open};
 use super::event::{Action, Ask, Why};
 use super::image::{Attempt, Image};
+use super::pod::Pod;
 use super::turns::TURN;
 use super::wait::has_spoken;
 use crate::image::ImageName;
@@ -224,16 +225,24 @@ impl Planner {
         }
     }
 
-    /// What fell back and pods use. An agent that has just begun knows images by their pods, and has tried none.
+    /// What fell back and pods use; if there is none, what else they use of the registry: nobody should be told for long
+    /// that it fails because nobody asks. The image of a pod that is not held may not be there yet. An agent that has
+    /// just begun knows images by their pods, and has tried none.
     fn candidates(&mut self, registry: &str) -> Vec<ImageName> {
         let open = self.circuits.at(registry);
         let fell_back = open.into_iter().flat_map(|open| &open.fell_back);
         let used = fell_back.filter(|name| self.is_used(name));
-        let used: Vec<ImageName> = used.cloned().collect();
+        let mut used: BTreeSet<ImageName> = used.cloned().collect();
+        if used.is_empty() {
+            let held = self.pods.values().filter(|pod| !pod.seen.is_unheld());
+            let names = held.flat_map(Pod::images);
+            let names = names.filter(|name| name.registry() == registry && self.is_used(name));
+            used = names.cloned().collect();
+        }
         for name in &used {
             self.images.entry(name.clone()).or_default();
         }
-        used
+        used.into_iter().collect()
     }
 
     /// Whether a try runs that may end the circuit of this registry.

@@ -741,3 +741,26 @@ fn an_agent_that_has_just_begun_probes_with_what_fell_back_before() {
     let actions = world.wait(Duration::from_secs(10));
     assert_eq!(asking(&actions), 1, "{actions:?}");
 }
+
+/// The pod that found the registry silent is gone.
+#[test]
+fn what_has_not_fallen_back_is_a_probe_if_nothing_else_is_used() {
+    let mut world = with_records();
+    let other = tried(&comes(&mut world, "reg.example/other"));
+    ends(&mut world, other, None);
+    world.wait(Duration::from_secs(1));
+    let mut pod = of(&name("reg.example/first"), &world);
+    pod.id.uid = "gone".into();
+    let attempt = tried(&world.see(&pod));
+    world.wait(Duration::from_secs(5));
+    ends(&mut world, attempt, Some(failing(FailureClass::Timeout)));
+    assert_eq!(world.planner.open_circuits().count(), 1);
+    world.handle(Event::Gone(pod.id.uid));
+    let probe = tried(&world.wait(Duration::from_secs(10)));
+    assert_eq!(
+        (&probe.0, &probe.2),
+        (&name("reg.example/other"), &Ask::Always)
+    );
+    ends(&mut world, probe, None);
+    assert_eq!(world.planner.open_circuits().count(), 0);
+}
