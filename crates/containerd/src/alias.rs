@@ -18,7 +18,7 @@ pub const GATE: &str = "TryLatest,keep,gate";
 /// The alias that keeps an image's copy while its tag is tried. A `:` or `@` would make it a name
 /// that CRI shows; what stands in their place, and in that of a `/`, occurs in no name.
 pub fn of(image: &ImageName) -> String {
-    format!("TryLatest,keep,{}", mangled(image))
+    format!("{TRY}{}", mangled(image))
 }
 
 /// The alias that keeps an image's copy while its name is away.
@@ -50,6 +50,8 @@ pub enum Journal {
     Aside,
     /// A command changes what the image's name points to: [`undo`].
     Undo,
+    /// The image's tag is tried: [`of`].
+    Try,
 }
 
 impl Journal {
@@ -58,12 +60,14 @@ impl Journal {
         match self {
             Self::Aside => ASIDE,
             Self::Undo => UNDO,
+            Self::Try => TRY,
         }
     }
 
     /// The image whose copy this alias keeps, if it is of this kind.
     pub(crate) fn image_of(self, alias: &str) -> Option<ImageName> {
-        demangled(alias.strip_prefix(self.prefix())?)
+        let name = alias.strip_prefix(self.prefix())?;
+        demangled(name).filter(|_| alias != GATE)
     }
 }
 
@@ -94,6 +98,8 @@ fn demangled(name: &str) -> Option<ImageName> {
     let name = name.replace('+', ":").replace('=', "@");
     name.replace(',', "/").parse().ok()
 }
+
+const TRY: &str = "TryLatest,keep,";
 
 const ASIDE: &str = "TryLatest,aside,";
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError, alias};
+use trylatest_containerd::alias::{self, Journal};
+use trylatest_containerd::{ImageRuntime, Local, Mended, Movement, Pin, RuntimeError};
 use trylatest_core::digest::InvalidDigest;
 use trylatest_core::disk::{Amount, Disk, no_room_for};
 use trylatest_core::image::ImageName;
@@ -239,6 +240,26 @@ async fn restore<R: ImageRuntime>(
         }
         Ok(false) | Err(RuntimeError::NotFound { .. }) => {}
         Err(error) => warn!(%image, %error, "giving the name back to the cached copy has failed"),
+    }
+}
+
+/// Ends what tries have left that were cut off, when no try runs: nothing but the image's next try would remove the alias.
+pub(super) async fn end_all<R: ImageRuntime>(runtime: &R) {
+    let left = match runtime.journal(Journal::Try).await {
+        Ok(left) => left,
+        Err(error) => return warn!(%error, "what tries have left half done stays"),
+    };
+    for (alias, image) in left {
+        let mut now = copy(runtime.listed(&image).await);
+        if matches!(now, CachedCopy::Unusable { .. }) {
+            restore(runtime, &image, &alias, &mut now).await;
+        }
+        // Otherwise the next try decides.
+        if matches!(now, CachedCopy::Usable { .. } | CachedCopy::Absent)
+            && let Err(error) = runtime.forget(&alias).await
+        {
+            warn!(%alias, %error, "an alias that is not needed any more cannot be removed");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use trylatest_core::keep::KeptCopy;
 use trylatest_k8s::Operation;
 
 use super::api::{Api, words};
+use super::attempt;
 use super::history::History;
 use crate::undo;
 
@@ -36,6 +37,7 @@ impl<R: ImageRuntime> Leaver<R> {
     /// annotations and condition. The gate's image stays: running pods still need it after a reboot.
     pub(super) async fn leave(self) {
         let leave = async {
+            attempt::end_all(&*self.runtime).await;
             if self.is_uninstalled().await {
                 info!("TryLatest is being uninstalled: what it has put on this node is removed");
                 futures::join!(self.forget_aliases(), self.clear_node());

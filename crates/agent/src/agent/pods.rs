@@ -38,6 +38,7 @@ use trylatest_k8s::{PodChange, WatchError};
 use self::refusals::Refusals;
 use super::api::{Api, words};
 use super::aside;
+use super::attempt;
 use super::by_hand::NotBelieved;
 use super::gates;
 use super::health::Health;
@@ -165,6 +166,7 @@ impl<R: ImageRuntime> Pods<R> {
         let state_dir = running.own.history.folder().to_owned();
         running.begin(async move {
             aside::give_back_all(&*runtime, &state_dir).await;
+            attempt::end_all(&*runtime).await;
             Came::GivenBackAll
         });
         let (api, health) = (running.own.api.clone(), Arc::clone(&running.own.health));

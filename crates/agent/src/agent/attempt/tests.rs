@@ -439,3 +439,24 @@ async fn a_name_that_was_removed_is_given_back_to_the_kept_copy() {
     let ended_now = ended(&node).await;
     assert_eq!(ended_now.evidence.copy, CachedCopy::Absent);
 }
+
+/// The agent ends while a registry hangs, or is killed.
+#[tokio::test(start_paused = true)]
+async fn what_a_try_that_was_cut_off_has_left_goes_when_the_agent_ends_or_begins() {
+    let alias = alias::of(&image());
+    for is_spoiled in [false, true] {
+        let node = moved_tag();
+        node.answer(&image(), Answer::Hang);
+        let cut_off = tokio::time::timeout(Duration::from_secs(1), ended(&node)).await;
+        assert!(cut_off.is_err());
+        assert!(node.kept(&alias).is_some());
+        if is_spoiled {
+            node.hold(&image(), "sha256:three", MIB);
+            node.spoil(&image(), "nothing can start from it");
+        }
+        end_all(&node).await;
+        assert_eq!(node.kept(&alias), None, "{is_spoiled}");
+        let copy = prove(&node, &image()).await;
+        assert_eq!(copy.digest(), Some(&digest("one")), "{is_spoiled}");
+    }
+}
