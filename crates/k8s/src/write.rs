@@ -118,7 +118,7 @@ impl Notice {
             reason: "TryLatestUnanswered",
             warning: true,
             note: format!(
-                "{why}: the pod started as with IfNotPresent, and TryLatest does not know whether its \
+                "{why}: the kubelet starts the pod as with IfNotPresent, and TryLatest does not know whether its \
                  images are current"
             ),
             once: Some(format!(
@@ -133,7 +133,7 @@ impl Notice {
     pub fn unseen(pod: &PodId, at: Timestamp, answer: &Answer) -> Self {
         let note = match answer {
             Answer::AtWork => "this node's agent was at work, but no sign of it reached the gate, \
-                which opened by itself: the pod started as with IfNotPresent, and TryLatest does \
+                which opened by itself: the kubelet starts the pod as with IfNotPresent, and TryLatest does \
                 not know whether its images are current"
                 .to_owned(),
             Answer::Released(release) => {
@@ -144,7 +144,7 @@ impl Notice {
                 let containers: String = containers.collect();
                 format!(
                     "this node's agent answered in time, but its answer did not reach the gate, \
-                     which opened by itself: the pod started as with IfNotPresent{containers}"
+                     which opened by itself: the kubelet starts the pod as with IfNotPresent{containers}"
                 )
             }
         };
