@@ -18,7 +18,7 @@ const IMAGE_NAME: &str = "ghcr.io/trylatest/trylatest";
 pub fn uninstall(manifests: &str) -> anyhow::Result<Vec<Vec<String>>> {
     let readme = include_str!("../../../README.md");
     let (_, below) = readme
-        .split_once("\nTo remove it,")
+        .split_once("\n## Uninstall\n")
         .context("no such part")?;
     let (_, code) = below.split_once("```sh\n").context("no commands")?;
     let (code, _) = code.split_once("```").context("no end")?;
