@@ -83,15 +83,20 @@ impl Cluster {
         } = options;
         let registry_program = tools.docker_registry();
         let (registry_folder, registry_log) = (run.folder().join("registry"), run.log("registry"));
-        let (control_plane, containerd, registry) = tokio::try_join!(
-            ControlPlane::start(tools, &run, control_plane),
-            ContainerdNode::start(tools, &run, version),
-            Registry::start(
+        let registry = async {
+            let started = Registry::start(
                 &registry_program,
                 &registry_folder,
                 &registry_log,
-                registry_port
-            ),
+                registry_port,
+            );
+            let what = "start the registry (--registry-port picks its port)";
+            started.await.context(what)
+        };
+        let (control_plane, containerd, registry) = tokio::try_join!(
+            ControlPlane::start(tools, &run, control_plane),
+            ContainerdNode::start(tools, &run, version),
+            registry,
         )?;
         containerd.add_registry(&registry.host())?;
         let kubelet =

@@ -2,6 +2,7 @@
 
 mod step;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,10 @@ struct Args {
     #[arg(long, value_enum, default_value_t)]
     containerd: ContainerdVersion,
 
+    /// The registry's port on 127.0.0.1; 0 picks a free one
+    #[arg(long, default_value_t = PORT)]
+    registry_port: u16,
+
     /// Where to write the steps as JSON
     #[arg(long, default_value = "target/demo.json")]
     json: PathBuf,
@@ -61,6 +66,8 @@ const ALWAYS_LIMIT: Duration = Duration::from_secs(12);
 struct Demo {
     cluster: Cluster,
     work: Workloads,
+    /// The digest of each version of our image.
+    pushed: BTreeMap<&'static str, String>,
     steps: Vec<Step>,
 }
 
@@ -90,7 +97,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         &tools,
         Options {
             containerd: args.containerd,
-            registry_port: PORT,
+            registry_port: args.registry_port,
             ..Options::default()
         },
     )
@@ -101,6 +108,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     let mut demo = Demo {
         cluster,
         work,
+        pushed: BTreeMap::new(),
         steps: Vec::new(),
     };
     let told = Box::pin(demo.tell(&tools)).await;
@@ -126,7 +134,7 @@ impl Demo {
         say(
             "A user applies this Deployment, and the same one with imagePullPolicy: Always for comparison",
         );
-        println!("{}", indent(MANIFEST));
+        println!("{}", indent(&self.manifest()));
         self.first_start().await?;
         self.step("restart, the tag unchanged", as_expected("unchanged", "v1"))
             .await?;
@@ -193,12 +201,19 @@ impl Demo {
         self.cluster.registry().heal().await
     }
 
+    /// The user's manifest, for the registry's port.
+    fn manifest(&self) -> String {
+        let host = self.cluster.registry().host();
+        MANIFEST.replace(&format!("127.0.0.1:{PORT}"), &host)
+    }
+
     /// Applies both Deployments on a node that has never seen their images.
     async fn first_start(&mut self) -> anyhow::Result<()> {
         let name = "first start, the image is not on the node";
         say(name);
-        let ours = self.apply(OURS, MANIFEST).await?;
-        let always = MANIFEST
+        let manifest = self.manifest();
+        let ours = self.apply(OURS, &manifest).await?;
+        let always = manifest
             .replace(OURS, ALWAYS)
             .replace(REPOSITORIES[0], REPOSITORIES[1])
             .replace("TryLatest", "Always");
@@ -294,17 +309,24 @@ impl Demo {
     async fn wait_node(&self, expected: Expected) -> anyhow::Result<Node> {
         let nodes: Api<Node> = Api::all(self.cluster.client());
         let (name, what) = (self.cluster.node_name(), "the node says so");
-        wait::object(nodes, &name, what, LIMIT, |node| says(node, expected)).await
+        let digest = self.pushed.get(expected.version);
+        let digest = digest.context("this version was not pushed")?;
+        let told = |node: &Node| says(node, expected, digest);
+        wait::object(nodes, &name, what, LIMIT, told).await
     }
 
-    async fn push(&self, tools: &Tools, version: &str) -> anyhow::Result<()> {
+    async fn push(&mut self, tools: &Tools, version: &'static str) -> anyhow::Result<()> {
+        let host = self.cluster.registry().host();
         for repository in REPOSITORIES {
             let image = testimage::app_of_its_own(tools, &format!("{version}\n"))?;
             let registry = self.cluster.registry();
             let digest = registry.push(&image, repository, "latest").await?;
             say(&format!(
-                "127.0.0.1:{PORT}/{repository}:latest now points to {version}, {digest}"
+                "{host}/{repository}:latest now points to {version}, {digest}"
             ));
+            if repository == REPOSITORIES[0] {
+                self.pushed.insert(version, digest);
+            }
         }
         Ok(())
     }

@@ -135,8 +135,8 @@ fn problems(expected: Expected, ran: &Ran, seen: &Seen) -> Vec<String> {
     wrong.map(|(_, what)| what).collect()
 }
 
-/// Whether the node says what is expected: in its annotation, and in its condition.
-pub(crate) fn says(node: &Node, expected: Expected) -> bool {
+/// Whether the node says what is expected, of the copy with this digest: in its annotation, and in its condition.
+pub(crate) fn says(node: &Node, expected: Expected, digest: &str) -> bool {
     let annotations = node.metadata.annotations.iter().flatten();
     let mut images = annotations.filter(|(key, _)| *key == "trylatest.dev/images");
     let images = images.next().map_or("", |(_, lines)| lines.as_str());
@@ -146,8 +146,12 @@ pub(crate) fn says(node: &Node, expected: Expected) -> bool {
         .flatten();
     let words = words.collect::<Vec<_>>().join(" ").to_lowercase();
     let told = images.lines().any(|line| {
-        let first = line.split("  ").next();
+        let mut parts = line.split("  ");
+        let first = parts.next();
+        // The line shows the digest's beginning, after the image's name.
+        let runs = parts.nth(1).filter(|copy| copy.starts_with("sha256:"));
         first.is_some_and(|first| first.to_lowercase() == words)
+            && runs.is_some_and(|copy| digest.starts_with(copy))
     });
     let conditions = node
         .status
