@@ -6,6 +6,7 @@ mod fold;
 mod render;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -33,6 +34,8 @@ pub(crate) struct Status {
     pods: Option<usize>,
     /// Of these, pods that run a copy although their try had failed, and that nobody has confirmed since.
     pods_from_cache: usize,
+    /// Of the others, pods without a gate whose tag has moved since they started.
+    pods_behind: usize,
     /// The worst first.
     nodes: Vec<NodeStatus>,
     /// Images of which pods run an old copy.
@@ -199,7 +202,9 @@ pub(crate) async fn run(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<
         anyhow::bail!("{}; {}", nodes.why(), pods.why());
     }
     let status = Status::new(now(), nodes, agents.as_ref(), pods);
-    output::print(output, &status, |status| render::text(status, all))
+    output::print(output, &status, |status| {
+        render::text(status, all, std::io::stdout().is_terminal())
+    })
 }
 
 /// Whose pods are looked at.

@@ -35,6 +35,7 @@ pub(crate) struct Fold {
     namespace: Option<String>,
     pods: usize,
     pods_from_cache: usize,
+    pods_behind: usize,
     images: BTreeMap<String, ImageUse>,
     registries: BTreeMap<String, RegistryUse>,
     troubled: Vec<TroubledPod>,
@@ -83,6 +84,7 @@ impl Fold {
             namespace: namespace.map(str::to_owned),
             pods: 0,
             pods_from_cache: 0,
+            pods_behind: 0,
             images: BTreeMap::new(),
             registries: BTreeMap::new(),
             troubled: Vec::new(),
@@ -122,7 +124,10 @@ impl Fold {
         for container in release.containers.values() {
             is_from_cache |= self.container(&pod, container, release.time);
         }
+        let mut containers = release.containers.values();
+        let is_behind = !is_from_cache && containers.any(|container| container.moved.is_some());
         self.pods_from_cache += usize::from(is_from_cache);
+        self.pods_behind += usize::from(is_behind);
     }
 
     /// Returns whether it runs from the cache.
@@ -198,6 +203,7 @@ impl Fold {
             namespace: self.namespace,
             pods: Some(self.pods),
             pods_from_cache: self.pods_from_cache,
+            pods_behind: self.pods_behind,
             nodes: Vec::new(),
             stale,
             skew,

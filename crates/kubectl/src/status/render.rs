@@ -1,11 +1,13 @@
 //! One screen.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use trylatest_core::digest::Digest;
 use trylatest_core::outcome::FailureClass;
 use trylatest_core::text;
-use trylatest_core::time::short_age;
+use trylatest_core::time::{age, short_age};
 
 use super::{NodeStatus, Status, Trouble};
 use crate::nodes::AgentState;
@@ -14,14 +16,22 @@ use crate::output::{BAD, Cell, DIM, GOOD, HEAD, ODD, PLAIN, columns, styled};
 /// Rows of each table, unless all are asked for.
 const ROWS: usize = 10;
 
-/// Longest words in a row's last column, unless all are asked for.
+/// Longest words in a row's last column on a terminal, unless all are asked for.
 const WORDS_MAX: usize = 120;
 
-/// All of it as text; everything or the worst of each kind.
-pub(super) fn text(status: &Status, all: bool) -> String {
+/// The times in nodes' annotations have no seconds: shorter ages would look more exact than they are.
+const AGE_MIN: Duration = Duration::from_mins(2);
+
+/// All of it as text; everything or the worst of each kind. Long words are cut for a terminal only: elsewhere, a line
+/// may be as long as it is.
+pub(super) fn text(status: &Status, all: bool, is_terminal: bool) -> String {
     let screen = Screen {
         rows: if all { usize::MAX } else { ROWS },
-        words: if all { usize::MAX } else { WORDS_MAX },
+        words: if is_terminal && !all {
+            WORDS_MAX
+        } else {
+            usize::MAX
+        },
         status,
     };
     let mut text = screen.head();
@@ -81,10 +91,16 @@ impl Screen<'_> {
             Some(namespace) => format!(" in namespace {namespace}"),
             None => String::new(),
         };
-        let old = match self.status.pods_from_cache {
-            0 => styled(GOOD, "none runs an old copy"),
-            1 => styled(BAD, "1 runs an old copy"),
-            old => styled(BAD, &format!("{old} run an old copy")),
+        let old = match (self.status.pods_from_cache, self.status.pods_behind) {
+            (0, 0) => styled(GOOD, "none runs an old copy"),
+            (0, 1) => styled(ODD, "1 runs behind its tag"),
+            (0, behind) => styled(ODD, &format!("{behind} run behind their tags")),
+            (1, _) => styled(BAD, "1 runs an old copy"),
+            (old, _) => styled(BAD, &format!("{old} run an old copy")),
+        };
+        let behind = match self.status.pods_from_cache {
+            0 => 0,
+            _ => self.status.pods_behind,
         };
         let count = |trouble| {
             let troubled = self.status.troubled.iter();
@@ -95,8 +111,9 @@ impl Screen<'_> {
             number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
         };
         format!(
-            "{}{namespace}: {old}{}{}",
+            "{}{namespace}: {old}{}{}{}",
             text::count(pods, "TryLatest pod"),
+            of(behind, "behind their tags"),
             of(count(Trouble::Waiting), "waiting"),
             of(count(Trouble::Refused), "refused"),
         )
@@ -194,7 +211,7 @@ impl Screen<'_> {
             [
                 Cell::new(BAD, circuit.registry.clone()),
                 circuit.nodes.to_string().into(),
-                short_age(self.status.time, circuit.since).into(),
+                rough_age(self.status.time, circuit.since).into(),
                 classes(&circuit.classes).into(),
             ]
         });
@@ -273,6 +290,14 @@ fn table<const N: usize>(
         );
     }
     text
+}
+
+/// How long ago a time without seconds was.
+fn rough_age(now: Timestamp, then: Timestamp) -> String {
+    if age(now, then) < AGE_MIN {
+        return "<2m".to_owned();
+    }
+    short_age(now, then)
 }
 
 fn classes<'a>(classes: impl IntoIterator<Item = &'a FailureClass>) -> String {

@@ -24,7 +24,7 @@ fn status(nodes: Vec<SeenNode>, pods: &[Pod]) -> Status {
 }
 
 fn shown(status: &Status) -> String {
-    anstream::adapter::strip_str(&render::text(status, false)).to_string()
+    anstream::adapter::strip_str(&render::text(status, false, true)).to_string()
 }
 
 /// The same pod whose gate has this status, and without a release.
@@ -171,11 +171,41 @@ fn a_tag_that_moved_under_a_pod_without_a_gate_is_named() {
     let status = status(vec![node("a", None)], &[pod("1", "a", &moved)]);
     assert_eq!(status.pods_from_cache, 0);
     assert_eq!((status.stale[0].pods, status.stale[0].behind), (0, 1));
+    let text = shown(&status);
+    assert!(text.contains("1 without a gate: tag moved"), "{text}");
     assert!(
-        shown(&status).contains("1 without a gate: tag moved"),
-        "{}",
-        shown(&status)
+        text.contains("1 TryLatest pod: 1 runs behind its tag\n"),
+        "{text}"
     );
+}
+
+#[test]
+fn pods_behind_their_tags_are_counted_next_to_those_with_an_old_copy() {
+    let mut moved = release("not-held", "b");
+    moved["moved"] = json!(digest_of("c"));
+    let on = Some((true, "reg.example/app:1 (sha256:bbb): network"));
+    let pods = [
+        pod("1", "a", &failed("b", "network")),
+        pod("2", "a", &moved),
+        pod("3", "a", &moved),
+    ];
+    let text = shown(&status(vec![node("a", on)], &pods));
+    assert!(
+        text.contains("3 TryLatest pods: 1 runs an old copy, 2 behind their tags\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn long_words_are_cut_on_a_terminal_only() {
+    let mut long = node("a", None);
+    long.summary = Some("word ".repeat(40));
+    let status = status(vec![long], &[]);
+    let shown = |all, is_terminal| render::text(&status, all, is_terminal);
+    assert!(shown(false, true).contains('…'));
+    for (all, is_terminal) in [(true, true), (false, false)] {
+        assert!(!shown(all, is_terminal).contains('…'));
+    }
 }
 
 #[test]
