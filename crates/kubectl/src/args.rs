@@ -35,23 +35,26 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Over the flags that every command takes.
+const GLOBAL: &str = "Global options";
+
 /// Which cluster, and how long to wait for it.
 #[derive(Args, Clone, Debug)]
 pub struct ClusterArgs {
     /// The kubeconfig file [default: $KUBECONFIG, otherwise ~/.kube/config]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub kubeconfig: Option<PathBuf>,
 
     /// The kubeconfig's context to use
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub context: Option<String>,
 
     /// The namespace [default: the context's; for `status`, all]
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub namespace: Option<NamespaceName>,
 
     /// How long one request to the API server may take, as for kubectl: 5 or 5s, 1m; 0 for no limit
-    #[arg(long, global = true, default_value = "30s", value_name = "DURATION")]
+    #[arg(long, global = true, help_heading = GLOBAL, default_value = "30s", value_name = "DURATION")]
     pub request_timeout: RequestTimeout,
 }
 

@@ -32,7 +32,7 @@ struct Answer {
     containers: Vec<Explained>,
     /// Its Events from TryLatest, the newest last.
     events: Vec<Told>,
-    /// What to do next.
+    /// Commands to go on with, each with a comment.
     next: Vec<String>,
     not_seen: Vec<String>,
 }
@@ -249,7 +249,7 @@ fn is_usual(waiting: &str) -> bool {
 fn next(pod: &SeenPod, agent: &Agent) -> Vec<String> {
     let mut next = Vec::new();
     if pod.label == Label::Missing {
-        next.push("kubectl trylatest doctor: whether the policies are there".to_owned());
+        next.push("kubectl trylatest doctor  # whether the policies are there".to_owned());
         return next;
     }
     let image = pod.ours.first().map(|own| own.image.as_str());
@@ -260,18 +260,18 @@ fn next(pod: &SeenPod, agent: &Agent) -> Vec<String> {
     });
     match agent {
         Agent::Found(agent) => next.push(format!(
-            "kubectl -n {} exec {} -- /trylatest explain {image}: what the node knows of the image, and what would happen now",
+            "kubectl -n {} exec {} -- /trylatest explain {image}  # what the node knows of the image, and what would happen now",
             agent.namespace, agent.name
         )),
         Agent::Missing => next.push(format!(
-            "kubectl describe node {}: why no agent runs there",
+            "kubectl describe node {}  # why no agent runs there",
             pod.node.as_deref().unwrap_or_default()
         )),
         Agent::NoNode | Agent::NotSeen(_) => {}
     }
     if !matches!(pod.gate, Gate::Missing) {
         next.push(format!(
-            "kubectl -n {} logs {} -c {}: what the gate saw",
+            "kubectl -n {} logs {} -c {}  # what the gate saw",
             pod.namespace,
             pod.name,
             keys::GATE
@@ -363,7 +363,7 @@ mod tests {
             "\napp  reg.example/app:1  fallback\n  using the cached copy of reg.example/app:1: sha256:a00000000000, \
              confirmed 2h ago; network: connection refused\n",
             "  60s ago  TryLatestFallback  app: using the cached copy\n",
-            "kubectl -n trylatest-system exec trylatest-agent-n -- /trylatest explain reg.example/app:1: what",
+            "kubectl -n trylatest-system exec trylatest-agent-n -- /trylatest explain reg.example/app:1  # what",
             "kubectl -n shop logs app-1 -c trylatest-gate",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

@@ -328,16 +328,24 @@ async fn kubelets(
             // The right is the same for all nodes.
             Err(Unseen::Forbidden(why)) => return Err(Unseen::Forbidden(why)),
             Err(unseen) => {
-                kubelets.failed.insert(node, unseen.why().to_owned());
+                // The report says what could not be looked at itself.
+                let attempted = format!("{}: ", get_configz(&node));
+                let why = unseen.why();
+                let why = why.strip_prefix(&attempted).unwrap_or(why).to_owned();
+                kubelets.failed.insert(node, why);
             }
         }
     }
     Ok(kubelets)
 }
 
+fn get_configz(node: &str) -> String {
+    format!("get the kubelet's configuration of {node}")
+}
+
 /// What the kubelet says of its configuration, through the API server.
 async fn configz(cluster: &Cluster, node: &str) -> Looked<Value> {
-    let what = format!("get the kubelet's configuration of {node}");
+    let what = get_configz(node);
     let request = Request::new(format!("/api/v1/nodes/{node}/proxy"));
     let failed = |why: String| Unseen::Failed(format!("{what}: {why}"));
     let request = request.get("configz", &GetParams::default());

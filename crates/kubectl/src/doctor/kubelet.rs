@@ -31,11 +31,13 @@ pub(super) fn examine(facts: &Facts, report: &mut Report) {
         }
     }
     if let Some((node, why)) = kubelets.failed.first_key_value() {
-        let what = match kubelets.failed.len() {
-            1 => format!("the kubelet's configuration of {node}"),
-            failed => format!("the kubelets' configurations of {failed} nodes"),
-        };
-        report.not_looked_at(&what, why);
+        match kubelets.failed.len() {
+            1 => report.not_looked_at(&format!("the kubelet's configuration of {node}"), why),
+            failed => {
+                let what = format!("the kubelets' configurations of {failed} nodes");
+                report.not_looked_at(&what, &format!("{node}: {why}"));
+            }
+        }
     }
     let left = kubelets.of - kubelets.configs.len() - kubelets.failed.len();
     if left > 0 {
