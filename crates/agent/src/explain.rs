@@ -27,8 +27,13 @@ const DEFAULT: &str = "default";
 pub enum Named {
     /// A pod, as `pod/NAME`.
     Pod(String),
-    /// An image: a name that no pod can have.
-    Image(ImageName),
+    /// An image: a name that no pod can have, or one without a namespace.
+    Image {
+        /// The image.
+        image: ImageName,
+        /// The name of a pod of which somebody has left out `pod/`, if that is possible.
+        pod: Option<String>,
+    },
     /// `NAMESPACE/POD`, or the image of that name.
     Either {
         /// The pod's namespace.
@@ -62,7 +67,10 @@ impl FromStr for Named {
                 pod: pod.to_owned(),
                 image,
             },
-            None => Self::Image(image),
+            None => Self::Image {
+                image,
+                pod: is_pod(text).then(|| text.to_owned()),
+            },
         })
     }
 }
@@ -140,8 +148,21 @@ async fn explain(
             );
             Ok((explanation, Some(note)))
         }
+        Named::Image {
+            image,
+            pod: Some(pod),
+        } => {
+            let explanation = of_image(state_dir, image, namespace).await?;
+            let is_known = explanation.images.iter().any(ImageNow::is_known);
+            let note = (!is_known).then(|| {
+                format!(
+                    "this node knows no image {image}; if you mean a pod, write pod/{pod} and its namespace with -n"
+                )
+            });
+            Ok((explanation, note))
+        }
         // For pods of a namespace, only an image can be explained.
-        Named::Image(image) | Named::Either { image, .. } => {
+        Named::Image { image, .. } | Named::Either { image, .. } => {
             Ok((of_image(state_dir, image, namespace).await?, None))
         }
     }
@@ -240,7 +261,7 @@ mod tests {
         for (name, pod) in [("pod/web", "web"), ("po/web-1.2", "web-1.2")] {
             assert_eq!(named(name), Named::Pod(pod.to_owned()));
         }
-        assert!(matches!(named("pod/web:v1"), Named::Image(_)));
+        assert!(matches!(named("pod/web:v1"), Named::Image { .. }));
         for bad in ["pod/", "pod/team/web", "pods/Web", "pod/-web", "pod/a..b"] {
             let why = bad.parse::<Named>().unwrap_err();
             assert!(why.contains("--namespace"), "{bad}: {why}");
@@ -332,6 +353,27 @@ mod tests {
             let answers = [(path.as_str(), 200, never_seen().to_string())];
             let said = answered(name, namespace, &answers).await.unwrap();
             assert_eq!(said.1, None, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_image_that_may_be_meant_to_be_a_pod_is_noted() {
+        let path = "/explain/image/docker.io/library/web-1:latest";
+        let told = async |name: &str, said: Value| {
+            let answers = [(path, 200, said.to_string())];
+            answered(name, None, &answers).await.unwrap().1
+        };
+        let note = told("web-1", never_seen()).await.unwrap();
+        assert!(
+            note.contains("if you mean a pod, write pod/web-1"),
+            "{note}"
+        );
+        for (name, said) in [
+            ("web-1", outage()),
+            ("web-1:latest", never_seen()),
+            ("docker.io/library/web-1", never_seen()),
+        ] {
+            assert_eq!(told(name, said).await, None, "{name}");
         }
     }
 
