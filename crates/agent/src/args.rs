@@ -16,7 +16,7 @@ use trylatest_core::outcome::FailureClass;
 
 pub use self::agent::{AgentArgs, DiskArgs, LogFormat, PullArgs, Verifies};
 pub use self::gate::GateArgs;
-use self::values::{age, not_empty, positive};
+use self::values::{age, class, not_empty, positive};
 use crate::explain::Named;
 
 /// Start pods with what their tag points to now, or with the node's cached copy if the registry
@@ -165,15 +165,21 @@ pub struct PullOnceArgs {
     pub image: ImageName,
 
     /// How long to wait before taking the cached copy, even if the download still makes progress
-    #[arg(long, default_value = "30s", value_parser = positive)]
+    #[arg(long, default_value = "30s", value_parser = positive, allow_hyphen_values = true)]
     pub timeout: Duration,
 
     /// How long the pull may stand still before the cached copy is used; up to twice as long while containerd is slow
-    #[arg(long, env = "TRYLATEST_STALL", default_value = "5s", value_parser = positive)]
+    #[arg(
+        long,
+        env = "TRYLATEST_STALL",
+        default_value = "5s",
+        value_parser = positive,
+        allow_hyphen_values = true
+    )]
     pub stall: Duration,
 
     /// Refuse a cached copy whose tag was last confirmed longer ago, or never
-    #[arg(long, value_parser = age)]
+    #[arg(long, value_parser = age, allow_hyphen_values = true)]
     pub max_age: Option<Duration>,
 
     /// The failures after which the cached copy may be used
@@ -181,6 +187,7 @@ pub struct PullOnceArgs {
         long,
         value_delimiter = ',',
         value_name = "CLASSES",
+        value_parser = class,
         default_value = "network,timeout,server-error,rate-limited,not-found,unauthorized,invalid,local,unknown"
     )]
     pub fallback_on: Vec<FailureClass>,
@@ -297,7 +304,7 @@ pub struct DoctorArgs {
 
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
-    pub output: CheckOutput,
+    pub output: TextOrJson,
 }
 
 /// What `trylatest config` takes.

@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use trylatest_core::doctor::{Finding, Report, Severity};
 use trylatest_core::text;
 
-use crate::args::{CheckOutput, DoctorArgs};
+use crate::args::{DoctorArgs, TextOrJson};
 
 /// Most registries that are looked at.
 const REGISTRIES_MAX: usize = 1_000;
@@ -46,8 +46,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     disk(&below(root, containerd_dir), &mut report);
     let report = report.sorted();
     let text = match output {
-        CheckOutput::Text => render(&report),
-        CheckOutput::Json => serde_json::to_string_pretty(&report)? + "\n",
+        TextOrJson::Text => render(&report),
+        TextOrJson::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     crate::printed(text.as_bytes())?;
     Ok(ExitCode::from(report.exit_code()))

@@ -46,8 +46,8 @@ pub(crate) async fn remembered(state_dir: &Path) -> anyhow::Result<Vec<ImageReco
             let path = state_dir.join(INDEX);
             let index = Index::open_read_only(&path).with_context(|| {
                 let socket = state_dir.join(SOCKET);
-                let (socket, path) = (socket.display(), path.display());
-                format!("no agent answers at {socket}, so reading {path}")
+                // The index names its own path.
+                format!("no agent answers at {}", socket.display())
             })?;
             Ok(index.all(clock::wall())?)
         }

@@ -195,10 +195,7 @@ pub(crate) async fn journal(
     };
     let mut images = node.calls.images();
     let call = images.list(request);
-    let listed = node
-        .calls
-        .call("looking for what was left half done", call)
-        .await?;
+    let listed = node.calls.call("listing images", call).await?;
     let names = listed.images.into_iter().map(|image| image.name);
     Ok(names
         .filter_map(|alias| {

@@ -77,6 +77,13 @@ fn a_pull_falls_back_after_what_a_pod_falls_back_after() {
     ] {
         assert_eq!(parsed(&[bad]).unwrap_err().exit_code(), 2, "{bad}");
     }
+    let words = parsed(&["--fallback-on", "dns"]).unwrap_err().to_string();
+    assert!(words.contains("there are network, timeout, "), "{words}");
+    for flag in ["--max-age", "--timeout", "--stall"] {
+        let words = parsed(&[flag, "-1h"]).unwrap_err().to_string();
+        let start = format!("error: invalid value '-1h' for '{flag}");
+        assert!(words.starts_with(&start), "{words}");
+    }
 }
 
 fn bare(args: &[&str], variables: &[&str]) -> Option<GateArgs> {

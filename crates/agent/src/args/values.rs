@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use trylatest_core::config::KEEP_MAX;
+use trylatest_core::outcome::FailureClass;
 
 /// Longest duration that can be set: a longer one is a mistake.
 const DURATION_MAX: Duration = Duration::from_hours(24);
@@ -29,6 +30,14 @@ pub(super) fn days(text: &str) -> Result<Duration, String> {
 pub(super) fn age(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text);
     parsed.map_err(|error| format!("{error}; write it like 24h or 7d"))
+}
+
+/// A failure class, or which ones there are.
+pub(super) fn class(text: &str) -> Result<FailureClass, String> {
+    text.parse().map_err(|error| {
+        let all = FailureClass::ALL.map(FailureClass::as_str);
+        format!("{error}; there are {}", all.join(", "))
+    })
 }
 
 /// More often than this, it would be the registry that notices.

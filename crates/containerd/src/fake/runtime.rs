@@ -367,7 +367,7 @@ impl ImageRuntime for FakeContainerd {
     }
 
     async fn journal(&self, of: Journal) -> Result<Vec<(String, ImageName)>, RuntimeError> {
-        let state = self.up("looking for what was left half done")?;
+        let state = self.up("listing images")?;
         let aliases = state.names.keys();
         Ok(aliases
             .filter_map(|alias| Some((alias.clone(), of.image_of(alias)?)))
