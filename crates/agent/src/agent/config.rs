@@ -247,10 +247,11 @@ impl ConfigFile {
             "the configuration before it still applies, until the agent starts again"
         };
         let problems = invalid.summary(PROBLEMS_MAX_BYTES);
+        let end = if problems.ends_with('?') { "" } else { "." };
         self.news = Some(News {
             refused: true,
             note: format!(
-                "the configuration {path} is refused: {problems}. Until it is corrected, {applies}. Check a file \
+                "the configuration {path} is refused: {problems}{end} Until it is corrected, {applies}. Check a file \
                  before you apply it: trylatest config check FILE (docs/configuration.md)"
             ),
             fingerprint,

@@ -113,12 +113,14 @@ pub(super) fn all<'a>(
     let mut ours = named(&CONTAINERS, own, annotations, complaints);
     ours.extend(named(&VOLUMES, mounted.collect(), annotations, complaints));
     if ours.len() > ITEMS_MAX {
+        let all = ours.len();
+        let left = ours.split_off(ITEMS_MAX);
+        let left = left.iter().map(|item| shown(&item.name));
         complaints.push(format!(
-            "this pod has {} TryLatest containers and image volumes; the agent handles {ITEMS_MAX} of them and leaves \
-             the others to the kubelet",
-            ours.len()
+            "this pod has {all} TryLatest containers and image volumes; the agent handles {ITEMS_MAX} of them and leaves \
+             {} to the kubelet",
+            some_of(left, NAMES_MAX)
         ));
-        ours.truncate(ITEMS_MAX);
     }
     ours
 }

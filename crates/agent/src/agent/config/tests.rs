@@ -171,6 +171,14 @@ async fn a_bad_file_leaves_the_one_before_it_and_says_why() {
         volume.path().display()
     );
     assert!(news.note.starts_with(&start), "{}", news.note);
+    // Not "?.".
+    volume.write("defaults: {tri: 10s}");
+    assert!(!look(&mut file).await);
+    let note = file.news.take().unwrap().note;
+    assert!(
+        note.contains("did you mean \"try\"? Until it is corrected"),
+        "{note}"
+    );
     // It is read again and again, and said once.
     assert!(!look(&mut file).await);
     assert_eq!(file.news, None);
