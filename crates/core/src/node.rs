@@ -45,6 +45,9 @@ pub struct NodeImage {
     pub pods: usize,
     /// Pods of this node that were refused its copy, and do not start. They are none of [`NodeImage::pods`].
     pub pods_refused: usize,
+    /// Of [`NodeImage::pods`], those for which the pull failed and that have no copy which the kubelet accepts for them,
+    /// while they have not started.
+    pub pods_unavailable: usize,
     /// Of [`NodeImage::pods`], those that started from a cached copy because their try failed, and to which the
     /// registry has not said since that the tag points to what they run.
     pub pods_from_cache: usize,
@@ -61,7 +64,7 @@ impl NodeImage {
 /// What is written to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeReport {
-    /// One line: how many images, how many run from cache, and how many have pods that were refused.
+    /// One line: how many images, how many run from cache, and how many have pods that do not start.
     pub summary: String,
     /// A line for each image, the worst first, and for each registry that is not asked, bounded.
     pub lines: String,
@@ -128,11 +131,15 @@ impl NodeReport {
 }
 
 fn summary(images: &[NodeImage], cached: usize, agent_decides: bool) -> String {
-    let refused = images.iter().filter(|image| image.pods_refused > 0);
-    let refused = match refused.count() {
-        0 => String::new(),
-        count => format!(", {count} with refused pods"),
+    let with_pods = |pods: fn(&NodeImage) -> usize, word| {
+        let images = images.iter().filter(|image| pods(image) > 0);
+        match images.count() {
+            0 => String::new(),
+            count => format!(", {count} with {word} pods"),
+        }
     };
+    let refused = with_pods(|image| image.pods_refused, "refused");
+    let unavailable = with_pods(|image| image.pods_unavailable, "unavailable");
     let rolled_back = images.iter().filter(|image| image.rolled_back.is_some());
     let rolled_back = match rolled_back.count() {
         0 => String::new(),
@@ -146,7 +153,8 @@ fn summary(images: &[NodeImage], cached: usize, agent_decides: bool) -> String {
     };
     let by_agent = if agent_decides { BY_AGENT } else { "" };
     format!(
-        "{}, {cached} running from the node's cache after a failed pull{refused}{rolled_back}{behind}{by_agent}",
+        "{}, {cached} running from the node's cache after a failed \
+         pull{refused}{unavailable}{rolled_back}{behind}{by_agent}",
         text::count(images.len(), "TryLatest image"),
     )
 }
@@ -169,6 +177,7 @@ mod tests {
             rolled_back: None,
             pods,
             pods_refused: 0,
+            pods_unavailable: 0,
             pods_from_cache: if outcome == Outcome::Fallback {
                 pods
             } else {
@@ -248,6 +257,38 @@ mod tests {
         let ends = ["  1 of 3 pods refused, 2 from cache", "  3 pods refused"];
         for (line, end) in report.lines.lines().zip(ends) {
             assert!(line.starts_with("REFUSED network  "), "{line}");
+            assert!(line.ends_with(end), "{line}");
+        }
+    }
+
+    #[test]
+    fn pods_of_one_image_may_run_from_its_copy_and_be_without_one() {
+        let mixed = NodeImage {
+            pods_unavailable: 3,
+            pods_from_cache: 1,
+            ..image(1, Outcome::Fallback, 4)
+        };
+        let nothing = NodeImage {
+            pods_unavailable: 2,
+            ..image(2, Outcome::Unavailable, 2)
+        };
+        let report = NodeReport::new(vec![image(3, Outcome::Fallback, 1), nothing, mixed], false);
+        assert_eq!(
+            report.summary,
+            "3 TryLatest images, 2 running from the node's cache after a failed pull, 2 with unavailable pods"
+        );
+        let words = "app1:latest (sha256:000000000000, confirmed 60m before): network, 3 pods unavailable; ";
+        assert!(report.message.contains(words), "{}", report.message);
+        let lines: Vec<_> = report.lines.lines().collect();
+        for (line, (begin, end)) in lines.iter().zip([
+            (
+                "UNAVAILABLE network  ",
+                "  3 of 4 pods unavailable, 1 from cache",
+            ),
+            ("UNAVAILABLE  ", "  2 pods unavailable"),
+            ("FALLBACK network  ", "  1 pod"),
+        ]) {
+            assert!(line.starts_with(begin), "{line}");
             assert!(line.ends_with(end), "{line}");
         }
     }

@@ -91,6 +91,12 @@ impl SeenPod {
             .then_some(given)
     }
 
+    /// Whether one of its containers has not started.
+    pub(crate) fn waits(&self, container: &str) -> bool {
+        let ours = self.ours.iter().find(|ours| ours.name == container);
+        ours.is_some_and(|ours| ours.waiting.is_some())
+    }
+
     /// Reads a pod.
     pub(crate) fn of(pod: &Pod) -> Self {
         let meta = &pod.metadata;

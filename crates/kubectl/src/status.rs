@@ -85,6 +85,8 @@ pub(crate) struct StaleImage {
     behind: usize,
     /// Other pods of it that were refused a copy.
     refused: usize,
+    /// Other pods of it that wait, because there is nothing for them to start from.
+    unavailable: usize,
     nodes: usize,
     digests: Vec<Digest>,
     /// Why their tries failed.

@@ -32,8 +32,8 @@ pub(super) fn message(cached: &[&NodeImage]) -> String {
                     pods => format!("{pods} pods that started earlier still run"),
                 };
                 let (name, now) = (&image.image, image.outcome);
-                let refused = refused(image);
-                return format!("{name}: {now} now, but {pods} the previous copy{refused}");
+                let others = others(image);
+                return format!("{name}: {now} now, but {pods} the previous copy{others}");
             }
             let digest = image.digest.as_ref().map(Digest::short);
             let digest = digest.map_or(String::new(), |digest| format!("{digest}, "));
@@ -51,8 +51,8 @@ pub(super) fn message(cached: &[&NodeImage]) -> String {
                 ),
                 (None, None) => "never confirmed".to_owned(),
             };
-            let (name, refused) = (&image.image, refused(image));
-            format!("{name} ({digest}{confirmed}): {class}{refused}")
+            let (name, others) = (&image.image, others(image));
+            format!("{name} ({digest}{confirmed}): {class}{others}")
         })
         .collect();
     if cached.len() > IMAGES_MAX {
@@ -62,11 +62,13 @@ pub(super) fn message(cached: &[&NodeImage]) -> String {
 }
 
 /// That other pods of this image do not start.
-fn refused(image: &NodeImage) -> String {
-    match image.pods_refused {
+fn others(image: &NodeImage) -> String {
+    let of = |pods, word| match pods {
         0 => String::new(),
-        pods => format!(", {} refused", text::count(pods, "pod")),
-    }
+        pods => format!(", {} {word}", text::count(pods, "pod")),
+    };
+    let refused = of(image.pods_refused, "refused");
+    refused + &of(image.pods_unavailable, "unavailable")
 }
 
 /// What a message names.
@@ -132,6 +134,7 @@ mod tests {
         fresh.pods_refused = 2;
         let mut app = named("reg.example/app:10");
         app.pods_refused = 1;
+        app.pods_unavailable = 2;
         let images = [app, never, fresh];
         let read = read(&images);
         assert!(!read.has_more, "{read:?}");

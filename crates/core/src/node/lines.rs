@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! REFUSED network  reg.example/a:2  sha256:23456789abcd  confirmed 2026-01-01T11:00Z  1 of 3 pods refused, 2 from cache
+//! UNAVAILABLE unauthorized  reg.example/b:1  sha256:3456789abcde  confirmed 2026-01-01T11:00Z  3 of 4 pods unavailable
 //! FALLBACK network  registry.example/app:latest  sha256:0123456789ab  confirmed 2026-01-01T11:00Z  2 pods
 //! unchanged  registry.example/other:latest  sha256:ba9876543210  confirmed 2026-01-01T12:00Z  1 pod
 //! ```
@@ -31,10 +32,10 @@ const CUT: &str = "…";
 pub(super) enum Rank {
     /// A pod must not use the copy, and does not start. Others may run it.
     Refused,
+    /// A pod has nothing to start from, and does not start. Others may run a copy.
+    Unavailable,
     /// A pod runs the copy that it fell back to.
     FromCache,
-    /// A pod has nothing to start from.
-    Nothing,
     /// Somebody has pointed the name back to an earlier copy by hand.
     RolledBack,
     /// A pod without a gate runs something else than the tag points to.
@@ -50,11 +51,11 @@ impl Rank {
         let is_used = image.pods > 0;
         match image.outcome {
             _ if image.pods_refused > 0 => Self::Refused,
+            _ if image.pods_unavailable > 0 => Self::Unavailable,
             _ if image.runs_from_cache() => Self::FromCache,
-            Outcome::Unavailable if is_used => Self::Nothing,
             _ if image.rolled_back.is_some() => Self::RolledBack,
             _ if image.pods_behind > 0 => Self::Behind,
-            Outcome::Fallback | Outcome::Refused if is_used => Self::Failing,
+            Outcome::Fallback | Outcome::Refused | Outcome::Unavailable if is_used => Self::Failing,
             _ if is_used => Self::Used,
             _ => Self::Unused,
         }
@@ -64,8 +65,8 @@ impl Rank {
     fn word(self, outcome: Outcome) -> String {
         match self {
             Self::Refused => "REFUSED".to_owned(),
+            Self::Unavailable => "UNAVAILABLE".to_owned(),
             Self::FromCache => "FALLBACK".to_owned(),
-            Self::Nothing => "UNAVAILABLE".to_owned(),
             Self::RolledBack => "ROLLED-BACK".to_owned(),
             Self::Behind => "MOVED".to_owned(),
             Self::Failing | Self::Used | Self::Unused => outcome.as_str().to_owned(),
@@ -119,7 +120,7 @@ fn pods(image: &NodeImage, rank: Rank) -> String {
     let all = text::count(image.pods, "pod");
     let old = image.pods_from_cache;
     match rank {
-        Rank::Refused => refused(image),
+        Rank::Refused | Rank::Unavailable => not_started(image),
         Rank::FromCache if image.outcome != Outcome::Fallback => {
             format!("{old} of {all} on an older copy")
         }
@@ -129,19 +130,26 @@ fn pods(image: &NodeImage, rank: Rank) -> String {
     }
 }
 
-/// How many pods were refused, and how many run what they fell back to.
-fn refused(image: &NodeImage) -> String {
-    let refused = image.pods_refused;
-    let all = text::count(refused + image.pods, "pod");
-    let refused = match image.pods {
-        0 => format!("{all} refused"),
-        _ => format!("{refused} of {all} refused"),
+/// How many pods do not start and how many run what they fell back to: two of these, so that the name keeps its room.
+fn not_started(image: &NodeImage) -> String {
+    let old = match image.outcome {
+        Outcome::Fallback => "from cache",
+        _ => "on an older copy",
     };
-    match image.pods_from_cache {
-        0 => refused,
-        old if image.outcome == Outcome::Fallback => format!("{refused}, {old} from cache"),
-        old => format!("{refused}, {old} on an older copy"),
-    }
+    let total = image.pods_refused + image.pods;
+    let all = text::count(total, "pod");
+    let counts = [
+        (image.pods_refused, "refused"),
+        (image.pods_unavailable, "unavailable"),
+        (image.pods_from_cache, old),
+    ];
+    let counts = counts.into_iter().filter(|(pods, _)| *pods > 0).take(2);
+    let words = counts.enumerate().map(|(at, (pods, word))| match at {
+        0 if pods == total => format!("{all} {word}"),
+        0 => format!("{pods} of {all} {word}"),
+        _ => format!("{pods} {word}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// The name in at most this many bytes: what is too long loses its middle, so that host and tag stay. A digest in it is
@@ -213,11 +221,13 @@ mod tests {
             digest: None,
             confirmed: None,
             class: Some(FailureClass::NotFound),
+            pods_unavailable: 2,
             ..named("app", Outcome::Unavailable)
         };
         assert_eq!(
             line(&absent),
-            "UNAVAILABLE not-found  docker.io/library/app:latest  no copy  tried 2026-01-01T12:00Z  2 pods"
+            "UNAVAILABLE not-found  docker.io/library/app:latest  no copy  tried 2026-01-01T12:00Z  2 pods \
+             unavailable"
         );
         let unknown = NodeImage {
             confirmed: None,
@@ -257,6 +267,11 @@ mod tests {
             assert!(line.starts_with("REFUSED"), "{line}");
             assert!(line.ends_with(end), "{line}");
         }
+        let both = NodeImage {
+            pods_unavailable: 2,
+            ..with(Outcome::Fallback, 3, 1, 1)
+        };
+        assert!(line(&both).ends_with("  1 of 4 pods refused, 2 unavailable"));
         // By default it would be refused, and no pod is.
         let nobody = line(&with(Outcome::Refused, 2, 0, 0));
         assert!(nobody.starts_with("refused  "), "{nobody}");
@@ -275,11 +290,15 @@ mod tests {
         let ranks = [
             with(Outcome::Fallback, 1, 1, 1, 0),
             with(Outcome::Fallback, 0, 1, 0, 0),
+            NodeImage {
+                pods_unavailable: 1,
+                ..with(Outcome::Fallback, 2, 0, 1, 0)
+            },
             with(Outcome::Fresh, 1, 0, 1, 0),
-            with(Outcome::Unavailable, 1, 0, 0, 0),
             with(Outcome::Unchanged, 1, 0, 0, 1),
             with(Outcome::Fallback, 1, 0, 0, 0),
             with(Outcome::Refused, 1, 0, 0, 0),
+            with(Outcome::Unavailable, 1, 0, 0, 0),
             with(Outcome::Unchanged, 1, 0, 0, 0),
             with(Outcome::Unavailable, 0, 0, 0, 0),
             with(Outcome::Refused, 0, 0, 0, 0),
@@ -288,9 +307,10 @@ mod tests {
         let expected = [
             Rank::Refused,
             Rank::Refused,
+            Rank::Unavailable,
             Rank::FromCache,
-            Rank::Nothing,
             Rank::Behind,
+            Rank::Failing,
             Rank::Failing,
             Rank::Failing,
             Rank::Used,
@@ -329,6 +349,10 @@ mod tests {
         // More pods than a node can run.
         longest.pods = 9_999;
         longest.pods_from_cache = 9_999;
+        longest.pods_unavailable = 9_999;
+        let some = line(&longest);
+        assert!(some.len() <= LINE_MAX_BYTES, "{some}");
+        assert!(some.contains("t  sha256:"), "{some}");
         longest.pods_refused = 9_999;
         let some = line(&longest);
         assert!(some.len() <= LINE_MAX_BYTES, "{some}");

@@ -13,7 +13,8 @@ use super::runs::{self, Contents};
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
-use crate::pod::{GateState, GatedPod};
+use crate::outcome::Outcome;
+use crate::pod::{GateState, GatedPod, Start};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
 use crate::time::{Now, age};
@@ -356,6 +357,13 @@ impl Pod {
             .collect()
     }
 
+    /// Whether there was nothing to start a container of this image from, and it has not started.
+    pub(super) fn has_nothing_for(&self, name: &ImageName) -> bool {
+        self.released_with(name).any(|(container, given)| {
+            given.outcome == Outcome::Unavailable && !has_started(&self.seen, &container.name)
+        })
+    }
+
     /// How long until a release that the gate has not used yet goes stale.
     pub(super) fn stale_in(&self, now: Now) -> Option<Duration> {
         let release = self.released.as_ref()?;
@@ -419,9 +427,13 @@ impl Pod {
             terminated,
             ..
         } = other;
+        let given = self.released.iter().flat_map(|ours| &ours.containers);
+        let mut unavailable = given.filter(|(_, given)| given.outcome == Outcome::Unavailable);
         *terminated == self.seen.terminated
             && *containers == self.seen.containers
             && (released.is_none() || *released == self.released)
+            && unavailable
+                .all(|(name, _)| has_started(&self.seen, name) == has_started(other, name))
     }
 
     /// The earliest moment that surely lies after the pod began to need a release.
@@ -438,4 +450,8 @@ impl Pod {
         now.up
             .saturating_sub(ago.try_into().unwrap_or(Duration::ZERO))
     }
+}
+
+fn has_started(pod: &GatedPod, container: &str) -> bool {
+    matches!(pod.starts.get(container), Some(Start::Started { .. }))
 }

@@ -19,6 +19,8 @@ use crate::verdict::may_use_by_default;
 struct Users<'a> {
     started: Vec<ReleasedWith<'a>>,
     refused: Vec<ReleasedWith<'a>>,
+    /// How many of the former have nothing to start from.
+    unavailable: usize,
 }
 
 impl Users<'_> {
@@ -49,6 +51,7 @@ pub(super) fn node_images<'a>(
                 continue;
             }
             let (_, users) = all.entry(name).or_insert_with(unknown);
+            users.unavailable += usize::from(may_start && pod.has_nothing_for(name));
             let users = if is_refused {
                 &mut users.refused
             } else {
@@ -64,7 +67,11 @@ pub(super) fn node_images<'a>(
                 // It may be anybody's.
                 return None;
             }
-            let Users { started, refused } = users;
+            let Users {
+                started,
+                refused,
+                unavailable,
+            } = users;
             let (outcome, class) = match latest {
                 Latest::Try(tried) => of_try(tried, &knowledge.facts(name), rules),
                 Latest::Release(_, release) => of_release(release),
@@ -80,6 +87,7 @@ pub(super) fn node_images<'a>(
                 rolled_back: known.facts.rolled_back.clone(),
                 pods: started.len(),
                 pods_refused: refused.len(),
+                pods_unavailable: unavailable,
                 pods_from_cache: started.iter().filter(|user| runs_old(user, known)).count(),
                 pods_behind: started
                     .iter()

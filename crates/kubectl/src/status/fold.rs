@@ -60,6 +60,7 @@ struct Old {
     pods: usize,
     behind: usize,
     refused: usize,
+    unavailable: usize,
     nodes: BTreeSet<NodeIndex>,
     digests: BTreeSet<Digest>,
     classes: BTreeSet<FailureClass>,
@@ -121,8 +122,8 @@ impl Fold {
         }
         let Some(release) = &pod.release else { return };
         let mut is_from_cache = false;
-        for container in release.containers.values() {
-            is_from_cache |= self.container(&pod, container, release.time);
+        for (name, container) in &release.containers {
+            is_from_cache |= self.container(&pod, name, container, release.time);
         }
         let mut containers = release.containers.values();
         let is_behind = !is_from_cache && containers.any(|container| container.moved.is_some());
@@ -131,7 +132,13 @@ impl Fold {
     }
 
     /// Returns whether it runs from the cache.
-    fn container(&mut self, pod: &SeenPod, container: &ContainerRelease, time: Timestamp) -> bool {
+    fn container(
+        &mut self,
+        pod: &SeenPod,
+        of: &str,
+        container: &ContainerRelease,
+        time: Timestamp,
+    ) -> bool {
         let name = container.image.parse::<ImageName>();
         let image = match &name {
             Ok(name) => name.as_str().to_owned(),
@@ -157,6 +164,8 @@ impl Fold {
             used.old.count(container, node, is_old);
         }
         used.old.refused += usize::from(container.outcome == Outcome::Refused);
+        let is_unavailable = container.outcome == Outcome::Unavailable && pod.waits(of);
+        used.old.unavailable += usize::from(is_unavailable);
         if let (true, Ok(name), Some(failure)) = (is_old, &name, &container.failure)
             && failure.class.is_outage()
         {
@@ -238,6 +247,7 @@ impl ImageUse {
             pods: old.pods,
             behind: old.behind,
             refused: old.refused,
+            unavailable: old.unavailable,
             nodes: old.nodes.len(),
             digests: old.digests.iter().cloned().collect(),
             classes: old.classes.iter().copied().collect(),

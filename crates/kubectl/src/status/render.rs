@@ -111,11 +111,12 @@ impl Screen<'_> {
             number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
         };
         format!(
-            "{}{namespace}: {old}{}{}{}",
+            "{}{namespace}: {old}{}{}{}{}",
             text::count(pods, "TryLatest pod"),
             of(behind, "behind their tags"),
             of(count(Trouble::Waiting), "waiting"),
             of(count(Trouble::Refused), "refused"),
+            of(count(Trouble::Unavailable), "unavailable"),
         )
     }
 
@@ -160,11 +161,13 @@ impl Screen<'_> {
             if image.behind > 0 {
                 why.push(format!("{} without a gate: tag moved", image.behind));
             }
-            if image.refused > 0 {
-                why.push(format!(
-                    "{} refused",
-                    text::count(image.refused, "other pod")
-                ));
+            for (pods, word) in [
+                (image.refused, "refused"),
+                (image.unavailable, "unavailable"),
+            ] {
+                if pods > 0 {
+                    why.push(format!("{} {word}", text::count(pods, "other pod")));
+                }
             }
             [
                 Cell::new(BAD, image.image.clone()),

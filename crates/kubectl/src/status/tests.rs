@@ -156,6 +156,33 @@ fn pods_that_are_refused_the_copy_that_others_run_are_named_with_them() {
 }
 
 #[test]
+fn pods_without_a_copy_are_named_with_those_that_run_one() {
+    let mut unavailable = failed("b", "unauthorized");
+    unavailable["outcome"] = json!("unavailable");
+    let mut waiting = serde_json::to_value(pod("2", "a", &unavailable)).unwrap();
+    let pulling = json!({"waiting": {"reason": "ErrImagePull", "message": "no"}});
+    waiting["status"]["containerStatuses"] = json!([{
+        "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": pulling,
+    }]);
+    let on = Some((
+        true,
+        "reg.example/app:1 (sha256:bbb): network, 1 pod unavailable",
+    ));
+    let pods = [
+        pod("1", "a", &failed("b", "network")),
+        serde_json::from_value(waiting).unwrap(),
+    ];
+    let status = status(vec![node("a", on)], &pods);
+    let [stale] = &status.stale[..] else {
+        panic!("{:?}", status.stale);
+    };
+    assert_eq!((stale.pods, stale.unavailable), (1, 1));
+    let text = shown(&status);
+    assert!(text.contains("1 runs an old copy, 1 unavailable"), "{text}");
+    assert!(text.contains("network; 1 other pod unavailable"), "{text}");
+}
+
+#[test]
 fn pods_that_have_ended_do_not_count() {
     let mut ended = pod("1", "a", &failed("b", "network"));
     ended.status.as_mut().unwrap().phase = Some("Succeeded".into());

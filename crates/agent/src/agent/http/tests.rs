@@ -48,7 +48,7 @@ async fn images_are_named_to_their_node_alone() {
     let (shown, sender) = shown();
     let image = serde_json::json!({
         "image": "reg.example/app:latest", "outcome": "fresh", "tried": "2026-01-01T12:00:00Z", "pods": 1,
-        "podsRefused": 0, "podsFromCache": 0, "podsBehind": 0,
+        "podsRefused": 0, "podsUnavailable": 0, "podsFromCache": 0, "podsBehind": 0,
     });
     let app = NodeImage {
         image: "reg.example/app".parse().unwrap(),
@@ -60,6 +60,7 @@ async fn images_are_named_to_their_node_alone() {
         confirmed: None,
         pods: 1,
         pods_refused: 0,
+        pods_unavailable: 0,
         pods_from_cache: 0,
         pods_behind: 0,
     };

@@ -108,6 +108,7 @@ mod tests {
             confirmed: None,
             pods,
             pods_refused: 0,
+            pods_unavailable: 0,
             pods_from_cache: 0,
             pods_behind: 0,
         }

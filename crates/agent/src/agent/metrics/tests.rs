@@ -52,6 +52,7 @@ fn image(name: &str) -> NodeImage {
         confirmed: None,
         pods: 1,
         pods_refused: 0,
+        pods_unavailable: 0,
         pods_from_cache: 0,
         pods_behind: 2,
     }

@@ -1,6 +1,7 @@
 //! What the node says of its images.
 
 use super::*;
+use crate::pod::Start;
 
 #[test]
 fn the_node_reports_who_runs_from_cache() {
@@ -79,6 +80,41 @@ fn a_pod_that_an_earlier_run_has_refused_is_reported_without_an_index() {
     let [image] = world.node_images().try_into().unwrap();
     assert_eq!((image.outcome, image.class), (Outcome::Refused, failed));
     assert_eq!((image.pods, image.pods_refused), (0, 1));
+}
+
+/// A pod for which there is nothing is none that falls back, whatever the last try has come to for others.
+#[test]
+fn a_pod_that_has_nothing_to_start_from_is_counted_until_it_starts() {
+    let failed = Some(FailureClass::Unauthorized);
+    let mut world = World::new();
+    let mut app = pod("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let actions = world.ends(attempt, failed, CachedCopy::Absent, CachedCopy::Absent);
+    assert_eq!(outcome(&actions), Outcome::Unavailable);
+    world.sent(&actions, Written::Done);
+    let users = |world: &World| {
+        let image = &world.node_images()[0];
+        (image.pods, image.pods_from_cache, image.pods_unavailable)
+    };
+    assert_eq!(users(&world), (1, 0, 1));
+    released(&mut world, "other", None, usable("1"));
+    assert_eq!(users(&world), (2, 0, 1));
+    app.released = Some(the_release(&actions).clone());
+    app.gate = GateState::Open;
+    let why = Failure::new(FailureClass::Network, "said the kubelet");
+    app.starts.insert("app".into(), Start::Wanting(why));
+    world.see(&app);
+    assert_eq!(users(&world), (2, 0, 1));
+    let started = Start::Started {
+        digest: None,
+        since: None,
+        again: false,
+    };
+    world.planner.take_report(world.now());
+    app.starts.insert("app".into(), started);
+    world.see(&app);
+    assert!(world.planner.take_report(world.now()).is_some());
+    assert_eq!(users(&world), (2, 0, 0));
 }
 
 /// A pod that is released after a try of the given end, on a world where time has passed.
