@@ -45,11 +45,10 @@ impl Settings {
                 .ok()
         };
         let timeout = duration(keys::TIMEOUT, |d| match d {
-            Duration::ZERO => Err("it must be more than 0".to_owned()),
             d if d > TIMEOUT_MAX => Err("the maximum is 1h".to_owned()),
-            _ => Ok(()),
+            d => more_than_zero(d),
         });
-        let max_age = duration(keys::MAX_AGE, |_| Ok(()));
+        let max_age = duration(keys::MAX_AGE, more_than_zero);
         let fallback_on = annotations
             .get(keys::FALLBACK_ON)
             .and_then(|text| parse_classes(text, &mut complaints));
@@ -72,6 +71,13 @@ impl Settings {
         };
         (settings, complaints)
     }
+}
+
+fn more_than_zero(duration: Duration) -> Result<(), String> {
+    if duration.is_zero() {
+        return Err("it must be more than 0".to_owned());
+    }
+    Ok(())
 }
 
 /// Admission has read it, and gives a gate to a pod that says anything else.
@@ -151,6 +157,8 @@ mod tests {
             (keys::TIMEOUT, ""),
             (keys::TIMEOUT, "99999999999999999999999s"),
             (keys::MAX_AGE, "soon"),
+            (keys::MAX_AGE, "0"),
+            (keys::MAX_AGE, "0s"),
             (keys::HOLD, "None"),
             (keys::HOLD, "off"),
             (keys::FALLBACK_ON, "network,dns"),
