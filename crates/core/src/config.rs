@@ -15,6 +15,8 @@
 //! A file is good or it is not: [`Config::parse`] names every problem that it finds, and a file with one says nothing.
 
 mod parse;
+
+pub(crate) use self::parse::meant;
 mod resolve;
 mod tree;
 

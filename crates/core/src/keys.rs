@@ -1,6 +1,9 @@
 //! Every name that TryLatest puts on an object, and nothing else. The manifests use the same names in
 //! CEL; a test in `e2e` compares the two.
 
+/// What the name of every annotation and label of ours begins with.
+pub const PREFIX: &str = "trylatest.dev/";
+
 /// Pod or pod-template annotation, written by a person: the names of the TryLatest containers,
 /// comma-separated, or `*`. On a pod, admission replaces it with the resolved names.
 pub const CONTAINERS: &str = "trylatest.dev/containers";

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::config::meant;
 use crate::keys;
 use crate::outcome::FailureClass;
+use crate::text::some_of;
 
 /// A pod's own settings. What is missing or invalid is `None`: the node's default applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,23 @@ pub struct Settings {
     /// Start from the digest that the pod's rollout has on the node already.
     pub same_digest: bool,
 }
+
+/// The annotations of pods that people write.
+const BY_PEOPLE: [&str; 7] = [
+    keys::CONTAINERS,
+    keys::VOLUMES,
+    keys::TIMEOUT,
+    keys::MAX_AGE,
+    keys::FALLBACK_ON,
+    keys::SAME_DIGEST,
+    keys::HOLD,
+];
+
+/// Those that admission and the agent write.
+const BY_US: [&str; 3] = [keys::LITERAL, keys::RELEASED, keys::PROGRESS];
+
+/// Most unknown annotations that are named.
+const UNKNOWN_SHOWN: usize = 3;
 
 /// Longest `timeout`: a pod that should wait longer needs `Always`.
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
@@ -52,6 +71,7 @@ impl Settings {
         let fallback_on = annotations
             .get(keys::FALLBACK_ON)
             .and_then(|text| parse_classes(text, &mut complaints));
+        complaints.extend(unknown(annotations));
         complaints.extend(annotations.get(keys::HOLD).and_then(|text| bad_hold(text)));
         let same_digest = annotations.get(keys::SAME_DIGEST);
         let same_digest = same_digest.is_some_and(|text| {
@@ -71,6 +91,27 @@ impl Settings {
         };
         (settings, complaints)
     }
+}
+
+/// Annotations of ours that mean nothing to this version. Another version may know them: nothing else follows.
+fn unknown(annotations: &BTreeMap<String, String>) -> Option<String> {
+    let unknown = annotations.keys().filter_map(|key| {
+        let word = key.strip_prefix(keys::PREFIX)?;
+        let is_known = BY_PEOPLE.contains(&key.as_str()) || BY_US.contains(&key.as_str());
+        (!is_known).then_some(word)
+    });
+    let unknown: Vec<&str> = unknown.collect();
+    let words = BY_PEOPLE.map(|key| key.trim_start_matches(keys::PREFIX));
+    let named = unknown.iter().map(|word| {
+        let meant =
+            meant(word, &words).map(|meant| format!(" (did you mean {}{meant}?)", keys::PREFIX));
+        format!("{}{word}{}", keys::PREFIX, meant.unwrap_or_default())
+    });
+    let plural = if unknown.len() == 1 { "" } else { "s" };
+    (!unknown.is_empty()).then(|| {
+        let list = some_of(named, UNKNOWN_SHOWN);
+        format!("unknown annotation{plural}: {list}; ignored")
+    })
 }
 
 fn more_than_zero(duration: Duration) -> Result<(), String> {
@@ -145,6 +186,37 @@ mod tests {
         assert_eq!(settings.fallback_on, Some(classes.into()));
         assert!(settings.same_digest);
         assert_eq!(parse(&[(keys::SAME_DIGEST, "false")]), parse(&[]));
+    }
+
+    /// What others write to the pod is known, and what is none of ours is nobody's business here.
+    #[test]
+    fn unknown_annotations_are_named_with_what_may_be_meant() {
+        let known = [&BY_PEOPLE[..], &BY_US].concat();
+        let known: Vec<_> = known.into_iter().map(|key| (key, "5s")).collect();
+        let (_, complaints) = parse(&known);
+        let is_unknown = |words: &String| words.starts_with("unknown annotation");
+        assert!(!complaints.iter().any(is_unknown), "{complaints:?}");
+        let unknown = [
+            ("e2e.trylatest.dev/timout", "1"),
+            ("trylatest.dev/container", "app"),
+            ("trylatest.dev/maxAge", "1h"),
+            ("trylatest.dev/timout", "5s"),
+            ("trylatest.dev/zone", "a"),
+        ];
+        let (settings, complaints) = parse(&unknown);
+        assert_eq!(settings, Settings::default());
+        assert_eq!(
+            complaints,
+            [
+                "unknown annotations: trylatest.dev/container (did you mean trylatest.dev/containers?), \
+                 trylatest.dev/maxAge (did you mean trylatest.dev/max-age?), trylatest.dev/timout (did you mean \
+                 trylatest.dev/timeout?) and 1 more; ignored"
+            ]
+        );
+        assert_eq!(
+            parse(&[("trylatest.dev/zone", "a")]).1,
+            ["unknown annotation: trylatest.dev/zone; ignored"]
+        );
     }
 
     #[test]

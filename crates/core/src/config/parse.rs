@@ -484,8 +484,8 @@ fn misplaced(key: &str, path: &str) -> Option<String> {
     Some(words.to_owned())
 }
 
-/// What may be meant.
-fn meant(word: &str, known: &[&'static str]) -> Option<&'static str> {
+/// Which known word may be meant.
+pub(crate) fn meant(word: &str, known: &[&'static str]) -> Option<&'static str> {
     let called = OTHER_WORDS.iter().find(|(other, _)| *other == word);
     let called = called
         .map(|(_, meant)| *meant)

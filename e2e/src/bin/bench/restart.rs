@@ -31,7 +31,7 @@ const CASES: [&str; 3] = [
     "restart-30-images, silent",
 ];
 
-const MARK: &str = "trylatest.dev/bench";
+const MARK: &str = "e2e.trylatest.dev/bench";
 
 impl Bench {
     /// Lifts the kubelet's rate limit on pulls meanwhile: otherwise `Always` would only measure that.
