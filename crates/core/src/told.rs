@@ -102,7 +102,8 @@ impl Reason {
                  credentials and its trylatest.dev annotations",
             ),
             Self::Unavailable if not_accepted => class.map(if_not_accepted),
-            Self::Fallback | Self::Unavailable => class.map(if_pull_failed),
+            Self::Unavailable => class.map(if_nothing_is_there),
+            Self::Fallback => class.map(if_pull_failed),
             Self::OtherDigest => Some("to do: restart the rollout if it has to run one digest"),
             Self::Moved => Some("to do: restart the pod to run the new image"),
             Self::NotHeld | Self::Same | Self::Fresh | Self::Unchanged => None,
@@ -126,6 +127,24 @@ fn if_pull_failed(class: FailureClass) -> &'static str {
         FailureClass::Blocked => "to do: ask whoever runs the node's image verifier",
         FailureClass::Local => "to do: check the node's disk and containerd",
         FailureClass::Unknown => "to do: look the message up in containerd's log",
+    }
+}
+
+/// The pod does not start, and the kubelet tries again by itself.
+fn if_nothing_is_there(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::Network | FailureClass::Timeout => {
+            "to do: check that the node reaches the registry; the pod starts by itself once the kubelet can pull the image"
+        }
+        FailureClass::ServerError | FailureClass::RateLimited => {
+            "to do: nothing; the pod starts by itself once the registry recovers and the kubelet can pull the image"
+        }
+        FailureClass::NotFound
+        | FailureClass::Unauthorized
+        | FailureClass::Invalid
+        | FailureClass::Blocked
+        | FailureClass::Local
+        | FailureClass::Unknown => if_pull_failed(class),
     }
 }
 
@@ -344,7 +363,7 @@ mod tests {
         assert_eq!(
             told.note,
             "a: one could not be pulled and is left to the kubelet; network: why; to do: check that the node reaches \
-             the registry; a pod that starts after that gets the new image"
+             the registry; the pod starts by itself once the kubelet can pull the image"
         );
     }
 
