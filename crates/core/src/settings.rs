@@ -121,13 +121,15 @@ fn more_than_zero(duration: Duration) -> Result<(), String> {
     Ok(())
 }
 
-/// Admission has read it, and gives a gate to a pod that says anything else.
+/// Admission has read it, and gives a gate to a pod that says anything else. It also copies the namespace's label: who
+/// reads this may not find it in the pod's template.
 fn bad_hold(text: &str) -> Option<String> {
     let known = ["", keys::HOLD_NONE, keys::HOLD_GATE];
     let text = text.trim();
     (!known.contains(&text)).then(|| {
         format!(
-            "{}: unknown value {:?} (known: {}, {}); the pod has a gate",
+            "{}: unknown value {:?} (known: {}, {}); the pod has a gate; if the pod's template does not set it, the label \
+             of its namespace does",
             keys::HOLD,
             &text[..text.floor_char_boundary(HOLD_SHOWN)],
             keys::HOLD_NONE,
@@ -216,6 +218,17 @@ mod tests {
         assert_eq!(
             parse(&[("trylatest.dev/zone", "a")]).1,
             ["unknown annotation: trylatest.dev/zone; ignored"]
+        );
+    }
+
+    #[test]
+    fn an_unknown_hold_names_both_places_that_it_may_come_from() {
+        assert_eq!(
+            parse(&[(keys::HOLD, "None")]).1,
+            [
+                "trylatest.dev/hold: unknown value \"None\" (known: none, gate); the pod has a gate; if the pod's template \
+                 does not set it, the label of its namespace does"
+            ]
         );
     }
 
