@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::image::ImageName;
 use crate::outcome::{FailureClass, Outcome};
 use crate::release::{ContainerRelease, Release};
 
@@ -71,7 +72,8 @@ impl Reason {
         }
     }
 
-    /// None of a hand-over: its end is told.
+    /// None of a hand-over: its end is told. Nor of what is no image's name, of which the pod's settings are told: the kubelet
+    /// may start it all the same, as it does with an image ID that the node has.
     fn of(container: &ContainerRelease) -> Option<Self> {
         Some(match container.outcome {
             Outcome::Fresh | Outcome::Unchanged | Outcome::Same if container.is_other() => {
@@ -88,6 +90,7 @@ impl Reason {
             Outcome::NotHeld if container.moved.is_some() => Self::Moved,
             Outcome::NotHeld => Self::NotHeld,
             Outcome::HandedOver => return None,
+            Outcome::Unavailable if has_bad_name(container) => return None,
             Outcome::Unavailable => Self::Unavailable,
             Outcome::Refused => Self::Refused,
         })
@@ -109,6 +112,11 @@ impl Reason {
             Self::NotHeld | Self::Same | Self::Fresh | Self::Unchanged => None,
         }
     }
+}
+
+fn has_bad_name(container: &ContainerRelease) -> bool {
+    let class = container.failure.as_ref().map(|failure| failure.class);
+    class == Some(FailureClass::Invalid) && container.image.parse::<ImageName>().is_err()
 }
 
 fn if_pull_failed(class: FailureClass) -> &'static str {
@@ -365,6 +373,19 @@ mod tests {
             "a: one could not be pulled and is left to the kubelet; network: why; to do: check that the node reaches \
              the registry; the pod starts by itself once the kubelet can pull the image"
         );
+    }
+
+    /// The complaint about the pod names it, and the kubelet may start an image ID.
+    #[test]
+    fn a_bad_name_is_told_once() {
+        let id = format!("sha256:{}", "12".repeat(32));
+        let told = |image: &str| {
+            let bad = container(image, Outcome::Unavailable, Some(FailureClass::Invalid));
+            release([bad]).told_after(None).len()
+        };
+        for (image, number) in [("UPPER/Case:::", 0), (&id, 0), ("incomplete", 1)] {
+            assert_eq!(told(image), number, "{image}");
+        }
     }
 
     #[test]
