@@ -15,8 +15,6 @@
 //! A file is good or it is not: [`Config::parse`] names every problem that it finds, and a file with one says nothing.
 
 mod parse;
-
-pub(crate) use self::parse::meant;
 mod resolve;
 mod tree;
 
@@ -24,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+pub(crate) use self::parse::meant;
 pub use self::resolve::{Place, Resolved};
 use crate::image::ImagePrefix;
 use crate::namespace::NamespacePattern;

@@ -304,7 +304,8 @@ pub(super) fn copy(found: Result<Local, RuntimeError>) -> CachedCopy {
 }
 
 /// Where the file system of the images cannot be seen, a look has containerd walk through all files of a layer that is
-/// being unpacked: it must not cost more than a fifth of the time, but the next one has to be answered before the pull counts as stalled.
+/// being unpacked: it must not cost more than a fifth of the time, but the next one has to be answered before the pull
+/// counts as stalled.
 fn pause_after(took: Duration, stall: Duration) -> Duration {
     let unhurried = took * 4;
     let in_time = stall.saturating_sub(took) / 2;
