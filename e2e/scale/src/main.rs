@@ -14,7 +14,10 @@ mod plane;
 mod report;
 mod traffic;
 
+use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,7 +32,7 @@ use self::measure::Measured;
 #[command(
     name = "just scale",
     version,
-    after_help = "Prints a table, and writes target/scale.json. Exit codes: 0 as it should be; 1 an idle agent asks more than \
+    after_help = "Prints a table, and writes target/scale.json, and the agents' warnings to target/scale.log. Exit codes: 0 as it should be; 1 an idle agent asks more than \
                   once a minute beyond its watch, agents come in step, the cost of each grows with their number, or it \
                   could not be measured; 2 wrong usage."
 )]
@@ -73,8 +76,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// Writes the agents' warnings there.
+fn log_to(file: &Path) -> anyhow::Result<()> {
+    let log = File::create(file).with_context(|| format!("write {}", file.display()))?;
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_ansi(false)
+        .with_writer(Mutex::new(log))
+        .init();
+    Ok(())
+}
+
 async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tools = Tools::locate_here()?;
+    log_to(&tools.root().join("target/scale.log"))?;
     let mut all: Vec<Measured> = Vec::new();
     for agents in &args.agents {
         let measured = measure::fleet(&tools, args, *agents).await;

@@ -51,7 +51,7 @@ pub(crate) fn table(all: &[Measured]) -> Table {
                 format!("{:.1}", asked.per_second()),
                 asked.busiest_second.to_string(),
                 format!("{:.2}", asked.per_agent_minute(fleet.agents)),
-                asked.busiest_agent.to_string(),
+                asked.busiest_agent.0.beyond_watch().to_string(),
                 known(phase.writes_per_pod().map(|writes| format!("{writes:.1}"))),
                 cost.watches.to_string(),
                 format!("{:.2}", cost.cpu),
@@ -113,10 +113,12 @@ fn missed_by(fleet: &Measured) -> Vec<String> {
         ));
     }
     let minutes = idle.seconds / 60.0;
-    let most = crate::traffic::float(idle.busiest_agent);
-    if minutes >= MINUTES_MIN && most > minutes.ceil() * IDLE_MAX {
+    let (busiest, number) = idle.busiest_agent;
+    let most = busiest.beyond_watch();
+    if minutes >= MINUTES_MIN && crate::traffic::float(most) > minutes.ceil() * IDLE_MAX {
+        let node = crate::fleet::node(number);
         missed.push(format!(
-            "{agents} agents: an idle one asked {most} times in {minutes:.1} minutes"
+            "{agents} agents: idle, {node} asked {most} times in {minutes:.1} minutes: {busiest:?}"
         ));
     }
     let replaced: usize = fleet.outage.outcomes.values().sum();

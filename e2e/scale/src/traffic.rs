@@ -7,6 +7,7 @@ use kube::Client;
 use kube::client::Body;
 use serde::Serialize;
 use tokio::time::Instant;
+use tracing::warn;
 
 /// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,8 +103,7 @@ pub(crate) struct Traffic {
 struct Counted {
     since: Instant,
     seconds: Vec<Counts>,
-    /// By agent, watches left out.
-    agents: Vec<u64>,
+    agents: Vec<Counts>,
 }
 
 impl Counted {
@@ -111,7 +111,7 @@ impl Counted {
         Self {
             since: Instant::now(),
             seconds: Vec::new(),
-            agents: vec![0; agents],
+            agents: vec![Counts::default(); agents],
         }
     }
 }
@@ -121,8 +121,8 @@ impl Counted {
 pub(crate) struct Asked {
     pub(crate) seconds: f64,
     pub(crate) counts: Counts,
-    /// Of the agent with the most, watches left out.
-    pub(crate) busiest_agent: u64,
+    /// Of the agent with the most, watches left out, and its number.
+    pub(crate) busiest_agent: (Counts, usize),
     /// In the second with the most, watches left out.
     pub(crate) busiest_second: u64,
 }
@@ -154,10 +154,12 @@ impl Traffic {
         let mut counts = Counts::default();
         before.seconds.iter().for_each(|second| counts.add(*second));
         let seconds = before.seconds.iter().map(|second| second.beyond_watch());
+        let agents = before.agents.iter().copied().zip(0..);
+        let busiest_agent = agents.max_by_key(|(asked, _)| asked.beyond_watch());
         Asked {
             seconds: before.since.elapsed().as_secs_f64(),
             counts,
-            busiest_agent: before.agents.iter().copied().max().unwrap_or(0),
+            busiest_agent: busiest_agent.unwrap_or_default(),
             busiest_second: seconds.max().unwrap_or(0),
         }
     }
@@ -169,18 +171,25 @@ impl Traffic {
             counted.seconds.resize(second + 1, Counts::default());
         }
         *counted.seconds[second].of(kind) += 1;
-        if kind != Kind::Watch {
-            counted.agents[agent] += 1;
-        }
+        *counted.agents[agent].of(kind) += 1;
     }
 
-    /// The same client, whose requests are counted as this agent's.
+    /// The same client, whose requests are counted as this agent's; those that fail are logged.
     pub(crate) fn counting(self: &Arc<Self>, client: Client, agent: usize) -> Client {
         let traffic = Arc::clone(self);
         let service = tower::service_fn(move |request: Request<Body>| {
-            traffic.saw(agent, Kind::of(request.method(), request.uri()));
+            let kind = Kind::of(request.method(), request.uri());
+            traffic.saw(agent, kind);
             let client = client.clone();
-            async move { client.send(request).await }
+            async move {
+                let answer = client.send(request).await;
+                match &answer {
+                    Ok(answer) if answer.status().is_success() => {}
+                    Ok(answer) => warn!(agent, ?kind, status = %answer.status(), "refused"),
+                    Err(error) => warn!(agent, ?kind, %error, "no answer"),
+                }
+                answer
+            }
         });
         Client::new(service, "default")
     }
@@ -230,7 +239,9 @@ mod tests {
         }
         let asked = traffic.begin();
         assert_eq!(asked.counts.beyond_watch(), 2);
-        assert_eq!((asked.busiest_agent, asked.busiest_second), (2, 2));
+        let (busiest, agent) = asked.busiest_agent;
+        assert_eq!((busiest.pod, busiest.event, agent), (1, 1, 1));
+        assert_eq!(asked.busiest_second, 2);
         assert_eq!(traffic.begin().counts, Counts::default());
     }
 }
