@@ -5,6 +5,7 @@ use trylatest_e2e::registry::{Access, Fault, Scheme, User};
 
 use super::pods::repository;
 use super::report::{Round, Row};
+use super::single::LATENCY;
 use super::{BURST, Bench, LIMIT, NEVER, WITH_INIT};
 
 /// The pods' secret.
@@ -24,8 +25,9 @@ const PUBLIC_OUTAGE: &str = "public-outage";
 /// What the agent is told of the kubelet's limit.
 const PULL_LIMIT: &str = "TRYLATEST_REGISTRY_PULL_QPS";
 
-/// As many images as pods.
+/// As many images as pods; from a registry that is far away, too.
 const EACH_ITS_OWN: &str = "private-20-images";
+const EACH_FROM_AFAR: &str = "private-20-images-100ms";
 
 pub(crate) fn is_private(repository: &str) -> bool {
     repository.starts_with("private-")
@@ -43,8 +45,9 @@ impl Bench {
         let access = || Access::new(Scheme::Bearer, std::slice::from_ref(&user));
         for policy in &self.policies {
             let of_case = CASES.map(|case| repository(case, policy));
-            let own = (0..BURST).map(|n| own_repository(policy, n));
-            for repository in of_case.into_iter().chain(own) {
+            let own = own_repositories(EACH_ITS_OWN, policy);
+            let afar = own_repositories(EACH_FROM_AFAR, policy);
+            for repository in of_case.into_iter().chain(own).chain(afar) {
                 registry.protect(&repository, access());
             }
         }
@@ -71,6 +74,12 @@ impl Bench {
             self.large_case_of(&self.policies, EACH_ITS_OWN, Self::each_its_own)
                 .await?,
         );
+        registry.fault(Fault::Latency(LATENCY)).await?;
+        rows.extend(
+            self.large_case_of(&self.policies, EACH_FROM_AFAR, Self::each_its_own)
+                .await?,
+        );
+        registry.heal().await?;
         self.install.set_variable(PULL_LIMIT, None).await?;
         kubelet.reconfigure(&json!({"registryPullQPS": 5})).await?;
         Ok(rows)
@@ -91,8 +100,8 @@ impl Bench {
     }
 
     /// 20 pods at once, each with an image of its own that is present and unchanged.
-    async fn each_its_own(&self, _case: &str, policy: &'static str) -> anyhow::Result<Round> {
-        let repositories: Vec<String> = (0..BURST).map(|n| own_repository(policy, n)).collect();
+    async fn each_its_own(&self, case: &str, policy: &'static str) -> anyhow::Result<Round> {
+        let repositories: Vec<String> = own_repositories(case, policy).collect();
         for repository in &repositories {
             if self.push_once(repository).await? {
                 self.pods(repository, policy, 1, LIMIT).await?;
@@ -102,6 +111,7 @@ impl Bench {
     }
 }
 
-fn own_repository(policy: &str, n: usize) -> String {
-    format!("{}-{n}", repository(EACH_ITS_OWN, policy))
+fn own_repositories(case: &str, policy: &str) -> impl Iterator<Item = String> {
+    let repository = repository(case, policy);
+    (0..BURST).map(move |n| format!("{repository}-{n}"))
 }

@@ -11,7 +11,7 @@ use super::report::{Agent, Round, Row, middle, row};
 use super::{BURST, Bench, LIMIT};
 
 /// By which every answer of a registry that is far away comes later.
-const LATENCY: Duration = Duration::from_millis(100);
+pub(crate) const LATENCY: Duration = Duration::from_millis(100);
 
 /// Pods of a large burst. The kubelet runs 110 by default.
 const MANY: usize = 50;
