@@ -169,11 +169,13 @@ impl World<'_> {
         self.before = now;
         self.fleet.check().context(what.to_owned())?;
         eprintln!(
-            "{} agents: {what}, {:.0} s, {:.1} requests a second, at most {} in one; API server {:.2} CPU, {} MiB; {:?}",
+            "{} agents: {what}, {:.0} s, {:.1} requests a second, at most {} in one and {} of one agent; \
+             API server {:.2} CPU, {} MiB; {:?}",
             self.fleet.size(),
             phase.asked.seconds,
             phase.asked.per_second(),
             phase.asked.busiest_second,
+            phase.asked.busiest_agent.0.beyond_watch(),
             phase.cost.cpu,
             phase.cost.rss_mib,
             phase.outcomes,

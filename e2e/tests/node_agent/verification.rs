@@ -4,20 +4,52 @@ use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use trylatest_e2e::registry::{Fault, Scheme};
-use trylatest_e2e::workload::{Workloads, is_running};
+use trylatest_e2e::testimage;
+use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
 
 use crate::private::{AFTER_BACK_OFF, becomes, nobody_else_starts, outcome_of, private};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
     Tests {
-        beside: tests![],
+        beside: tests![content_with_two_names_is_known_by_both_after_one_more_start],
         alone: tests![
             a_kubelet_that_always_verifies_starts_what_it_knows,
             a_kubelet_that_never_verifies_shares_every_copy,
             a_kubelet_with_an_allow_list_decides_by_it,
         ],
     }
+}
+
+/// The kubelet remembers by which repository's name it has pulled something. Content that it has pulled by another name
+/// than the agent it starts by the agent's only after a pull of its own: in an outage not at all, otherwise at once.
+async fn content_with_two_names_is_known_by_both_after_one_more_start(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = node.space("twonames").await?;
+    let promoted = format!("{}/promoted", space.work.name());
+    let app = testimage::app_of_size(&node.tools, "one\n", 16)?;
+    let registry = node.cluster.registry();
+    for repository in [&space.repository, &promoted] {
+        registry.push(&app, repository, "latest").await?;
+    }
+    space.run("before", "fresh", "one").await?;
+    let promoted = space.registry.image(&promoted, "latest");
+    let plain = PodSpec::new("promoted", &promoted, "IfNotPresent");
+    space.work.run(&plain, SOON).await?;
+    space.registry.fault(Fault::Unavailable).await?;
+    let image = space.image();
+    space.work.create(&tried("outage", &image)).await?;
+    let says = |pod: &Pod| outcome_of(pod).as_deref() == Some("unavailable");
+    let refused = (space.work).wait_pod("outage", "it says so", AFTER_BACK_OFF, says);
+    ensure!(!is_running(&refused.await?), "the kubelet has started it");
+    // It would be the one that has the kubelet pull.
+    space.work.delete_pod("outage").await?;
+    space.registry.heal().await?;
+    space.comes_back("one").await?;
+    space.registry.fault(Fault::Unavailable).await?;
+    space.run("after", "fallback", "one").await?;
+    space.end().await
 }
 
 /// It starts nothing that it has not pulled itself: it asks for what the agent has pulled, and then knows it.
