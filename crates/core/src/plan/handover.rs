@@ -17,6 +17,7 @@
 //! While one of the kubelet's pulls hangs, no other pod that has a copy is left to it (`brake`).
 
 mod ended;
+mod pod;
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
-use crate::pod::{GateState, GatedPod, Start};
+use crate::pod::{GateState, GatedPod, Start, TryContainer};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
 use crate::rules::{NodeRules, Rules};
 use crate::time::{Now, age};
@@ -355,6 +355,20 @@ impl Pod {
                 (given.image == container.written).then_some((image, (time, given)))
             })
             .collect()
+    }
+
+    /// Its containers of this image, with what they were released with.
+    pub(super) fn released_with(
+        &self,
+        name: &ImageName,
+    ) -> impl Iterator<Item = (&TryContainer, &ContainerRelease)> {
+        let release = self.released.as_ref();
+        let containers = self.seen.containers.iter();
+        containers.filter_map(move |container| {
+            let given = release?.containers.get(&container.name)?;
+            let is_same = container.image.as_ref() == Ok(name) && given.image == container.written;
+            is_same.then_some((container, given))
+        })
     }
 
     /// Whether there was nothing to start a container of this image from, and it has not started.
