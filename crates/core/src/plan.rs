@@ -61,6 +61,7 @@ use self::pace::Pace;
 use self::pod::{NEWS, Pod};
 use self::refresh::Refresh;
 use self::round::Round;
+use self::settle::NodeNow;
 use self::spared::Spared;
 use self::wait::{Cause, Context, Request, Waiting};
 use crate::image::ImageName;
@@ -400,9 +401,14 @@ impl Planner {
         self.start_handovers(now, plan);
         self.watch_handovers(now, plan);
         self.remember_refused(now, plan);
+        let node = NodeNow {
+            now,
+            images: &self.images,
+            knowledge: &self.knowledge,
+            kubelet_verifies: self.rules.kubelet_verifies,
+        };
         for pod in self.pods.values_mut() {
-            let verifies = self.rules.kubelet_verifies;
-            plan.extend(pod.send_due(now, &self.images, &self.knowledge, verifies));
+            plan.extend(pod.send_due(&node));
         }
         self.tell_unheld(now, plan);
         self.compare(plan);

@@ -10,9 +10,9 @@ use super::image::Image;
 use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
 use super::runs::{self, Contents};
+use super::settle::NodeNow;
 use crate::digest::Digest;
 use crate::image::ImageName;
-use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
 use crate::pod::{GateState, GatedPod, Start, TryContainer};
 use crate::release::{ContainerRelease, FRESHNESS, Release};
@@ -168,19 +168,12 @@ impl Pod {
     }
 
     /// What is to be written to it now: its release, that again, or a sign of life.
-    pub(super) fn send_due(
-        &mut self,
-        now: Now,
-        images: &BTreeMap<ImageName, Image>,
-        knowledge: &Knowledge,
-        kubelet_verifies: bool,
-    ) -> Option<Action> {
+    pub(super) fn send_due(&mut self, node: &NodeNow<'_>) -> Option<Action> {
+        let now = node.now;
         let id = self.seen.id.clone();
         let shows = self.progress_due().is_some_and(|due| due <= now.up);
         let Some(round) = &mut self.round else {
-            return self
-                .repeat(now)
-                .or_else(|| self.settle_due(now, images, knowledge, kubelet_verifies));
+            return self.repeat(now).or_else(|| self.settle_due(node));
         };
         if let Some(release) = round.release_due(now) {
             return Some(Action::Release {
@@ -189,7 +182,7 @@ impl Pod {
                 waits_since: round.began,
             });
         }
-        shows.then(|| Action::Progress(id, round.progress(now, images)))
+        shows.then(|| Action::Progress(id, round.progress(now, node.images)))
     }
 
     /// When something is due for it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::Planner;
 use super::super::event::Action;
+use super::super::settle::EndedPull;
 use super::super::wait::{Cause, Context, Spare};
 use super::{Handover, Kept, Phase};
 use crate::image::ImageName;
@@ -142,13 +143,19 @@ impl Planner {
         evidence: &Evidence,
     ) {
         let failed = evidence.result.failure().is_some();
-        let facts = self.knowledge.facts(name);
+        let pull = EndedPull {
+            now,
+            name,
+            evidence,
+            facts: &self.knowledge.facts(name),
+            node: &self.rules,
+        };
         for pod in self.pods.values_mut() {
             // Another identity's pull may still end otherwise.
             if failed && handover.is_for_another(&pod.seen.identity) {
                 continue;
             }
-            pod.settle(name, evidence, &facts, &self.rules, now);
+            pod.settle(&pull);
         }
     }
 
