@@ -1,13 +1,16 @@
 //! What one container of a held pod waits for: each state owns its timer, and [`Waiting::step`] is the
-//! only way from one to the next.
+//! only way from one to the next. Here are the states and the decisions that end them; the ways are in `in_time` while
+//! the pod has time, then in `late`, in `kubelet` for what the kubelet pulls, and in `same` for what a rollout has.
 
+mod in_time;
 mod kubelet;
+mod late;
 mod same;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::image::{Attempt, Image};
+use super::image::Image;
 use super::same::Rollout;
 use crate::digest::Digest;
 use crate::identity::Identity;
@@ -20,10 +23,6 @@ use crate::release::{ContainerProgress, ContainerRelease};
 use crate::rules::Rules;
 use crate::time::Now;
 use crate::verdict::{CachedCopy, Decision, Evidence, Terms, give_up, is_for_kubelet, judge};
-
-/// A pod waits no longer than this for a registry's first word when its own time is up. A try that
-/// stalls is not waited for, but one that may be waiting in containerd's queue has not stalled.
-const FIRST_WORD: Duration = Duration::from_secs(30);
 
 /// A copy that could not be checked is checked again after this time, while the try runs.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -344,80 +343,31 @@ impl Waiting {
             self.wait = next;
             return need;
         }
-        let is_over = self.timer().is_some_and(|end| end <= context.now.up);
-        let (next, need) = match (&self.wait, cause) {
+        let next = match (&self.wait, cause) {
             (Wait::Kubelet { .. }, _) => return self.step_with_kubelet(cause, context),
-            (Wait::Done(_), _) => return Request::Nothing,
+            (Wait::Done(_), _) => None,
             (
                 _,
                 Cause::Pulled {
                     evidence, is_good, ..
                 },
             ) => {
+                // It serves this pod, too, or changes nothing.
                 let is_good = is_good && evidence.result.failure().is_none();
                 let done = self.judged_pull(evidence, context).filter(|_| is_good);
-                let Some(done) = done else {
-                    return Request::Nothing;
-                };
-                (done, Request::Nothing)
+                done.map(|done| (done, Request::Nothing))
             }
-            (Wait::Try { .. } | Wait::Stalled { .. }, Cause::Time) if is_over => look(false),
-            (&Wait::Try { until }, Cause::Time) if context.is_passed_over() => {
-                (Wait::Stalled { until }, Request::Look)
-            }
-            (&Wait::Stalled { until }, Cause::TryMissed) => (Wait::Try { until }, Request::Nothing),
-            (&Wait::Stalled { until }, Cause::Looked(copy)) => {
-                (self.stalled(copy, until, context), Request::Nothing)
-            }
-            (Wait::FirstWord { .. }, Cause::Time) if !context.may_yet_be_refused() => look(false),
-            (Wait::FirstWord { .. }, Cause::Time) if is_over => look(true),
-            (&Wait::NextLook { unheard, .. }, Cause::Time) if is_over => look(unheard),
-            (Wait::LastTry, Cause::TryMissed) => look(false),
-            (&Wait::NextLook { unheard, .. }, Cause::TryMissed) => look(unheard),
-            (
-                &(Wait::Try { until } | Wait::Stalled { until }),
-                Cause::TryEnded { is_good: false, .. },
-            ) => (Wait::Try { until }, Request::Try),
-            (
-                &(Wait::Try { until } | Wait::Stalled { until }),
-                Cause::TryEnded { evidence, .. },
-            ) if !is_over && context.is_for_kubelet(evidence) => {
-                let refused = Box::new(evidence.clone());
-                (Wait::Kubelet { until, refused }, Request::Nothing)
+            (Wait::Same { .. }, _) => None,
+            (&(Wait::Try { until } | Wait::Stalled { until }), _) => {
+                self.step_in_time(cause, until, context)
             }
             (
-                &(Wait::Try { until } | Wait::Stalled { until }),
-                Cause::TryEnded { evidence, .. },
-            ) if !is_over => {
-                let mut done = self.judged(evidence, context);
-                if done.is_none() && context.is_better_left_to_kubelet(evidence) {
-                    done = Some(self.given_up(evidence, context));
-                }
-                if done.is_none() {
-                    self.failed_tries += 1;
-                    self.failure = evidence.result.failure().cloned();
-                }
-                let again = (Wait::Try { until }, Request::Retry);
-                done.map_or(again, |done| (done, Request::Nothing))
-            }
-            // Its time is up: this was the last try.
-            (
-                Wait::Try { .. }
-                | Wait::Stalled { .. }
-                | Wait::Look { .. }
-                | Wait::FirstWord { .. }
-                | Wait::NextLook { .. }
-                | Wait::LastTry,
-                Cause::TryEnded { evidence, .. },
-            ) => {
-                let done = self.judged(evidence, context);
-                let done = done.unwrap_or_else(|| self.given_up(evidence, context));
-                (done, Request::Nothing)
-            }
-            (&Wait::Look { unheard }, Cause::Looked(copy)) => {
-                (self.looked(copy, unheard, context), Request::Nothing)
-            }
-            _ => return Request::Nothing,
+                Wait::Look { .. } | Wait::FirstWord { .. } | Wait::NextLook { .. } | Wait::LastTry,
+                _,
+            ) => self.step_late(cause, context),
+        };
+        let Some((next, need)) = next else {
+            return Request::Nothing;
         };
         self.wait = next;
         need
@@ -428,45 +378,6 @@ impl Waiting {
         let away = self.while_away(cause, context);
         let away = away.map(|next| (next, Request::Nothing));
         away.or_else(|| self.with_rollout(cause, context))
-    }
-
-    /// The copy was looked at because nothing moves. A pod that has none, or that must not use it, gains
-    /// nothing from an early end.
-    fn stalled(&self, copy: &CachedCopy, until: Duration, context: &Context<'_>) -> Wait {
-        let attempt = context.image.attempt.as_deref();
-        let Some(failure) = attempt.and_then(Attempt::why_passed_over) else {
-            return Wait::Try { until };
-        };
-        let evidence = Evidence::of_look(failure, copy.clone());
-        let done = self.judged(&evidence, context);
-        let done = done.filter(|done| !done.is_refused());
-        done.unwrap_or(Wait::Stalled { until })
-    }
-
-    /// The copy was looked at because the pod's time is up.
-    fn looked(&self, copy: &CachedCopy, unheard: bool, context: &Context<'_>) -> Wait {
-        let now = context.now.up;
-        if context.may_yet_be_refused() && !unheard {
-            let until = now + FIRST_WORD;
-            return Wait::FirstWord { until };
-        }
-        let stalled = context.image.attempt.as_deref();
-        let stalled = stalled.and_then(Attempt::why_passed_over);
-        let failure = stalled.or_else(|| self.failure.clone());
-        let failure = failure.unwrap_or_else(|| late(context.image));
-        let evidence = Evidence::of_look(failure, copy.clone());
-        if let Some(done) = self.judged(&evidence, context) {
-            done
-        } else if context.image.attempt.is_none()
-            || context.image.is_stalled() && matches!(copy, CachedCopy::Unknown { .. })
-        {
-            self.given_up(&evidence, context)
-        } else if matches!(copy, CachedCopy::Unknown { .. }) {
-            let at = now + LOOK_AGAIN;
-            Wait::NextLook { at, unheard }
-        } else {
-            Wait::LastTry
-        }
     }
 
     /// The decision, if the evidence allows one.
@@ -484,6 +395,12 @@ impl Waiting {
         let class = class.unwrap_or(FailureClass::Unknown);
         let decision = give_up(class, &evidence.copy, terms(&facts, context));
         self.done(decision, evidence.result.failure(), None, context)
+    }
+
+    /// The decision now: nothing more is to come.
+    fn settled(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
+        let done = self.judged(evidence, context);
+        done.unwrap_or_else(|| self.given_up(evidence, context))
     }
 
     fn done(
@@ -531,31 +448,4 @@ fn terms<'a>(facts: &'a Facts, context: &Context<'a>) -> Terms<'a> {
 
 fn look(unheard: bool) -> (Wait, Request) {
     (Wait::Look { unheard }, Request::Look)
-}
-
-/// Why nothing came in time.
-fn late(image: &Image) -> Failure {
-    let (class, words) = match &image.attempt {
-        None => (
-            FailureClass::Local,
-            "the pod's timeout has passed, and this image was still waiting for its turn on this node",
-        ),
-        Some(attempt) if !attempt.asks() => (
-            FailureClass::Local,
-            "the pod's timeout has passed, and the node's copy was still being checked",
-        ),
-        Some(attempt) if attempt.flow.flows => (
-            FailureClass::Timeout,
-            "the pod's timeout has passed; the download continues for the next pod",
-        ),
-        Some(attempt) if attempt.has_answer() => (
-            FailureClass::Timeout,
-            "the pod's timeout has passed; the registry has answered, but no data has arrived yet",
-        ),
-        Some(_) => (
-            FailureClass::Timeout,
-            "the pod's timeout has passed, and the registry has not answered",
-        ),
-    };
-    Failure::new(class, words)
 }

@@ -147,13 +147,7 @@ impl Waiting {
         done
     }
 
-    /// The decision now: nothing more is to come.
-    fn settled(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
-        let done = self.judged(evidence, context);
-        done.unwrap_or_else(|| self.given_up(evidence, context))
-    }
-
-    /// The same without the kubelet's own word.
+    /// The decision now, without the kubelet's own word.
     fn spared(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
         let mut done = self.settled(evidence, context);
         if let Wait::Done(release) = &mut done {
