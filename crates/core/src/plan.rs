@@ -4,20 +4,31 @@
 //! what is to be done as [`Action`]s. Nothing here waits: [`Planner::next_wakeup`] says when to come
 //! back with [`Event::Tick`].
 //!
-//! One pod's way: [`Event::Seen`] → a round begins (`round`) and queues its images (`image`), whose
-//! tries begin in turns (`turns`) → [`Action::Try`] → [`Event::TryEnded`] is remembered
-//! (`crate::knowledge`), and each container that waits for it takes a step (`wait`, by `crate::verdict`) →
-//! [`Action::Release`] → [`Event::Written`]. Where the pod's time is up first: [`Action::Inspect`] →
-//! [`Event::Inspected`]; the pull goes on (`catch_up`). A registry that fails is not asked for each pod (`circuit`),
-//! and `probe` finds out when it is back. What pods run is tried again from time to time (`refresh`), and what pods
-//! without a gate have started from (`unheld`). What a command has pulled is remembered as well (`by_hand`). Pods that
-//! are to run what their rollout has look whether that is here (`same`). Where the registry wants credentials:
-//! [`Action::TakeAway`], the kubelet pulls, and [`Event::Returned`] or [`Action::GiveBack`] (`handover`, at the `pace`
-//! that the kubelet allows; `pulls` shows how it fares, `spared` are those for whom it has just failed, and `brake` is on
-//! while one hangs); `settle` says what became of releases, and `runs` what has started from something else. `pod` knows
-//! what is owed to a pod, `repeat` when to write a release again, `report` what to say about the node, `figures` what its
-//! metrics show, `explain` what would happen now, and `used` which copies are needed (`crate::keep`). Every event ends in
-//! `Planner::advance`, which alone begins what is due.
+//! One pod's way:
+//!
+//! 1. [`Event::Seen`] → the planner takes over how the pod is now (`pods`); `pod` knows what is owed to it.
+//! 2. A round begins (`round`) and queues its images (`image`), whose tries begin in turns (`turns`) → [`Action::Try`].
+//! 3. [`Event::TryEnded`] → that is remembered (`tried`, `crate::knowledge`), and each container that waits for it
+//!    takes a step (`wait`, by `crate::verdict`) → [`Action::Release`].
+//! 4. [`Event::Written`] → `repeat` knows when to write it again, `settle` what becomes of it, and `runs` what has
+//!    started from something else.
+//!
+//! Where the way is another:
+//!
+//! - The pod's time is up first: [`Action::Inspect`] → [`Event::Inspected`]; the pull goes on (`catch_up`).
+//! - A registry that fails is not asked for each pod (`circuit`), and `probe` finds out when it is back.
+//! - The registry wants credentials: [`Action::TakeAway`], the kubelet pulls, and [`Event::Returned`] or
+//!   [`Action::GiveBack`] (`handover`, at the `pace` that the kubelet allows). `pulls` shows how it fares, `spared` are
+//!   those for whom it has just failed, and `brake` is on while one hangs.
+//! - Pods that are to run what their rollout has look whether that is here (`same`).
+//!
+//! For some tries no pod waits: what pods run is tried again from time to time (`refresh`), and so is what pods
+//! without a gate have started from (`unheld`). What a command has pulled is remembered as well (`by_hand`).
+//!
+//! Others read from it: `report` says what is to be said about the node, `figures` what its metrics show, `explain`
+//! what would happen now, and `used` which copies are needed (`crate::keep`).
+//!
+//! Every event ends in `Planner::advance`, which alone begins what is due.
 
 mod backoff;
 mod brake;
@@ -31,6 +42,7 @@ mod handover;
 mod image;
 mod pace;
 mod pod;
+mod pods;
 mod probe;
 mod pulls;
 mod refresh;
@@ -47,7 +59,6 @@ mod unheld;
 mod used;
 mod wait;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +69,7 @@ pub use self::event::{Action, Answer, Ask, Event, Flow, Moved, Silence, TryEnded
 pub use self::figures::{Fallback, Figures, Pulls, Standing};
 use self::image::{Image, News};
 use self::pace::Pace;
-use self::pod::{NEWS, Pod};
+use self::pod::Pod;
 use self::refresh::Refresh;
 use self::round::Round;
 use self::settle::NodeNow;
@@ -72,7 +83,7 @@ use crate::pod::{GatedPod, PodId};
 use crate::record::ImageRecord;
 use crate::release::Release;
 use crate::rules::NodeRules;
-use crate::time::{Now, age};
+use crate::time::Now;
 
 /// The state machine. See the module.
 #[derive(Debug)]
@@ -177,12 +188,7 @@ impl Planner {
             Event::Rewritten(pod, release, written) => {
                 self.written(now, &pod, release, true, written);
             }
-            Event::Showed(pod) => {
-                let pod = self.pods.get_mut(&pod.uid);
-                if let Some(round) = pod.and_then(|pod| pod.round.as_mut()) {
-                    round.showed(now);
-                }
-            }
+            Event::Showed(pod) => self.showed(now, &pod),
             Event::TakenAway { image, id, taken } => {
                 self.taken_away(now, &image, id, taken, &mut plan);
             }
@@ -277,99 +283,6 @@ impl Planner {
     /// How many images are known.
     pub fn known_images(&self) -> usize {
         self.knowledge.len().max(self.images.len())
-    }
-
-    /// The whole list replaces what was seen before.
-    fn list(&mut self, now: Now, pods: Vec<GatedPod>, plan: &mut Vec<Action>) {
-        let is_listed = |uid: &&String| pods.iter().any(|pod| pod.id.uid == **uid);
-        let gone = self.pods.keys().filter(|uid| !is_listed(uid));
-        for uid in gone.cloned().collect::<Vec<_>>() {
-            self.gone(&uid);
-        }
-        self.changed.report = true;
-        for pod in pods {
-            self.see(now, pod, plan);
-        }
-    }
-
-    /// Takes over how a pod is now. What it does not wait for any more is dropped.
-    fn see(&mut self, now: Now, pod: GatedPod, plan: &mut Vec<Action>) {
-        let restarts = self.refresh.is_on();
-        let pod = match self.pods.entry(pod.id.uid.clone()) {
-            Entry::Occupied(entry) => {
-                let known = entry.into_mut();
-                let mut started = unheld::starts(Some(&known.seen), &pod, restarts);
-                started.retain(|(name, _)| !known.is_content_with(name, &self.knowledge));
-                self.refresh.want_all(started);
-                self.changed.report |= !known.is_reported_as(&pod);
-                known.update(pod, now);
-                known
-            }
-            Entry::Vacant(entry) => {
-                // The agent that has released a pod has reported it; one without a gate is never
-                // released.
-                let news = age(now.wall, pod.created) <= NEWS && pod.released.is_none();
-                if news && !pod.overruled.is_empty() && !pod.terminated {
-                    let overruled = Action::Overruled(pod.id.clone(), pod.overruled.clone());
-                    plan.push(overruled);
-                }
-                self.changed.report = true;
-                self.refresh.want_all(unheld::starts(None, &pod, restarts));
-                let runs = self.running_gates.contains(entry.key());
-                let pod = entry.insert(Pod::new(pod, now));
-                pod.set_gate_running(runs, now);
-                pod
-            }
-        };
-        plan.extend(pod.gave_up(now));
-        if !pod.wants_release(now) || !pod.is_in_its_round() {
-            pod.round = None;
-        }
-    }
-
-    fn gates_run(&mut self, now: Now, pods: BTreeSet<String>) {
-        for (uid, pod) in &mut self.pods {
-            pod.set_gate_running(pods.contains(uid), now);
-        }
-        self.running_gates = pods;
-    }
-
-    fn sandbox_started(&mut self, now: Now, uid: &str) {
-        // One that the watch has not shown yet begins when its gate runs.
-        if let Some(pod) = self.pods.get_mut(uid) {
-            pod.sandbox_started = Some(now.up);
-        }
-    }
-
-    /// A pod's release was written, or was not: `again` if it had it before.
-    fn written(&mut self, now: Now, id: &PodId, release: Release, again: bool, written: Written) {
-        let Some(pod) = self.pods.get_mut(&id.uid) else {
-            return;
-        };
-        match (written, again) {
-            (Written::Done, false) => pod.release_written(release, now),
-            (Written::Done, true) => pod.release_rewritten(release),
-            (Written::Gone, _) => {
-                pod.round = None;
-                pod.seen.terminated = true;
-            }
-            (Written::Failed, false) => return pod.release_failed(now),
-            (Written::Failed, true) => return pod.rewrite_failed(),
-        }
-        self.changed.report = true;
-    }
-
-    /// What became of a pod's release was written, or was not.
-    fn settled(&mut self, now: Now, id: &PodId, release: Release, written: Written) {
-        let Some(pod) = self.pods.get_mut(&id.uid) else {
-            return;
-        };
-        match written {
-            Written::Done => pod.release_settled(release),
-            Written::Gone => pod.seen.terminated = true,
-            Written::Failed => pod.settle_failed(now),
-        }
-        self.changed.report = true;
     }
 
     /// Forgets images that are not `left` and that no pod of this node names.

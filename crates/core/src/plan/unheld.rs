@@ -23,7 +23,7 @@ impl GatedPod {
 
     /// Whether it starts nothing more from this image. What a pod without a gate has not started yet, the kubelet may
     /// still have to pull; and a name that moves meanwhile would give it two versions of one image.
-    fn is_done_with(&self, name: &ImageName) -> bool {
+    pub(super) fn is_done_with(&self, name: &ImageName) -> bool {
         let has_started = |container: &TryContainer| {
             let start = self.starts.get(&container.name);
             matches!(start, Some(Start::Started { .. }))
@@ -133,20 +133,6 @@ impl Planner {
             }
             plan.extend(pod.complaints(&self.rules));
             plan.extend(pod.tell_due(now, &self.knowledge));
-        }
-    }
-
-    /// A pod is gone. One that is not held may have run between two looks of the watch, which shows no pod that has
-    /// ended: its next start is to have the current image, too.
-    pub(super) fn gone(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else {
-            return;
-        };
-        self.changed.report = true;
-        if pod.seen.is_unheld() && !pod.seen.terminated {
-            for name in pod.images().filter(|name| !pod.seen.is_done_with(name)) {
-                self.refresh.want(name, pod.seen.created);
-            }
         }
     }
 }
