@@ -14,6 +14,7 @@
 //!
 //! A file is good or it is not: [`Config::parse`] names every problem that it finds, and a file with one says nothing.
 
+mod meant;
 mod parse;
 mod resolve;
 mod tree;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-pub(crate) use self::parse::meant;
+pub(crate) use self::meant::meant;
 pub use self::resolve::{Place, Resolved};
 use crate::image::ImagePrefix;
 use crate::namespace::NamespacePattern;
