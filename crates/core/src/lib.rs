@@ -16,12 +16,14 @@
 //! it), [`gate`] (what the held pod does with it), in this order. [`gate_image`] (what the gate starts from), [`keep`]
 //! (which copies stay for the next outage) and [`disk`] (whether there is room) stand alone, and [`explain`] says all
 //! of it for one image. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes,
-//! [`namespace`] names of namespaces, [`doctor`] what the programs' doctors have in common.
+//! [`namespace`] names of namespaces, [`duration`] how people write durations, [`doctor`] what the programs' doctors have
+//! in common.
 
 pub mod config;
 pub mod digest;
 pub mod disk;
 pub mod doctor;
+pub mod duration;
 pub mod explain;
 pub mod gate;
 pub mod gate_image;

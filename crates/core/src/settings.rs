@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::meant;
+use crate::duration::Range;
 use crate::keys;
 use crate::outcome::FailureClass;
 use crate::text::some_of;
@@ -50,24 +51,16 @@ impl Settings {
     /// wrong, and what applies instead.
     pub fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
         let mut complaints = Vec::new();
-        let mut duration = |key: &str, valid: fn(Duration) -> Result<(), String>| {
+        let mut duration = |key: &str, range: Range| {
             let text = annotations.get(key)?.trim();
-            let parsed = humantime::parse_duration(text)
-                .map_err(|error| error.to_string())
-                .and_then(|duration| valid(duration).map(|()| duration));
-            parsed
-                .map_err(|why| {
-                    complaints.push(format!(
-                        "{key}: invalid duration {text:?} ({why}); write it like 5s or 1h30m; the default applies"
-                    ));
-                })
-                .ok()
+            let parsed = range.parse(text).map_err(|why| {
+                let words = format!("{key}: invalid duration {text:?}: {why}; the default applies");
+                complaints.push(words);
+            });
+            parsed.ok()
         };
-        let timeout = duration(keys::TIMEOUT, |d| match d {
-            d if d > TIMEOUT_MAX => Err("the maximum is 1h".to_owned()),
-            d => more_than_zero(d),
-        });
-        let max_age = duration(keys::MAX_AGE, more_than_zero);
+        let timeout = duration(keys::TIMEOUT, Range::wait(TIMEOUT_MAX));
+        let max_age = duration(keys::MAX_AGE, Range::AGE);
         let fallback_on = annotations
             .get(keys::FALLBACK_ON)
             .and_then(|text| parse_classes(text, &mut complaints));
@@ -112,13 +105,6 @@ fn unknown(annotations: &BTreeMap<String, String>) -> Option<String> {
         let list = some_of(named, UNKNOWN_SHOWN);
         format!("unknown annotation{plural}: {list}; ignored")
     })
-}
-
-fn more_than_zero(duration: Duration) -> Result<(), String> {
-    if duration.is_zero() {
-        return Err("it must be more than 0".to_owned());
-    }
-    Ok(())
 }
 
 /// Admission has read it, and gives a gate to a pod that says anything else. It also copies the namespace's label: who
@@ -230,6 +216,32 @@ mod tests {
                  does not set it, the label of its namespace does"
             ]
         );
+    }
+
+    #[test]
+    fn an_invalid_duration_is_answered_with_one_that_is_valid() {
+        for (key, text, words) in [
+            (
+                keys::TIMEOUT,
+                "90m",
+                "it must be more than 0 and at most 1h; write it like 5s or 1m30s",
+            ),
+            (
+                keys::TIMEOUT,
+                "soon",
+                "it must be more than 0 and at most 1h; write it like 5s or 1m30s",
+            ),
+            (keys::TIMEOUT, "90", "the unit is missing; write 90s"),
+            (
+                keys::MAX_AGE,
+                "0s",
+                "it must be more than 0; write it like 24h or 7d",
+            ),
+        ] {
+            let complaint =
+                format!("{key}: invalid duration {text:?}: {words}; the default applies");
+            assert_eq!(parse(&[(key, text)]).1, [complaint]);
+        }
     }
 
     #[test]

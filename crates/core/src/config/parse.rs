@@ -10,6 +10,7 @@ use super::{
     Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEEP_MAX, MAX_AGE, PROBLEMS_MAX,
     Problem, STALL, Section, TRY,
 };
+use crate::duration::Range;
 use crate::image::{ImagePrefix, InvalidImagePrefix};
 use crate::namespace::{InvalidNamespace, NamespacePattern};
 use crate::outcome::FailureClass;
@@ -27,36 +28,34 @@ const HOLD: &str = "hold";
 /// Longest wait that can be set: a longer one is a mistake.
 const WAIT_MAX: Duration = Duration::from_hours(24);
 
-/// What a duration may be.
+/// What a rule's duration may be.
 #[derive(Clone, Copy)]
-struct Range {
-    may_be_zero: bool,
-    most: Option<Duration>,
+struct Span {
+    range: Range,
     /// What to do instead of writing a word of [`OFF`].
     off: &'static str,
 }
 
-const WAIT: Range = Range {
-    may_be_zero: false,
-    most: Some(WAIT_MAX),
+const WAIT: Span = Span {
+    range: Range::wait(WAIT_MAX),
     off: "it cannot be switched off; the maximum is 24h",
 };
 
-const ASKED: Range = Range {
-    may_be_zero: true,
-    most: Some(WAIT_MAX),
+const ASKED: Span = Span {
+    range: WAIT.range.or_zero(),
     off: "write 0s to ask the registry for each pod",
 };
 
-const AGE: Range = Range {
-    may_be_zero: false,
-    most: None,
+const AGE: Span = Span {
+    range: Range::AGE,
     off: "leave this line out if copies may have any age",
 };
 
-const KEPT: Range = Range {
-    may_be_zero: true,
-    most: Some(KEEP_MAX),
+const KEPT: Span = Span {
+    range: Range {
+        most: Some(KEEP_MAX),
+        ..Range::AGE.or_zero()
+    },
     off: "write off to keep no copies",
 };
 
@@ -211,9 +210,9 @@ impl Reader {
 
     fn section(&mut self, node: &Node, path: &str, known: &[&'static str]) -> Section {
         let rules = self.mapping(node, path, known);
-        let mut duration = |key: &str, range: Range| {
+        let mut duration = |key: &str, span: Span| {
             let node = rules.get(key)?;
-            self.duration(node, &format!("{path}.{key}"), range)
+            self.duration(node, &format!("{path}.{key}"), span)
         };
         let (try_for, stall) = (duration(TRY, WAIT), duration(STALL, WAIT));
         let (freshness, max_age) = (duration(FRESHNESS, ASKED), duration(MAX_AGE, AGE));
@@ -281,10 +280,10 @@ impl Reader {
             .iter()
             .map(|(key, node)| (*key, node.at.line()))
             .collect();
-        let mut ceiling = |key: &str, range: Range| {
+        let mut ceiling = |key: &str, span: Span| {
             let node = rules.get(key)?;
             let off = "leave this line out if there is no ceiling";
-            self.duration(node, &format!("ceilings.{key}"), Range { off, ..range })
+            self.duration(node, &format!("ceilings.{key}"), Span { off, ..span })
         };
         let (try_for, max_age) = (ceiling(TRY, WAIT), ceiling(MAX_AGE, AGE));
         let fallback_on = rules
@@ -355,25 +354,25 @@ impl Reader {
         found
     }
 
-    fn duration(&mut self, node: &Node, path: &str, range: Range) -> Option<Duration> {
+    fn duration(&mut self, node: &Node, path: &str, span: Span) -> Option<Duration> {
         let parsed = match &node.value {
             // 0 is the only number that needs no unit, as for the flags.
-            Value::Text(text) | Value::Other(text) => parse_duration(text.trim(), range.off),
-            other => Err(format!(
-                "a duration such as 5s or 1h30m belongs here, not {}",
-                other.describe()
-            )),
-        };
-        let words = match parsed {
-            Ok(Duration::ZERO) if !range.may_be_zero => "it must be more than 0".to_owned(),
-            Ok(value) if range.most.is_some_and(|most| value > most) => {
-                format!("the maximum is {}", written(range.most.unwrap_or_default()))
+            Value::Text(text) | Value::Other(text) => parse_duration(text.trim(), span),
+            other => {
+                let [one, two] = span.range.examples;
+                let found = other.describe();
+                Err(format!(
+                    "a duration such as {one} or {two} belongs here, not {found}"
+                ))
             }
-            Ok(value) => return Some(value),
-            Err(words) => words,
         };
-        self.wrong(node.at, path, words);
-        None
+        match parsed {
+            Ok(duration) => Some(duration),
+            Err(words) => {
+                self.wrong(node.at, path, words);
+                None
+            }
+        }
     }
 
     /// How long copies are kept.
@@ -425,16 +424,13 @@ impl Reader {
 }
 
 /// Reads a duration, or says what to write in its place.
-fn parse_duration(text: &str, off: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| {
-        let is_number = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+fn parse_duration(text: &str, span: Span) -> Result<Duration, String> {
+    span.range.parse(text).map_err(|why| {
         if OFF.contains(&text.to_ascii_lowercase().as_str()) {
             // Not in the file's own word: YAML may have made `off` and `no` into `false`.
-            format!("invalid duration; {off}")
-        } else if is_number {
-            format!("invalid duration {text:?}: the unit is missing; write {text}s or {text}m")
+            format!("invalid duration; {}", span.off)
         } else {
-            format!("invalid duration {text:?} ({error}); write it like 5s or 1h30m")
+            format!("invalid duration {text:?}: {why}")
         }
     })
 }

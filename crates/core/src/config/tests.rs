@@ -219,16 +219,18 @@ fn copies_are_kept_for_a_time_or_not_at_all() {
     assert_eq!(
         problems("defaults: {keep: 367d}\nregistries: {reg.example: {keep: ever}}"),
         [
-            "line 1, column 18: defaults.keep: the maximum is 366d",
-            "line 2, column 34: registries[reg.example].keep: invalid duration \"ever\" (expected number at 0); write \
-             it like 5s or 1h30m",
+            "line 1, column 18: defaults.keep: invalid duration \"367d\": it must be at most 366d; write it like 24h or \
+             7d",
+            "line 2, column 34: registries[reg.example].keep: invalid duration \"ever\": it must be at most 366d; write \
+             it like 24h or 7d",
         ]
     );
     assert_eq!(
         problems("defaults: {keep-for: 1d, try: 0}"),
         [
             "line 1, column 12: defaults.keep-for: unknown key; did you mean \"keep\"?",
-            "line 1, column 31: defaults.try: it must be more than 0",
+            "line 1, column 31: defaults.try: invalid duration \"0\": it must be more than 0 and at most 24h; write it \
+             like 5s or 1m30s",
         ]
     );
 }
@@ -278,15 +280,15 @@ fn what_is_no_duration_says_what_to_write() {
         ),
         (
             "try: -5",
-            " \"-5\" (expected number at 0); write it like 5s or 1h30m",
+            " \"-5\": it must be more than 0 and at most 24h; write it like 5s or 1m30s",
         ),
         (
             "try: true",
-            " \"true\" (expected number at 0); write it like 5s or 1h30m",
+            " \"true\": it must be more than 0 and at most 24h; write it like 5s or 1m30s",
         ),
         (
             "try: ''",
-            " \"\" (value was empty); write it like 5s or 1h30m",
+            " \"\": it must be more than 0 and at most 24h; write it like 5s or 1m30s",
         ),
     ] {
         assert_eq!(invalid(&format!("defaults: {{{rule}}}")), words, "{rule}");
@@ -298,8 +300,8 @@ fn what_is_no_duration_says_what_to_write() {
     assert_eq!(
         problems("defaults: {try: , stall: [5s]}"),
         [
-            "line 1, column 15: defaults.try: a duration such as 5s or 1h30m belongs here, not nothing",
-            "line 1, column 26: defaults.stall: a duration such as 5s or 1h30m belongs here, not a list",
+            "line 1, column 15: defaults.try: a duration such as 5s or 1m30s belongs here, not nothing",
+            "line 1, column 26: defaults.stall: a duration such as 5s or 1m30s belongs here, not a list",
         ]
     );
 }
@@ -366,20 +368,22 @@ registry: {}
         found,
         [
             "line 2, column 3: defaults.tri: unknown key; did you mean \"try\"?",
-            "line 3, column 10: defaults.stall: it must be more than 0",
+            "line 3, column 10: defaults.stall: invalid duration \"0s\": it must be more than 0 and at most 24h; write it \
+             like 5s or 1m30s",
             "line 4, column 3: defaults.timeout: unknown key; did you mean \"try\"?",
-            "line 5, column 12: defaults.max-age: invalid duration \"30\": the unit is missing; write 30s or 30m",
+            "line 5, column 12: defaults.max-age: invalid duration \"30\": the unit is missing; write 30h or 30d",
             "line 7, column 3: registries: \"https://registry.example.com\" is not a registry: write it without a \
              scheme; did you mean \"registry.example.com\"?",
             "line 9, column 5: registries[registry.example.com].retries: unknown key; there are try, stall, freshness, \
              max-age, fallback-on, keep",
-            "line 10, column 10: registries[registry.example.com].try: invalid duration \"soon\" (expected number at \
-             0); write it like 5s or 1h30m",
+            "line 10, column 10: registries[registry.example.com].try: invalid duration \"soon\": it must be more \
+             than 0 and at most 24h; write it like 5s or 1m30s",
             "line 11, column 5: registries[registry.example.com].try: it is in line 10 already",
             "line 12, column 3: registries[registry.example.com/]: it is in line 8 already",
             "line 13, column 18: registries[other.example]: a mapping belongs here, not a list",
             "line 15, column 3: ceilings.stall: it belongs under defaults or registries: no pod can set it",
-            "line 16, column 8: ceilings.try: the maximum is 1d",
+            "line 16, column 8: ceilings.try: invalid duration \"48h\": it must be more than 0 and at most 24h; write it \
+             like 5s or 1m30s",
             "line 17, column 17: ceilings.fallback-on: unknown failure class \"netwrok\"; did you mean \"network\"?",
             "line 17, column 26: ceilings.fallback-on: unknown failure class \"dns\"; there are network, timeout, \
              server-error, rate-limited, not-found, unauthorized, invalid, blocked, local, unknown",

@@ -166,8 +166,8 @@ async fn a_bad_file_leaves_the_one_before_it_and_says_why() {
     let news = file.news.take().unwrap();
     let start = format!(
         "the configuration {} is refused: line 1, column 12: defaults.tri: unknown key; did you mean \"try\"?; line 1, \
-         column 29: defaults.stall: it must be more than 0. Until it is corrected, the configuration before it still \
-         applies",
+         column 29: defaults.stall: invalid duration \"0s\": it must be more than 0 and at most 24h; write it like 5s or \
+         1m30s. Until it is corrected, the configuration before it still applies",
         volume.path().display()
     );
     assert!(news.note.starts_with(&start), "{}", news.note);

@@ -1,0 +1,220 @@
+//! Durations as people write them, and what to say of one that cannot be used.
+
+use std::time::Duration;
+
+use crate::time::written;
+
+/// What a duration may be, and how to write one.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// Whether it may be zero, whatever [`Range::least`] says.
+    pub may_be_zero: bool,
+    /// The shortest. Zero alone means that anything longer than nothing will do.
+    pub least: Duration,
+    /// The longest, if there is one.
+    pub most: Option<Duration>,
+    /// Two of them.
+    pub examples: [&'static str; 2],
+    /// What a number without a unit may be meant in.
+    pub units: [&'static str; 2],
+}
+
+impl Range {
+    /// How long people wait: more than nothing, and no longer than this.
+    pub const fn wait(most: Duration) -> Self {
+        Self {
+            may_be_zero: false,
+            least: Duration::ZERO,
+            most: Some(most),
+            examples: ["5s", "1m30s"],
+            units: ["s", "m"],
+        }
+    }
+
+    /// How old something may be, or how long it stays: more than nothing.
+    pub const AGE: Self = Self {
+        may_be_zero: false,
+        least: Duration::ZERO,
+        most: None,
+        examples: ["24h", "7d"],
+        units: ["h", "d"],
+    };
+
+    /// The same, or nothing.
+    #[must_use]
+    pub const fn or_zero(self) -> Self {
+        Self {
+            may_be_zero: true,
+            ..self
+        }
+    }
+
+    /// The duration that a text says.
+    ///
+    /// # Errors
+    /// What it must be and how to write it; the text is not repeated.
+    pub fn parse(self, text: &str) -> Result<Duration, String> {
+        let [one, other] = self.examples;
+        let read = read(text);
+        if let Ok(duration) = read
+            && self.contains(duration)
+        {
+            return Ok(duration);
+        }
+        if let Some(meant) = self.with_unit(text) {
+            return Err(format!("the unit is missing; write {meant}"));
+        }
+        let allowed = match read {
+            Err(Unread::TooLarge) if self.most.is_none() => {
+                Some("a number in it is too large".to_owned())
+            }
+            _ => self.allowed(),
+        };
+        let allowed = allowed.map(|allowed| allowed + "; ").unwrap_or_default();
+        Err(format!("{allowed}write it like {one} or {other}"))
+    }
+
+    fn contains(self, duration: Duration) -> bool {
+        if duration.is_zero() {
+            return self.may_be_zero;
+        }
+        duration >= self.least && self.most.is_none_or(|most| duration <= most)
+    }
+
+    /// What somebody may mean who has written only a number.
+    fn with_unit(self, text: &str) -> Option<String> {
+        let is_number = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let meant = self.units.map(|unit| format!("{text}{unit}"));
+        let valid = |meant: &&String| read(meant).is_ok_and(|duration| self.contains(duration));
+        let meant: Vec<&str> = meant.iter().filter(valid).map(String::as_str).collect();
+        (is_number && !meant.is_empty()).then(|| meant.join(" or "))
+    }
+
+    /// None if it may be anything.
+    fn allowed(self) -> Option<String> {
+        let least = match self.least {
+            Duration::ZERO if self.may_be_zero => None,
+            Duration::ZERO => Some("more than 0".to_owned()),
+            least => Some(format!("at least {}", limit(least))),
+        };
+        let most = self.most.map(|most| format!("at most {}", limit(most)));
+        let bounds: Vec<String> = least.into_iter().chain(most).collect();
+        let zero = if self.may_be_zero && !self.least.is_zero() {
+            "0, or "
+        } else {
+            ""
+        };
+        (!bounds.is_empty()).then(|| format!("it must be {zero}{}", bounds.join(" and ")))
+    }
+}
+
+/// Why a text is no duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unread {
+    Invalid,
+    TooLarge,
+}
+
+fn read(text: &str) -> Result<Duration, Unread> {
+    humantime::parse_duration(text).map_err(|error| match error {
+        humantime::DurationError::NumberOverflow => Unread::TooLarge,
+        humantime::DurationError::InvalidCharacter(_)
+        | humantime::DurationError::NumberExpected(_)
+        | humantime::DurationError::UnknownUnit { .. }
+        | humantime::DurationError::Empty => Unread::Invalid,
+    })
+}
+
+/// In hours up to a day, as people write limits.
+fn limit(limit: Duration) -> String {
+    const HOUR: u64 = 3600;
+    let hours = limit.as_secs() / HOUR;
+    if hours > 0 && hours <= 24 && limit == Duration::from_hours(hours) {
+        format!("{hours}h")
+    } else {
+        written(limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Range = Range::wait(Duration::from_hours(1));
+
+    #[test]
+    fn a_duration_in_the_range_is_read() {
+        for (range, text, seconds) in [
+            (HOUR, "1h", 3600),
+            (HOUR, "1m 30s", 90),
+            (HOUR.or_zero(), "0", 0),
+            (Range::AGE, "7d", 7 * 24 * 3600),
+            (Range::AGE, "100years", 100 * 31_557_600),
+            (Range::AGE.or_zero(), "0s", 0),
+        ] {
+            assert_eq!(
+                range.parse(text),
+                Ok(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_answered_with_what_is_allowed() {
+        let day = HOUR.most.map(|most| most * 24);
+        let day = Range { most: day, ..HOUR };
+        let least = Duration::from_mins(10);
+        let rare = Range {
+            least,
+            most: Some(Duration::from_hours(366 * 24)),
+            ..Range::AGE.or_zero()
+        };
+        let often = Range { least, ..day };
+        let hour = "it must be more than 0 and at most 1h; write it like 5s or 1m30s";
+        for (range, text, words) in [
+            (HOUR, "soon", hour),
+            (HOUR, "", hour),
+            (HOUR, "-5s", hour),
+            (HOUR, "90m", hour),
+            (HOUR, "0s", hour),
+            (HOUR, "0", hour),
+            (HOUR, "5x", hour),
+            (HOUR, "99999999999999999999999s", hour),
+            (HOUR, "5", "the unit is missing; write 5s or 5m"),
+            (HOUR, "90", "the unit is missing; write 90s"),
+            (HOUR, "5000", hour),
+            (HOUR, "1.5", "the unit is missing; write 1.5s or 1.5m"),
+            (HOUR, "...", hour),
+            (
+                day.or_zero(),
+                "soon",
+                "it must be at most 24h; write it like 5s or 1m30s",
+            ),
+            (
+                often,
+                "1m",
+                "it must be at least 10m and at most 24h; write it like 5s or 1m30s",
+            ),
+            (
+                rare,
+                "1m",
+                "it must be 0, or at least 10m and at most 366d; write it like 24h or 7d",
+            ),
+            (
+                Range::AGE,
+                "soon",
+                "it must be more than 0; write it like 24h or 7d",
+            ),
+            (Range::AGE, "30", "the unit is missing; write 30h or 30d"),
+            (
+                Range::AGE,
+                "99999999999999999999999s",
+                "a number in it is too large; write it like 24h or 7d",
+            ),
+            (Range::AGE.or_zero(), "old", "write it like 24h or 7d"),
+        ] {
+            assert_eq!(range.parse(text), Err(words.to_owned()), "{text}");
+        }
+    }
+}
