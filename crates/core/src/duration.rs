@@ -4,6 +4,13 @@ use std::time::Duration;
 
 use crate::time::written;
 
+/// Longest text that is read.
+const TEXT_MAX: usize = 256;
+
+/// Most digits of one number: a thousand million years. Beyond that, a sum can be more than a [`Duration`] can be, and
+/// the parser panics for some of those.
+const DIGITS_MAX: usize = 9;
+
 /// What a duration may be, and how to write one.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
@@ -116,6 +123,22 @@ enum Unread {
 }
 
 fn read(text: &str) -> Result<Duration, Unread> {
+    if text.len() > TEXT_MAX {
+        return Err(Unread::Invalid);
+    }
+    let mut digits = 0;
+    for c in text.chars() {
+        match c {
+            '0'..='9' => digits += 1,
+            // They may stand within a number.
+            '.' => {}
+            c if c.is_whitespace() => {}
+            _ => digits = 0,
+        }
+        if digits > DIGITS_MAX {
+            return Err(Unread::TooLarge);
+        }
+    }
     humantime::parse_duration(text).map_err(|error| match error {
         humantime::DurationError::NumberOverflow => Unread::TooLarge,
         humantime::DurationError::InvalidCharacter(_)
@@ -216,5 +239,26 @@ mod tests {
         ] {
             assert_eq!(range.parse(text), Err(words.to_owned()), "{text}");
         }
+    }
+
+    /// The largest number of seconds, and a second of two parts.
+    #[test]
+    fn no_sum_is_too_large_for_the_parser() {
+        for text in [
+            "18446744073709551615s 500ms 500ms",
+            "1844674407370955161 5s 500ms 500ms",
+            "5124095576030431h 15s 0.5s 0.5s",
+        ] {
+            let words = "a number in it is too large; write it like 24h or 7d";
+            assert_eq!(Range::AGE.parse(text), Err(words.to_owned()), "{text}");
+        }
+        let most = "999999999y".repeat(TEXT_MAX / 10);
+        let years = TEXT_MAX as u64 / 10 * 999_999_999;
+        assert_eq!(
+            Range::AGE.parse(&most),
+            Ok(Duration::from_secs(years * 31_557_600))
+        );
+        let long = "1s".repeat(TEXT_MAX);
+        assert!(Range::AGE.parse(&long).is_err());
     }
 }
