@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use trylatest_core::duration::Range;
 use trylatest_core::namespace::NamespaceName;
 
 use crate::target::{PodName, Target};
@@ -72,9 +73,10 @@ impl FromStr for RequestTimeout {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let limit = match text.parse() {
             Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => humantime::parse_duration(text).map_err(|error| {
-                format!("{error}; write it like 5, 5s or 1m, or 0 for no limit")
-            })?,
+            Err(_) => Range::AGE
+                .or_zero()
+                .parse(text)
+                .map_err(|_| "write it like 5, 5s or 1m, or 0 for no limit")?,
         };
         Ok(Self {
             limit: Some(limit).filter(|limit| !limit.is_zero()),
@@ -277,12 +279,11 @@ pub enum Output {
 const DURATION_MAX: Duration = Duration::from_hours(24);
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text);
-    match parsed.map_err(|error| format!("{error}; write it like 30s or 5m"))? {
-        Duration::ZERO => Err("it must be more than 0".to_owned()),
-        long if long > DURATION_MAX => Err("the maximum is 24h".to_owned()),
-        duration => Ok(duration),
-    }
+    let range = Range {
+        examples: ["30s", "5m"],
+        ..Range::wait(DURATION_MAX)
+    };
+    range.parse(text)
 }
 
 #[cfg(test)]
@@ -334,6 +335,28 @@ mod tests {
         let default = Cli::parse_from(["kubectl-trylatest", "status"]);
         let limit = default.cluster.request_timeout.limit;
         assert_eq!(limit, Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn an_invalid_duration_is_answered_with_one_that_is_valid() {
+        for (line, words) in [
+            (
+                "check deploy/app --timeout 5",
+                "the unit is missing; write 5s or 5m",
+            ),
+            (
+                "check deploy/app --timeout 2d",
+                "it must be more than 0 and at most 24h; write it like 30s or 5m",
+            ),
+            (
+                "status --request-timeout soon",
+                ": write it like 5, 5s or 1m, or 0 for no limit",
+            ),
+        ] {
+            let line = ["kubectl-trylatest"].into_iter().chain(line.split(' '));
+            let error = Cli::try_parse_from(line).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

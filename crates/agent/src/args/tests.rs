@@ -143,6 +143,48 @@ fn what_cannot_be_used_is_named_and_exits_2() {
 }
 
 #[test]
+fn an_invalid_duration_is_answered_with_one_that_is_valid() {
+    let refused = |command: &[&str], flag: &str| {
+        let line = ["trylatest"].iter().chain(command).chain([&flag]);
+        Cli::try_parse_from(line).unwrap_err().to_string()
+    };
+    for (flag, words) in [
+        (
+            "--try=soon",
+            "it must be more than 0 and at most 24h; write it like 5s or 1m30s",
+        ),
+        ("--stall=5", "the unit is missing; write 5s or 5m"),
+        (
+            "--freshness=25h",
+            "it must be at most 24h; write it like 5s or 1m30s",
+        ),
+        (
+            "--refresh-every=1m",
+            "it must be 0, or at least 10m and at most 366d; write it like 6h or 1d",
+        ),
+        (
+            "--keep-for=400d",
+            "it must be at most 366d; write it like 14d or 12h",
+        ),
+    ] {
+        let error = refused(&["agent"], flag);
+        assert!(error.contains(words), "{flag}: {error}");
+    }
+    for (flag, words) in [
+        (
+            "--freshness=5s",
+            "it must be at least 2m and at most 24h; write it like 2m or 5m",
+        ),
+        ("--freshness=5", "the unit is missing; write 5m"),
+    ] {
+        let error = refused(&["gate"], flag);
+        assert!(error.contains(words), "{flag}: {error}");
+    }
+    let error = refused(&["pull", "app"], "--max-age=old");
+    assert!(error.contains(": write it like 24h or 7d"), "{error}");
+}
+
+#[test]
 fn what_no_pod_or_image_can_have_is_named_and_exits_2() {
     let check = ["config", "check", "f.yaml"];
     let namespaces = ["A B", "Team", "team_a", "-a", ""].map(|name| ("--namespace", name));

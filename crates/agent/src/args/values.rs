@@ -3,33 +3,29 @@
 use std::time::Duration;
 
 use trylatest_core::config::KEEP_MAX;
+use trylatest_core::duration::Range;
 use trylatest_core::outcome::FailureClass;
+use trylatest_core::release::FRESHNESS;
 
 /// Longest duration that can be set: a longer one is a mistake.
 const DURATION_MAX: Duration = Duration::from_hours(24);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text);
-    match parsed.map_err(|error| format!("{error}; write it like 5s or 1m30s"))? {
-        long if long > DURATION_MAX => Err("the maximum is 24h".to_owned()),
-        duration => Ok(duration),
-    }
+    Range::wait(DURATION_MAX).or_zero().parse(text)
 }
 
+const DAYS: Range = Range {
+    most: Some(KEEP_MAX),
+    examples: ["14d", "12h"],
+    ..Range::AGE.or_zero()
+};
+
 pub(super) fn days(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let parsed = humantime::parse_duration(text);
-    match parsed.map_err(|error| format!("{error}; write it like 14d or 12h"))? {
-        long if long > KEEP_MAX => Err("the maximum is 366d".to_owned()),
-        duration => Ok(duration),
-    }
+    DAYS.parse(text)
 }
 
 pub(super) fn age(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text);
-    parsed.map_err(|error| format!("{error}; write it like 24h or 7d"))
+    Range::AGE.or_zero().parse(text)
 }
 
 /// A failure class, or which ones there are.
@@ -44,30 +40,27 @@ pub(super) fn class(text: &str) -> Result<FailureClass, String> {
 const REFRESH_MIN: Duration = Duration::from_mins(10);
 
 pub(super) fn refresh(text: &str) -> Result<Duration, String> {
-    match days(text)? {
-        short if !short.is_zero() && short < REFRESH_MIN => {
-            Err("it must be at least 10m, or 0".to_owned())
-        }
-        every => Ok(every),
-    }
+    let range = Range {
+        least: REFRESH_MIN,
+        examples: ["6h", "1d"],
+        ..DAYS
+    };
+    range.parse(text)
 }
 
 pub(super) fn positive(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("it must be more than 0".to_owned()),
-        duration => Ok(duration),
-    }
+    Range::wait(DURATION_MAX).parse(text)
 }
 
 /// A gate that honours releases for a shorter time than the agent thinks would miss some of them, even
 /// refusals.
 pub(super) fn freshness(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        short if short < trylatest_core::release::FRESHNESS => {
-            Err("it must be at least 2m".to_owned())
-        }
-        freshness => Ok(freshness),
-    }
+    let range = Range {
+        least: FRESHNESS,
+        examples: ["2m", "5m"],
+        ..Range::wait(DURATION_MAX)
+    };
+    range.parse(text)
 }
 
 /// An empty variable is most often a mistake in a manifest.
