@@ -180,7 +180,7 @@ pub struct CheckArgs {
     #[arg(long)]
     pub fresh: bool,
 
-    /// How long to wait for the rollout, and for pods whose images the kubelet still pulls
+    /// How long to wait for the rollout, for pods whose images the kubelet still pulls, and for the API server
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::judge::{Checked, Demand, Judgement};
 use self::rollout::Rollout;
@@ -70,23 +70,15 @@ pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<E
     } else {
         Demand::NotOld
     };
-    let mut watch = Watch {
+    let watch = Watch {
         cluster,
         target,
         demand,
-        said: String::new(),
     };
     let deadline = Instant::now() + *timeout;
-    let (judgement, rollout) = loop {
-        let (judgement, waits_for) = watch.look().await?;
-        let Some(waits_for) = waits_for else {
-            break (judgement, None);
-        };
-        if waits_for.is_final || Instant::now() + PAUSE > deadline {
-            break (judgement, Some(waits_for.why));
-        }
-        watch.say(&waits_for.why);
-        sleep(PAUSE).await;
+    let Some((judgement, rollout)) = wait(deadline, async || watch.look().await).await? else {
+        let (server, limit) = (cluster.server(), humantime::format_duration(*timeout));
+        bail!("check {target}: no answer from {server} within {limit} (--timeout)");
     };
     let answer = Answer {
         workload: target.to_string(),
@@ -105,6 +97,39 @@ pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<E
     })
 }
 
+/// Looks until nothing is to be waited for, or until the time is up, even in the middle of a look: how it is by then, and
+/// why the rollout has not ended, if it has not. None if not even the first look came to an end.
+///
+/// # Errors
+/// Those of a look.
+async fn wait(
+    deadline: Instant,
+    mut look: impl AsyncFnMut() -> anyhow::Result<(Judgement, Option<WaitsFor>)>,
+) -> anyhow::Result<Option<(Judgement, Option<String>)>> {
+    let mut seen: Option<(Judgement, String)> = None;
+    loop {
+        let Ok(looked) = timeout_at(deadline, look()).await else {
+            return Ok(seen.map(|(judgement, why)| {
+                let why = format!("{why}; the API server did not answer in time to look again");
+                (judgement, Some(why))
+            }));
+        };
+        let (judgement, waits_for) = looked?;
+        let Some(WaitsFor { why, is_final }) = waits_for else {
+            return Ok(Some((judgement, None)));
+        };
+        if is_final || Instant::now() + PAUSE > deadline {
+            return Ok(Some((judgement, Some(why))));
+        }
+        // Once.
+        if seen.is_none_or(|(_, said)| said != why) {
+            eprintln!("waiting: {why}");
+        }
+        seen = Some((judgement, why));
+        sleep(PAUSE).await;
+    }
+}
+
 /// Why to look again.
 struct WaitsFor {
     why: String,
@@ -116,7 +141,6 @@ struct Watch<'a> {
     cluster: &'a Cluster,
     target: &'a Target,
     demand: Demand,
-    said: String,
 }
 
 impl Watch<'_> {
@@ -194,14 +218,6 @@ impl Watch<'_> {
             .await;
         listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))
     }
-
-    /// What is waited for, on stderr, once.
-    fn say(&mut self, why: &str) {
-        if self.said != why {
-            eprintln!("waiting: {why}");
-            why.clone_into(&mut self.said);
-        }
-    }
 }
 
 /// Whether what a pod runs counts. An evicted one of a Deployment stays, but runs nothing, and another is in its place.
@@ -266,4 +282,50 @@ fn text(answer: &Answer) -> String {
 /// A value by its JSON pointer, as a number.
 fn number(object: &Value, pointer: &str) -> i64 {
     object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::pending;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    /// What `check` makes of looks, of which the first few see a rollout under way, and how long it takes. The next one
+    /// never ends.
+    async fn hangs_after(looks: usize) -> (Option<(Judgement, Option<String>)>, Duration) {
+        let begun = Instant::now();
+        let looked = Cell::new(0);
+        let waited = wait(begun + TIMEOUT, async || {
+            if looked.replace(looked.get() + 1) == looks {
+                pending::<()>().await;
+            }
+            let judgement = judge::judge(&[], Demand::NotOld);
+            let why = "the pod is not ready".to_owned();
+            let is_final = false;
+            Ok((judgement, Some(WaitsFor { why, is_final })))
+        });
+        (waited.await.unwrap(), begun.elapsed())
+    }
+
+    /// Whatever a single request may take.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_hangs_ends_when_the_time_is_up() {
+        let (waited, took) = hangs_after(0).await;
+        assert!(waited.is_none());
+        assert_eq!(took, TIMEOUT);
+        let (waited, took) = hangs_after(2).await;
+        let why = "the pod is not ready; the API server did not answer in time to look again";
+        assert_eq!(waited.unwrap().1.as_deref(), Some(why));
+        assert_eq!(took, TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rollout_that_does_not_end_is_looked_at_until_the_time_is_up() {
+        let (waited, took) = hangs_after(usize::MAX).await;
+        assert_eq!(waited.unwrap().1.as_deref(), Some("the pod is not ready"));
+        assert!(took <= TIMEOUT && took + PAUSE > TIMEOUT, "{took:?}");
+    }
 }

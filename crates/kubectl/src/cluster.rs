@@ -93,6 +93,11 @@ impl Cluster {
         })
     }
 
+    /// The API server's address.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// The namespace that a command about one object is about.
     pub(crate) fn namespace(&self) -> &str {
         self.named.as_deref().unwrap_or(&self.default)

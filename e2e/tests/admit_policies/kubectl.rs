@@ -276,7 +276,7 @@ async fn fails_a_rollout(api: Arc<Api>) -> anyhow::Result<()> {
     let stage = Stage::make(&api, "kubectl").await?;
     stage.space.apply(&app("TryLatest")).await?;
     let check = "check deployment/app --timeout";
-    let early = stage.run(&format!("{check} 1s")).await?.expect(4)?;
+    let early = stage.run(&format!("{check} 4s")).await?.expect(4)?;
     ensure!(early.stdout.contains("not rolled out"), "{early:?}");
     let pod = stage.start_app().await?;
     stage.release(&pod, "fallback").await?;
@@ -296,7 +296,7 @@ async fn fails_a_rollout(api: Arc<Api>) -> anyhow::Result<()> {
         .expect(3)?;
     // A pod that the kubelet still pulls for is waited for.
     stage.release(&pod, "handed-over").await?;
-    stage.run(&format!("{check} 1s")).await?.expect(4)?;
+    stage.run(&format!("{check} 4s")).await?.expect(4)?;
     stage.run("check deployment/nobody").await?.expect(1)?;
     Ok(())
 }
