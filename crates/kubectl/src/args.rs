@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use trylatest_core::duration::Range;
 use trylatest_core::namespace::NamespaceName;
@@ -31,12 +32,34 @@ pub struct Cli {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
+    /// Where in it, for people who write that before the command.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Over the flags that every command takes.
+impl Cli {
+    /// The namespace that was named, before or after the command.
+    ///
+    /// # Errors
+    /// The command is not about one.
+    pub fn namespace(&self) -> Result<Option<&NamespaceName>, clap::Error> {
+        let before = self.place.namespace.as_ref();
+        match (self.command.place(), before) {
+            (Some(place), _) => Ok(place.namespace.as_ref().or(before)),
+            (None, None) => Ok(None),
+            (None, Some(_)) => {
+                let words = "this command takes no --namespace: it is not about one";
+                Err(Self::command().error(ErrorKind::ArgumentConflict, words))
+            }
+        }
+    }
+}
+
+/// Over the flags that every command takes, or nearly every one.
 const GLOBAL: &str = "Global options";
 
 /// Which cluster, and how long to wait for it.
@@ -50,13 +73,17 @@ pub struct ClusterArgs {
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub context: Option<String>,
 
-    /// The namespace [default: the context's; for `status`, all]
-    #[arg(short, long, global = true, help_heading = GLOBAL)]
-    pub namespace: Option<NamespaceName>,
-
     /// How long one request to the API server may take, as for kubectl: 5 or 5s, 1m; 0 for no limit
     #[arg(long, global = true, help_heading = GLOBAL, default_value = "30s", value_name = "DURATION")]
     pub request_timeout: RequestTimeout,
+}
+
+/// Which namespace.
+#[derive(Args, Clone, Debug)]
+pub struct NamespaceArgs {
+    /// The namespace [default: the context's; for `status`, all]
+    #[arg(short, long, help_heading = GLOBAL)]
+    pub namespace: Option<NamespaceName>,
 }
 
 /// How long one request may take.
@@ -117,8 +144,7 @@ pub enum Command {
     Off(OffArgs),
     /// Look for what keeps TryLatest from working in this cluster
     ///
-    /// It only reads, and looks at the whole cluster, whatever --namespace says. What it could not look at is listed,
-    /// and is not a finding.
+    /// It only reads, and looks at the whole cluster. What it could not look at is listed, and is not a finding.
     #[command(after_help = DOCTOR_CODES)]
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -144,6 +170,23 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Where it looks, if it is about a namespace.
+    fn place(&self) -> Option<&NamespaceArgs> {
+        match self {
+            Self::Status(StatusArgs { place, .. })
+            | Self::Check(CheckArgs { place, .. })
+            | Self::Explain(ExplainArgs { place, .. })
+            | Self::On(SwitchArgs { place, .. })
+            | Self::Off(OffArgs { place, .. }) => Some(place),
+            Self::Doctor(_)
+            | Self::Completion { .. }
+            | Self::Complete { .. }
+            | Self::Man { .. } => None,
+        }
+    }
+}
+
 const CHECK_CODES: &str = "Exit codes:\n  0  every pod runs what was asked for\n  1  the question could not be answered, or \
                            the workload has no TryLatest pod\n  2  wrong usage\n  3  a pod runs an old copy, or nobody can say \
                            what it runs\n  4  the rollout failed, or did not end in time";
@@ -166,6 +209,10 @@ pub struct StatusArgs {
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+
+    /// Where.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
 }
 
 /// What `check` takes.
@@ -187,6 +234,10 @@ pub struct CheckArgs {
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+
+    /// Where.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
 }
 
 /// What `explain` takes.
@@ -198,6 +249,10 @@ pub struct ExplainArgs {
     /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+
+    /// Where.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
 }
 
 /// What `on` takes.
@@ -214,6 +269,10 @@ pub struct SwitchArgs {
     /// How it is done.
     #[command(flatten)]
     pub how: HowArgs,
+
+    /// Where.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
 }
 
 /// What `off` takes.
@@ -226,6 +285,10 @@ pub struct OffArgs {
     /// How it is done.
     #[command(flatten)]
     pub how: HowArgs,
+
+    /// Where.
+    #[command(flatten)]
+    pub place: NamespaceArgs,
 }
 
 /// What `on` and `off` both take.
@@ -288,8 +351,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -307,8 +368,36 @@ mod tests {
         assert!(args.fresh);
         assert_eq!(args.timeout, Duration::from_secs(90));
         assert_eq!(args.target.to_string(), "deployment/app");
-        let namespace = cli.cluster.namespace.unwrap();
-        assert_eq!(namespace.as_str(), "shop");
+    }
+
+    #[test]
+    fn a_namespace_is_named_before_or_after_a_command_that_is_about_one() {
+        let named = |line: &str| {
+            let words = ["kubectl-trylatest"].into_iter().chain(line.split(' '));
+            let cli = Cli::try_parse_from(words)?;
+            cli.namespace().map(|name| name.map(ToString::to_string))
+        };
+        for line in [
+            "check deploy/app -n shop",
+            "-n shop check deploy/app",
+            "-n other check deploy/app --namespace shop",
+            "--namespace=shop status",
+            "explain app -n shop",
+            "on deploy/app -n shop",
+            "off -n shop deploy/app",
+        ] {
+            assert_eq!(named(line).unwrap().as_deref(), Some("shop"), "{line}");
+        }
+        for line in ["status", "doctor", "completion bash"] {
+            assert_eq!(named(line).unwrap(), None, "{line}");
+        }
+        for line in [
+            "doctor -n shop",
+            "-n shop doctor",
+            "-n shop completion bash",
+        ] {
+            assert_eq!(named(line).unwrap_err().exit_code(), 2, "{line}");
+        }
     }
 
     #[test]

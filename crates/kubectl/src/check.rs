@@ -59,6 +59,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<E
         fresh,
         timeout,
         output,
+        place: _,
     } = args;
     if matches!(target.kind, Kind::Namespace | Kind::CronJob) {
         bail!(

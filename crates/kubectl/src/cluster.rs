@@ -60,11 +60,13 @@ pub(crate) type Looked<T> = Result<T, Unseen>;
 
 impl Cluster {
     /// Reads the kubeconfig; within a cluster and without one, the pod's service account. Nothing is asked yet.
-    pub(crate) async fn connect(args: &ClusterArgs) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(
+        args: &ClusterArgs,
+        namespace: Option<&NamespaceName>,
+    ) -> anyhow::Result<Self> {
         let ClusterArgs {
             kubeconfig,
             context,
-            namespace,
             request_timeout,
         } = args;
         let options = KubeConfigOptions {
@@ -87,7 +89,7 @@ impl Cluster {
         Ok(Self {
             client,
             server,
-            named: namespace.as_ref().map(NamespaceName::to_string),
+            named: namespace.map(NamespaceName::to_string),
             default,
             timeout: request_timeout.limit,
         })

@@ -3,13 +3,15 @@
 //! kubectl runs `kubectl_complete-trylatest` with the words so far, and expects one offer per line and a last line
 //! with a number that says what the shell is to do with them (cobra's `ShellCompDirective`).
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use clap::{Command, CommandFactory as _, FromArgMatches as _};
+use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::config::Kubeconfig;
 use trylatest_core::keys;
+use trylatest_core::namespace::NamespaceName;
 
 use crate::args::{Cli, ClusterArgs};
 use crate::cluster::Cluster;
@@ -175,18 +177,29 @@ fn contexts() -> Vec<String> {
     contexts.into_iter().map(|context| context.name).collect()
 }
 
+/// What can be read of a line that may not be complete.
+fn parsed(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Option<ArgMatches> {
+    let command = Cli::command().ignore_errors(true);
+    command.try_get_matches_from(line).ok()
+}
+
+/// The namespace that the line names so far.
+fn namespace(matches: &ArgMatches) -> Option<&NamespaceName> {
+    let command = matches.subcommand().map(|(_, matches)| matches);
+    let levels = command.into_iter().chain([matches]);
+    let mut named = levels.filter_map(|level| level.try_get_one("namespace").ok().flatten());
+    named.next()
+}
+
 /// The names of objects, each behind a prefix.
 async fn named(words: &[String], kind: Kind, prefix: &str) -> Vec<String> {
     let list = async {
         let line = ["kubectl-trylatest".to_owned()]
             .into_iter()
             .chain(words.iter().cloned());
-        let matches = Cli::command()
-            .ignore_errors(true)
-            .try_get_matches_from(line)
-            .ok()?;
+        let matches = parsed(line)?;
         let args = ClusterArgs::from_arg_matches(&matches).ok()?;
-        let cluster = Cluster::connect(&args).await.ok()?;
+        let cluster = Cluster::connect(&args, namespace(&matches)).await.ok()?;
         let resource = kind.resource();
         let api: Api<DynamicObject> = match kind {
             Kind::Namespace => Api::all_with(cluster.client.clone(), &resource),
@@ -234,6 +247,10 @@ mod tests {
         }
         assert_eq!(words(after("status -o ")), ["text", "json", "yaml"]);
         assert_eq!(after("status -n "), Next::Namespace);
+        assert_eq!(after("-n "), Next::Namespace);
+        let options = words(after("doctor -"));
+        assert!(options.contains(&"--context".to_owned()), "{options:?}");
+        assert!(!options.contains(&"--namespace".to_owned()), "{options:?}");
         assert_eq!(after("status --context "), Next::Context);
         assert_eq!(after("status --kubeconfig "), Next::File);
         assert_eq!(words(after("check deploy/a ")), Vec::<String>::new());
@@ -248,6 +265,20 @@ mod tests {
             Next::Object(Kind::StatefulSet, "sts".into())
         );
         assert_eq!(after("explain "), Next::Pod);
+    }
+
+    #[test]
+    fn names_are_those_of_the_namespace_that_the_line_names() {
+        for (line, name) in [
+            ("kubectl-trylatest check -n shop deploy/", Some("shop")),
+            ("kubectl-trylatest -n shop check deploy/", Some("shop")),
+            ("kubectl-trylatest check deploy/", None),
+            ("kubectl-trylatest doctor", None),
+        ] {
+            let matches = parsed(line.split(' ')).unwrap();
+            let found = namespace(&matches).map(NamespaceName::as_str);
+            assert_eq!(found, name, "{line}");
+        }
     }
 
     #[tokio::test]

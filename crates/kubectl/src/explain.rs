@@ -71,7 +71,11 @@ enum Agent {
 /// # Errors
 /// The pod cannot be read, or stdout cannot be written.
 pub(crate) async fn run(cluster: &Cluster, args: &ExplainArgs) -> anyhow::Result<()> {
-    let ExplainArgs { pod, output } = args;
+    let ExplainArgs {
+        pod,
+        output,
+        place: _,
+    } = args;
     let (namespace, name) = (cluster.namespace_of(pod)?, &pod.name);
     let pods = cluster.api::<Pod>(Some(namespace));
     let what = format!("get pod {namespace}/{name}");

@@ -49,8 +49,14 @@ pub fn run(cli: Cli) -> ExitCode {
 }
 
 async fn done(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { cluster, command } = cli;
-    let connected = async || Cluster::connect(&cluster).await;
+    let namespace = cli.namespace().unwrap_or_else(|error| error.exit());
+    let namespace = namespace.cloned();
+    let Cli {
+        cluster,
+        place: _,
+        command,
+    } = cli;
+    let connected = async || Cluster::connect(&cluster, namespace.as_ref()).await;
     match command {
         Command::Status(args) => status::run(&connected().await?, &args).await?,
         Command::Check(args) => return check::run(&connected().await?, &args).await,

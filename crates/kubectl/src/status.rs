@@ -192,6 +192,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<
         all,
         all_namespaces,
         output,
+        place: _,
     } = *args;
     let scope = match cluster.named_namespace() {
         _ if all_namespaces => Scope::All,

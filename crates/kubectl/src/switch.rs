@@ -24,7 +24,12 @@ const ALL: &str = "*";
 /// # Errors
 /// It cannot be switched, or the API server refuses.
 pub(crate) async fn on(cluster: &Cluster, args: &SwitchArgs) -> anyhow::Result<()> {
-    let SwitchArgs { target, hold, how } = args;
+    let SwitchArgs {
+        target,
+        hold,
+        how,
+        place: _,
+    } = args;
     change(cluster, target, &Switch::On(*hold), *how).await
 }
 
@@ -33,7 +38,11 @@ pub(crate) async fn on(cluster: &Cluster, args: &SwitchArgs) -> anyhow::Result<(
 /// # Errors
 /// As [`on`].
 pub(crate) async fn off(cluster: &Cluster, args: &OffArgs) -> anyhow::Result<()> {
-    let OffArgs { target, how } = args;
+    let OffArgs {
+        target,
+        how,
+        place: _,
+    } = args;
     change(cluster, target, &Switch::Off, *how).await
 }
 
