@@ -8,6 +8,7 @@
 
 use futures::future::try_join_all;
 use trylatest_core::image::ImageName;
+use trylatest_core::version::Version;
 
 use crate::containerd::Containerd;
 use crate::content::{NoDocument, read_json};
@@ -30,7 +31,7 @@ const MAX_MANIFESTS: usize = 32;
 /// the client (1.6 to 2.0, and where it is configured so) anything; through the transfer service, 2.1
 /// and 2.2 what is for this platform, 2.3 and later what is for this operating system
 /// (`plugins/transfer/plugin.go`).
-const CHECKS_CONFIGURATION: (u32, u32, u32) = (2, 2, 2);
+const CHECKS_CONFIGURATION: Version = Version(2, 2, 2);
 
 /// What a proof relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,12 +151,8 @@ pub(crate) async fn may_be_unpacked(node: &Containerd, config: &Config) -> Resul
 
 /// An unreadable version counts as a new one.
 fn checks_configuration(version: &RuntimeVersion) -> bool {
-    match version.numbers() {
-        [Some(major), Some(minor), patch] => {
-            (major, minor, patch.unwrap_or(u32::MAX)) >= CHECKS_CONFIGURATION
-        }
-        _ => true,
-    }
+    let number = version.number();
+    number.is_none_or(|number| number >= CHECKS_CONFIGURATION)
 }
 
 async fn blob(node: &Containerd, layer: &Descriptor, depth: Depth) -> Result<OnDisk, RuntimeError> {

@@ -16,8 +16,8 @@
 //! it), [`gate`] (what the held pod does with it), in this order. [`gate_image`] (what the gate starts from), [`keep`]
 //! (which copies stay for the next outage) and [`disk`] (whether there is room) stand alone, and [`explain`] says all
 //! of it for one image. [`keys`] owns every name on an object, [`outcome`] the outcomes and failure classes,
-//! [`namespace`] names of namespaces, [`duration`] how people write durations, [`doctor`] what the programs' doctors have
-//! in common.
+//! [`namespace`] names of namespaces, [`duration`] how people write durations, [`version`] what follows from a
+//! version, [`doctor`] what the programs' doctors have in common.
 
 pub mod config;
 pub mod digest;
@@ -45,3 +45,4 @@ pub mod text;
 pub mod time;
 pub mod told;
 pub mod verdict;
+pub mod version;

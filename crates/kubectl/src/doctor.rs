@@ -8,7 +8,6 @@ mod fleet;
 mod gather;
 mod install;
 mod kubelet;
-mod version;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;

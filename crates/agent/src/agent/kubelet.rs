@@ -5,6 +5,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::sleep;
 use tracing::{info, warn};
+use trylatest_core::version::{KUBELET_VERIFIES, Version};
 use trylatest_k8s::Operation;
 
 use super::api::{Api, words};
@@ -14,10 +15,6 @@ use crate::args::Verifies;
 /// Between two tries to learn the kubelet's version: the first, and the longest; jitter adds up to as much. All agents of
 /// a cluster may wait for the same API server, and no pod of theirs is released before it answers.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
-
-/// From this version on it remembers by default with which credentials it has pulled an image, and starts
-/// no other pod from it without asking the registry (KEP-2535, `KubeletEnsureSecretPulledImages`).
-const VERIFIES_SINCE: (u32, u32) = (1, 35);
 
 /// Whether the kubelet looks after who may use a private image. Waits for the API server if it has to be
 /// asked: no pod comes before that answers.
@@ -62,9 +59,7 @@ fn pauses() -> impl Iterator<Item = Duration> {
 /// Whether a kubelet of this version looks after who may use a private image. One whose version cannot be
 /// read does not.
 fn version_verifies(version: &str) -> bool {
-    let mut numbers = version.trim_start_matches('v').split('.');
-    let mut next = || numbers.next()?.parse::<u32>().ok();
-    next().zip(next()) >= Some(VERIFIES_SINCE)
+    Version::read(version) >= Some(KUBELET_VERIFIES)
 }
 
 #[cfg(test)]
@@ -86,6 +81,7 @@ mod tests {
             "v1.37.2",
             "1.35.0-alpha.1",
             "v1.36.1+k3s1",
+            "v1.35+",
             "v2.0.0",
         ] {
             assert!(version_verifies(yes), "{yes}");

@@ -14,6 +14,7 @@ use trylatest_core::disk::Disk;
 use trylatest_core::keep::{
     Because, KeptCopy, Limits, Running, Shelf as Decided, UsedImage, shelve,
 };
+use trylatest_core::version::HONOURS_PINS;
 
 use super::metrics::Metrics;
 use crate::clock::Clock;
@@ -106,10 +107,11 @@ impl<R: ImageRuntime> Shelf<R> {
         let version = self.runtime.version().await?;
         let honours_pins = version.honours_pins();
         if !honours_pins && !self.metrics.kept.pins_are_ignored() {
+            let honoured_since = HONOURS_PINS.map(|version| version.to_string()).join(", ");
             warn!(
                 runtime = %version,
-                "this containerd ignores pins, so the kubelet's image collector may remove kept copies; 1.6.25, 1.7.10 and \
-                 later honour them"
+                honoured_since,
+                "this containerd ignores pins, so the kubelet's image collector may remove kept copies"
             );
         }
         self.metrics.kept.set_pins_ignored(!honours_pins);

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use trylatest_core::version::{HONOURS_PINS, KUBELET_VERIFIES, Version};
 
 use super::gather::{Facts, Renewal};
-use super::version::{ignores_pins, runtime, version};
 use super::{Report, Severity, seen};
 use crate::nodes::{AgentState, Place, SeenNode};
 
@@ -14,9 +14,6 @@ const SKEW: SignedDuration = SignedDuration::from_secs(10);
 
 /// A lease is renewed every 10 s. One that is older says nothing of its node's clock.
 const LEASE: SignedDuration = SignedDuration::from_secs(40);
-
-/// The first kubelet that keeps records of who may use an image.
-const KEEPS_RECORDS: (u64, u64, u64) = (1, 35, 0);
 
 pub(super) fn examine(facts: &Facts, now: Timestamp, report: &mut Report) {
     if let Some(nodes) = seen(report, "nodes", &facts.nodes) {
@@ -43,13 +40,14 @@ pub(super) fn examine(facts: &Facts, now: Timestamp, report: &mut Report) {
 
 fn examine_node(node: &SeenNode, report: &mut Report) {
     let about = || [node.name.clone()];
+    let [old, new] = HONOURS_PINS;
     match runtime(&node.runtime) {
-        ("containerd", Some(version)) if ignores_pins(version) => report.add_about(
+        ("containerd", Some(version)) if !version.honours_pins() => report.add_about(
             Severity::Warning,
             "containerd-pins",
             about(),
             &format!("{} ignores pins, or does not let go of them", node.runtime),
-            "The kubelet may collect the last good copy before an outage. Update containerd to 1.6.25, 1.7.10 or later.",
+            &format!("The kubelet may collect the last good copy before an outage. Update containerd to {old}, {new} or later."),
         ),
         ("containerd", _) | ("", None) => {}
         (other, _) => report.add_about(
@@ -61,7 +59,7 @@ fn examine_node(node: &SeenNode, report: &mut Report) {
              from these nodes.",
         ),
     }
-    if version(&node.kubelet).is_some_and(|version| version < KEEPS_RECORDS) {
+    if Version::read(&node.kubelet).is_some_and(|version| version < KUBELET_VERIFIES) {
         report.add_about(
             Severity::Info,
             "kubelet-keeps-no-records",
@@ -79,6 +77,14 @@ fn examine_node(node: &SeenNode, report: &mut Report) {
             "nodes are under disk pressure",
             "Kept copies give way there, and new images may not be downloaded. Free some disk.",
         );
+    }
+}
+
+/// The runtime's name and version, from `containerd://1.7.10`.
+fn runtime(text: &str) -> (&str, Option<Version>) {
+    match text.split_once("://") {
+        Some((name, rest)) => (name, Version::read(rest)),
+        None => (text, None),
     }
 }
 
@@ -162,5 +168,18 @@ fn clocks(leases: &[Renewal], now: Timestamp, report: &mut Report) {
             "Ages of copies are wrong there, and a check that began before a pod was created may count for it. Set the clocks \
              by NTP.",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_has_a_name_and_a_version() {
+        let known = Some(Version(2, 2, 7));
+        assert_eq!(runtime("containerd://2.2.7"), ("containerd", known));
+        assert_eq!(runtime("cri-o://1.34.1").0, "cri-o");
+        assert_eq!(runtime("containerd"), ("containerd", None));
     }
 }

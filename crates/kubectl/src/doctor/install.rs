@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use trylatest_core::image::ImageName;
+use trylatest_core::version::Version;
 
 use super::gather::{AgentSet, Facts, Policy};
-use super::version::version;
 use super::{Report, Severity, seen};
 use crate::cluster::{Looked, Unseen};
 
@@ -25,7 +25,7 @@ const SETTINGS: [&str; 2] = ["gateImage", "gateArgs"];
 const PODS: &str = "trylatest-pods";
 
 /// The first Kubernetes with the policies.
-const OLDEST: (u64, u64, u64) = (1, 36, 0);
+const OLDEST: Version = Version(1, 36, 0);
 
 const APPLY: &str = "Apply the manifests of this version: kubectl apply -k manifests.";
 
@@ -66,7 +66,7 @@ fn server(facts: &Facts, report: &mut Report) {
         Ok(server) => server,
         Err(unseen) => return report.not_looked_at("the API server's version", unseen.why()),
     };
-    if version(server).is_some_and(|version| version < OLDEST) {
+    if Version::read(server).is_some_and(|version| version < OLDEST) {
         report.add(
             Severity::Error,
             "kubernetes-too-old",
@@ -106,8 +106,8 @@ fn version_of(set: &AgentSet, report: &mut Report) {
     let own = env!("CARGO_PKG_VERSION");
     let tag = set.image.rsplit_once(':').map(|(_, tag)| tag);
     if tag
-        .and_then(version)
-        .is_some_and(|version| Some(version) != self::version(own))
+        .and_then(Version::read)
+        .is_some_and(|version| Some(version) != Version::read(own))
     {
         report.add(
             Severity::Info,
