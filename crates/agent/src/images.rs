@@ -81,6 +81,11 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
             .copy
             .as_ref()
             .map_or("-", |copy| copy.digest.short());
+        let confirmed = match record.copy_confirmed() {
+            // It may well have been, once: only the newest confirmation is remembered.
+            None if record.facts.rolled_back.is_some() => "-".to_owned(),
+            confirmed => ago(confirmed),
+        };
         table.add_row([
             record.image.to_string(),
             last.map_or("-", |last| last.result.as_str()).to_owned(),
@@ -90,7 +95,7 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 .to_owned(),
             digest.to_owned(),
             ago(last.map(|last| last.started)),
-            ago(record.copy_confirmed()),
+            confirmed,
             record.week.tries.to_string(),
             record.week.failures.to_string(),
             rolled_back(&record.facts, now),
@@ -174,7 +179,7 @@ mod tests {
                 "sha256:abababababab",
                 "60s",
                 "ago",
-                "never",
+                "-",
                 "3",
                 "1",
                 "20s",

@@ -20,10 +20,9 @@ use trylatest_core::identity::Identity;
 use trylatest_core::image::ImageName;
 use trylatest_core::outcome::{Failure, FailureClass, Outcome};
 use trylatest_core::plan::{Ask, Flow, TryEnded};
-use trylatest_core::record::{Facts, Try, TryResult};
+use trylatest_core::record::{Facts, RolledBack, Try, TryResult, last_confirmed};
 use trylatest_core::rules::{Rule, Rules, Source};
 use trylatest_core::text;
-use trylatest_core::time::short_age;
 use trylatest_core::verdict::{CachedCopy, Evidence, Terms, judge, settle};
 
 use crate::agent::{PullLimits, attempt, offers};
@@ -256,6 +255,7 @@ impl Order<'_> {
             failure,
             digest: digest.cloned(),
             confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
+            rolled_back: digest.and_then(|digest| facts.rolled_back_here(digest).cloned()),
             size_bytes: tried.size_bytes,
             took_millis: u64::try_from(tried.duration.as_millis()).unwrap_or(u64::MAX),
             note,
@@ -296,6 +296,9 @@ struct Pulled {
     /// When the registry last said that the tag points there.
     #[serde(skip_serializing_if = "Option::is_none")]
     confirmed: Option<Timestamp>,
+    /// That the name was pointed back there by hand, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rolled_back: Option<RolledBack>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size_bytes: Option<u64>,
     took_millis: u64,
@@ -309,10 +312,7 @@ impl Pulled {
     fn words(&self) -> String {
         let Self { image, outcome, .. } = self;
         let digest = self.digest.as_ref().map_or("", Digest::as_str);
-        let confirmed = match self.confirmed {
-            Some(then) => format!("confirmed {} ago", short_age(self.time, then)),
-            None => "never confirmed by TryLatest".to_owned(),
-        };
+        let confirmed = last_confirmed(self.confirmed, self.rolled_back.as_ref(), self.time);
         let mut line = match outcome {
             Outcome::Fresh => format!("{outcome}: {image} is now {digest}"),
             Outcome::Unchanged => format!("{outcome}: {image} is still {digest}"),

@@ -135,7 +135,7 @@ fn copy_before(copies: Vec<KeptCopy>, image: &ImageName, now: Option<&Digest>) -
 fn words(image: &ImageName, now: Option<&Digest>, before: &KeptCopy, time: Timestamp) -> String {
     let now = now.map_or("no usable copy", Digest::short);
     format!(
-        "{image} on this node: {now} -> {}, last used {} ago\n\
+        "{image} on this node: {now} -> {}, last used at most {} ago\n\
          Running containers keep what they run until they restart. The next successful try pulls what the tag points to in \
          the registry: move it back there as well.",
         before.digest.short(),
@@ -185,7 +185,7 @@ mod tests {
         hold(&node, "sha256:two", 2).await;
         let said = roll_back(&node, &image()).await.unwrap();
         assert!(
-            said.contains("sha256:two -> sha256:one, last used"),
+            said.contains("sha256:two -> sha256:one, last used at most "),
             "{said}"
         );
         assert_eq!(node.kept(image().as_str()).as_deref(), Some("sha256:one"));

@@ -14,7 +14,7 @@ use crate::identity::Identity;
 use crate::image::ImageName;
 use crate::keep::KeptCopy;
 use crate::outcome::{Failure, FailureClass, Outcome};
-use crate::record::{Confirmation, ImageRecord, Try, Week};
+use crate::record::{Confirmation, ImageRecord, RolledBack, Try, Week};
 use crate::rules::RuleInForce;
 use crate::verdict::CachedCopy;
 
@@ -216,6 +216,9 @@ pub struct CopyNow {
     /// When the registry last said that the tag points to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Timestamp>,
+    /// That the name was pointed back to it by hand, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
     /// What the registry last said at all: maybe that the tag points to another digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<Confirmation>,

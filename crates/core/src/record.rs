@@ -318,6 +318,20 @@ impl RolledBack {
     }
 }
 
+/// When the registry last confirmed a copy, in a sentence about it. Of one that the name was pointed back to, that is
+/// forgotten: only the newest confirmation is remembered.
+pub fn last_confirmed(
+    confirmed: Option<Timestamp>,
+    rolled_back: Option<&RolledBack>,
+    now: Timestamp,
+) -> String {
+    match (rolled_back, confirmed) {
+        (Some(back), _) => back.describe(now),
+        (None, Some(then)) => format!("confirmed {} ago", text::short_duration(age(now, then))),
+        (None, None) => "never confirmed by TryLatest".to_owned(),
+    }
+}
+
 /// A copy on the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

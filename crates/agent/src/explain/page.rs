@@ -10,7 +10,7 @@ use trylatest_core::explain::{
 };
 use trylatest_core::identity::Identity;
 use trylatest_core::outcome::Outcome;
-use trylatest_core::record::Try;
+use trylatest_core::record::{Try, last_confirmed};
 use trylatest_core::text;
 use trylatest_core::time::short_age;
 
@@ -114,10 +114,7 @@ fn after(image: &ImageNow) -> Vec<String> {
 
 fn copy(copy: &CopyNow, now: Timestamp) -> Vec<String> {
     let digest = copy.digest.as_ref().map_or("", Digest::short);
-    let confirmed = match copy.confirmed {
-        Some(then) => format!("confirmed {} ago", short_age(now, then)),
-        None => "never confirmed by TryLatest".to_owned(),
-    };
+    let confirmed = last_confirmed(copy.confirmed, copy.rolled_back.as_ref(), now);
     let why = copy.why.as_deref().unwrap_or_default();
     let line = match copy.state {
         CopyState::Usable => {
@@ -193,7 +190,8 @@ fn kept(kept: Option<&[KeptNow]>, now: Timestamp) -> Vec<String> {
         } = kept;
         let pinned = if *pinned { "pinned" } else { "not pinned" };
         let used = short_age(now, *used);
-        format!("{}, {pinned}, last used {used} ago", digest.short())
+        // It is written down only now and then.
+        format!("{}, {pinned}, last used at most {used} ago", digest.short())
     });
     lines.collect()
 }

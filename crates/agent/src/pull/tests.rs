@@ -117,6 +117,18 @@ async fn a_failed_pull_falls_back_or_is_refused_or_finds_nothing() {
         tried.result.failure().unwrap().class,
         FailureClass::ServerError
     );
+    let back = RolledBack {
+        time: clock::wall() - Duration::from_mins(5),
+        from: "sha256:two".parse().ok(),
+        to: "sha256:one".parse().unwrap(),
+    };
+    let after = Facts {
+        rolled_back: Some(Box::new(back)),
+        ..Facts::default()
+    };
+    let (_, back) = pulled_with(&node, &after, &[]).await.unwrap();
+    let words = "is the cached copy sha256:one, rolled back from sha256:two 5m ago; server-error";
+    assert!(back.words().contains(words), "{}", back.words());
     let (_, old) = pulled_with(&node, &facts, &["--max-age=2h"]).await.unwrap();
     assert!(
         old.words().contains("the command's max-age is 2h"),

@@ -336,6 +336,7 @@ fn copy_now(known: &Known<'_>, is_aside: bool) -> CopyNow {
         digest: digest.cloned(),
         size_bytes: size,
         confirmed: digest.and_then(|digest| facts.confirmed_at(digest)),
+        rolled_back: digest.and_then(|digest| facts.rolled_back_here(digest).cloned()),
         tag: facts.confirmed.clone(),
     }
 }

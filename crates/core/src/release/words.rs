@@ -5,8 +5,7 @@ use jiff::Timestamp;
 use super::ContainerRelease;
 use crate::digest::Digest;
 use crate::outcome::{FailureClass, Outcome};
-use crate::text;
-use crate::time::age;
+use crate::record::last_confirmed;
 
 /// Who has asked.
 pub(crate) const BY_KUBELET: &str = "the kubelet has asked the registry, with credentials";
@@ -33,11 +32,7 @@ impl ContainerRelease {
         let image = &self.image;
         let is_handed_over = self.outcome == Outcome::HandedOver;
         let digest = self.digest.as_ref().map_or("no proven copy", Digest::short);
-        let confirmed = match (self.confirmed, &self.rolled_back) {
-            (_, Some(back)) => back.describe(now),
-            (Some(then), None) => format!("confirmed {} ago", text::short_duration(age(now, then))),
-            (None, None) => "never confirmed by TryLatest".to_owned(),
-        };
+        let confirmed = last_confirmed(self.confirmed, self.rolled_back.as_ref(), now);
         let mut line = match self.outcome {
             Outcome::Fresh => format!("pulled {image}: {digest}"),
             Outcome::Unchanged => format!("{image} is unchanged: {digest}"),

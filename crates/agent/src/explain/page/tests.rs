@@ -95,7 +95,7 @@ fn an_outage_is_a_page_that_says_what_a_pod_would_get_and_why() {
              after blocked: refused: not listed
   copy       sha256:111111111111, 3.0 MiB, confirmed 3h ago
   who        every pod: the registry has given this copy without credentials
-  kept       sha256:111111111111, pinned, last used 10m ago
+  kept       sha256:111111111111, pinned, last used at most 10m ago
   registry   reg.example failed 12s ago, so not every pod asks it (timeout: nothing arrived for 5s); asked again within 8s
   pull       none runs
   tries      12s ago   failed    timeout: nothing arrived for 5s
@@ -172,6 +172,23 @@ fn what_is_not_known_or_not_there_is_said() {
     );
 }
 
+/// The registry may well have confirmed it, once.
+#[test]
+fn a_copy_that_the_name_was_pointed_back_to_is_not_called_unconfirmed() {
+    let mut explanation = outage();
+    let copy = &mut explanation["images"][0]["copy"];
+    copy["confirmed"] = Value::Null;
+    copy["rolledBack"] = json!({
+        "time": "2026-01-01T11:55:00Z", "from": digest(2), "to": digest(1),
+    });
+    copy["tag"] = json!({"time": "2026-01-01T09:00:00Z", "digest": digest(2)});
+    let page = page_of(&explanation);
+    let words = "sha256:111111111111, 3.0 MiB, rolled back from sha256:222222222222 5m ago";
+    assert_eq!(line(&page, "copy"), words);
+    let tag = "the registry said 3h ago that the tag points to sha256:222222222222";
+    assert!(page.contains(tag), "{page}");
+}
+
 #[test]
 fn who_may_use_the_copy_depends_on_who_decides() {
     let copy = |with: bool| CopyNow {
@@ -180,6 +197,7 @@ fn who_may_use_the_copy_depends_on_who_decides() {
         digest: digest(1).parse().ok().filter(|_| with),
         size_bytes: None,
         confirmed: None,
+        rolled_back: None,
         tag: None,
     };
     let identity = Identity {

@@ -118,7 +118,12 @@ fn a_pod_that_has_nothing_to_start_from_is_counted_until_it_starts() {
 }
 
 /// A pod that is released after a try of the given end, on a world where time has passed.
-fn released(world: &mut World, name: &str, failure: Option<FailureClass>, after: CachedCopy) {
+pub(super) fn released(
+    world: &mut World,
+    name: &str,
+    failure: Option<FailureClass>,
+    after: CachedCopy,
+) {
     world.up += Duration::from_secs(10);
     let attempt = the_try(&world.see(&pod(name, world)));
     let actions = world.ends(attempt, failure, usable("1"), after);
