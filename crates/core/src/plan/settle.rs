@@ -18,7 +18,7 @@ use super::pod::Pod;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
-use crate::release::Release;
+use crate::release::{ContainerRelease, Release};
 use crate::time::Now;
 
 /// After a pull of the kubelet has failed, it looks for the copy again within this time: its back-off of
@@ -100,7 +100,10 @@ impl Pod {
         }
         for (name, given) in &release.containers {
             let before = ours.containers.get(name);
-            if let Some(before) = before.filter(|before| before.outcome != Outcome::HandedOver)
+            let was_accepted = |before: &&ContainerRelease| {
+                !matches!(before.outcome, Outcome::HandedOver | Outcome::Unavailable)
+            };
+            if let Some(before) = before.filter(was_accepted)
                 && given.outcome == Outcome::Unavailable
             {
                 self.accepted

@@ -746,6 +746,48 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
 }
 
+/// What becomes of one container does not change what the others were released with.
+#[test]
+fn a_copy_that_is_accepted_late_is_said_to_run_whatever_is_written_meanwhile() {
+    let mut world = well();
+    let mut open = private("app", &world);
+    let image = open.containers[0].clone();
+    let side = TryContainer {
+        name: "side".into(),
+        ..image
+    };
+    open.containers.push(side);
+    let left = ContainerRelease {
+        digest: Some(digest("1")),
+        ..handed_over_release()
+    };
+    open.gate = GateState::Open;
+    let containers = ["app", "side"].map(|name| (name.to_owned(), left.clone()));
+    open.released = Some(Release {
+        time: world.now().wall,
+        containers: containers.into(),
+        unseen: None,
+    });
+    let runs = Start::Started {
+        digest: Some(digest("1")),
+        since: None,
+        again: false,
+    };
+    world.see(&wanting(&open, FailureClass::Network));
+    let mut outcomes = Vec::new();
+    let mut actions = world.wait(Duration::from_secs(20));
+    for started in ["side", "app"] {
+        settle(&mut world, &actions, Written::Done);
+        open = wanting(&open, FailureClass::Network);
+        open.released = Some(the_amended(&actions).clone());
+        open.starts.insert(started.into(), runs.clone());
+        actions = world.see(&open);
+        let given = &the_amended(&actions).containers[started];
+        outcomes.push(given.outcome);
+    }
+    assert_eq!(outcomes, [Outcome::Fallback, Outcome::Fallback]);
+}
+
 /// A kubelet that keeps no records, and a copy that the registry has given to pods like this one.
 fn without_records(copy: &str) -> (World, GatedPod) {
     let mut world = well();
