@@ -151,9 +151,22 @@ impl ContainerRelease {
             ) => Some(Self {
                 outcome: Outcome::Unavailable,
                 failure: Some(failure.clone()),
-                note: self.digest.as_ref().map(|_| not_accepted(failure.class)),
+                note: self
+                    .digest
+                    .as_ref()
+                    .map(|_| self.not_accepted(failure.class)),
                 ..self.clone()
             }),
+            // The registry is back, and says what the outage has hidden.
+            (Outcome::Unavailable, Start::Wanting(failure))
+                if self.is_hidden() && failure.class.is_answer() =>
+            {
+                Some(Self {
+                    failure: Some(failure.clone()),
+                    note: Some(self.not_accepted(failure.class)),
+                    ..self.clone()
+                })
+            }
             // Without a digest, it may have started from a copy that could not be looked at.
             (Outcome::Unavailable, Start::Started { .. }) if self.digest.is_none() => None,
             (
@@ -268,6 +281,29 @@ impl ContainerRelease {
     /// Whether a copy is on the node from which the kubelet has not started it.
     pub(crate) fn is_not_accepted(&self) -> bool {
         self.outcome == Outcome::Unavailable && self.digest.is_some()
+    }
+
+    /// Whether that is all that is known: an outage says nothing of the pod's credentials.
+    fn is_hidden(&self) -> bool {
+        let class = self.failure.as_ref().map(|failure| failure.class);
+        self.is_not_accepted() && class.is_some_and(FailureClass::is_outage)
+    }
+
+    /// Whether the registry has refused the pod's credentials, as far as its note says so.
+    pub(crate) fn was_refused(&self) -> bool {
+        let note = self.note.as_deref();
+        note.is_some_and(|note| note.starts_with(KUBELET_REFUSED))
+    }
+
+    /// The note of one that the kubelet does not start from the copy, and whose pull has failed like this. An outage does
+    /// not undo an earlier refusal.
+    fn not_accepted(&self, class: FailureClass) -> String {
+        let words = not_accepted(class);
+        if self.was_refused() && class.is_outage() {
+            begin_with(KUBELET_REFUSED, Some(words))
+        } else {
+            words
+        }
     }
 
     /// The kubelet has pulled it.

@@ -96,15 +96,17 @@ impl Reason {
         })
     }
 
-    /// What the owner can do, if anything, after a failure of this class. `not_accepted`: the kubelet has not started the
-    /// container from the copy on the node.
-    fn advice(self, class: Option<FailureClass>, not_accepted: bool) -> Option<&'static str> {
+    /// What the owner can do, if anything.
+    fn advice(self, container: &ContainerRelease) -> Option<&'static str> {
+        let class = container.failure.as_ref().map(|failure| failure.class);
         match self {
             Self::Refused => Some(
                 "to do: nothing if the registry will be back, because the gate asks again; otherwise check the pod's \
                  credentials and its trylatest.dev annotations",
             ),
-            Self::Unavailable if not_accepted => class.map(if_not_accepted),
+            Self::Unavailable if container.is_not_accepted() => {
+                class.map(|class| if_not_accepted(class, container.was_refused()))
+            }
             Self::Unavailable => class.map(if_nothing_is_there),
             Self::Fallback => class.map(if_pull_failed),
             Self::OtherDigest => Some("to do: restart the rollout if it has to run one digest"),
@@ -156,9 +158,16 @@ fn if_nothing_is_there(class: FailureClass) -> &'static str {
     }
 }
 
-/// The registry has to let the pod pull before the kubelet starts it from the copy: an outage hides whether it would.
-fn if_not_accepted(class: FailureClass) -> &'static str {
+/// The registry has to let the pod pull before the kubelet starts it from the copy. An outage hides whether it would: it is
+/// no reason to suspect the pod's secret, unless the registry has refused that before.
+fn if_not_accepted(class: FailureClass, was_refused: bool) -> &'static str {
     match class {
+        FailureClass::Network | FailureClass::Timeout if !was_refused => {
+            "to do: check that the node reaches the registry; the pod starts by itself once the registry lets it pull"
+        }
+        FailureClass::ServerError | FailureClass::RateLimited if !was_refused => {
+            "to do: nothing; the pod starts by itself once the registry recovers and lets it pull"
+        }
         FailureClass::Network | FailureClass::Timeout => {
             "to do: check the pod's imagePullSecrets, and that the node reaches the registry; the pod starts once the \
              registry lets it pull"
@@ -215,10 +224,9 @@ impl Release {
             .iter()
             .map(|(name, container)| format!("{name}: {}", container.describe(self.time)));
         let mut note = lines.collect::<Vec<_>>().join("; ");
-        let advice = containers.iter().filter_map(|(_, container)| {
-            let class = container.failure.as_ref().map(|failure| failure.class);
-            reason.advice(class, container.is_not_accepted())
-        });
+        let advice = containers
+            .iter()
+            .filter_map(|(_, container)| reason.advice(container));
         let mut advice: Vec<&str> = advice.collect();
         advice.sort_unstable();
         advice.dedup();
@@ -325,39 +333,69 @@ mod tests {
         assert!(told.note.ends_with(end), "{}", told.note);
     }
 
-    /// An outage is no advice for a pod whose credentials the registry has refused.
+    /// An outage is no advice for a pod whose credentials the registry has refused, and no reason to suspect others.
     #[test]
     fn a_pod_whose_copy_is_not_accepted_is_told_to_check_its_credentials() {
-        let fallback = ContainerRelease {
+        let left = ContainerRelease {
             digest: "sha256:1".parse().ok(),
-            ..container("one", Outcome::Fallback, Some(FailureClass::Unauthorized))
+            ..container("one", Outcome::HandedOver, Some(FailureClass::Unauthorized))
         };
-        for (class, because, advice) in [
+        let mut refused = ContainerRelease {
+            outcome: Outcome::Fallback,
+            ..left.clone()
+        };
+        refused.note_refusal();
+        let maybe = "; it may want the registry to accept the pod's credentials first; ";
+        for (before, class, because, advice) in [
             (
+                &left,
+                FailureClass::Network,
+                maybe,
+                "to do: check that the node reaches the registry; the pod starts by itself once the registry lets it pull",
+            ),
+            (
+                &left,
+                FailureClass::ServerError,
+                maybe,
+                "to do: nothing; the pod starts by itself once the registry recovers and lets it pull",
+            ),
+            (
+                &refused,
+                FailureClass::Network,
+                maybe,
+                "to do: check the pod's imagePullSecrets, and that the node reaches the registry; the pod starts once the \
+                 registry lets it pull",
+            ),
+            (
+                &left,
                 FailureClass::Unauthorized,
                 ", because the registry does not let this pod pull the image; ",
                 "to do: check the pod's imagePullSecrets: they have to name a secret in the pod's namespace that gives \
                  access to this image",
             ),
             (
+                &left,
                 FailureClass::NotFound,
                 ", and the registry does not find the image for this pod; ",
                 "to do: check that the registry has this tag, and that the pod's imagePullSecrets give access to it",
             ),
             (
+                &refused,
                 FailureClass::ServerError,
-                "; it may want the registry to accept the pod's credentials first; ",
+                maybe,
                 "to do: check the pod's imagePullSecrets; the pod starts once the registry recovers and lets it pull",
             ),
         ] {
             let start = Start::Wanting(Failure::new(class, "why"));
             let time = "2026-01-01T12:00:20Z".parse().unwrap();
-            let settled = fallback.settled(&start, time).unwrap();
-            let told = &release([settled]).told_after(Some(&release([fallback.clone()])))[0];
+            let settled = before.settled(&start, time).unwrap();
+            let told = &release([settled]).told_after(Some(&release([before.clone()])))[0];
             assert_eq!(told.reason, Reason::Unavailable);
             let words = "the kubelet did not start it from the copy on the node";
             let end = format!("{words}{because}{advice}");
             assert!(told.note.ends_with(&end), "{}", told.note);
+            let was_refused = told.note.contains("refused the kubelet's pull");
+            assert_eq!(was_refused, *before == refused, "{}", told.note);
         }
     }
 
@@ -391,13 +429,17 @@ mod tests {
     #[test]
     fn whatever_warns_says_what_to_do() {
         for reason in Reason::ALL {
-            for (class, not_accepted) in FailureClass::ALL
-                .into_iter()
-                .flat_map(|class| [(class, false), (class, true)])
-            {
-                let advice = reason.advice(Some(class), not_accepted);
-                let has_advice = reason.is_warning() || reason == Reason::Moved;
-                assert_eq!(advice.is_some(), has_advice, "{reason:?} {class}");
+            for class in FailureClass::ALL {
+                let bare = container("one", Outcome::Unavailable, Some(class));
+                let not_accepted = ContainerRelease {
+                    digest: "sha256:1".parse().ok(),
+                    ..bare.clone()
+                };
+                for container in [bare, not_accepted] {
+                    let advice = reason.advice(&container);
+                    let has_advice = reason.is_warning() || reason == Reason::Moved;
+                    assert_eq!(advice.is_some(), has_advice, "{reason:?} {class}");
+                }
             }
         }
         assert!(Reason::ALL.is_sorted());

@@ -746,6 +746,44 @@ fn what_the_kubelet_does_not_accept_is_not_said_to_run() {
     assert_eq!(the_settled(&actions).outcome, Outcome::Fresh);
 }
 
+/// An agent that comes later cannot know more than an outage shows. What the registry says when it is back is told once.
+#[test]
+fn an_outage_accuses_no_secret_and_the_registry_does_when_it_is_back() {
+    let mut world = well();
+    let mut open = private("app", &world);
+    let left = ContainerRelease {
+        failure: Some(Failure::new(FailureClass::Unauthorized, "401")),
+        digest: Some(digest("1")),
+        ..handed_over_release()
+    };
+    open.gate = GateState::Open;
+    open.released = Some(Release {
+        time: world.now().wall,
+        containers: [("app".to_owned(), left)].into(),
+        unseen: None,
+    });
+    assert_eq!(world.see(&wanting(&open, FailureClass::Network)), []);
+    let actions = world.wait(Duration::from_secs(20));
+    let told = |actions: &[Action], open: &GatedPod| {
+        let told = the_amended(actions).told_after(open.released.as_ref());
+        let [told] = &told[..] else {
+            panic!("{told:?}");
+        };
+        told.note.clone()
+    };
+    let note = told(&actions, &open);
+    assert!(!note.contains("imagePullSecrets"), "{note}");
+    settle(&mut world, &actions, Written::Done);
+    open.released = Some(the_amended(&actions).clone());
+    assert_eq!(world.see(&wanting(&open, FailureClass::Timeout)), []);
+    let actions = world.see(&wanting(&open, FailureClass::Unauthorized));
+    let note = told(&actions, &open);
+    assert!(note.contains("imagePullSecrets"), "{note}");
+    settle(&mut world, &actions, Written::Done);
+    open.released = Some(the_amended(&actions).clone());
+    assert_eq!(world.see(&wanting(&open, FailureClass::Network)), []);
+}
+
 /// What becomes of one container does not change what the others were released with.
 #[test]
 fn a_copy_that_is_accepted_late_is_said_to_run_whatever_is_written_meanwhile() {
