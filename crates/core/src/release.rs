@@ -151,19 +151,16 @@ impl ContainerRelease {
             ) => Some(Self {
                 outcome: Outcome::Unavailable,
                 failure: Some(failure.clone()),
-                note: self
-                    .digest
-                    .as_ref()
-                    .map(|_| self.not_accepted(failure.class)),
+                note: self.note_not_accepted(failure.class),
                 ..self.clone()
             }),
-            // The registry is back, and says what the outage has hidden.
+            // The registry answers now.
             (Outcome::Unavailable, Start::Wanting(failure))
-                if self.is_hidden() && failure.class.is_answer() =>
+                if !self.has_answer() && failure.class.is_answer() =>
             {
                 Some(Self {
                     failure: Some(failure.clone()),
-                    note: Some(self.not_accepted(failure.class)),
+                    note: self.note_not_accepted(failure.class),
                     ..self.clone()
                 })
             }
@@ -283,10 +280,10 @@ impl ContainerRelease {
         self.outcome == Outcome::Unavailable && self.digest.is_some()
     }
 
-    /// Whether that is all that is known: an outage says nothing of the pod's credentials.
-    fn is_hidden(&self) -> bool {
+    /// Whether its failure is the registry's answer: an outage, for example, says nothing of the pod's credentials.
+    fn has_answer(&self) -> bool {
         let class = self.failure.as_ref().map(|failure| failure.class);
-        self.is_not_accepted() && class.is_some_and(FailureClass::is_outage)
+        class.is_some_and(FailureClass::is_answer)
     }
 
     /// Whether the registry has refused the pod's credentials, as far as its note says so.
@@ -295,15 +292,16 @@ impl ContainerRelease {
         note.is_some_and(|note| note.starts_with(KUBELET_REFUSED))
     }
 
-    /// The note of one that the kubelet does not start from the copy, and whose pull has failed like this. An outage does
-    /// not undo an earlier refusal.
-    fn not_accepted(&self, class: FailureClass) -> String {
+    /// The note of one that the kubelet does not start from the copy, if there is one, and whose pull has failed like
+    /// this. An outage does not undo an earlier refusal.
+    fn note_not_accepted(&self, class: FailureClass) -> Option<String> {
+        self.digest.as_ref()?;
         let words = not_accepted(class);
-        if self.was_refused() && class.is_outage() {
+        Some(if self.was_refused() && class.is_outage() {
             begin_with(KUBELET_REFUSED, Some(words))
         } else {
             words
-        }
+        })
     }
 
     /// The kubelet has pulled it.

@@ -222,3 +222,32 @@ fn a_container_that_starts_from_its_copy_after_all_is_told_nothing_else() {
         (Outcome::Fallback, None, note)
     );
 }
+
+/// With a copy that the kubelet does not accept, and without one.
+#[test]
+fn the_registrys_answer_replaces_whatever_is_none() {
+    let now = release().time;
+    let wanting = |class| Start::Wanting(Failure::new(class, "said the kubelet"));
+    for class in FailureClass::ALL {
+        for digest in [None, release().containers["app"].digest.clone()] {
+            let has_copy = digest.is_some();
+            let before = ContainerRelease {
+                failure: Some(Failure::new(class, "before")),
+                digest,
+                ..ContainerRelease::new("app", Outcome::Unavailable)
+            };
+            assert_eq!(before.settled(&wanting(FailureClass::Network), now), None);
+            let answered = before.settled(&wanting(FailureClass::Unauthorized), now);
+            assert_eq!(answered.is_some(), !class.is_answer(), "{class}");
+            let Some(answered) = answered else {
+                continue;
+            };
+            assert_eq!(answered.outcome, Outcome::Unavailable);
+            let told = answered.failure.as_ref().map(|failure| failure.class);
+            assert_eq!(told, Some(FailureClass::Unauthorized));
+            assert_eq!(answered.note.is_some(), has_copy);
+            let again = answered.settled(&wanting(FailureClass::NotFound), now);
+            assert_eq!(again, None);
+        }
+    }
+}
