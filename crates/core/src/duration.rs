@@ -7,7 +7,7 @@ use crate::time::written;
 /// Longest text that is read.
 const TEXT_MAX: usize = 256;
 
-/// Most digits of one number: a thousand million years. Beyond that, a sum can be more than a [`Duration`] can be, and
+/// Most digits of one number before its point: a billion years. Beyond that, a sum can be more than a [`Duration`] can be, and
 /// the parser panics for some of those.
 const DIGITS_MAX: usize = 9;
 
@@ -20,9 +20,9 @@ pub struct Range {
     pub least: Duration,
     /// The longest, if there is one.
     pub most: Option<Duration>,
-    /// Two of them.
+    /// Two valid durations, for messages.
     pub examples: [&'static str; 2],
-    /// What a number without a unit may be meant in.
+    /// The units that a bare number may be meant in.
     pub units: [&'static str; 2],
 }
 
@@ -127,13 +127,15 @@ fn read(text: &str) -> Result<Duration, Unread> {
         return Err(Unread::Invalid);
     }
     let mut digits = 0;
+    let mut is_fraction = false;
     for c in text.chars() {
         match c {
-            '0'..='9' => digits += 1,
-            // They may stand within a number.
-            '.' => {}
+            // A fraction adds less than one of its unit.
+            '0'..='9' => digits += usize::from(!is_fraction),
+            '.' => is_fraction = true,
+            // It may stand within a number.
             c if c.is_whitespace() => {}
-            _ => digits = 0,
+            _ => (digits, is_fraction) = (0, false),
         }
         if digits > DIGITS_MAX {
             return Err(Unread::TooLarge);
@@ -170,6 +172,7 @@ mod tests {
         for (range, text, seconds) in [
             (HOUR, "1h", 3600),
             (HOUR, "1m 30s", 90),
+            (HOUR, "30.000000000s", 30),
             (HOUR.or_zero(), "0", 0),
             (Range::AGE, "7d", 7 * 24 * 3600),
             (Range::AGE, "100years", 100 * 31_557_600),
@@ -193,7 +196,11 @@ mod tests {
             most: Some(Duration::from_hours(366 * 24)),
             ..Range::AGE.or_zero()
         };
-        let often = Range { least, ..day };
+        let often = Range {
+            least,
+            examples: ["15m", "1h"],
+            ..day
+        };
         let hour = "it must be more than 0 and at most 1h; write it like 5s or 1m30s";
         for (range, text, words) in [
             (HOUR, "soon", hour),
@@ -217,7 +224,7 @@ mod tests {
             (
                 often,
                 "1m",
-                "it must be at least 10m and at most 24h; write it like 5s or 1m30s",
+                "it must be at least 10m and at most 24h; write it like 15m or 1h",
             ),
             (
                 rare,

@@ -43,8 +43,8 @@ const UNKNOWN_SHOWN: usize = 3;
 /// Longest `timeout`: a pod that should wait longer needs `Always`.
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
-/// Most of an unknown `hold` that is repeated.
-const HOLD_SHOWN: usize = 63;
+/// Most bytes of an invalid value that are repeated: what is wrong with it comes after that.
+const VALUE_SHOWN: usize = 63;
 
 impl Settings {
     /// Reads the annotations. An invalid value keeps its default and yields one complaint: what is
@@ -54,7 +54,10 @@ impl Settings {
         let mut duration = |key: &str, range: Range| {
             let text = annotations.get(key)?.trim();
             let parsed = range.parse(text).map_err(|why| {
-                let words = format!("{key}: invalid duration {text:?}: {why}; the default applies");
+                let words = format!(
+                    "{key}: invalid duration {:?}: {why}; the default applies",
+                    shown(text)
+                );
                 complaints.push(words);
             });
             parsed.ok()
@@ -117,7 +120,7 @@ fn bad_hold(text: &str) -> Option<String> {
             "{}: unknown value {:?} (known: {}, {}); the pod has a gate; if the pod's template does not set it, the label \
              of its namespace does",
             keys::HOLD,
-            &text[..text.floor_char_boundary(HOLD_SHOWN)],
+            shown(text),
             keys::HOLD_NONE,
             keys::HOLD_GATE
         )
@@ -143,6 +146,10 @@ fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<Fa
         keys::FALLBACK_ON
     ));
     None
+}
+
+fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(VALUE_SHOWN)]
 }
 
 #[cfg(test)]
