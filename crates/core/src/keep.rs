@@ -268,7 +268,10 @@ fn make_current(
     let is_newest = newest.is_none_or(|newest| newest < item.copy.since);
     if item.before.is_none() || !is_newest {
         // The clock may have been set back.
-        let after = newest.map_or(now, |newest| newest + SignedDuration::from_secs(1));
+        let after = newest.map_or(now, |newest| {
+            let second = SignedDuration::from_secs(1);
+            newest.checked_add(second).unwrap_or(newest)
+        });
         item.copy.since = now.max(after);
     }
 }

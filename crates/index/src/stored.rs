@@ -62,7 +62,7 @@ impl Stored {
         }
         // A clock that was set back leaves slots in the future: they are bounded, too.
         self.slots
-            .retain(|&other, _| (other - slot).abs() <= SLOTS_A_WEEK);
+            .retain(|&other, _| other.abs_diff(slot) <= SLOTS_A_WEEK.unsigned_abs());
     }
 
     /// True if that changes anything.
