@@ -32,9 +32,9 @@ use self::measure::Measured;
 #[command(
     name = "just scale",
     version,
-    after_help = "Prints a table, and writes target/scale.json, and the agents' warnings to target/scale.log. Exit codes: 0 as it should be; 1 an idle agent asks more than \
-                  once a minute beyond its watch, agents come in step, the cost of each grows with their number, or it \
-                  could not be measured; 2 wrong usage."
+    after_help = "Prints a table; writes target/scale.json, and the agents' warnings to target/scale.log. Exit codes: 0 as \
+                  it should be; 1 an idle agent asks more than once a minute beyond its watch, agents come in step, the \
+                  cost of each grows with their number, or it could not be measured; 2 wrong usage."
 )]
 pub(crate) struct Args {
     /// The sizes of the fleets

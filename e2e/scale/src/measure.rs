@@ -175,7 +175,7 @@ impl World<'_> {
             phase.asked.seconds,
             phase.asked.per_second(),
             phase.asked.busiest_second,
-            phase.asked.busiest_agent.0.beyond_watch(),
+            phase.asked.busiest_agent.counts.beyond_watch(),
             phase.cost.cpu,
             phase.cost.rss_mib,
             phase.outcomes,

@@ -51,7 +51,7 @@ pub(crate) fn table(all: &[Measured]) -> Table {
                 format!("{:.1}", asked.per_second()),
                 asked.busiest_second.to_string(),
                 format!("{:.2}", asked.per_agent_minute(fleet.agents)),
-                asked.busiest_agent.0.beyond_watch().to_string(),
+                asked.busiest_agent.counts.beyond_watch().to_string(),
                 known(phase.writes_per_pod().map(|writes| format!("{writes:.1}"))),
                 cost.watches.to_string(),
                 format!("{:.2}", cost.cpu),
@@ -113,12 +113,13 @@ fn missed_by(fleet: &Measured) -> Vec<String> {
         ));
     }
     let minutes = idle.seconds / 60.0;
-    let (busiest, number) = idle.busiest_agent;
-    let most = busiest.beyond_watch();
+    let busiest = idle.busiest_agent;
+    let most = busiest.counts.beyond_watch();
     if minutes >= MINUTES_MIN && crate::traffic::float(most) > minutes.ceil() * IDLE_MAX {
-        let node = crate::fleet::node(number);
+        let node = crate::fleet::node(busiest.agent);
         missed.push(format!(
-            "{agents} agents: idle, {node} asked {most} times in {minutes:.1} minutes: {busiest:?}"
+            "{agents} agents: idle, {node} asked {most} times in {minutes:.1} minutes: {:?}",
+            busiest.counts
         ));
     }
     let replaced: usize = fleet.outage.outcomes.values().sum();

@@ -116,13 +116,20 @@ impl Counted {
     }
 }
 
+/// What one agent asked.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct OfAgent {
+    pub(crate) agent: usize,
+    pub(crate) counts: Counts,
+}
+
 /// What was asked in a time.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Asked {
     pub(crate) seconds: f64,
     pub(crate) counts: Counts,
-    /// Of the agent with the most, watches left out, and its number.
-    pub(crate) busiest_agent: (Counts, usize),
+    /// The agent with the most, watches left out.
+    pub(crate) busiest_agent: OfAgent,
     /// In the second with the most, watches left out.
     pub(crate) busiest_second: u64,
 }
@@ -154,8 +161,10 @@ impl Traffic {
         let mut counts = Counts::default();
         before.seconds.iter().for_each(|second| counts.add(*second));
         let seconds = before.seconds.iter().map(|second| second.beyond_watch());
-        let agents = before.agents.iter().copied().zip(0..);
-        let busiest_agent = agents.max_by_key(|(asked, _)| asked.beyond_watch());
+        let agents = before.agents.iter().enumerate();
+        let busiest_agent = agents
+            .map(|(agent, &counts)| OfAgent { agent, counts })
+            .max_by_key(|of| of.counts.beyond_watch());
         Asked {
             seconds: before.since.elapsed().as_secs_f64(),
             counts,
@@ -239,8 +248,8 @@ mod tests {
         }
         let asked = traffic.begin();
         assert_eq!(asked.counts.beyond_watch(), 2);
-        let (busiest, agent) = asked.busiest_agent;
-        assert_eq!((busiest.pod, busiest.event, agent), (1, 1, 1));
+        let OfAgent { agent, counts } = asked.busiest_agent;
+        assert_eq!((agent, counts.pod, counts.event), (1, 1, 1));
         assert_eq!(asked.busiest_second, 2);
         assert_eq!(traffic.begin().counts, Counts::default());
     }
