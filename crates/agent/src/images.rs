@@ -76,14 +76,13 @@ fn table(records: &[ImageRecord], now: Timestamp) -> String {
                 |then| format!("{} ago", short_age(now, then)),
             )
         };
-        let digest = record
-            .facts
-            .copy
-            .as_ref()
-            .map_or("-", |copy| copy.digest.short());
+        let copy = record.facts.copy.as_ref();
+        let digest = copy.map_or("-", |copy| copy.digest.short());
+        let is_rolled_back =
+            copy.is_some_and(|copy| record.facts.rolled_back_here(&copy.digest).is_some());
         let confirmed = match record.copy_confirmed() {
             // It may well have been, once: only the newest confirmation is remembered.
-            None if record.facts.rolled_back.is_some() => "-".to_owned(),
+            None if is_rolled_back => "-".to_owned(),
             confirmed => ago(confirmed),
         };
         table.add_row([

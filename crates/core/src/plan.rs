@@ -6,14 +6,14 @@
 //!
 //! One pod's way:
 //!
-//! 1. [`Event::Seen`] → the planner takes over how the pod is now (`pods`); `pod` knows what is owed to it.
+//! 1. [`Event::Seen`] → the planner records the pod's current state (`pods`); `pod` knows what is owed to it.
 //! 2. A round begins (`round`) and queues its images (`image`), whose tries begin in turns (`turns`) → [`Action::Try`].
 //! 3. [`Event::TryEnded`] → that is remembered (`tried`, `crate::knowledge`), and each container that waits for it
 //!    takes a step (`wait`, by `crate::verdict`) → [`Action::Release`].
 //! 4. [`Event::Written`] → `repeat` knows when to write it again, `settle` what becomes of it, and `runs` what has
 //!    started from something else.
 //!
-//! Where the way is another:
+//! Where the way differs:
 //!
 //! - The pod's time is up first: [`Action::Inspect`] → [`Event::Inspected`]; the pull goes on (`catch_up`).
 //! - A registry that fails is not asked for each pod (`circuit`), and `probe` finds out when it is back.
@@ -25,7 +25,7 @@
 //! For some tries no pod waits: what pods run is tried again from time to time (`refresh`), and so is what pods
 //! without a gate have started from (`unheld`). What a command has pulled is remembered as well (`by_hand`).
 //!
-//! Others read from it: `report` says what is to be said about the node, `figures` what its metrics show, `explain`
+//! Others read from it: `report` makes the report of the node, `figures` what its metrics show, `explain`
 //! what would happen now, and `used` which copies are needed (`crate::keep`).
 //!
 //! Every event ends in `Planner::advance`, which alone begins what is due.

@@ -6,8 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u64, pub u64, pub u64);
 
-/// The first containerd of the 1.6 and of the 1.7 series that lets the pin of any name count for its image, and a pin that
-/// is taken away count no longer. All later series do. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that
+/// The first containerd of the 1.6 and of the 1.7 series in which a pin on any name protects its image, and removing the
+/// pin ends that. All later series do the same. Before 1.6.22 and 1.7.3 pins have no effect; in between, only that
 /// of the name that CRI saw first, and for ever (internal/store/image/image.go).
 pub const HONOURS_PINS: [Version; 2] = [Version(1, 6, 25), Version(1, 7, 10)];
 

@@ -52,7 +52,7 @@ impl Cli {
             (Some(place), _) => Ok(place.namespace.as_ref().or(before)),
             (None, None) => Ok(None),
             (None, Some(_)) => {
-                let words = "this command takes no --namespace: it is not about one";
+                let words = "this command does not take --namespace";
                 Err(Self::command().error(ErrorKind::ArgumentConflict, words))
             }
         }

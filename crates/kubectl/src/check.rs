@@ -79,7 +79,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<E
     let deadline = Instant::now() + *timeout;
     let Some((judgement, rollout)) = wait(deadline, async || watch.look().await).await? else {
         let (server, limit) = (cluster.server(), humantime::format_duration(*timeout));
-        bail!("check {target}: no answer from {server} within {limit} (--timeout)");
+        bail!("check {target}: {server} did not answer everything within {limit} (--timeout)");
     };
     let answer = Answer {
         workload: target.to_string(),
@@ -111,7 +111,7 @@ async fn wait(
     loop {
         let Ok(looked) = timeout_at(deadline, look()).await else {
             return Ok(seen.map(|(judgement, why)| {
-                let why = format!("{why}; the API server did not answer in time to look again");
+                let why = format!("{why}; the time was up before it could be looked at again");
                 (judgement, Some(why))
             }));
         };
@@ -318,7 +318,7 @@ mod tests {
         assert!(waited.is_none());
         assert_eq!(took, TIMEOUT);
         let (waited, took) = hangs_after(2).await;
-        let why = "the pod is not ready; the API server did not answer in time to look again";
+        let why = "the pod is not ready; the time was up before it could be looked at again";
         assert_eq!(waited.unwrap().1.as_deref(), Some(why));
         assert_eq!(took, TIMEOUT);
     }

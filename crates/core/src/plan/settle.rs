@@ -1,6 +1,6 @@
 //! What becomes of a pod's release: a container that was left to the kubelet starts from what that has
 //! pulled, or from the copy, or not at all (`pull`); one that starts again starts from what the name points to by then
-//! (`runs`). Some of that only the container's status says (`status`). What the pod's annotation says follows.
+//! (`runs`). Some of that shows only in the container's status (`status`). What the pod's annotation says follows.
 
 mod pull;
 mod status;

@@ -398,7 +398,7 @@ impl Waiting {
     }
 
     /// The decision now: nothing more is to come.
-    fn settled(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
+    fn concluded(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
         let done = self.judged(evidence, context);
         done.unwrap_or_else(|| self.given_up(evidence, context))
     }

@@ -75,8 +75,8 @@ impl EndedPull<'_> {
 }
 
 impl Pod {
-    /// Takes over what a pull has come to. What is decided and not sent yet is sent as that; what is sent says so
-    /// when it is next written.
+    /// Takes over how a pull ended. A release that is not sent yet is changed before it is sent; one that is sent is
+    /// corrected when it is next written.
     pub(in crate::plan) fn settle(&mut self, pull: &EndedPull<'_>) {
         let released = self.released_with(pull.name);
         let released = released.filter(|(_, given)| given.outcome == Outcome::HandedOver);

@@ -8,7 +8,7 @@ use super::{Cause, Context, Request, Wait, Waiting, look};
 use crate::verdict::{CachedCopy, Evidence};
 
 impl Waiting {
-    /// What follows for it, with time until then.
+    /// Its next state with time left, and what that needs; none if nothing changes.
     pub(super) fn step_in_time(
         &mut self,
         cause: Cause<'_>,
@@ -29,7 +29,9 @@ impl Waiting {
             Cause::TryEnded { is_good: false, .. } => (Wait::Try { until }, Request::Try),
             Cause::TryEnded { evidence, .. } if !is_over => self.tried(evidence, until, context),
             // Its time is up: this was the last try.
-            Cause::TryEnded { evidence, .. } => (self.settled(evidence, context), Request::Nothing),
+            Cause::TryEnded { evidence, .. } => {
+                (self.concluded(evidence, context), Request::Nothing)
+            }
             Cause::Time
             | Cause::TryMissed
             | Cause::Looked(_)

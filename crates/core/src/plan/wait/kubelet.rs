@@ -36,13 +36,13 @@ impl Waiting {
             Cause::Spared(Spare::Failed(Some(failure))) => {
                 self.spared(&failed(failure, &refused), context)
             }
-            Cause::Spared(Spare::Failed(None)) => self.settled(&refused, context),
+            Cause::Spared(Spare::Failed(None)) => self.concluded(&refused, context),
             // Without a copy, there is nothing better to do.
             Cause::Spared(Spare::Hangs(_)) if refused.copy == CachedCopy::Absent => {
                 return Request::Nothing;
             }
             Cause::Spared(Spare::Hangs(failure)) => {
-                let settled = self.settled(&failed(failure, &refused), context);
+                let settled = self.concluded(&failed(failure, &refused), context);
                 // Nor if it must not use the copy.
                 if settled.is_refused() {
                     return Request::Nothing;
@@ -53,7 +53,7 @@ impl Waiting {
                 if *by != context.rules.identity {
                     return Request::Nothing;
                 }
-                let mut settled = self.settled(evidence, context);
+                let mut settled = self.concluded(evidence, context);
                 if let Wait::Done(release) = &mut settled {
                     release.note_refusal();
                 }
@@ -72,7 +72,7 @@ impl Waiting {
                         copy: evidence.copy.clone(),
                         ..*refused
                     };
-                    self.settled(&evidence, context)
+                    self.concluded(&evidence, context)
                 })
             }
             Cause::TryEnded { .. }
@@ -102,7 +102,7 @@ impl Waiting {
         };
         let failure = given.failure.clone().unwrap_or_else(nobody_asked);
         let rollout = given.rollout.clone();
-        self.wait = self.settled(&Evidence::of_look(failure, copy), context);
+        self.wait = self.concluded(&Evidence::of_look(failure, copy), context);
         if let Wait::Done(release) = &mut self.wait {
             release.rollout = rollout;
         }
@@ -149,7 +149,7 @@ impl Waiting {
 
     /// The decision now, without the kubelet's own word.
     fn spared(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
-        let mut done = self.settled(evidence, context);
+        let mut done = self.concluded(evidence, context);
         if let Wait::Done(release) = &mut done {
             release.note = note_not_asked(release.outcome, release.note.take());
         }
@@ -169,7 +169,7 @@ impl Waiting {
                     copy,
                     ..refused.clone()
                 };
-                self.settled(&evidence, context)
+                self.concluded(&evidence, context)
             }
             _ => self.handed_over(context),
         }

@@ -1,5 +1,5 @@
-//! A container whose pod's time is up: it takes the copy. It waits longer only if the registry may yet refuse the
-//! image, or if there is no copy, and a try runs.
+//! A container whose pod's time is up: it takes the copy. While a try runs, it waits longer if the registry may yet
+//! refuse the image, or if there is no copy, or none that could be checked.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::verdict::{CachedCopy, Evidence};
 const FIRST_WORD: Duration = Duration::from_secs(30);
 
 impl Waiting {
-    /// What follows for it.
+    /// Its next state and what that needs; none if nothing changes.
     pub(super) fn step_late(
         &self,
         cause: Cause<'_>,
@@ -31,7 +31,7 @@ impl Waiting {
             }
             // This was the last try.
             (_, Cause::TryEnded { evidence, .. }) => {
-                (self.settled(evidence, context), Request::Nothing)
+                (self.concluded(evidence, context), Request::Nothing)
             }
             _ => return None,
         })
