@@ -69,7 +69,8 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureClass {
-    /// No connection: name lookup, refused, reset, unreachable, TLS; or a proxy wants credentials (407).
+    /// No connection, or one that broke: name lookup, refused, reset, unreachable, TLS, a download cut short; or a
+    /// proxy wants credentials (407).
     Network,
     /// Nothing moved for the stall deadline, the try's time was up, or the registry answered 408.
     Timeout,

@@ -154,8 +154,6 @@ pub(super) const RULES: &[Rule] = &[
     rule(Invalid, &[Says("in header not a valid digest")]),
     // containerd adds "not found", but the size is the reason.
     rule(Invalid, &[Says("rejecting "), Says(" byte manifest for ")]),
-    rule(Invalid, &[Says("failed to read expected number of bytes")]),
-    rule(Invalid, &[Says("short read: expected ")]),
     rule(Invalid, &[Says("wrong diff id")]),
     rule(Invalid, &[Says("number of layers and diffids don't match")]),
     rule(
@@ -246,6 +244,10 @@ pub(super) const RULES: &[Rule] = &[
     rule(Network, &[Says("stream error: ")]),
     rule(Network, &[Says("client connection lost")]),
     rule(Network, &[Says("stopped after 10 redirects")]),
+    // A download that broke off and could not be resumed: containerd hides why (core/remotes/docker/httpreadseeker.go,
+    // core/content/helpers.go). A page that is shorter than what was asked for looks the same.
+    rule(Network, &[Says("failed to read expected number of bytes")]),
+    rule(Network, &[Says("short read: expected ")]),
     rule(Network, &[Ends("unexpected eof")]),
     rule(Network, &[Says("dial tcp")]),
     // The token service gave no answer: the error of Go's HTTP client begins with the method.

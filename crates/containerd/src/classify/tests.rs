@@ -417,8 +417,109 @@ const MADE: &[(FailureClass, Code, &str)] = {
             Unknown,
             "failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: operation was canceled",
         ),
+        // A proxy that does not let the node through: the registry has not heard of it.
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/a/manifests/1\": Forbidden",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to authorize: failed to fetch anonymous token: Get \"https://a/token\": Proxy Authentication Required",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused",
+        ),
+        // A node without a battery has booted.
+        (
+            Network,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": tls: failed to verify certificate: x509: certificate has expired or is not yet valid: current time 1970-01-01T00:02:11Z is before 2026-01-01T00:00:00Z",
+        ),
+        (
+            Network,
+            Unknown,
+            "failed to copy: http2: server sent GOAWAY and closed the connection; LastStreamID=1999, ErrCode=NO_ERROR, debug=\"\"",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: failed to authorize: failed to fetch oauth token: Post \"https://r/service/token\": net/http: TLS handshake timeout",
+        ),
+        (
+            Timeout,
+            Unknown,
+            "failed to do request: Head \"https://r/v2/\": dial tcp: lookup r on 127.0.0.53:53: read udp 127.0.0.1:40000->127.0.0.53:53: i/o timeout",
+        ),
+        // A load balancer's page.
+        (
+            ServerError,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://r/v2/a/blobs/sha256:00: 502 Bad Gateway\n<html><title>502: pull access</title></html>",
+        ),
+        (
+            RateLimited,
+            Unknown,
+            "failed to resolve image: unexpected status from HEAD request to https://r/v2/a/manifests/1: 429 Too Many Requests\ntoomanyrequests: retry-after: 1.16676ms, allowed: 44000/minute",
+        ),
+        // An expired token at one registry, an expired signature at another's storage: no refusal.
+        (
+            FailureClass::Unknown,
+            Unknown,
+            "failed to resolve image: unexpected status from HEAD request to https://r/v2/a/manifests/1: 400 Bad Request",
+        ),
+        (
+            FailureClass::Unknown,
+            Unknown,
+            "failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://blobs/x?sig=y: 400 Bad Request",
+        ),
+        // A token service in its read-only mode.
+        (
+            Unauthorized,
+            Unknown,
+            "failed to resolve reference \"r/a:1\": failed to authorize: failed to fetch oauth token: unexpected status from POST request to https://r/service/token: 403 Forbidden",
+        ),
+        (
+            Invalid,
+            Unknown,
+            "failed to get converter for \"r/a:1\": Pulling Schema 1 images have been deprecated and disabled by default since containerd v2.0.",
+        ),
+        (
+            Invalid,
+            Code::Unimplemented,
+            "media type \"application/vnd.docker.distribution.manifest.v1+prettyjws\" is no longer supported since containerd v2.1, please rebuild the image",
+        ),
+        // The node's user namespace is too small for this image.
+        (
+            FailureClass::Unknown,
+            Unknown,
+            "failed to extract layer sha256:00: mount callback failed on /x: failed to Lchown \"/x/a\" for UID 205001, GID 5000: lchown /x/a: invalid argument: unknown",
+        ),
     ]
 };
+
+/// The kubelet tries one credential after the other, and puts what came of them in brackets.
+#[test]
+fn several_pulls_of_the_kubelet_are_read() {
+    let broken = "rpc error: code = Unknown desc = failed to pull and unpack image \"r/a:1\": short read: expected 9 bytes but got 5: unexpected EOF";
+    let closed = "rpc error: code = Unknown desc = failed to do request: Head \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused";
+    let refused = "rpc error: code = Unknown desc = failed to resolve image: unexpected status from HEAD request to https://r/v2/a/manifests/1: 403 Forbidden";
+    let absent = "rpc error: code = NotFound desc = failed to resolve image: r/a:1: not found";
+    for (first, second, class) in [
+        (closed, broken, FailureClass::Network),
+        (broken, closed, FailureClass::Network),
+        (absent, closed, FailureClass::Network),
+        (absent, refused, FailureClass::Unauthorized),
+        (refused, absent, FailureClass::Unauthorized),
+        (closed, refused, FailureClass::Unauthorized),
+    ] {
+        let message = format!("[{first}, {second}]");
+        assert_eq!(kubelet_failure(&message).class, class, "{message}");
+    }
+}
 
 #[test]
 fn every_message_is_read() {
