@@ -137,10 +137,14 @@ impl Open {
         self.probe_at = now.up + PROBE.pause(self.failures, who);
         self.pods_from = now.up + JUST_FAILED;
         if failure.class == FailureClass::RateLimited {
-            let asked = retry_after(&failure.message);
-            let pause = asked.unwrap_or_else(|| AFTER_429.pause(self.failures, who));
-            self.probe_at = now.up + pause;
-            self.pods_from = self.probe_at;
+            if let Some(pause) = retry_after(&failure.message) {
+                // On top of a probe's usual pause: other nodes were told the same, and it may be next to nothing.
+                self.probe_at += pause;
+                self.pods_from = now.up + pause;
+            } else {
+                self.probe_at = now.up + AFTER_429.pause(self.failures, who);
+                self.pods_from = self.probe_at;
+            }
         }
         self.failure = failure.clone();
     }

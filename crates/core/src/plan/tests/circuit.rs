@@ -261,6 +261,30 @@ fn probes_become_rare() {
     assert!((18..30).contains(&probes), "{probes}");
 }
 
+/// A registry that counts requests may ask for milliseconds, each time: all nodes together must not keep it limited.
+#[test]
+fn probes_become_rare_where_the_registry_asks_for_next_to_nothing() {
+    let said = "toomanyrequests: retry-after: 1.16676ms, allowed: 44000/minute";
+    let limited = || Failure::new(FailureClass::RateLimited, said);
+    let mut world = with_records();
+    let mut runs = of(&name("reg.example/first"), &world);
+    runs.gate = GateState::Open;
+    world.handle(Event::Listed(vec![runs]));
+    let attempt = tried(&comes(&mut world, "reg.example/second"));
+    ends(&mut world, attempt, Some(limited()));
+    let mut probes = 0;
+    for _ in 0..600 {
+        let actions = world.wait(Duration::from_secs(1));
+        for action in actions {
+            if let Action::Try { image, attempt, .. } = action {
+                probes += 1;
+                ends(&mut world, (image, attempt, Ask::Always), Some(limited()));
+            }
+        }
+    }
+    assert!((15..30).contains(&probes), "{probes}");
+}
+
 #[test]
 fn an_agent_that_begins_again_recalls_what_had_just_failed() {
     for (ago, open) in [(30, 1), (90, 0)] {
