@@ -241,23 +241,28 @@ fn without_a_copy_or_for_a_strict_pod_the_registry_is_asked_all_the_same() {
     assert_eq!(tried(&world.see(&strict)).2, Ask::Always);
 }
 
+/// How many tries begin in ten minutes if each fails like this at once.
+fn probes_in_ten_minutes(world: &mut World, failure: &Failure) -> usize {
+    let mut probes = 0;
+    for _ in 0..600 {
+        for action in world.wait(Duration::from_secs(1)) {
+            if let Action::Try { image, attempt, .. } = action {
+                probes += 1;
+                let failed = Some(failure.clone());
+                ends(world, (image, attempt, Ask::Always), failed);
+            }
+        }
+    }
+    probes
+}
+
 #[test]
 fn probes_become_rare() {
     let mut world = silent();
     let mut runs = of(&name("reg.example/first"), &world);
     runs.gate = GateState::Open;
     world.handle(Event::Listed(vec![runs]));
-    let mut probes = 0;
-    for _ in 0..600 {
-        let actions = world.wait(Duration::from_secs(1));
-        for action in actions {
-            if let Action::Try { image, attempt, .. } = action {
-                probes += 1;
-                let failed = Some(failing(FailureClass::Network));
-                ends(&mut world, (image, attempt, Ask::Always), failed);
-            }
-        }
-    }
+    let probes = probes_in_ten_minutes(&mut world, &failing(FailureClass::Network));
     assert!((18..30).contains(&probes), "{probes}");
 }
 
@@ -265,23 +270,14 @@ fn probes_become_rare() {
 #[test]
 fn probes_become_rare_where_the_registry_asks_for_next_to_nothing() {
     let said = "toomanyrequests: retry-after: 1.16676ms, allowed: 44000/minute";
-    let limited = || Failure::new(FailureClass::RateLimited, said);
+    let limited = Failure::new(FailureClass::RateLimited, said);
     let mut world = with_records();
     let mut runs = of(&name("reg.example/first"), &world);
     runs.gate = GateState::Open;
     world.handle(Event::Listed(vec![runs]));
     let attempt = tried(&comes(&mut world, "reg.example/second"));
-    ends(&mut world, attempt, Some(limited()));
-    let mut probes = 0;
-    for _ in 0..600 {
-        let actions = world.wait(Duration::from_secs(1));
-        for action in actions {
-            if let Action::Try { image, attempt, .. } = action {
-                probes += 1;
-                ends(&mut world, (image, attempt, Ask::Always), Some(limited()));
-            }
-        }
-    }
+    ends(&mut world, attempt, Some(limited.clone()));
+    let probes = probes_in_ten_minutes(&mut world, &limited);
     assert!((15..30).contains(&probes), "{probes}");
 }
 
