@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::report::released;
+use super::report::rolled_back;
 use super::*;
 use crate::explain::{CopyState, Explanation, Found, ImageNow, Judge, Step, Subject, UserState};
 use crate::pod::Start;
@@ -87,15 +87,7 @@ fn really(mut world: World, pod: &GatedPod, class: FailureClass, copy: &CachedCo
 
 #[test]
 fn a_copy_that_the_name_was_pointed_back_to_is_explained_as_such() {
-    let mut world = World::new();
-    released(&mut world, "a", None, usable("2"));
-    world.up += Duration::from_secs(10);
-    let back = RolledBack {
-        time: world.now().wall,
-        from: Some(digest("2")),
-        to: digest("1"),
-    };
-    world.handle(Event::RolledBack([(image(), back.clone())].into()));
+    let (world, back) = rolled_back();
     let copy = of_image(&world, &usable("1")).copy;
     assert_eq!((copy.confirmed, copy.rolled_back), (None, Some(back)));
     assert_eq!(copy.tag.map(|tag| tag.digest), Some(digest("2")));

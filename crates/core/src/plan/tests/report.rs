@@ -117,6 +117,20 @@ fn a_pod_that_has_nothing_to_start_from_is_counted_until_it_starts() {
     assert_eq!(users(&world), (2, 0, 0));
 }
 
+/// The name has pointed to a fresh copy, and was pointed back to an earlier one ten seconds later.
+pub(super) fn rolled_back() -> (World, RolledBack) {
+    let mut world = World::new();
+    released(&mut world, "a", None, usable("2"));
+    world.up += Duration::from_secs(10);
+    let back = RolledBack {
+        time: world.now().wall,
+        from: Some(digest("2")),
+        to: digest("1"),
+    };
+    world.handle(Event::RolledBack([(image(), back.clone())].into()));
+    (world, back)
+}
+
 /// A pod that is released after a try of the given end, on a world where time has passed.
 pub(super) fn released(
     world: &mut World,
@@ -246,15 +260,7 @@ fn the_age_belongs_to_the_copy_and_not_to_the_name() {
 
 #[test]
 fn a_rollback_is_said_until_a_try_succeeds() {
-    let mut world = World::new();
-    released(&mut world, "a", None, usable("2"));
-    world.up += Duration::from_secs(10);
-    let back = RolledBack {
-        time: world.now().wall,
-        from: Some(digest("2")),
-        to: digest("1"),
-    };
-    world.handle(Event::RolledBack([(image(), back.clone())].into()));
+    let (mut world, back) = rolled_back();
     let [report] = world.node_images().try_into().unwrap();
     assert_eq!(report.digest, Some(digest("1")));
     assert_eq!(report.rolled_back.as_deref(), Some(&back));
