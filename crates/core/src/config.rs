@@ -25,6 +25,7 @@ use std::time::Duration;
 
 pub(crate) use self::meant::meant;
 pub use self::resolve::{Place, Resolved};
+use crate::duration::Range;
 use crate::image::ImagePrefix;
 use crate::namespace::NamespacePattern;
 use crate::outcome::FailureClass;
@@ -278,8 +279,12 @@ pub(crate) const MAX_AGE: &str = "max-age";
 pub(crate) const FALLBACK_ON: &str = "fallback-on";
 const KEEP: &str = "keep";
 
-/// Longest time for which copies can be kept: a longer one is a mistake.
-pub const KEEP_MAX: Duration = Duration::from_hours(366 * 24);
+/// How long copies can be kept; longer than the longest is a mistake.
+pub const KEPT: Range = Range {
+    most: Some(Duration::from_hours(366 * 24)),
+    examples: ["14d", "12h"],
+    ..Range::AGE.or_zero()
+};
 
 #[cfg(test)]
 mod tests;

@@ -68,6 +68,9 @@ impl Range {
         {
             return Ok(duration);
         }
+        if read == Err(Unread::Months) {
+            return Err("M could mean minutes or months; write m or month".to_owned());
+        }
         if let Some(meant) = self.with_unit(text) {
             return Err(format!("the unit is missing; write {meant}"));
         }
@@ -120,6 +123,8 @@ impl Range {
 enum Unread {
     Invalid,
     TooLarge,
+    /// The parser takes `M` for months; whoever writes it may mean minutes.
+    Months,
 }
 
 fn read(text: &str) -> Result<Duration, Unread> {
@@ -141,13 +146,17 @@ fn read(text: &str) -> Result<Duration, Unread> {
             return Err(Unread::TooLarge);
         }
     }
-    humantime::parse_duration(text).map_err(|error| match error {
+    let read = humantime::parse_duration(text).map_err(|error| match error {
         humantime::DurationError::NumberOverflow => Unread::TooLarge,
         humantime::DurationError::InvalidCharacter(_)
         | humantime::DurationError::NumberExpected(_)
         | humantime::DurationError::UnknownUnit { .. }
         | humantime::DurationError::Empty => Unread::Invalid,
-    })
+    });
+    if read.is_ok() && text.contains('M') {
+        return Err(Unread::Months);
+    }
+    read
 }
 
 /// In hours up to a day, as people write limits.
@@ -243,6 +252,8 @@ mod tests {
                 "a number in it is too large; write it like 24h or 7d",
             ),
             (Range::AGE.or_zero(), "old", "write it like 24h or 7d"),
+            (Range::AGE, "5M", "M could mean minutes or months; write m or month"),
+            (HOUR, "1h 5M", "M could mean minutes or months; write m or month"),
         ] {
             assert_eq!(range.parse(text), Err(words.to_owned()), "{text}");
         }

@@ -19,12 +19,15 @@ pub(crate) fn tests() -> Tests {
     }
 }
 
+/// Longer than a computer can count seconds.
+const TOO_LONG: &str = "5124095576030431h 15s 500ms 500ms";
+
 async fn bad_settings_are_named_and_the_default_is_used(node: &Node) -> anyhow::Result<()> {
     let space = node.space("settings").await?;
     space.push("one").await?;
     let image = space.image();
     let spec = PodSpec::new("app", &image, "TryLatest")
-        .annotated("trylatest.dev/timeout", "soon")
+        .annotated("trylatest.dev/timeout", TOO_LONG)
         .annotated("trylatest.dev/fallback-on", "network,dns")
         .annotated("trylatest.dev/max-age", "-1h");
     space.run_spec(&spec, SOON, "fresh", "one").await?;

@@ -10,7 +10,7 @@ use trylatest_core::disk::Amount;
 use trylatest_core::keep::Limits;
 use trylatest_core::rules::{NodeRules, PullLimit};
 
-use super::values::{days, duration, log_filter, not_empty, positive, refresh};
+use super::values::{duration, kept, log_filter, not_empty, positive, refresh};
 use super::{ContainerdArgs, STATE_DIR};
 
 /// Where the DaemonSet mounts it.
@@ -146,7 +146,7 @@ impl PullArgs {
 pub struct DiskArgs {
     /// How long the last good copy of an image is kept after the last pod that used it has ended; 0 keeps none. `keep`
     /// in the configuration file takes precedence
-    #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = days)]
+    #[arg(long, env = "TRYLATEST_KEEP_FOR", default_value = "14d", value_parser = kept)]
     pub keep_for: Duration,
 
     /// How much space copies that no pod uses may take, in bytes (20GiB) or as a percentage of the file system that

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trylatest_core::config::KEEP_MAX;
+use trylatest_core::config::KEPT;
 use trylatest_core::duration::Range;
 use trylatest_core::outcome::FailureClass;
 use trylatest_core::release::FRESHNESS;
@@ -14,18 +14,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Range::wait(DURATION_MAX).or_zero().parse(text)
 }
 
-const DAYS: Range = Range {
-    most: Some(KEEP_MAX),
-    examples: ["14d", "12h"],
-    ..Range::AGE.or_zero()
-};
-
-pub(super) fn days(text: &str) -> Result<Duration, String> {
-    DAYS.parse(text)
+pub(super) fn kept(text: &str) -> Result<Duration, String> {
+    KEPT.parse(text)
 }
 
 pub(super) fn age(text: &str) -> Result<Duration, String> {
-    Range::AGE.or_zero().parse(text)
+    Range::AGE.parse(text)
 }
 
 /// A failure class, or which ones there are.
@@ -43,7 +37,7 @@ pub(super) fn refresh(text: &str) -> Result<Duration, String> {
     let range = Range {
         least: REFRESH_MIN,
         examples: ["6h", "1d"],
-        ..DAYS
+        ..KEPT
     };
     range.parse(text)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::meant::meant;
 use super::tree::{self, At, Node, Value};
 use super::{
-    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEEP_MAX, MAX_AGE, PROBLEMS_MAX,
+    Ceilings, Config, FALLBACK_ON, FRESHNESS, InvalidConfig, KEEP, KEPT, MAX_AGE, PROBLEMS_MAX,
     Problem, STALL, Section, TRY,
 };
 use crate::duration::Range;
@@ -51,11 +51,8 @@ const AGE: Span = Span {
     off: "leave this line out if copies may have any age",
 };
 
-const KEPT: Span = Span {
-    range: Range {
-        most: Some(KEEP_MAX),
-        ..Range::AGE.or_zero()
-    },
+const KEEPING: Span = Span {
+    range: KEPT,
     off: "write off to keep no copies",
 };
 
@@ -381,7 +378,7 @@ impl Reader {
             Value::Text(text) if text == "off" => Some(Duration::ZERO),
             // Some writers of YAML take the word for a truth value.
             Value::Other(value) if value == "false" => Some(Duration::ZERO),
-            _ => self.duration(node, path, KEPT),
+            _ => self.duration(node, path, KEEPING),
         }
     }
 
