@@ -33,7 +33,16 @@ impl Waiting {
             (_, Cause::TryEnded { evidence, .. }) => {
                 (self.concluded(evidence, context), Request::Nothing)
             }
-            _ => return None,
+            (
+                _,
+                Cause::Time
+                | Cause::TryMissed
+                | Cause::Looked(_)
+                | Cause::Away
+                | Cause::Pulled { .. }
+                | Cause::Spared(_)
+                | Cause::Nothing,
+            ) => return None,
         })
     }
 
