@@ -10,8 +10,9 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use trylatest_e2e::cluster::{AUDIENCE, PluginAnswer};
 use trylatest_e2e::registry::{Access, Fault, Scheme, User};
-use trylatest_e2e::workload::{PodSpec, Workloads, is_running};
+use trylatest_e2e::workload::{PodSpec, Workloads, is_running, release};
 
+use crate::outages::{images, wait_node};
 use crate::private::{
     AFTER_BACK_OFF, SECRET, alice, became, becomes, make_private, nobody_else_starts, outcome_of,
     private, with_secret,
@@ -22,6 +23,7 @@ pub(crate) fn tests() -> Tests {
     Tests {
         beside: tests![
             a_wrong_secret_starts_from_no_copy_of_another,
+            an_outage_accuses_no_secret_and_the_registrys_answer_does,
             the_second_secret_opens_it,
             a_secret_of_the_service_account_opens_it,
             a_secret_that_is_rotated_in_an_outage_is_still_known,
@@ -55,6 +57,47 @@ async fn a_wrong_secret_starts_from_no_copy_of_another(node: &Node) -> anyhow::R
     is_told_why(&other, "thief").await?;
     other.delete().await?;
     space.end().await
+}
+
+/// An outage hides whether the registry would accept the secret. Once it answers, the pod says what it answered.
+async fn an_outage_accuses_no_secret_and_the_registrys_answer_does(
+    node: &Node,
+) -> anyhow::Result<()> {
+    let space = private(node, "guessed", Scheme::Basic).await?;
+    becomes(&space, "before", "fresh", "one").await?;
+    space.registry.fault(Fault::Unavailable).await?;
+    let other = Workloads::from(node.cluster.namespace("guesser").await?);
+    let mallory = User::new("mallory", "guessed");
+    let host = space.registry.host();
+    other.pull_secret(SECRET, &host, &mallory).await?;
+    let image = space.image();
+    other.create(&with_secret("thief", &image)).await?;
+    waits(&other, "thief", "server-error").await?;
+    let words = "to do: nothing; the pod starts by itself once the registry recovers and lets it pull";
+    other.wait_event("thief", words, SOON).await?;
+    wait_node(node, "the node says that a pod is without", |node| {
+        let mut lines = images(node).lines().filter(|line| line.contains(&image));
+        lines.any(|line| line.starts_with("UNAVAILABLE server-error"))
+    })
+    .await?;
+    space.registry.heal().await?;
+    waits(&other, "thief", "unauthorized").await?;
+    let words = "to do: check the pod's imagePullSecrets: they have to name a secret";
+    other.wait_event("thief", words, SOON).await?;
+    other.delete().await?;
+    space.end().await
+}
+
+/// The pod does not run, for this reason.
+async fn waits(work: &Workloads, pod: &str, class: &str) -> anyhow::Result<()> {
+    let what = format!("it waits because of {class}");
+    let says = |pod: &Pod| {
+        let container = release(pod).map(|mut release| release["containers"]["app"].take());
+        container.is_some_and(|app| app["outcome"] == "unavailable" && app["class"] == class)
+    };
+    let pod = work.wait_pod(pod, &what, AFTER_BACK_OFF, says).await?;
+    ensure!(!is_running(&pod), "another tenant's pod runs");
+    Ok(())
 }
 
 /// The registry answers, and does not accept the pod's secret: its owner is told first that the copy may not be the

@@ -265,7 +265,7 @@ async fn takes_it_back(node: &Node, image: &str) -> anyhow::Result<()> {
     .await
 }
 
-async fn wait_node(
+pub(crate) async fn wait_node(
     node: &Node,
     what: &str,
     wanted: impl Fn(&Object) -> bool,
@@ -275,7 +275,7 @@ async fn wait_node(
     Ok(())
 }
 
-fn images(node: &Object) -> &str {
+pub(crate) fn images(node: &Object) -> &str {
     let annotations = node.metadata.annotations.as_ref();
     annotations
         .and_then(|annotations| annotations.get("trylatest.dev/images"))
