@@ -82,6 +82,11 @@ impl TryResult {
             Self::Fresh | Self::Unchanged => None,
         }
     }
+
+    /// Its kind, if it failed.
+    pub fn class(&self) -> Option<FailureClass> {
+        self.failure().map(|failure| failure.class)
+    }
 }
 
 impl Try {
@@ -158,7 +163,7 @@ impl Facts {
         if let Some(confirmed) = tried.confirmation() {
             self.confirm(confirmed, tried.pulled_for.as_deref());
         }
-        let class = tried.result.failure().map(|failure| failure.class);
+        let class = tried.result.class();
         let by_kubelet = tried.pulled_for.is_some() && class.is_none();
         if class == Some(FailureClass::Unauthorized) || by_kubelet || tried.refused {
             self.needs_credentials = true;

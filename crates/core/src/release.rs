@@ -193,6 +193,11 @@ impl ContainerRelease {
         }
     }
 
+    /// Why its pull failed, if it did.
+    pub fn class(&self) -> Option<FailureClass> {
+        self.failure.as_ref().map(|failure| failure.class)
+    }
+
     /// Whether it starts from a copy that is known.
     pub(crate) fn has_copy(&self) -> bool {
         match self.outcome {
@@ -269,8 +274,8 @@ impl ContainerRelease {
 
     /// Its failure is that of the kubelet's pull: its note says so if the registry has refused that.
     pub(crate) fn note_refusal(&mut self) {
-        let class = self.failure.as_ref().map(|failure| failure.class);
-        if self.outcome == Outcome::Fallback && class == Some(FailureClass::Unauthorized) {
+        let is_refusal = self.class() == Some(FailureClass::Unauthorized);
+        if self.outcome == Outcome::Fallback && is_refusal {
             self.note = Some(begin_with(KUBELET_REFUSED, self.note.take()));
         }
     }
@@ -282,8 +287,7 @@ impl ContainerRelease {
 
     /// Whether its failure is the registry's answer: an outage, for example, says nothing of the pod's credentials.
     fn has_answer(&self) -> bool {
-        let class = self.failure.as_ref().map(|failure| failure.class);
-        class.is_some_and(FailureClass::is_answer)
+        self.class().is_some_and(FailureClass::is_answer)
     }
 
     /// Whether the registry has refused the pod's credentials, as far as its note says so.

@@ -98,7 +98,7 @@ impl Reason {
 
     /// What the owner can do, if anything.
     fn advice(self, container: &ContainerRelease) -> Option<&'static str> {
-        let class = container.failure.as_ref().map(|failure| failure.class);
+        let class = container.class();
         match self {
             Self::Refused => Some(
                 "to do: nothing if the registry will be back, because the gate asks again; otherwise check the pod's \
@@ -117,7 +117,7 @@ impl Reason {
 }
 
 fn has_bad_name(container: &ContainerRelease) -> bool {
-    let class = container.failure.as_ref().map(|failure| failure.class);
+    let class = container.class();
     class == Some(FailureClass::Invalid) && container.image.parse::<ImageName>().is_err()
 }
 

@@ -258,7 +258,7 @@ pub fn give_up(class: FailureClass, copy: &CachedCopy, terms: Terms<'_>) -> Deci
 
 /// The decision when nothing more is tried: [`judge`], or without anything to start from [`give_up`].
 pub fn settle(evidence: &Evidence, terms: Terms<'_>) -> Decision {
-    let class = evidence.result.failure().map(|failure| failure.class);
+    let class = evidence.result.class();
     let class = class.unwrap_or(FailureClass::Unknown);
     judge(evidence, terms).unwrap_or_else(|| give_up(class, &evidence.copy, terms))
 }
@@ -389,7 +389,7 @@ pub(crate) fn may_use_by_default(
 pub(crate) fn is_for_kubelet(evidence: &Evidence, terms: Terms<'_>) -> bool {
     let Terms { facts, rules, .. } = terms;
     let secrets = rules.identity.has_pull_secrets();
-    let wants_credentials = match evidence.result.failure().map(|failure| failure.class) {
+    let wants_credentials = match evidence.result.class() {
         Some(FailureClass::Unauthorized) => true,
         // Some registries hide what is private, and from nobody what they have given to everybody.
         Some(FailureClass::NotFound) => secrets && !facts.is_public(),

@@ -167,6 +167,6 @@ fn of_try(tried: &Try, facts: &Facts, rules: &NodeRules) -> (Outcome, Option<Fai
 
 /// No free text of it is taken over.
 fn of_release(release: &ContainerRelease) -> (Outcome, Option<FailureClass>) {
-    let class = release.failure.as_ref().map(|failure| failure.class);
+    let class = release.class();
     (release.outcome, class)
 }

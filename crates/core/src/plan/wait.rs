@@ -391,7 +391,7 @@ impl Waiting {
     /// The decision without a proven copy.
     fn given_up(&self, evidence: &Evidence, context: &Context<'_>) -> Wait {
         let facts = context.knowledge.facts(context.name);
-        let class = evidence.result.failure().map(|failure| failure.class);
+        let class = evidence.result.class();
         let class = class.unwrap_or(FailureClass::Unknown);
         let decision = give_up(class, &evidence.copy, terms(&facts, context));
         self.done(decision, evidence.result.failure(), None, context)

@@ -243,7 +243,7 @@ fn the_registrys_answer_replaces_whatever_is_none() {
                 continue;
             };
             assert_eq!(answered.outcome, Outcome::Unavailable);
-            let told = answered.failure.as_ref().map(|failure| failure.class);
+            let told = answered.class();
             assert_eq!(told, Some(FailureClass::Unauthorized));
             assert_eq!(answered.note.is_some(), has_copy);
             let again = answered.settled(&wanting(FailureClass::NotFound), now);

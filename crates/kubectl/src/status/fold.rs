@@ -269,7 +269,7 @@ impl Old {
             self.digests.extend(runs(container).cloned());
         }
         self.classes
-            .extend(container.failure.as_ref().map(|failure| failure.class));
+            .extend(container.class());
         self.confirmed.insert(container.confirmed);
         // The oldest one is all that is told.
         if self.confirmed.len() > 1 {

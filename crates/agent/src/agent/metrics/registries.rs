@@ -141,7 +141,7 @@ impl RegistrySeries {
     pub(super) fn fell_back(&self, container: &ContainerRelease) {
         let image = container.image.parse::<ImageName>();
         let registry = image.as_ref().map_or(OTHER, ImageName::registry);
-        let class = container.failure.as_ref().map(|failure| failure.class);
+        let class = container.class();
         let class = class.unwrap_or(FailureClass::Unknown).as_str();
         self.fallbacks
             .with_label_values(&[&*self.label(registry), class])

@@ -28,7 +28,7 @@ impl Refusals {
             return false;
         }
         let containers = release.containers.iter().map(|(name, given)| {
-            let class = given.failure.as_ref().map(|failure| failure.class);
+            let class = given.class();
             (name.clone(), (given.outcome, class, given.digest.clone()))
         });
         let told: Told = containers.collect();

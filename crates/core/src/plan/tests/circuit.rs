@@ -355,7 +355,7 @@ fn silence_is_remembered_when_nothing_comes_and_once() {
     world.wait(Duration::from_secs(5));
     world.stalls(&image, attempt, Flow::default());
     world.stalls(&image, attempt, Flow::default());
-    let result = |record: &Try| record.result.failure().map(|failure| failure.class);
+    let result = |record: &Try| record.result.class();
     let records: Vec<_> = world.records.iter().map(result).collect();
     assert_eq!(records, [Some(FailureClass::Timeout)]);
     assert_eq!(world.planner.open_circuits().count(), 1);

@@ -190,7 +190,7 @@ fn a_name_is_given_back_as_soon_as_the_kubelet_fails() {
     let actions = given_back(&mut world, id, usable("1"));
     let settled = the_settled(&actions).clone();
     assert_eq!(settled.outcome, Outcome::Fallback);
-    let class = settled.failure.as_ref().map(|failure| failure.class);
+    let class = settled.class();
     assert_eq!(class, Some(FailureClass::ServerError));
     let [record] = &world.records[..] else {
         panic!("one start, one try: {:?}", world.records);
