@@ -40,12 +40,16 @@ pub(crate) struct Kubelets {
     /// Of each node.
     per_node: usize,
     seen: Arc<Seen>,
+    /// Pods whose gates are to open.
+    open: mpsc::UnboundedSender<String>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
 /// What was seen of releases.
 struct Seen {
     released: Mutex<HashSet<String>>,
+    /// Pods that were released or whose gates run, and not yet both.
+    half: Mutex<HashSet<String>>,
     outcomes: Mutex<BTreeMap<String, usize>>,
     running: watch::Sender<usize>,
 }
@@ -55,20 +59,22 @@ impl Kubelets {
     pub(crate) fn start(client: Client, namespace: &str, per_node: usize) -> Self {
         let seen = Arc::new(Seen {
             released: Mutex::default(),
+            half: Mutex::default(),
             outcomes: Mutex::default(),
             running: watch::Sender::new(0),
         });
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let metas: Metas = Api::namespaced(client, namespace);
-        let (sender, released) = mpsc::unbounded_channel();
+        let (open, opening) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(metas.clone(), Arc::clone(&seen), sender));
-        tasks.spawn(run(metas.clone(), Arc::clone(&seen), released));
+        tasks.spawn(follow(metas.clone(), Arc::clone(&seen), open.clone()));
+        tasks.spawn(run(metas.clone(), Arc::clone(&seen), opening));
         Self {
             pods,
             metas,
             per_node,
             seen,
+            open,
             tasks,
         }
     }
@@ -131,7 +137,11 @@ impl Kubelets {
             "phase": "Pending",
             "initContainerStatuses": [status(keys::GATE, images::AGENT, "", &state)],
         });
-        patch_status(&self.metas, &name, status).await
+        patch_status(&self.metas, &name, status).await?;
+        if self.seen.is_second(&name) {
+            self.open.send(name)?;
+        }
+        Ok(())
     }
 
     async fn all_run(&mut self, pods: usize) -> anyhow::Result<()> {
@@ -158,7 +168,7 @@ impl Kubelets {
 async fn follow(
     pods: Metas,
     seen: Arc<Seen>,
-    released: mpsc::UnboundedSender<String>,
+    open: mpsc::UnboundedSender<String>,
 ) -> anyhow::Result<()> {
     let config = watcher::Config::default().labels(keys::GATED);
     let pods = watcher(pods, config).default_backoff().applied_objects();
@@ -167,8 +177,9 @@ async fn follow(
         // An error: the stream goes on by itself.
         if let Ok(pod) = pod
             && let Some(name) = seen.newly_released(&pod)
+            && seen.is_second(&name)
         {
-            released.send(name)?;
+            open.send(name)?;
         }
     }
     anyhow::bail!("the watch of pods has ended")
@@ -187,18 +198,29 @@ impl Seen {
         }
         Some(name)
     }
+
+    /// A pod was released, or its gate runs: whether the other has happened before. An agent may be faster than the
+    /// status that says that the gate runs.
+    fn is_second(&self, name: &str) -> bool {
+        let mut half = locked(&self.half);
+        let is_second = half.remove(name);
+        if !is_second {
+            half.insert(name.to_owned());
+        }
+        is_second
+    }
 }
 
 /// Opens the gates of released pods and starts their containers.
 async fn run(
     pods: Metas,
     seen: Arc<Seen>,
-    released: mpsc::UnboundedReceiver<String>,
+    opening: mpsc::UnboundedReceiver<String>,
 ) -> anyhow::Result<()> {
-    let released = stream::unfold(released, async |mut released| {
-        Some((released.recv().await?, released))
+    let opening = stream::unfold(opening, async |mut opening| {
+        Some((opening.recv().await?, opening))
     });
-    let run = released
+    let run = opening
         .map(anyhow::Ok)
         .try_for_each_concurrent(AT_ONCE, async |name| {
             let pod = number_of(&name).context("a pod of somebody else")?;
