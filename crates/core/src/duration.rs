@@ -74,14 +74,14 @@ impl Range {
         if let Some(meant) = self.with_unit(text) {
             return Err(format!("the unit is missing; write {meant}"));
         }
-        let allowed = match read {
-            Err(Unread::TooLarge) if self.most.is_none() => {
-                Some("a number in it is too large".to_owned())
-            }
-            _ => self.allowed(),
+        let why = match read {
+            Err(Unread::TooLong) => Some("it is too long".to_owned()),
+            Err(Unread::TooLarge) => Some("a number in it is too large".to_owned()),
+            Err(Unread::TooFine) => Some("it has too many decimal places".to_owned()),
+            Ok(_) | Err(Unread::Invalid | Unread::Months) => self.allowed(),
         };
-        let allowed = allowed.map(|allowed| allowed + "; ").unwrap_or_default();
-        Err(format!("{allowed}write it like {one} or {other}"))
+        let why = why.map(|why| why + "; ").unwrap_or_default();
+        Err(format!("{why}write it like {one} or {other}"))
     }
 
     fn contains(self, duration: Duration) -> bool {
@@ -122,14 +122,17 @@ impl Range {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unread {
     Invalid,
+    TooLong,
     TooLarge,
+    /// A fraction of a unit that is no whole number of the parser's next smaller one.
+    TooFine,
     /// The parser takes `M` for months; whoever writes it may mean minutes.
     Months,
 }
 
 fn read(text: &str) -> Result<Duration, Unread> {
     if text.len() > TEXT_MAX {
-        return Err(Unread::Invalid);
+        return Err(Unread::TooLong);
     }
     let mut digits = 0;
     let mut is_fraction = false;
@@ -147,6 +150,7 @@ fn read(text: &str) -> Result<Duration, Unread> {
         }
     }
     let read = humantime::parse_duration(text).map_err(|error| match error {
+        humantime::DurationError::NumberOverflow if text.contains('.') => Unread::TooFine,
         humantime::DurationError::NumberOverflow => Unread::TooLarge,
         humantime::DurationError::InvalidCharacter(_)
         | humantime::DurationError::NumberExpected(_)
@@ -219,7 +223,16 @@ mod tests {
             (HOUR, "0s", hour),
             (HOUR, "0", hour),
             (HOUR, "5x", hour),
-            (HOUR, "99999999999999999999999s", hour),
+            (
+                HOUR,
+                "30000000000ns",
+                "a number in it is too large; write it like 5s or 1m30s",
+            ),
+            (
+                HOUR,
+                "0.333h",
+                "it has too many decimal places; write it like 5s or 1m30s",
+            ),
             (HOUR, "5", "the unit is missing; write 5s or 5m"),
             (HOUR, "90", "the unit is missing; write 90s"),
             (HOUR, "5000", hour),
@@ -252,8 +265,16 @@ mod tests {
                 "a number in it is too large; write it like 24h or 7d",
             ),
             (Range::AGE.or_zero(), "old", "write it like 24h or 7d"),
-            (Range::AGE, "5M", "M could mean minutes or months; write m or month"),
-            (HOUR, "1h 5M", "M could mean minutes or months; write m or month"),
+            (
+                Range::AGE,
+                "5M",
+                "M could mean minutes or months; write m or month",
+            ),
+            (
+                HOUR,
+                "1h 5M",
+                "M could mean minutes or months; write m or month",
+            ),
         ] {
             assert_eq!(range.parse(text), Err(words.to_owned()), "{text}");
         }
@@ -277,6 +298,7 @@ mod tests {
             Ok(Duration::from_secs(years * 31_557_600))
         );
         let long = "1s".repeat(TEXT_MAX);
-        assert!(Range::AGE.parse(&long).is_err());
+        let words = "it is too long; write it like 24h or 7d";
+        assert_eq!(Range::AGE.parse(&long), Err(words.to_owned()));
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::config::meant;
 use crate::duration::Range;
 use crate::keys;
-use crate::outcome::FailureClass;
-use crate::text::some_of;
+use crate::outcome::{FailureClass, UnknownClass};
+use crate::text::{quoted, some_of};
 
 /// A pod's own settings. What is missing or invalid is `None`: the node's default applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,9 +43,6 @@ const UNKNOWN_SHOWN: usize = 3;
 /// Longest `timeout`: a pod that should wait longer needs `Always`.
 const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
-/// Most bytes of an invalid value that are repeated: what is wrong with it comes after that.
-const VALUE_SHOWN: usize = 63;
-
 impl Settings {
     /// Reads the annotations. An invalid value keeps its default and yields one complaint: what is
     /// wrong, and what applies instead.
@@ -54,11 +51,10 @@ impl Settings {
         let mut duration = |key: &str, range: Range| {
             let text = annotations.get(key)?.trim();
             let parsed = range.parse(text).map_err(|why| {
-                let words = format!(
-                    "{key}: invalid duration {:?}: {why}; the default applies",
-                    shown(text)
-                );
-                complaints.push(words);
+                complaints.push(format!(
+                    "{key}: invalid duration {}: {why}; the default applies",
+                    quoted(text)
+                ));
             });
             parsed.ok()
         };
@@ -73,8 +69,9 @@ impl Settings {
         let same_digest = same_digest.is_some_and(|text| {
             text.trim().parse().unwrap_or_else(|_| {
                 complaints.push(format!(
-                    "{}: invalid value {text:?}; write \"true\" or \"false\"; the default, false, applies",
-                    keys::SAME_DIGEST
+                    "{}: invalid value {}; write \"true\" or \"false\"; the default, false, applies",
+                    keys::SAME_DIGEST,
+                    quoted(text)
                 ));
                 false
             })
@@ -117,10 +114,10 @@ fn bad_hold(text: &str) -> Option<String> {
     let text = text.trim();
     (!known.contains(&text)).then(|| {
         format!(
-            "{}: unknown value {:?} (known: {}, {}); the pod has a gate; if the pod's template does not set it, the label \
+            "{}: unknown value {} (known: {}, {}); the pod has a gate; if the pod's template does not set it, the label \
              of its namespace does",
             keys::HOLD,
-            shown(text),
+            quoted(text),
             keys::HOLD_NONE,
             keys::HOLD_GATE
         )
@@ -138,7 +135,7 @@ fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<Fa
         // Most often a value that a template has left empty; who never wants to fall back uses `Always`.
         Ok(classes) if classes.is_empty() => "no failure class given".to_owned(),
         Ok(classes) => return Some(classes),
-        Err(error) => error.to_string(),
+        Err(UnknownClass(word)) => format!("unknown failure class {}", quoted(&word)),
     };
     let known = FailureClass::ALL.map(FailureClass::as_str).join(", ");
     complaints.push(format!(
@@ -146,10 +143,6 @@ fn parse_classes(text: &str, complaints: &mut Vec<String>) -> Option<BTreeSet<Fa
         keys::FALLBACK_ON
     ));
     None
-}
-
-fn shown(text: &str) -> &str {
-    &text[..text.floor_char_boundary(VALUE_SHOWN)]
 }
 
 #[cfg(test)]
@@ -248,6 +241,18 @@ mod tests {
             let complaint =
                 format!("{key}: invalid duration {text:?}: {words}; the default applies");
             assert_eq!(parse(&[(key, text)]).1, [complaint]);
+        }
+    }
+
+    /// What to write comes after it, and an Event's note is short.
+    #[test]
+    fn a_long_value_is_cut() {
+        let long = "x".repeat(2_000);
+        for key in BY_PEOPLE {
+            for complaint in parse(&[(key, &long)]).1 {
+                assert!(complaint.len() < 300, "{complaint}");
+                assert!(complaint.contains("x\"…"), "{complaint}");
+            }
         }
     }
 

@@ -69,9 +69,28 @@ pub fn on_one_line(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
+/// Most bytes of a word that are repeated: as long as a container's name can be.
+const QUOTED_MAX: usize = 63;
+
+/// Somebody's word in quotes; an ellipsis after them says that it goes on.
+pub fn quoted(word: &str) -> String {
+    let shown = &word[..word.floor_char_boundary(QUOTED_MAX)];
+    let more = if shown.len() < word.len() { "…" } else { "" };
+    format!("{shown:?}{more}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_word_is_cut_at_a_character() {
+        assert_eq!(quoted("a\"b"), r#""a\"b""#);
+        let most = "a".repeat(QUOTED_MAX);
+        assert_eq!(quoted(&most), format!("\"{most}\""));
+        let long = format!("{}ä", &most[1..]);
+        assert_eq!(quoted(&long), format!("\"{}\"…", &most[1..]));
+    }
 
     #[test]
     fn long_lists_are_cut() {

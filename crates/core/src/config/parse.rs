@@ -30,28 +30,28 @@ const WAIT_MAX: Duration = Duration::from_hours(24);
 
 /// What a rule's duration may be.
 #[derive(Clone, Copy)]
-struct Span {
+struct RuleRange {
     range: Range,
     /// What to do instead of writing a word of [`OFF`].
     off: &'static str,
 }
 
-const WAIT: Span = Span {
+const WAIT: RuleRange = RuleRange {
     range: Range::wait(WAIT_MAX),
     off: "it cannot be switched off; the maximum is 24h",
 };
 
-const ASKED: Span = Span {
+const ASKED: RuleRange = RuleRange {
     range: WAIT.range.or_zero(),
     off: "write 0s to ask the registry for each pod",
 };
 
-const AGE: Span = Span {
+const AGE: RuleRange = RuleRange {
     range: Range::AGE,
     off: "leave this line out if copies may have any age",
 };
 
-const KEEPING: Span = Span {
+const KEEPING: RuleRange = RuleRange {
     range: KEPT,
     off: "write off to keep no copies",
 };
@@ -207,9 +207,9 @@ impl Reader {
 
     fn section(&mut self, node: &Node, path: &str, known: &[&'static str]) -> Section {
         let rules = self.mapping(node, path, known);
-        let mut duration = |key: &str, span: Span| {
+        let mut duration = |key: &str, rule: RuleRange| {
             let node = rules.get(key)?;
-            self.duration(node, &format!("{path}.{key}"), span)
+            self.duration(node, &format!("{path}.{key}"), rule)
         };
         let (try_for, stall) = (duration(TRY, WAIT), duration(STALL, WAIT));
         let (freshness, max_age) = (duration(FRESHNESS, ASKED), duration(MAX_AGE, AGE));
@@ -277,10 +277,10 @@ impl Reader {
             .iter()
             .map(|(key, node)| (*key, node.at.line()))
             .collect();
-        let mut ceiling = |key: &str, span: Span| {
+        let mut ceiling = |key: &str, rule: RuleRange| {
             let node = rules.get(key)?;
             let off = "leave this line out if there is no ceiling";
-            self.duration(node, &format!("ceilings.{key}"), Span { off, ..span })
+            self.duration(node, &format!("ceilings.{key}"), RuleRange { off, ..rule })
         };
         let (try_for, max_age) = (ceiling(TRY, WAIT), ceiling(MAX_AGE, AGE));
         let fallback_on = rules
@@ -351,12 +351,12 @@ impl Reader {
         found
     }
 
-    fn duration(&mut self, node: &Node, path: &str, span: Span) -> Option<Duration> {
+    fn duration(&mut self, node: &Node, path: &str, rule: RuleRange) -> Option<Duration> {
         let parsed = match &node.value {
             // 0 is the only number that needs no unit, as for the flags.
-            Value::Text(text) | Value::Other(text) => parse_duration(text.trim(), span),
+            Value::Text(text) | Value::Other(text) => parse_duration(text.trim(), rule),
             other => {
-                let [one, two] = span.range.examples;
+                let [one, two] = rule.range.examples;
                 let found = other.describe();
                 Err(format!(
                     "a duration such as {one} or {two} belongs here, not {found}"
@@ -421,11 +421,11 @@ impl Reader {
 }
 
 /// Reads a duration, or says what to write in its place.
-fn parse_duration(text: &str, span: Span) -> Result<Duration, String> {
-    span.range.parse(text).map_err(|why| {
+fn parse_duration(text: &str, rule: RuleRange) -> Result<Duration, String> {
+    rule.range.parse(text).map_err(|why| {
         if OFF.contains(&text.to_ascii_lowercase().as_str()) {
             // Not in the file's own word: YAML may have made `off` and `no` into `false`.
-            format!("invalid duration; {}", span.off)
+            format!("invalid duration; {}", rule.off)
         } else {
             format!("invalid duration {text:?}: {why}")
         }

@@ -219,10 +219,10 @@ fn copies_are_kept_for_a_time_or_not_at_all() {
     assert_eq!(
         problems("defaults: {keep: 367d}\nregistries: {reg.example: {keep: ever}}"),
         [
-            "line 1, column 18: defaults.keep: invalid duration \"367d\": it must be at most 366d; write it like 24h or \
-             7d",
+            "line 1, column 18: defaults.keep: invalid duration \"367d\": it must be at most 366d; write it like 14d or \
+             12h",
             "line 2, column 34: registries[reg.example].keep: invalid duration \"ever\": it must be at most 366d; write \
-             it like 24h or 7d",
+             it like 14d or 12h",
         ]
     );
     assert_eq!(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use trylatest_core::keys;
 use trylatest_core::pod::{OtherPolicy, TryContainer};
-use trylatest_core::text::some_of;
+use trylatest_core::text::{quoted, some_of};
 
 use super::{IMAGE_MAX_BYTES, ITEMS_MAX};
 
@@ -115,7 +115,7 @@ pub(super) fn all<'a>(
     if ours.len() > ITEMS_MAX {
         let all = ours.len();
         let left = ours.split_off(ITEMS_MAX);
-        let left = left.iter().map(|item| shown(&item.name));
+        let left = left.iter().map(|item| quoted(&item.name));
         complaints.push(format!(
             "this pod has {all} TryLatest containers and image volumes; the agent handles {ITEMS_MAX} of them and leaves \
              {} to the kubelet",
@@ -146,20 +146,14 @@ fn named<'a>(
         .filter(|name| !matches!(*name, "" | "*") && !known.contains(*name))
         .collect();
     if !unknown.is_empty() {
-        let list = some_of(known.iter().map(|name| shown(name)), NAMES_MAX);
+        let list = some_of(known.iter().map(|name| quoted(name)), NAMES_MAX);
         let list = if list.is_empty() { "none" } else { &list };
         complaints.push(format!(
             "{key}: this pod {has} no {what} named {} (it {has} {list}); ignored",
-            some_of(unknown.into_iter().map(shown), NAMES_MAX),
+            some_of(unknown.into_iter().map(quoted), NAMES_MAX),
         ));
     }
     let ours = own.into_iter();
     ours.filter(|item| all || named.contains(name(item).as_str()))
         .collect()
-}
-
-/// A name in quotes, no longer than a container's can be.
-fn shown(name: &str) -> String {
-    const NAME_MAX: usize = 63;
-    format!("{:?}", &name[..name.floor_char_boundary(NAME_MAX)])
 }
