@@ -81,8 +81,8 @@ pub struct ClusterArgs {
 /// Which namespace.
 #[derive(Args, Clone, Debug)]
 pub struct NamespaceArgs {
-    /// The namespace [default: the context's; for `status`, all]
-    #[arg(short, long, help_heading = GLOBAL)]
+    /// The namespace [default: the context's]
+    #[arg(short, long)]
     pub namespace: Option<NamespaceName>,
 }
 
@@ -120,6 +120,7 @@ pub enum Command {
     /// Of nodes and their agents, it shows all; of pods, those of all namespaces, or of the one that --namespace names.
     /// If you may not list the pods of all namespaces, it shows those of the context's namespace and says so. The agents
     /// know more: on a node, `trylatest explain IMAGE` asks its agent.
+    #[command(mut_arg("namespace", |arg| arg.help("The namespace [default: all]")))]
     Status(StatusArgs),
     /// Wait for a workload's rollout, then fail if one of its pods runs an old copy
     ///

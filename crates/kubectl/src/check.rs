@@ -111,7 +111,7 @@ async fn wait(
     loop {
         let Ok(looked) = timeout_at(deadline, look()).await else {
             return Ok(seen.map(|(judgement, why)| {
-                let why = format!("{why}; the time was up before it could be looked at again");
+                let why = format!("{why}; the time was up before the next look ended");
                 (judgement, Some(why))
             }));
         };
@@ -318,7 +318,7 @@ mod tests {
         assert!(waited.is_none());
         assert_eq!(took, TIMEOUT);
         let (waited, took) = hangs_after(2).await;
-        let why = "the pod is not ready; the time was up before it could be looked at again";
+        let why = "the pod is not ready; the time was up before the next look ended";
         assert_eq!(waited.unwrap().1.as_deref(), Some(why));
         assert_eq!(took, TIMEOUT);
     }

@@ -81,6 +81,8 @@ pub(crate) struct StaleImage {
     image: String,
     /// Pods that fell back to a copy.
     pods: usize,
+    /// Those among them whose copy the image's name was pointed back to by hand.
+    rolled_back: usize,
     /// Pods without a gate whose tag has moved since they started.
     behind: usize,
     /// Other pods of it that were refused a copy.
@@ -91,7 +93,8 @@ pub(crate) struct StaleImage {
     digests: Vec<Digest>,
     /// Why their tries failed.
     classes: Vec<FailureClass>,
-    /// When the registry last confirmed the oldest of these copies; none if one was never confirmed.
+    /// When the registry last confirmed the oldest of these copies, those that were rolled back to left out; none if one
+    /// was never confirmed.
     confirmed: Option<Timestamp>,
 }
 

@@ -58,6 +58,7 @@ struct Use {
 #[derive(Default)]
 struct Old {
     pods: usize,
+    rolled_back: usize,
     behind: usize,
     refused: usize,
     unavailable: usize,
@@ -245,6 +246,7 @@ impl ImageUse {
         (old.pods + old.behind > 0).then(|| StaleImage {
             image: image.to_owned(),
             pods: old.pods,
+            rolled_back: old.rolled_back,
             behind: old.behind,
             refused: old.refused,
             unavailable: old.unavailable,
@@ -268,8 +270,11 @@ impl Old {
         if self.digests.len() < DIGESTS_MAX {
             self.digests.extend(runs(container).cloned());
         }
-        self.classes
-            .extend(container.class());
+        self.classes.extend(container.class());
+        if container.rolled_back.is_some() {
+            self.rolled_back += usize::from(is_old);
+            return;
+        }
         self.confirmed.insert(container.confirmed);
         // The oldest one is all that is told.
         if self.confirmed.len() > 1 {

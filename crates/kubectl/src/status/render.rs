@@ -151,13 +151,16 @@ impl Screen<'_> {
     fn stale(&self) -> String {
         let stale = &self.status.stale;
         let rows = stale.iter().take(self.rows).map(|image| {
-            let confirmed = match (&image.confirmed, image.pods) {
-                (Some(then), _) => format!("{} ago", short_age(self.status.time, *then)),
-                (None, 0) => "-".to_owned(),
-                (None, _) => "never".to_owned(),
+            let confirmed = match &image.confirmed {
+                Some(then) => format!("{} ago", short_age(self.status.time, *then)),
+                None if image.pods == image.rolled_back => "-".to_owned(),
+                None => "never".to_owned(),
             };
             let mut why = vec![classes(&image.classes)];
             why.retain(|classes| !classes.is_empty());
+            if image.rolled_back > 0 {
+                why.push(format!("{} rolled back", image.rolled_back));
+            }
             if image.behind > 0 {
                 why.push(format!("{} without a gate: tag moved", image.behind));
             }
