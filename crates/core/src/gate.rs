@@ -218,6 +218,7 @@ mod tests {
         let time = START.parse::<Timestamp>().unwrap() - Duration::from_secs(seconds_before);
         let container = ContainerRelease {
             failure: Some(Failure::new(FailureClass::Network, "refused")),
+            digest: "sha256:1".parse().ok(),
             ..ContainerRelease::new("app:latest", outcome)
         };
         Reading {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::progress::{ContainerProgress, Progress};
-use self::words::{BY_KUBELET, KUBELET_REFUSED, NOT_SEEN, OVERTAKEN, begin_with, not_accepted};
+use self::words::{BY_KUBELET, CAME_SINCE, NOT_SEEN, OVERTAKEN, not_accepted};
 use crate::digest::Digest;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::pod::Start;
@@ -75,6 +75,16 @@ pub struct ContainerRelease {
     /// Why the pod must not use a cached copy, or what else the agent did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Whether the registry has refused the kubelet's pull, which used the pod's credentials.
+    #[serde(
+        rename = "kubeletRefused",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub kubelet_refused: bool,
+    /// Whether a copy may have been on the node that the agent could not prove usable. The container may start from that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
     /// What the agent had answered, if the container started despite it (see [`Release::unseen`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<Outcome>,
@@ -133,6 +143,8 @@ impl ContainerRelease {
             rollout: None,
             runs: None,
             note: None,
+            kubelet_refused: false,
+            unproven: false,
             answered: None,
         }
     }
@@ -151,46 +163,51 @@ impl ContainerRelease {
             ) => Some(Self {
                 outcome: Outcome::Unavailable,
                 failure: Some(failure.clone()),
-                note: self.note_not_accepted(failure.class),
+                note: self.digest.as_ref().map(|_| not_accepted(failure.class)),
                 ..self.clone()
             }),
-            // The registry answers now.
+            // The registry answers now, or says something else to the kubelet, which has credentials.
             (Outcome::Unavailable, Start::Wanting(failure))
-                if !self.has_answer() && failure.class.is_answer() =>
+                if failure.class.is_answer() && self.class() != Some(failure.class) =>
             {
                 Some(Self {
                     failure: Some(failure.clone()),
-                    note: self.note_not_accepted(failure.class),
+                    note: self.digest.as_ref().map(|_| not_accepted(failure.class)),
                     ..self.clone()
                 })
             }
-            // Without a digest, it may have started from a copy that could not be looked at.
-            (Outcome::Unavailable, Start::Started { .. }) if self.digest.is_none() => None,
-            (
-                Outcome::HandedOver | Outcome::Unavailable,
-                Start::Started {
-                    digest: Some(digest),
-                    ..
-                },
-            ) if self.digest.as_ref() == Some(digest) => Some(match self.outcome {
-                Outcome::HandedOver => self.starts_unseen_from(digest, self.confirmed),
-                // The kubelet has accepted it after all.
-                _ => Self {
-                    outcome: Outcome::Fallback,
-                    note: None,
-                    ..self.clone()
-                },
-            }),
-            (
-                Outcome::HandedOver | Outcome::Unavailable,
-                Start::Started {
-                    digest: Some(digest),
-                    since,
-                    ..
-                },
-            ) => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, since.unwrap_or(now))),
+            (Outcome::HandedOver | Outcome::Unavailable, Start::Started { digest, since, .. }) => {
+                self.started(digest.as_ref(), since.unwrap_or(now))
+            }
             _ => None,
         }
+    }
+
+    /// What has become of it, which was left to the kubelet and has started from this since then.
+    fn started(&self, digest: Option<&Digest>, since: Timestamp) -> Option<Self> {
+        if self.unproven {
+            return None;
+        }
+        let Some(copy) = &self.digest else {
+            return Some(self.pulled_by_kubelet(Outcome::Fresh, digest, since));
+        };
+        Some(match digest {
+            // An image volume, for example: it may be the copy.
+            None => self.starts_unseen_from(None, None),
+            Some(digest) if digest != copy => {
+                self.pulled_by_kubelet(Outcome::Fresh, Some(digest), since)
+            }
+            Some(digest) if self.outcome == Outcome::HandedOver => {
+                self.starts_unseen_from(Some(digest), self.confirmed)
+            }
+            // The kubelet has accepted it after all.
+            Some(_) => Self {
+                outcome: Outcome::Fallback,
+                kubelet_refused: false,
+                note: None,
+                ..self.clone()
+            },
+        })
     }
 
     /// Why its pull failed, if it did.
@@ -239,21 +256,27 @@ impl ContainerRelease {
             confirmed: Some(confirmed.time),
             rolled_back: None,
             runs: None,
+            kubelet_refused: false,
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()
         })
     }
 
     /// It has started from this, which the registry last confirmed at that time; nobody knows who has brought it. That the
-    /// agent was refused before a hand-over says nothing of that.
-    pub(crate) fn starts_unseen_from(&self, digest: &Digest, confirmed: Option<Timestamp>) -> Self {
-        let is_same = self.digest.as_ref() == Some(digest);
+    /// agent was refused before a hand-over says nothing of that. Without a digest, the kubelet does not say what it is.
+    pub(crate) fn starts_unseen_from(
+        &self,
+        digest: Option<&Digest>,
+        confirmed: Option<Timestamp>,
+    ) -> Self {
+        let is_same = digest.is_some() && self.digest.as_ref() == digest;
         let was_left = self.outcome == Outcome::HandedOver;
         Self {
             outcome: Outcome::Fallback,
             failure: self.failure.clone().filter(|_| !was_left),
-            digest: Some(digest.clone()),
+            digest: digest.cloned(),
             confirmed,
+            kubelet_refused: false,
             rolled_back: self.rolled_back.clone().filter(|_| is_same),
             note: (is_same || confirmed.is_none()).then(|| NOT_SEEN.to_owned()),
             ..self.clone()
@@ -272,12 +295,10 @@ impl ContainerRelease {
         }
     }
 
-    /// Its failure is that of the kubelet's pull: its note says so if the registry has refused that.
-    pub(crate) fn note_refusal(&mut self) {
-        let is_refusal = self.class() == Some(FailureClass::Unauthorized);
-        if self.outcome == Outcome::Fallback && is_refusal {
-            self.note = Some(begin_with(KUBELET_REFUSED, self.note.take()));
-        }
+    /// Its failure is that of the kubelet's pull.
+    pub(crate) fn failed_for_kubelet(&mut self) {
+        self.kubelet_refused =
+            self.outcome == Outcome::Fallback && self.class() == Some(FailureClass::Unauthorized);
     }
 
     /// Whether a copy is on the node from which the kubelet has not started it.
@@ -285,39 +306,38 @@ impl ContainerRelease {
         self.outcome == Outcome::Unavailable && self.digest.is_some()
     }
 
-    /// Whether its failure is the registry's answer: an outage, for example, says nothing of the pod's credentials.
-    fn has_answer(&self) -> bool {
-        self.class().is_some_and(FailureClass::is_answer)
+    /// Whether it is left to the kubelet, and what it starts from is what has come since.
+    pub(crate) fn is_left_to_kubelet(&self) -> bool {
+        match self.outcome {
+            Outcome::HandedOver => true,
+            Outcome::Unavailable => !self.unproven,
+            Outcome::Fresh
+            | Outcome::Unchanged
+            | Outcome::Same
+            | Outcome::Fallback
+            | Outcome::NotHeld
+            | Outcome::Refused => false,
+        }
     }
 
-    /// Whether the registry has refused the pod's credentials, as far as its note says so.
-    pub(crate) fn was_refused(&self) -> bool {
-        let note = self.note.as_deref();
-        note.is_some_and(|note| note.starts_with(KUBELET_REFUSED))
-    }
-
-    /// The note of one that the kubelet does not start from the copy, if there is one, and whose pull has failed like
-    /// this. An outage does not undo an earlier refusal.
-    fn note_not_accepted(&self, class: FailureClass) -> Option<String> {
-        self.digest.as_ref()?;
-        let words = not_accepted(class);
-        Some(if self.was_refused() && class.is_outage() {
-            begin_with(KUBELET_REFUSED, Some(words))
-        } else {
-            words
-        })
-    }
-
-    /// The kubelet has pulled it.
+    /// The kubelet has pulled it; without a digest, it does not say what.
     #[must_use]
-    pub fn pulled_by_kubelet(&self, outcome: Outcome, digest: &Digest, now: Timestamp) -> Self {
+    pub fn pulled_by_kubelet(
+        &self,
+        outcome: Outcome,
+        digest: Option<&Digest>,
+        now: Timestamp,
+    ) -> Self {
+        let was_absent = self.outcome == Outcome::Unavailable && self.digest.is_none();
+        let note = if was_absent { CAME_SINCE } else { BY_KUBELET };
         Self {
             outcome,
             failure: None,
-            digest: Some(digest.clone()),
+            digest: digest.cloned(),
             confirmed: Some(now),
             rolled_back: None,
-            note: Some(BY_KUBELET.to_owned()),
+            kubelet_refused: false,
+            note: Some(note.to_owned()),
             ..self.clone()
         }
     }

@@ -105,7 +105,7 @@ impl Reason {
                  credentials and its trylatest.dev annotations",
             ),
             Self::Unavailable if container.is_not_accepted() => {
-                class.map(|class| if_not_accepted(class, container.was_refused()))
+                class.map(|class| if_not_accepted(class, container.kubelet_refused))
             }
             Self::Unavailable => class.map(if_nothing_is_there),
             Self::Fallback => class.map(if_pull_failed),
@@ -268,12 +268,12 @@ mod tests {
 
     #[test]
     fn containers_with_one_outcome_share_an_event() {
-        let network = Some(FailureClass::Network);
-        let release = release([
-            container("one", Outcome::Fallback, network),
-            container("two", Outcome::Fresh, None),
-            container("three", Outcome::Fallback, network),
-        ]);
+        let fallback = |image| ContainerRelease {
+            digest: "sha256:1".parse().ok(),
+            ..container(image, Outcome::Fallback, Some(FailureClass::Network))
+        };
+        let fresh = container("two", Outcome::Fresh, None);
+        let release = release([fallback("one"), fresh, fallback("three")]);
         let [fallback, fresh] = &release.told_after(None)[..] else {
             panic!("{:?}", release.told_after(None));
         };
@@ -297,7 +297,10 @@ mod tests {
             "{}",
             fallback.note
         );
-        assert_eq!(fresh.note, "b: pulled two: no proven copy");
+        assert_eq!(
+            fresh.note,
+            "b: pulled two; the kubelet does not say which copy"
+        );
         assert_eq!(release.told_after(Some(&release)), []);
     }
 
@@ -344,7 +347,7 @@ mod tests {
             outcome: Outcome::Fallback,
             ..left.clone()
         };
-        refused.note_refusal();
+        refused.failed_for_kubelet();
         let maybe = "; it may want the registry to accept the pod's credentials first; ";
         for (before, class, because, advice) in [
             (

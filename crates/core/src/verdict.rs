@@ -52,6 +52,14 @@ impl CachedCopy {
         }
     }
 
+    /// Whether there may be one, and it is not known to be usable.
+    pub fn is_unproven(&self) -> bool {
+        match self {
+            Self::Unusable { .. } | Self::Unknown { .. } => true,
+            Self::Usable { .. } | Self::Absent => false,
+        }
+    }
+
     /// Why no container can start from what a successful pull has left.
     fn unusable(&self) -> Option<Failure> {
         match self {

@@ -73,7 +73,8 @@ async fn an_outage_accuses_no_secret_and_the_registrys_answer_does(
     let image = space.image();
     other.create(&with_secret("thief", &image)).await?;
     waits(&other, "thief", "server-error").await?;
-    let words = "to do: nothing; the pod starts by itself once the registry recovers and lets it pull";
+    let words =
+        "to do: nothing; the pod starts by itself once the registry recovers and lets it pull";
     other.wait_event("thief", words, SOON).await?;
     wait_node(node, "the node says that a pod is without", |node| {
         let mut lines = images(node).lines().filter(|line| line.contains(&image));

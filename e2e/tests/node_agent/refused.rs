@@ -9,10 +9,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use trylatest_e2e::install::IMAGE;
-use trylatest_e2e::registry::{Challenge, Fault, Scheme};
+use trylatest_e2e::registry::{Access, Challenge, Fault, Scheme};
 use trylatest_e2e::workload::{GATE, PodSpec, is_running};
 
-use crate::private::{becomes, private, starts_from_the_copy_had_without_credentials};
+use crate::private::{
+    alice, became, becomes, outcome_of, private, starts_from_the_copy_had_without_credentials,
+    with_secret,
+};
 use crate::{Node, SOON, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
@@ -42,7 +45,8 @@ async fn without_records(node: &Node) -> anyhow::Result<()> {
     another_tenants_copy_is_refused(node).await?;
     // It is everybody's.
     starts_from_the_copy_had_without_credentials(node, "everybodys").await?;
-    what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(node).await
+    what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(node).await?;
+    what_it_has_pulled_late_is_too(node).await
 }
 
 /// The kubelet pulled it for a pod that may have it; TryLatest has never asked for it.
@@ -81,6 +85,22 @@ async fn what_the_kubelet_has_pulled_is_for_the_likes_of_its_pod(
     space.registry.fault(Fault::Unavailable).await?;
     becomes(&space, "outage", "fallback", "one").await?;
     refuses_pod(&space, &tried("outage-without-secret", &image)).await?;
+    space.end().await
+}
+
+/// The image was absent, and the kubelet's first pull for its pod failed.
+async fn what_it_has_pulled_late_is_too(node: &Node) -> anyhow::Result<()> {
+    let space = private(node, "late", Scheme::Bearer).await?;
+    space.protect(Access::new(Scheme::Bearer, &[]));
+    let image = space.image();
+    space.work.create(&with_secret("first", &image)).await?;
+    let says = |pod: &Pod| outcome_of(pod).as_deref() == Some("unavailable");
+    let what = "it says that it is without";
+    space.work.wait_pod("first", what, SOON, says).await?;
+    space.protect(Access::new(Scheme::Bearer, &[alice()]));
+    became(&space, "first", "fresh", "one").await?;
+    becomes(&space, "after", "unchanged", "one").await?;
+    refuses_pod(&space, &tried("without-secret", &image)).await?;
     space.end().await
 }
 

@@ -386,6 +386,7 @@ impl Planner {
             pulls.extend(pod.pulled.drain(..).map(|pull| (pull, identity.clone())));
         }
         for ((name, digest), identity) in pulls {
+            self.spared.forget(&name);
             let tried = Try {
                 image: name,
                 started: now.wall,

@@ -61,20 +61,20 @@ impl Pod {
             {
                 *given = pulled.clone();
             }
-            let before = given.outcome;
             let status = Status::of(self, container, node);
-            let Some(status) = status.filter(|status| status.tells(before)) else {
+            let Some(status) = status.filter(|status| status.tells(given.outcome)) else {
                 continue;
             };
             if let Some(fresh) = status.overtaken(given) {
                 *given = fresh;
                 continue;
             }
+            let may_show = status.shows_who_may_have_it(given);
             if let Some(settled) = status.comes_to(given) {
                 *given = settled;
             }
             status.see_runs(given, &mut contents);
-            pulled.extend(status.unseen_pull(before, given));
+            pulled.extend(status.unseen_pull(given).filter(|_| may_show));
         }
         self.contents = contents;
         if settled == *released {

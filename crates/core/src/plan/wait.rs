@@ -233,6 +233,7 @@ impl Waiting {
             // The kubelet's own error tells the rest.
             Err(error) => Wait::Done(Box::new(ContainerRelease {
                 failure: Some(Failure::new(FailureClass::Invalid, error.to_string())),
+                unproven: true,
                 ..ContainerRelease::new(written, Outcome::Unavailable)
             })),
         };
@@ -394,7 +395,11 @@ impl Waiting {
         let class = evidence.result.class();
         let class = class.unwrap_or(FailureClass::Unknown);
         let decision = give_up(class, &evidence.copy, terms(&facts, context));
-        self.done(decision, evidence.result.failure(), None, context)
+        let mut done = self.done(decision, evidence.result.failure(), None, context);
+        if let Wait::Done(release) = &mut done {
+            release.unproven = evidence.copy.is_unproven();
+        }
+        done
     }
 
     /// The decision now: nothing more is to come.

@@ -225,7 +225,7 @@ fn a_container_that_starts_from_its_copy_after_all_is_told_nothing_else() {
 
 /// With a copy that the kubelet does not accept, and without one.
 #[test]
-fn the_registrys_answer_replaces_whatever_is_none() {
+fn the_registrys_answer_to_the_kubelet_replaces_what_was_known() {
     let now = release().time;
     let wanting = |class| Start::Wanting(Failure::new(class, "said the kubelet"));
     for class in FailureClass::ALL {
@@ -238,7 +238,11 @@ fn the_registrys_answer_replaces_whatever_is_none() {
             };
             assert_eq!(before.settled(&wanting(FailureClass::Network), now), None);
             let answered = before.settled(&wanting(FailureClass::Unauthorized), now);
-            assert_eq!(answered.is_some(), !class.is_answer(), "{class}");
+            assert_eq!(
+                answered.is_some(),
+                class != FailureClass::Unauthorized,
+                "{class}"
+            );
             let Some(answered) = answered else {
                 continue;
             };
@@ -246,8 +250,67 @@ fn the_registrys_answer_replaces_whatever_is_none() {
             let told = answered.class();
             assert_eq!(told, Some(FailureClass::Unauthorized));
             assert_eq!(answered.note.is_some(), has_copy);
-            let again = answered.settled(&wanting(FailureClass::NotFound), now);
-            assert_eq!(again, None);
+            let again = answered.settled(&wanting(FailureClass::Timeout), now);
+            assert_eq!(again, None, "an outage undoes no answer");
         }
+    }
+}
+
+/// A copy that the kubelet was left with, and what the container has started from, if the kubelet says that.
+#[test]
+fn what_was_left_to_the_kubelet_has_become_what_it_starts_from() {
+    let copy = |name: &str| format!("sha256:{name}").parse::<Digest>().ok();
+    for (outcome, kept, unproven, runs, expected) in [
+        (Outcome::HandedOver, "", false, "2", Some(Outcome::Fresh)),
+        (Outcome::HandedOver, "", false, "", Some(Outcome::Fresh)),
+        (Outcome::HandedOver, "1", false, "2", Some(Outcome::Fresh)),
+        (
+            Outcome::HandedOver,
+            "1",
+            false,
+            "1",
+            Some(Outcome::Fallback),
+        ),
+        (Outcome::HandedOver, "1", false, "", Some(Outcome::Fallback)),
+        (Outcome::Unavailable, "", false, "2", Some(Outcome::Fresh)),
+        (Outcome::Unavailable, "", false, "", Some(Outcome::Fresh)),
+        (Outcome::Unavailable, "", true, "2", None),
+        (Outcome::Unavailable, "", true, "", None),
+        (Outcome::Unavailable, "1", false, "2", Some(Outcome::Fresh)),
+        (
+            Outcome::Unavailable,
+            "1",
+            false,
+            "1",
+            Some(Outcome::Fallback),
+        ),
+        (
+            Outcome::Unavailable,
+            "1",
+            false,
+            "",
+            Some(Outcome::Fallback),
+        ),
+    ] {
+        let given = ContainerRelease {
+            digest: copy(kept),
+            unproven,
+            ..ContainerRelease::new("app", outcome)
+        };
+        let start = Start::Started {
+            digest: copy(runs),
+            since: None,
+            again: false,
+        };
+        let settled = given.settled(&start, release().time);
+        let case = format!("{outcome} {kept:?} {unproven} {runs:?}");
+        assert_eq!(settled.as_ref().map(|to| to.outcome), expected, "{case}");
+        let Some(settled) = settled else {
+            continue;
+        };
+        assert_eq!(settled.digest, copy(runs), "{case}");
+        let words = settled.describe(release().time);
+        let is_named = !words.contains("; the kubelet does not say which copy");
+        assert_eq!(is_named, settled.digest.is_some(), "{case}: {words}");
     }
 }

@@ -14,9 +14,17 @@ pub(crate) const BY_KUBELET: &str = "the kubelet has asked the registry, with cr
 pub(super) const NOT_SEEN: &str =
     "TryLatest has not seen the kubelet pull it: the registry may or may not have confirmed it";
 
+/// Who has asked is not known, but what is there now has come from somewhere.
+pub(crate) const CAME_SINCE: &str =
+    "there was no copy on this node when the pod was left to the kubelet";
+
 /// Who was refused, besides the agent, which has no credentials.
-pub(super) const KUBELET_REFUSED: &str =
+const KUBELET_REFUSED: &str =
     "the registry also refused the kubelet's pull, which used this pod's credentials";
+
+/// The same of an earlier pull than the one that has failed now.
+const KUBELET_HAD_REFUSED: &str =
+    "before that, the registry refused the kubelet's pull, which used this pod's credentials";
 
 /// What spares a pod the kubelet's back-off: a failure is remembered for its identity, for 1 to 15 minutes.
 pub(crate) const NOT_ASKED: &str = "the kubelet was not asked to pull it, because that failed a short while ago for a pod \
@@ -34,12 +42,18 @@ impl ContainerRelease {
         let digest = self.digest.as_ref().map_or("no proven copy", Digest::short);
         let confirmed = last_confirmed(self.confirmed, self.rolled_back.as_ref(), now);
         let mut line = match self.outcome {
+            Outcome::Fresh if self.digest.is_none() => {
+                format!("pulled {image}; the kubelet does not say which copy")
+            }
             Outcome::Fresh => format!("pulled {image}: {digest}"),
             Outcome::Unchanged => format!("{image} is unchanged: {digest}"),
             Outcome::Same => format!(
                 "starting {image} from what this rollout has on this node already: {digest}, {confirmed}; the registry \
                  was not asked"
             ),
+            Outcome::Fallback if self.digest.is_none() => {
+                format!("started {image}; the kubelet does not say which copy")
+            }
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }
@@ -56,9 +70,9 @@ impl ContainerRelease {
             line.push_str("; ");
             line.push_str(&failure.to_string());
         }
-        if let Some(note) = &self.note {
+        for words in self.refused_words().into_iter().chain(self.note.as_deref()) {
             line.push_str("; ");
-            line.push_str(note);
+            line.push_str(words);
         }
         self.describe_other(&mut line);
         if let Some(answered) = self.answered {
@@ -67,6 +81,17 @@ impl ContainerRelease {
             line.push_str("\", but the gate could not see it");
         }
         line
+    }
+
+    /// That the registry has refused the pod's credentials, unless its failure says so. An outage does not undo that.
+    fn refused_words(&self) -> Option<&'static str> {
+        let is_outage = self.class().is_some_and(FailureClass::is_outage);
+        match self.outcome {
+            Outcome::Unavailable if is_outage => Some(KUBELET_HAD_REFUSED),
+            Outcome::Unavailable => None,
+            _ => Some(KUBELET_REFUSED),
+        }
+        .filter(|_| self.kubelet_refused)
     }
 
     /// That it differs from its rollout, or from its release.

@@ -31,13 +31,17 @@ impl EndedPull<'_> {
             TryResult::Unchanged => Some(Outcome::Unchanged),
             TryResult::Failed(_) => None,
         };
-        match pulled.zip(self.evidence.copy.digest()) {
-            Some((outcome, digest)) => given.pulled_by_kubelet(outcome, digest, self.now.wall),
-            None => self.left_with_copy(pod, given),
+        match (pulled, &self.evidence.copy) {
+            (Some(outcome), CachedCopy::Usable { digest, .. }) => {
+                given.pulled_by_kubelet(outcome, Some(digest), self.now.wall)
+            }
+            // The container's status is to say what was pulled.
+            (Some(_), CachedCopy::Unknown { .. }) => given.clone(),
+            _ => self.left_with_copy(pod, given),
         }
     }
 
-    /// The pull has brought nothing: the container starts from the copy, if there is one.
+    /// The pull has brought nothing that is there now: the container starts from the copy, if there is one.
     fn left_with_copy(&self, pod: &GatedPod, given: &ContainerRelease) -> ContainerRelease {
         let digest = self.copy(given);
         let is_same = digest == given.digest.as_ref();
@@ -48,10 +52,11 @@ impl EndedPull<'_> {
             confirmed: if is_same { given.confirmed } else { of_this },
             rolled_back: given.rolled_back.clone().filter(|_| is_same),
             note: self.doubt(pod, digest).map(str::to_owned),
+            unproven: digest.is_none() && self.evidence.copy.is_unproven(),
             ..given.clone()
         };
         let mut left = left.starts_from_its_copy();
-        left.note_refusal();
+        left.failed_for_kubelet();
         left
     }
 

@@ -81,18 +81,16 @@ impl<'a> Status<'a> {
         let had_failed = given.outcome == Outcome::Fallback
             && self.pod.settled.contains_key(&self.container.name);
         let applies = had_failed && self.may_be_own_pull();
-        applies.then(|| given.pulled_by_kubelet(Outcome::Fresh, digest, self.node.now.wall))
+        applies.then(|| given.pulled_by_kubelet(Outcome::Fresh, Some(digest), self.node.now.wall))
     }
 
-    /// It was left to the kubelet, or the kubelet did not accept its copy, and it has started from what the kubelet has
-    /// not pulled for it.
+    /// It was left to the kubelet, and has started from what the kubelet has not pulled for it.
     fn brought_by_others(&self, given: &ContainerRelease) -> Option<ContainerRelease> {
         let digest = self.starts_from_another(given)?;
-        let was_waiting = given.outcome == Outcome::HandedOver || given.is_not_accepted();
-        let applies = was_waiting && !self.may_be_own_pull();
+        let applies = given.is_left_to_kubelet() && !self.may_be_own_pull();
         let facts = self.known.map(|known| &known.facts);
         let confirmed = facts.and_then(|facts| facts.confirmed_at(digest));
-        applies.then(|| given.starts_unseen_from(digest, confirmed))
+        applies.then(|| given.starts_unseen_from(Some(digest), confirmed))
     }
 
     /// The kubelet did not accept its copy for a time, and then has started it from that.
@@ -106,6 +104,7 @@ impl<'a> Status<'a> {
             if accepted.outcome == Outcome::Fallback {
                 // It doubted whether the kubelet would.
                 accepted.note = None;
+                accepted.kubelet_refused = false;
             }
             accepted
         })
@@ -155,15 +154,30 @@ impl<'a> Status<'a> {
         }
     }
 
-    /// What the kubelet has pulled for the pod, if nothing else says so: the container is fresh now, and was not
-    /// before. Anybody may have written a release that the agent did not decide.
-    pub(super) fn unseen_pull(
-        &self,
-        before: Outcome,
-        given: &ContainerRelease,
-    ) -> Option<(ImageName, Digest)> {
-        let is_new = before != Outcome::Fresh && given.outcome == Outcome::Fresh;
-        self.pod.decided.filter(|_| is_new)?;
+    /// Whether a pull of the kubelet for a container that was given this shows who may have the image. Of one that was
+    /// absent while nobody could ask the registry, it is not known to be private.
+    pub(super) fn shows_who_may_have_it(&self, given: &ContainerRelease) -> bool {
+        match given.outcome {
+            Outcome::Fresh => false,
+            Outcome::Unavailable if given.digest.is_none() => {
+                let name = self.container.image.as_ref();
+                name.is_ok_and(|name| self.node.knowledge.needs_credentials(name))
+            }
+            Outcome::Unchanged
+            | Outcome::Same
+            | Outcome::Fallback
+            | Outcome::NotHeld
+            | Outcome::HandedOver
+            | Outcome::Unavailable
+            | Outcome::Refused => true,
+        }
+    }
+
+    /// What the kubelet has pulled for the pod, if the container is fresh now. Anybody may have written a release that
+    /// the agent did not decide.
+    pub(super) fn unseen_pull(&self, given: &ContainerRelease) -> Option<(ImageName, Digest)> {
+        let is_fresh = given.outcome == Outcome::Fresh;
+        self.pod.decided.filter(|_| is_fresh)?;
         let name = self.container.image.as_ref().ok()?;
         Some((name.clone(), given.digest.clone()?))
     }

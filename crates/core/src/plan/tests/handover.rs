@@ -3,7 +3,7 @@
 use super::*;
 use crate::pod::Start;
 use crate::release::ContainerRelease;
-use crate::release::words::{BY_KUBELET, NOT_ASKED};
+use crate::release::words::{BY_KUBELET, CAME_SINCE, NOT_ASKED};
 
 /// The kubelet keeps records, and everything works.
 pub(super) fn well() -> World {
@@ -220,7 +220,6 @@ const IF_OTHERS: &str = "if this copy was only ever pulled with other credential
 /// Somebody else's pod has the right secret.
 #[test]
 fn a_pod_whose_credentials_are_refused_hears_why_it_may_not_start() {
-    let refused = "the registry also refused the kubelet's pull, which used this pod's credentials";
     for (pulled_for, kubelet_verifies, doubt) in [
         ("other", true, Some(IF_OTHERS)),
         // Its secret is no longer valid, and the kubelet knows that it was.
@@ -247,8 +246,7 @@ fn a_pod_whose_credentials_are_refused_hears_why_it_may_not_start() {
         world.see(&wanting(&open, FailureClass::Unauthorized));
         let actions = given_back(&mut world, id, usable("1"));
         let said: Vec<_> = actions.iter().filter_map(said).collect();
-        let words = doubt.map_or(refused.to_owned(), |doubt| format!("{refused}; {doubt}"));
-        let expected = (Outcome::Fallback, Some(words));
+        let expected = (Outcome::Fallback, true, doubt.map(str::to_owned));
         assert_eq!(said, [expected.clone(), expected], "{actions:?}");
     }
 }
@@ -264,18 +262,19 @@ fn a_pod_of_which_nobody_knows_whether_it_may_have_the_copy_hears_that_in_an_out
         let attempt = the_try(&world.see(&private("app", &world)));
         let failure = Some(FailureClass::Network);
         let actions = world.ends(attempt, failure, usable("1"), usable("1"));
-        let expected = (Outcome::Fallback, doubt.map(str::to_owned));
+        let expected = (Outcome::Fallback, false, doubt.map(str::to_owned));
         assert_eq!(said(&actions[0]), Some(expected));
     }
 }
 
-/// What a pod is told of its container.
-fn said(action: &Action) -> Option<(Outcome, Option<String>)> {
+/// What a pod is told of its container: also whether the registry has refused the kubelet's pull.
+fn said(action: &Action) -> Option<(Outcome, bool, Option<String>)> {
     let (Action::Release { release, .. } | Action::Settle(_, release)) = action else {
         return None;
     };
     let given = &release.containers["app"];
-    Some((given.outcome, given.note.clone()))
+    let refused = given.kubelet_refused;
+    Some((given.outcome, refused, given.note.clone()))
 }
 
 #[test]
@@ -286,7 +285,7 @@ fn a_copy_that_the_kubelet_accepts_after_all_is_not_in_doubt() {
     let failing = wanting(&open, FailureClass::Unauthorized);
     world.see(&failing);
     let actions = given_back(&mut world, id, usable("1"));
-    let (fallback, note) = said(&actions[0]).unwrap();
+    let (fallback, _, note) = said(&actions[0]).unwrap();
     assert!(fallback == Outcome::Fallback && note.unwrap().ends_with(IF_OTHERS));
     settle(&mut world, &actions, Written::Done);
     let actions = world.wait(Duration::from_secs(20));
@@ -304,7 +303,7 @@ fn a_copy_that_the_kubelet_accepts_after_all_is_not_in_doubt() {
     };
     started.starts.insert("app".into(), runs);
     let actions = world.see(&started);
-    assert_eq!(said(&actions[0]), Some((Outcome::Fallback, None)));
+    assert_eq!(said(&actions[0]), Some((Outcome::Fallback, false, None)));
 }
 
 fn settle(world: &mut World, actions: &[Action], written: Written) -> Vec<Action> {
@@ -941,6 +940,56 @@ fn a_pull_that_was_refused_has_not_brought_what_is_there_then() {
     assert!(record.result.failure().is_some(), "{record:?}");
 }
 
+/// The kubelet's first pull failed, and a later one has not. Where nobody else remembers that, the agent does.
+#[test]
+fn a_private_image_that_was_absent_is_the_pods_whose_kubelet_has_pulled_it() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let app = private("app", &world);
+    let actions = world.see(&app);
+    let id = the_handover(&refused(&mut world, &actions, &CachedCopy::Absent));
+    let actions = taken(&mut world, id, None);
+    world.sent(&actions, Written::Done);
+    let mut open = app.clone();
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    assert_eq!(
+        the_give_back(&world.see(&wanting(&open, FailureClass::Unauthorized))),
+        id
+    );
+    let actions = given_back(&mut world, id, CachedCopy::Absent);
+    assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
+    settle(&mut world, &actions, Written::Done);
+    open.released = Some(the_amended(&actions).clone());
+    let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
+    assert_eq!(settled.outcome, Outcome::Fresh);
+    assert_eq!(pulled_for, [app.identity]);
+    world.wait(Duration::from_secs(5));
+    let next = private("next", &world);
+    let actions = world.see(&next);
+    the_handover(&refused(&mut world, &actions, &usable("1")));
+}
+
+/// Nobody could ask the registry first: what the kubelet has pulled may be public.
+#[test]
+fn what_was_absent_in_an_outage_is_nobodys_own() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let app = private("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let failure = Some(FailureClass::RateLimited);
+    let actions = world.ends(attempt, failure, CachedCopy::Absent, CachedCopy::Absent);
+    assert_eq!(outcome(&actions), Outcome::Unavailable);
+    world.sent(&actions, Written::Done);
+    let mut open = app;
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
+    assert_eq!(settled.outcome, Outcome::Fresh);
+    assert_eq!(settled.note.as_deref(), Some(CAME_SINCE));
+    assert_eq!(pulled_for, []);
+}
+
 /// Between the registry's refusal and the hand-over, somebody has moved the name to a copy of others.
 #[test]
 fn a_pod_is_not_left_to_the_kubelet_with_a_copy_behind_it_that_it_may_not_have() {
@@ -1418,4 +1467,29 @@ fn a_copy_that_cannot_be_looked_at_when_its_name_is_back_is_the_one_before() {
     let settled = the_settled(&actions);
     assert_eq!(settled.outcome, Outcome::Fallback);
     assert_eq!(settled.digest, Some(digest("1")));
+}
+
+/// The same after a pull that has ended well: it is no fallback.
+#[test]
+fn what_was_pulled_and_cannot_be_looked_at_is_what_the_container_starts_from() {
+    let mut world = well();
+    let app = private("app", &world);
+    let (mut open, id) = handed_over(&mut world, &app);
+    let why = "no answer".into();
+    let actions = world.handle(Event::Returned {
+        image: image(),
+        id,
+        copy: CachedCopy::Unknown { why },
+    });
+    assert_eq!(actions, []);
+    let runs = Start::Started {
+        digest: Some(digest("2")),
+        since: None,
+        again: false,
+    };
+    open.starts.insert("app".into(), runs);
+    let actions = world.see(&open);
+    let settled = the_settled(&actions);
+    assert_eq!(settled.outcome, Outcome::Fresh);
+    assert_eq!(settled.digest, Some(digest("2")));
 }

@@ -8,7 +8,7 @@ use super::{Cause, Context, Request, Wait, Waiting, look};
 use crate::verdict::{CachedCopy, Evidence};
 
 impl Waiting {
-    /// Its next state with time left, and what that needs; none if nothing changes.
+    /// Its next state, and what that needs; none if nothing changes. Its time may have been up just now.
     pub(super) fn step_in_time(
         &mut self,
         cause: Cause<'_>,

@@ -55,7 +55,7 @@ impl Waiting {
                 }
                 let mut settled = self.concluded(evidence, context);
                 if let Wait::Done(release) = &mut settled {
-                    release.note_refusal();
+                    release.failed_for_kubelet();
                 }
                 settled
             }
