@@ -149,7 +149,7 @@ pub(crate) async fn may_be_unpacked(node: &Containerd, config: &Config) -> Resul
     )))
 }
 
-/// An unreadable version counts as a new one.
+/// A version that does not begin like one counts as new.
 fn checks_configuration(version: &RuntimeVersion) -> bool {
     let number = version.number();
     number.is_none_or(|number| number >= CHECKS_CONFIGURATION)

@@ -66,7 +66,7 @@ const WARM_MAX: u64 = 4 << 20;
 /// How far the heap may be from that later.
 const CHANGE_MAX: u64 = 2 << 20;
 
-/// How often the watch begins anew.
+/// How often the watch begins again.
 const LIST_EVERY: Duration = Duration::from_secs(330);
 
 /// Images that pods name again and again, at each registry.

@@ -439,7 +439,7 @@ impl<R: ImageRuntime> Loop<R> {
     }
 
     /// After SIGTERM: releases that are decided are still written, again if need be, and told; names that are
-    /// away are given back; pulls stop, and the next agent tries their pods anew.
+    /// away are given back; pulls stop, and the next agent tries their pods again.
     async fn drain(mut self) {
         let drained = timeout(DRAIN, async {
             let mut tick = tokio::time::interval(Duration::from_millis(50));

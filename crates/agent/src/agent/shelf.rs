@@ -22,7 +22,7 @@ use crate::clock::Clock;
 /// How often the disk is looked at. The kubelet looks every 10 s whether it has to evict pods.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is decided anew although neither pods nor the disk have changed: copies get old.
+/// How often it is decided again although neither pods nor the disk have changed: copies get old.
 const DECIDE_EVERY: Duration = Duration::from_mins(1);
 
 /// How often containerd is asked what is kept: somebody may have removed it.
