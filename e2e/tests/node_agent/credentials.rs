@@ -77,8 +77,9 @@ async fn an_outage_accuses_no_secret_and_the_registrys_answer_does(
         "to do: nothing; the pod starts by itself once the registry recovers and lets it pull";
     other.wait_event("thief", words, SOON).await?;
     wait_node(node, "the node says that a pod is without", |node| {
-        let mut lines = images(node).lines().filter(|line| line.contains(&image));
-        lines.any(|line| line.starts_with("UNAVAILABLE server-error"))
+        // Long names are cut at the front, after the registry.
+        let start = format!("UNAVAILABLE server-error  {host}/");
+        images(node).lines().any(|line| line.starts_with(&start))
     })
     .await?;
     space.registry.heal().await?;

@@ -54,6 +54,8 @@ pub(super) struct Pod {
     pub(super) accepted: BTreeMap<String, ContainerRelease>,
     /// The release before what became of it was written: the watch may still show it.
     pub(super) settled_from: Option<Release>,
+    /// The release with what became of it, while that is being written: the watch may show it before the answer comes.
+    pub(super) settling: Option<Release>,
     pub(super) settle_failures: u32,
     /// Since when it is known, if it was released before.
     pub(super) found_released: Option<Duration>,
@@ -84,6 +86,7 @@ impl Pod {
             settled: BTreeMap::new(),
             accepted: BTreeMap::new(),
             settled_from: None,
+            settling: None,
             settle_failures: 0,
             found_released,
             pulled: Vec::new(),
@@ -99,7 +102,8 @@ impl Pod {
             (Some(theirs), Some(ours)) => theirs.time >= ours.time,
             (theirs, _) => theirs.is_some(),
         };
-        if newer && theirs != self.released && theirs != self.settled_from {
+        let is_own = theirs == self.settled_from || theirs == self.settling;
+        if newer && theirs != self.released && !is_own {
             let same = |theirs: &Release, ours: &Release| theirs.containers == ours.containers;
             let ours = self.released.as_ref().zip(theirs.as_ref());
             if ours.is_some_and(|(ours, theirs)| same(theirs, ours)) {

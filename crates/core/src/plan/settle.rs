@@ -81,6 +81,7 @@ impl Pod {
             return None;
         }
         self.settle_at = None;
+        self.settling = Some(settled.clone());
         self.pulled.extend(pulled);
         Some(Action::Settle(self.seen.id.clone(), settled))
     }
@@ -89,6 +90,7 @@ impl Pod {
     pub(super) fn release_settled(&mut self, release: Release) {
         self.settle_at = Some(Duration::ZERO);
         self.settle_failures = 0;
+        self.settling = None;
         let Some(ours) = &self.released else {
             // The first of a pod that is not held.
             self.released = Some(release);

@@ -959,8 +959,10 @@ fn a_private_image_that_was_absent_is_the_pods_whose_kubelet_has_pulled_it() {
     );
     let actions = given_back(&mut world, id, CachedCopy::Absent);
     assert_eq!(the_settled(&actions).outcome, Outcome::Unavailable);
-    settle(&mut world, &actions, Written::Done);
     open.released = Some(the_amended(&actions).clone());
+    // The watch is faster than the answer.
+    assert_eq!(world.see(&wanting(&open, FailureClass::Unauthorized)), []);
+    settle(&mut world, &actions, Written::Done);
     let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
     assert_eq!(settled.outcome, Outcome::Fresh);
     assert_eq!(pulled_for, [app.identity]);
