@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use rand::RngExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use trylatest_bootstrap::oci::{self, Architecture, Config, File, Image, Layer};
 
 use crate::cluster::Tools;
@@ -132,6 +132,27 @@ pub fn app_for_another_system(tools: &Tools, version: &str) -> anyhow::Result<Co
     let after = oci::digest(config);
     image.manifest = replaced(&image.manifest, &before, &after)?;
     Ok(image.into())
+}
+
+/// The same with something that is no layer of a file system before its layers, as an image that also has a
+/// WebAssembly module.
+///
+/// # Errors
+/// If the program cannot be built.
+pub fn app_with_a_module(tools: &Tools, version: &str) -> anyhow::Result<Content> {
+    let mut content = app(tools, version)?;
+    let module = format!("\0asm{version}").into_bytes();
+    let mut manifest: Value = serde_json::from_slice(&content.manifest.bytes)?;
+    let layers = manifest["layers"].as_array_mut().context("no layers")?;
+    let descriptor = json!({
+        "mediaType": "application/vnd.wasm.content.layer.v1+wasm",
+        "digest": oci::digest(&module),
+        "size": module.len(),
+    });
+    layers.insert(0, descriptor);
+    content.manifest.bytes = serde_json::to_vec(&manifest)?.into();
+    content.blobs.push(module.into());
+    Ok(content)
 }
 
 fn replaced(text: &[u8], from: &str, to: &str) -> anyhow::Result<Vec<u8>> {

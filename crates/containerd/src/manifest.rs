@@ -12,6 +12,8 @@ pub(crate) struct Descriptor {
     pub(crate) digest: String,
     /// In bytes.
     pub(crate) size: u64,
+    #[serde(rename = "mediaType", default)]
+    pub(crate) media_type: String,
     #[serde(default)]
     pub(crate) platform: Option<Platform>,
 }
@@ -22,8 +24,20 @@ impl Descriptor {
         Self {
             digest,
             size: u64::try_from(size).unwrap_or(0),
+            media_type: String::new(),
             platform: None,
         }
+    }
+
+    /// Whether it is a layer of the root file system, and not something else that comes with the image, such as a
+    /// WebAssembly module (`core/images/mediatypes.go`, `IsLayerType`). Without a type, it is one.
+    pub(crate) fn is_of_root(&self) -> bool {
+        const OCI: &str = "application/vnd.oci.image.layer.";
+        const DOCKER: &str = "application/vnd.docker.image.rootfs.";
+        const EROFS: &str = "application/vnd.erofs.layer.v1";
+        let kind = &self.media_type;
+        let is_erofs = kind.split('+').next() == Some(EROFS);
+        kind.is_empty() || kind.starts_with(OCI) || kind.starts_with(DOCKER) || is_erofs
     }
 }
 
@@ -54,6 +68,11 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// The layers that a container's root file system is made of, lowest first: those that the configuration names.
+    pub(crate) fn layers_of_root(&self) -> impl Iterator<Item = &Descriptor> {
+        self.layers.iter().filter(|layer| layer.is_of_root())
+    }
+
     /// The size of all that is downloaded for it, in bytes.
     pub(crate) fn total_bytes(&self) -> u64 {
         let layers = self.layers.iter().map(|layer| layer.size);
@@ -216,6 +235,32 @@ mod tests {
             panic!("an index");
         };
         assert_eq!(manifests[0].platform, Some(platform("linux", "arm64")));
+    }
+
+    #[test]
+    fn what_comes_with_an_image_is_no_layer_of_its_root() {
+        for (media_type, is_of_root) in [
+            ("", true),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", true),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                true,
+            ),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", true),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                true,
+            ),
+            ("application/vnd.erofs.layer.v1+zstd", true),
+            ("application/vnd.wasm.content.layer.v1+wasm", false),
+            ("application/vnd.in-toto+json", false),
+        ] {
+            let layer = Descriptor {
+                media_type: media_type.to_owned(),
+                ..Descriptor::stored("sha256:l".into(), 4)
+            };
+            assert_eq!(layer.is_of_root(), is_of_root, "{media_type}");
+        }
     }
 
     #[test]

@@ -183,6 +183,7 @@ async fn is_corrupt(node: &Containerd, digest: &str, size: u64) -> Result<bool, 
     let document = Descriptor {
         digest: digest.to_owned(),
         size,
+        media_type: String::new(),
         platform: None,
     };
     let read = read_json::<serde::de::IgnoredAny>(&node.calls, &document, "document").await;

@@ -308,6 +308,9 @@ impl Progress {
         }
         // containerd prepares a layer's snapshot before its download is done, so only a layer that is
         // there counts as being unpacked.
+        let layers = manifest.layers.iter().zip(&whole);
+        let layers = layers.filter(|(layer, _)| layer.is_of_root());
+        let whole: Vec<bool> = layers.map(|(_, whole)| *whole).collect();
         let is_whole = |key: &&&String| {
             let layer = layer_of(key, chain.as_deref().unwrap_or(&Vec::new()));
             layer.is_some_and(|layer| whole.get(layer) == Some(&true))
@@ -493,6 +496,7 @@ mod tests {
         let config = Descriptor {
             digest: "sha256:c".into(),
             size: 1,
+            media_type: String::new(),
             platform: None,
         };
         let layers = Vec::new();

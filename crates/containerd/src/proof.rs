@@ -102,8 +102,9 @@ async fn startable(
 ) -> Result<(), NoDocument> {
     let (manifest, config) = chosen(node, root, image_id).await?;
     let chain = config.chain_ids();
+    // Nothing is unpacked for an empty root file system, as images of WebAssembly have one.
     let Some(top) = chain.last() else {
-        return may_be_unpacked(node, &config).await;
+        return Ok(());
     };
     let (lost, unpacked) = match depth {
         Depth::Disk => disk::unpacked(node, &chain).await?,
@@ -120,8 +121,9 @@ async fn startable(
         }
     }
     may_be_unpacked(node, &config).await?;
-    let states = try_join_all(manifest.layers.iter().map(|layer| blob(node, layer, depth)));
-    for (layer, state) in manifest.layers.iter().zip(states.await?) {
+    let layers: Vec<&Descriptor> = manifest.layers_of_root().collect();
+    let states = try_join_all(layers.iter().map(|layer| blob(node, layer, depth)));
+    for (layer, state) in layers.iter().zip(states.await?) {
         let what = match state {
             OnDisk::Whole => continue,
             OnDisk::Unlisted => "missing or incomplete",
@@ -177,7 +179,7 @@ pub(crate) async fn chosen(
 ) -> Result<(Manifest, Config), NoDocument> {
     let manifest = manifest_of(node, root, image_id).await?;
     let config: Config = read_json(&node.calls, &manifest.config, "configuration").await?;
-    if config.layers() != manifest.layers.len() {
+    if config.layers() != manifest.layers_of_root().count() {
         return Err(NoDocument::Unusable(
             "its configuration and manifest name different numbers of layers".to_owned(),
         ));

@@ -26,6 +26,7 @@ pub(crate) fn tests() -> Tests {
             a_captive_portal_falls_back,
             an_image_for_another_machine_starts,
             an_image_for_another_system_is_what_containerd_makes_of_it,
+            an_image_with_more_than_file_systems_starts,
             a_cut_blob_is_resumed,
             without_a_copy_it_is_tried_until_it_works,
             what_no_registry_has_is_left_to_the_kubelet_at_once,
@@ -128,6 +129,19 @@ async fn an_image_for_another_machine_starts(node: &Node) -> anyhow::Result<()> 
     let foreign = testimage::app_for_another_machine(&node.tools, "two\n")?;
     let registry = node.cluster.registry();
     registry.push(&foreign, &space.repository, "latest").await?;
+    space.run("after", "fresh", "two").await?;
+    space.run("again", "unchanged", "two").await?;
+    space.end().await
+}
+
+/// containerd unpacks the layers of its root file system and no more.
+async fn an_image_with_more_than_file_systems_starts(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("module").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let more = testimage::app_with_a_module(&node.tools, "two\n")?;
+    let registry = node.cluster.registry();
+    registry.push(&more, &space.repository, "latest").await?;
     space.run("after", "fresh", "two").await?;
     space.run("again", "unchanged", "two").await?;
     space.end().await
