@@ -114,7 +114,7 @@ fn ago(seconds: u64) -> String {
 
 fn release(seconds_ago: u64, outcome: &str) -> String {
     let app = serde_json::json!({
-        "image": "app:latest", "outcome": outcome, "class": "network", "message": "refused",
+        "image": "app:latest", "outcome": outcome, "digest": "sha256:1", "class": "network", "message": "refused",
     });
     let json = serde_json::json!({"time": ago(seconds_ago), "containers": {"app": app}});
     annotation("released", &json)

@@ -11,6 +11,9 @@ const TEXT_MAX: usize = 256;
 /// the parser panics for some of those.
 const DIGITS_MAX: usize = 9;
 
+/// As the parser reads it.
+const MONTH: Duration = Duration::from_secs(2_630_016);
+
 /// What a duration may be, and how to write one.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
@@ -69,7 +72,13 @@ impl Range {
             return Ok(duration);
         }
         if read == Err(Unread::Months) {
-            return Err("M could mean minutes or months; write m or month".to_owned());
+            let is_short = self.most.is_some_and(|most| most < MONTH);
+            let units = if is_short {
+                "m for minutes"
+            } else {
+                "m or month"
+            };
+            return Err(format!("M could mean minutes or months; write {units}"));
         }
         if let Some(meant) = self.with_unit(text) {
             return Err(format!("the unit is missing; write {meant}"));
@@ -78,6 +87,8 @@ impl Range {
             Err(Unread::TooLong) => Some("it is too long".to_owned()),
             Err(Unread::TooLarge) => Some("a number in it is too large".to_owned()),
             Err(Unread::TooFine) => Some("it has too many decimal places".to_owned()),
+            // Of one that cannot be read, nobody can say that it is too short.
+            Err(Unread::Invalid) if self.most.is_none() => None,
             Ok(_) | Err(Unread::Invalid | Unread::Months) => self.allowed(),
         };
         let why = why.map(|why| why + "; ").unwrap_or_default();
@@ -253,9 +264,10 @@ mod tests {
                 "1m",
                 "it must be 0, or at least 10m and at most 366d; write it like 24h or 7d",
             ),
+            (Range::AGE, "soon", "write it like 24h or 7d"),
             (
                 Range::AGE,
-                "soon",
+                "0s",
                 "it must be more than 0; write it like 24h or 7d",
             ),
             (Range::AGE, "30", "the unit is missing; write 30h or 30d"),
@@ -273,7 +285,7 @@ mod tests {
             (
                 HOUR,
                 "1h 5M",
-                "M could mean minutes or months; write m or month",
+                "M could mean minutes or months; write m for minutes",
             ),
         ] {
             assert_eq!(range.parse(text), Err(words.to_owned()), "{text}");

@@ -325,7 +325,7 @@ impl Planner {
         }
         self.tell_unheld(now, plan);
         self.compare(plan);
-        self.learn_of_pulls(now, plan);
+        self.learn_of_unseen(now, plan);
         self.cut_what_hangs(now, plan);
         self.refresh_due(now);
         self.start_tries(now, plan);

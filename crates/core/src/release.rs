@@ -82,7 +82,8 @@ pub struct ContainerRelease {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub kubelet_refused: bool,
-    /// Whether a copy may have been on the node that the agent could not prove usable. The container may start from that.
+    /// Whether nobody has seen where that has come from: the node may have had a copy that the agent could not prove usable,
+    /// or the container has started from one that has come since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unproven: bool,
     /// What the agent had answered, if the container started despite it (see [`Release::unseen`]).
@@ -189,7 +190,10 @@ impl ContainerRelease {
             return None;
         }
         let Some(copy) = &self.digest else {
-            return Some(self.pulled_by_kubelet(Outcome::Fresh, digest, since));
+            return Some(match self.outcome {
+                Outcome::HandedOver => self.pulled_by_kubelet(Outcome::Fresh, digest, since),
+                _ => self.came_since(digest, None),
+            });
         };
         Some(match digest {
             // An image volume, for example: it may be the copy.
@@ -236,7 +240,7 @@ impl ContainerRelease {
 
     /// Whether it runs a copy that it fell back to, as far as the pod says it.
     pub fn runs_fallback(&self) -> bool {
-        self.outcome == Outcome::Fallback && self.runs.is_none()
+        self.outcome == Outcome::Fallback && self.runs.is_none() && !self.unproven
     }
 
     /// The pull that the pod did not wait for has brought what the registry last confirmed, and the container runs that
@@ -276,6 +280,7 @@ impl ContainerRelease {
             failure: self.failure.clone().filter(|_| !was_left),
             digest: digest.cloned(),
             confirmed,
+            unproven: digest.is_none(),
             kubelet_refused: false,
             rolled_back: self.rolled_back.clone().filter(|_| is_same),
             note: (is_same || confirmed.is_none()).then(|| NOT_SEEN.to_owned()),
@@ -306,17 +311,26 @@ impl ContainerRelease {
         self.outcome == Outcome::Unavailable && self.digest.is_some()
     }
 
-    /// Whether it is left to the kubelet, and what it starts from is what has come since.
-    pub(crate) fn is_left_to_kubelet(&self) -> bool {
-        match self.outcome {
-            Outcome::HandedOver => true,
-            Outcome::Unavailable => !self.unproven,
-            Outcome::Fresh
-            | Outcome::Unchanged
-            | Outcome::Same
-            | Outcome::Fallback
-            | Outcome::NotHeld
-            | Outcome::Refused => false,
+    /// Whether there was no copy that it could start from.
+    pub(crate) fn is_without_copy(&self) -> bool {
+        self.outcome == Outcome::Unavailable && self.digest.is_none() && !self.unproven
+    }
+
+    /// There was no copy, and it has started from this. If the registry has confirmed that since, it is new. Otherwise
+    /// the kubelet may have pulled it, or somebody has brought it by hand.
+    pub(crate) fn came_since(&self, digest: Option<&Digest>, confirmed: Option<Timestamp>) -> Self {
+        Self {
+            outcome: if confirmed.is_some() {
+                Outcome::Fresh
+            } else {
+                Outcome::Fallback
+            },
+            failure: None,
+            digest: digest.cloned(),
+            confirmed,
+            unproven: confirmed.is_none(),
+            note: Some(CAME_SINCE.to_owned()),
+            ..self.clone()
         }
     }
 
@@ -328,8 +342,6 @@ impl ContainerRelease {
         digest: Option<&Digest>,
         now: Timestamp,
     ) -> Self {
-        let was_absent = self.outcome == Outcome::Unavailable && self.digest.is_none();
-        let note = if was_absent { CAME_SINCE } else { BY_KUBELET };
         Self {
             outcome,
             failure: None,
@@ -337,7 +349,7 @@ impl ContainerRelease {
             confirmed: Some(now),
             rolled_back: None,
             kubelet_refused: false,
-            note: Some(note.to_owned()),
+            note: Some(BY_KUBELET.to_owned()),
             ..self.clone()
         }
     }

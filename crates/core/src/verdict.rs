@@ -12,7 +12,7 @@ use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::{Facts, Try, TryResult};
 use crate::rules::{NodeRules, Rule, Rules, Source};
 use crate::text;
-use crate::time::{Now, age, near};
+use crate::time::{Now, age, near, written};
 
 /// The kubelet starts a pod only from a copy that was pulled with the pod's credentials, or that it has not pulled
 /// itself (KEP-2535).
@@ -328,13 +328,11 @@ fn too_old(digest: Option<&Digest>, terms: Terms<'_>) -> Option<String> {
     let confirmed = digest.and_then(|digest| facts.confirmed_at(digest));
     // A time that lies ahead was written by a clock that was set back since: it tells no age.
     let confirmed = confirmed.filter(|&then| then <= now || near(then, now, CLOCK_STEP));
-    let limit = text::short_duration(max_age);
+    let limit = written(max_age);
     match confirmed.map(|then| age(now, then)) {
         Some(age) if age <= max_age => None,
-        Some(age) => Some(format!(
-            "its tag was last confirmed {} ago, and {whose} max-age is {limit}",
-            text::short_duration(age)
-        )),
+        // Its age is said beside it, and grows.
+        Some(_) => Some(format!("it is older than {whose} max-age of {limit}")),
         None => Some(format!(
             "TryLatest does not know how old it is, and {whose} max-age is {limit}"
         )),

@@ -98,7 +98,7 @@ async fn what_it_has_pulled_late_is_too(node: &Node) -> anyhow::Result<()> {
     let what = "it says that it is without";
     space.work.wait_pod("first", what, SOON, says).await?;
     space.protect(Access::new(Scheme::Bearer, &[alice()]));
-    became(&space, "first", "fresh", "one").await?;
+    became(&space, "first", "fallback", "one").await?;
     becomes(&space, "after", "unchanged", "one").await?;
     refuses_pod(&space, &tried("without-secret", &image)).await?;
     space.end().await

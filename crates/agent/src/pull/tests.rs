@@ -131,7 +131,7 @@ async fn a_failed_pull_falls_back_or_is_refused_or_finds_nothing() {
     assert!(back.words().contains(words), "{}", back.words());
     let (_, old) = pulled_with(&node, &facts, &["--max-age=2h"]).await.unwrap();
     assert!(
-        old.words().contains("the command's max-age is 2h"),
+        old.words().contains("the command's max-age of 2h"),
         "{}",
         old.words()
     );

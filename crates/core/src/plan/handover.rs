@@ -26,6 +26,7 @@ use super::event::Action;
 use super::image::{Attempt, Image};
 use super::pod::Pod;
 use super::round::Round;
+use super::settle::Unseen;
 use super::wait::{Cause, Spare};
 use crate::digest::Digest;
 use crate::identity::Identity;
@@ -378,14 +379,23 @@ impl Planner {
     }
 
     /// What the kubelet has pulled for pods after their names were given back is remembered, too: where it
-    /// keeps no records, only that tells who may have it.
-    pub(super) fn learn_of_pulls(&mut self, now: Now, plan: &mut Vec<Action>) {
-        let mut pulls = Vec::new();
+    /// keeps no records, only that tells who may have it. Of what else has come, the registry is asked later.
+    pub(super) fn learn_of_unseen(&mut self, now: Now, plan: &mut Vec<Action>) {
+        let mut all = Vec::new();
         for pod in self.pods.values_mut() {
             let identity = &pod.seen.identity;
-            pulls.extend(pod.pulled.drain(..).map(|pull| (pull, identity.clone())));
+            all.extend(pod.unseen.drain(..).map(|seen| (seen, identity.clone())));
         }
-        for ((name, digest), identity) in pulls {
+        for (unseen, identity) in all {
+            let Unseen {
+                name,
+                digest,
+                is_own_pull,
+            } = unseen;
+            if !is_own_pull {
+                self.refresh.want(&name, now.wall);
+                continue;
+            }
             self.spared.forget(&name);
             let tried = Try {
                 image: name,

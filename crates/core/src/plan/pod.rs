@@ -10,8 +10,7 @@ use super::image::Image;
 use super::repeat::{Repeats, UNSEEN_AFTER};
 use super::round::Round;
 use super::runs::{self, Contents};
-use super::settle::NodeNow;
-use crate::digest::Digest;
+use super::settle::{NodeNow, Unseen};
 use crate::image::ImageName;
 use crate::outcome::Outcome;
 use crate::pod::{GateState, GatedPod, Start, TryContainer};
@@ -59,8 +58,8 @@ pub(super) struct Pod {
     pub(super) settle_failures: u32,
     /// Since when it is known, if it was released before.
     pub(super) found_released: Option<Duration>,
-    /// What the kubelet has pulled for it unseen: only its status says so.
-    pub(super) pulled: Vec<(ImageName, Digest)>,
+    /// What its containers have started from unseen.
+    pub(super) unseen: Vec<Unseen>,
     /// What its containers run that were released with something else.
     pub(super) contents: Contents,
     /// When what has become of the release may be written; none while that is under way.
@@ -89,7 +88,7 @@ impl Pod {
             settling: None,
             settle_failures: 0,
             found_released,
-            pulled: Vec::new(),
+            unseen: Vec::new(),
             contents: Contents::new(),
             settle_at: Some(Duration::ZERO),
         }

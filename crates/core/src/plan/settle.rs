@@ -15,6 +15,7 @@ use super::backoff::Backoff;
 use super::event::Action;
 use super::image::Image;
 use super::pod::Pod;
+use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Knowledge;
 use crate::outcome::Outcome;
@@ -40,6 +41,15 @@ pub(super) struct NodeNow<'a> {
     pub(super) kubelet_verifies: bool,
 }
 
+/// What a container has started from while only its status says so.
+#[derive(Debug)]
+pub(super) struct Unseen {
+    pub(super) name: ImageName,
+    pub(super) digest: Digest,
+    /// The kubelet has pulled it for this pod.
+    pub(super) is_own_pull: bool,
+}
+
 impl Pod {
     /// What has become of its release, if that is more than it says.
     pub(super) fn settle_due(&mut self, node: &NodeNow<'_>) -> Option<Action> {
@@ -50,7 +60,7 @@ impl Pod {
         }
         let mut settled = released.clone();
         let mut contents = mem::take(&mut self.contents);
-        let mut pulled = Vec::new();
+        let mut unseen = Vec::new();
         for container in &self.seen.containers {
             let given = settled.containers.get_mut(&container.name);
             let Some(given) = given.filter(|given| given.image == container.written) else {
@@ -69,12 +79,11 @@ impl Pod {
                 *given = fresh;
                 continue;
             }
-            let may_show = status.shows_who_may_have_it(given);
             if let Some(settled) = status.comes_to(given) {
+                unseen.extend(status.unseen(given, &settled));
                 *given = settled;
             }
             status.see_runs(given, &mut contents);
-            pulled.extend(status.unseen_pull(given).filter(|_| may_show));
         }
         self.contents = contents;
         if settled == *released {
@@ -82,7 +91,7 @@ impl Pod {
         }
         self.settle_at = None;
         self.settling = Some(settled.clone());
-        self.pulled.extend(pulled);
+        self.unseen.extend(unseen);
         Some(Action::Settle(self.seen.id.clone(), settled))
     }
 

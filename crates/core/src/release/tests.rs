@@ -272,8 +272,14 @@ fn what_was_left_to_the_kubelet_has_become_what_it_starts_from() {
             Some(Outcome::Fallback),
         ),
         (Outcome::HandedOver, "1", false, "", Some(Outcome::Fallback)),
-        (Outcome::Unavailable, "", false, "2", Some(Outcome::Fresh)),
-        (Outcome::Unavailable, "", false, "", Some(Outcome::Fresh)),
+        (
+            Outcome::Unavailable,
+            "",
+            false,
+            "2",
+            Some(Outcome::Fallback),
+        ),
+        (Outcome::Unavailable, "", false, "", Some(Outcome::Fallback)),
         (Outcome::Unavailable, "", true, "2", None),
         (Outcome::Unavailable, "", true, "", None),
         (Outcome::Unavailable, "1", false, "2", Some(Outcome::Fresh)),
@@ -309,6 +315,10 @@ fn what_was_left_to_the_kubelet_has_become_what_it_starts_from() {
             continue;
         };
         assert_eq!(settled.digest, copy(runs), "{case}");
+        // An alarm says that there was an older copy.
+        let is_old = outcome == Outcome::HandedOver || !kept.is_empty();
+        let is_old = is_old && expected == Some(Outcome::Fallback) && !runs.is_empty();
+        assert_eq!(settled.runs_fallback(), is_old, "{case}");
         let words = settled.describe(release().time);
         let is_named = !words.contains("; the kubelet does not say which copy");
         assert_eq!(is_named, settled.digest.is_some(), "{case}: {words}");

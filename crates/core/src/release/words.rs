@@ -14,9 +14,9 @@ pub(crate) const BY_KUBELET: &str = "the kubelet has asked the registry, with cr
 pub(super) const NOT_SEEN: &str =
     "TryLatest has not seen the kubelet pull it: the registry may or may not have confirmed it";
 
-/// Who has asked is not known, but what is there now has come from somewhere.
+/// Who has brought it is not known.
 pub(crate) const CAME_SINCE: &str =
-    "there was no copy on this node when the pod was left to the kubelet";
+    "it has come to this node after the pod was left to the kubelet";
 
 /// Who was refused, besides the agent, which has no credentials.
 const KUBELET_REFUSED: &str =
@@ -54,6 +54,7 @@ impl ContainerRelease {
             Outcome::Fallback if self.digest.is_none() => {
                 format!("started {image}; the kubelet does not say which copy")
             }
+            Outcome::Fallback if self.unproven => format!("started {image}: {digest}, {confirmed}"),
             Outcome::Fallback => {
                 format!("using the cached copy of {image}: {digest}, {confirmed}")
             }

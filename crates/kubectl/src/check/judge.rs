@@ -31,6 +31,8 @@ pub(super) enum State {
     NotHeld,
     /// What was there, and the tag has moved since.
     Moved,
+    /// What has come since its try failed; nobody has seen from where.
+    Unseen,
     /// A copy whose try had failed.
     Old,
     /// Nothing: neither a pull nor a copy.
@@ -56,6 +58,7 @@ impl State {
             Self::Same => "same",
             Self::NotHeld => "not-held",
             Self::Moved => "moved",
+            Self::Unseen => "unknown copy",
             Self::Old => "old copy",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused",
@@ -70,9 +73,13 @@ impl State {
     /// Whether the copy that its release names is what it runs.
     const fn runs(self) -> bool {
         match self {
-            Self::Current | Self::Same | Self::NotHeld | Self::Moved | Self::Old | Self::Skewed => {
-                true
-            }
+            Self::Current
+            | Self::Same
+            | Self::NotHeld
+            | Self::Moved
+            | Self::Unseen
+            | Self::Old
+            | Self::Skewed => true,
             Self::Unavailable
             | Self::Refused
             | Self::Pending
@@ -85,7 +92,7 @@ impl State {
     const fn is_enough(self, demand: Demand) -> bool {
         match self {
             Self::Current | Self::Always => true,
-            Self::Same | Self::NotHeld | Self::Moved | Self::Skewed => {
+            Self::Same | Self::NotHeld | Self::Moved | Self::Unseen | Self::Skewed => {
                 matches!(demand, Demand::NotOld)
             }
             Self::Old
@@ -198,6 +205,7 @@ fn released(release: &ContainerRelease) -> State {
         Outcome::Same => State::Same,
         // The registry had confirmed what it has started again from.
         Outcome::Fallback if release.runs.is_some() => State::Current,
+        Outcome::Fallback if release.unproven => State::Unseen,
         Outcome::Fallback => State::Old,
         Outcome::NotHeld if release.moved.is_some() => State::Moved,
         Outcome::NotHeld => State::NotHeld,

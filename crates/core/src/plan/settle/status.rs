@@ -3,7 +3,7 @@
 use super::super::image::Image;
 use super::super::pod::Pod;
 use super::super::runs::{self, Contents};
-use super::{LOOKS_AGAIN, NodeNow};
+use super::{LOOKS_AGAIN, NodeNow, Unseen};
 use crate::digest::Digest;
 use crate::image::ImageName;
 use crate::knowledge::Known;
@@ -70,6 +70,7 @@ impl<'a> Status<'a> {
     /// rules that applies.
     pub(super) fn comes_to(&self, given: &ContainerRelease) -> Option<ContainerRelease> {
         self.pulled_after_all(given)
+            .or_else(|| self.came_since(given))
             .or_else(|| self.brought_by_others(given))
             .or_else(|| self.accepted_after_all(given))
             .or_else(|| given.settled(self.start, self.node.now.wall))
@@ -84,10 +85,24 @@ impl<'a> Status<'a> {
         applies.then(|| given.pulled_by_kubelet(Outcome::Fresh, Some(digest), self.node.now.wall))
     }
 
-    /// It was left to the kubelet, and has started from what the kubelet has not pulled for it.
+    /// There was no copy, and it has started from what the registry has confirmed since, if it has.
+    fn came_since(&self, given: &ContainerRelease) -> Option<ContainerRelease> {
+        let digest = self.starts_from_another(given)?;
+        let released = self.pod.released.as_ref()?.time;
+        let facts = self.known.map(|known| &known.facts);
+        let confirmed = facts.and_then(|facts| facts.confirmed_at(digest));
+        let since = confirmed.filter(|at| *at >= released);
+        given
+            .is_without_copy()
+            .then(|| given.came_since(Some(digest), since))
+    }
+
+    /// It was left to the kubelet, or the kubelet did not accept its copy, and it has started from what the kubelet has
+    /// not pulled for it.
     fn brought_by_others(&self, given: &ContainerRelease) -> Option<ContainerRelease> {
         let digest = self.starts_from_another(given)?;
-        let applies = given.is_left_to_kubelet() && !self.may_be_own_pull();
+        let was_waiting = given.outcome == Outcome::HandedOver || given.is_not_accepted();
+        let applies = was_waiting && !self.may_be_own_pull();
         let facts = self.known.map(|known| &known.facts);
         let confirmed = facts.and_then(|facts| facts.confirmed_at(digest));
         applies.then(|| given.starts_unseen_from(Some(digest), confirmed))
@@ -154,31 +169,32 @@ impl<'a> Status<'a> {
         }
     }
 
-    /// Whether a pull of the kubelet for a container that was given this shows who may have the image. Of one that was
-    /// absent while nobody could ask the registry, it is not known to be private.
-    pub(super) fn shows_who_may_have_it(&self, given: &ContainerRelease) -> bool {
-        match given.outcome {
-            Outcome::Fresh => false,
-            Outcome::Unavailable if given.digest.is_none() => {
-                let name = self.container.image.as_ref();
-                name.is_ok_and(|name| self.node.knowledge.needs_credentials(name))
-            }
-            Outcome::Unchanged
-            | Outcome::Same
-            | Outcome::Fallback
-            | Outcome::NotHeld
-            | Outcome::HandedOver
-            | Outcome::Unavailable
-            | Outcome::Refused => true,
-        }
+    /// What it has started from without a word of the agent's, if that is news after this.
+    pub(super) fn unseen(
+        &self,
+        before: &ContainerRelease,
+        given: &ContainerRelease,
+    ) -> Option<Unseen> {
+        let is_pull = before.outcome != Outcome::Fresh && given.outcome == Outcome::Fresh;
+        let has_come = before.is_without_copy() && given.outcome == Outcome::Fallback;
+        // Anybody may have written a release that the agent did not decide.
+        self.pod.decided.filter(|_| is_pull || has_come)?;
+        let name = self.container.image.as_ref().ok()?;
+        Some(Unseen {
+            name: name.clone(),
+            digest: given.digest.clone()?,
+            is_own_pull: if before.is_without_copy() {
+                self.is_private_and_own(name)
+            } else {
+                is_pull
+            },
+        })
     }
 
-    /// What the kubelet has pulled for the pod, if the container is fresh now. Anybody may have written a release that
-    /// the agent did not decide.
-    pub(super) fn unseen_pull(&self, given: &ContainerRelease) -> Option<(ImageName, Digest)> {
-        let is_fresh = given.outcome == Outcome::Fresh;
-        self.pod.decided.filter(|_| is_fresh)?;
-        let name = self.container.image.as_ref().ok()?;
-        Some((name.clone(), given.digest.clone()?))
+    /// Of what has come since, only where nobody else remembers who may have it, and if it is known to be private: it
+    /// would be taken for that.
+    fn is_private_and_own(&self, name: &ImageName) -> bool {
+        let is_private = self.node.knowledge.needs_credentials(name);
+        is_private && !self.node.kubelet_verifies && self.may_be_own_pull()
     }
 }

@@ -964,7 +964,8 @@ fn a_private_image_that_was_absent_is_the_pods_whose_kubelet_has_pulled_it() {
     assert_eq!(world.see(&wanting(&open, FailureClass::Unauthorized)), []);
     settle(&mut world, &actions, Written::Done);
     let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
-    assert_eq!(settled.outcome, Outcome::Fresh);
+    assert_eq!(settled.outcome, Outcome::Fallback);
+    assert_eq!(settled.note.as_deref(), Some(CAME_SINCE));
     assert_eq!(pulled_for, [app.identity]);
     world.wait(Duration::from_secs(5));
     let next = private("next", &world);
@@ -972,7 +973,8 @@ fn a_private_image_that_was_absent_is_the_pods_whose_kubelet_has_pulled_it() {
     the_handover(&refused(&mut world, &actions, &usable("1")));
 }
 
-/// Nobody could ask the registry first: what the kubelet has pulled may be public.
+/// The kubelet may have pulled it, or somebody has brought it by hand. Nobody could ask the registry first: it may be
+/// public. The agent asks later.
 #[test]
 fn what_was_absent_in_an_outage_is_nobodys_own() {
     let mut world = well();
@@ -987,9 +989,33 @@ fn what_was_absent_in_an_outage_is_nobodys_own() {
     open.released = Some(the_release(&actions).clone());
     open.gate = GateState::Open;
     let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
-    assert_eq!(settled.outcome, Outcome::Fresh);
-    assert_eq!(settled.note.as_deref(), Some(CAME_SINCE));
+    assert_eq!(settled.outcome, Outcome::Fallback);
+    assert!(!settled.runs_fallback(), "{settled:?}");
     assert_eq!(pulled_for, []);
+    the_try(&world.wait(Duration::from_secs(300)));
+}
+
+/// Another pod's pull has brought it.
+#[test]
+fn what_the_registry_has_confirmed_since_is_fresh() {
+    let mut world = well();
+    let app = private("app", &world);
+    let attempt = the_try(&world.see(&app));
+    let failure = Some(FailureClass::RateLimited);
+    let actions = world.ends(attempt, failure, CachedCopy::Absent, CachedCopy::Absent);
+    world.sent(&actions, Written::Done);
+    let mut open = app;
+    open.released = Some(the_release(&actions).clone());
+    open.gate = GateState::Open;
+    world.wait(Duration::from_secs(5));
+    let mut record = written_down(image(), Some(confirmation("1")), false);
+    let confirmed = record.facts.confirmed.as_mut().unwrap();
+    confirmed.time = world.now().wall;
+    let time = confirmed.time;
+    world.learn(&[record]);
+    let (settled, _) = starts_from(&mut world, open, "1", false);
+    assert_eq!(settled.outcome, Outcome::Fresh);
+    assert_eq!(settled.confirmed, Some(time));
 }
 
 /// Between the registry's refusal and the hand-over, somebody has moved the name to a copy of others.
