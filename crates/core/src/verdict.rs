@@ -11,7 +11,6 @@ use crate::image::ImageName;
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::record::{Facts, Try, TryResult};
 use crate::rules::{NodeRules, Rule, Rules, Source};
-use crate::text;
 use crate::time::{Now, age, near, written};
 
 /// The kubelet starts a pod only from a copy that was pulled with the pod's credentials, or that it has not pulled
