@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// More than any test opens at once.
 const BACKLOG: u32 = 512;
@@ -13,6 +13,10 @@ const BACKLOG: u32 = 512;
 /// How long a connection to a silent port is waited for before it counts as unanswered. Loopback
 /// answers within microseconds.
 const UNANSWERED: Duration = Duration::from_millis(100);
+
+/// How long a port may be taken by the start of a program, and how often that is looked at.
+const TAKEN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Connections that fill a backlog of 0. The kernel takes one; more would mean that it counts
 /// otherwise than thought.
@@ -80,7 +84,7 @@ impl Port {
             Mode::Open => State::Open(self.listener(before)?),
             Mode::Closed => {
                 drop(before);
-                State::Closed(Some(bind(self.address.port())?))
+                State::Closed(Some(bind_again(self.address.port()).await?))
             }
             Mode::Silent => {
                 let listener = self.listener(before)?;
@@ -103,6 +107,20 @@ impl Port {
                 drop(fillers);
                 Ok(listener)
             }
+        }
+    }
+}
+
+/// Binds a port whose listener was closed just now. A program that is being started meanwhile has that, too, until it
+/// runs.
+async fn bind_again(port: u16) -> io::Result<TcpSocket> {
+    let end = Instant::now() + TAKEN;
+    loop {
+        match bind(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                sleep(LOOK_EVERY).await;
+            }
+            result => return result,
         }
     }
 }
