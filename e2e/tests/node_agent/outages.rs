@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::{Node as Object, NodeCondition};
+use k8s_openapi::api::core::v1::{Node as Object, NodeCondition, Pod};
 use kube::Api;
 use trylatest_e2e::cluster::{ContainerdVersion, wait};
 use trylatest_e2e::registry::{Fault, RequestKind};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::is_running;
 
+use crate::private::{AFTER_BACK_OFF, outcome_of};
 use crate::{Node, SOON, STALLED, Space, Tests, tests, tried};
 
 pub(crate) fn tests() -> Tests {
@@ -29,6 +30,7 @@ pub(crate) fn tests() -> Tests {
             an_image_with_more_than_file_systems_starts,
             a_cut_blob_is_resumed,
             without_a_copy_it_is_tried_until_it_works,
+            what_somebody_brings_in_an_outage_is_not_fresh,
             what_no_registry_has_is_left_to_the_kubelet_at_once,
         ],
         alone: tests![
@@ -200,6 +202,35 @@ async fn without_a_copy_it_is_tried_until_it_works(node: &Node) -> anyhow::Resul
         .await?;
     let release = space.work.released("app", "app").await?;
     ensure!(release["outcome"] == "fresh", "{release}");
+    space.end().await
+}
+
+/// Nobody has pulled it, and no registry has confirmed it.
+async fn what_somebody_brings_in_an_outage_is_not_fresh(node: &Node) -> anyhow::Result<()> {
+    let space = node.space("brought").await?;
+    space.push("one").await?;
+    space.run("before", "fresh", "one").await?;
+    let image = space.image();
+    let other = format!("{}-other", space.repository);
+    let brought = space.registry.image(&other, "latest");
+    space.registry.fault(Fault::Unavailable).await?;
+    let spec = tried("app", &brought).annotated("trylatest.dev/timeout", "1s");
+    space.work.create(&spec).await?;
+    let is = |outcome: &'static str| move |pod: &Pod| outcome_of(pod).as_deref() == Some(outcome);
+    let work = &space.work;
+    let without = is("unavailable");
+    work.wait_pod("app", "it is without a copy", SOON, without)
+        .await?;
+    let containerd = node.cluster.containerd();
+    containerd.ctr(&["images", "tag", &image, &brought]).await?;
+    work.wait_pod("app", "it says from what", AFTER_BACK_OFF, is("fallback"))
+        .await?;
+    space.says("app", "app", "one").await?;
+    let release = work.released("app", "app").await?;
+    ensure!(release["unproven"] == true, "{release}");
+    ensure!(release["confirmed"].is_null(), "{release}");
+    work.delete_pod("app").await?;
+    containerd.ctr(&["images", "remove", &brought]).await?;
     space.end().await
 }
 
