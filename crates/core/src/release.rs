@@ -82,8 +82,8 @@ pub struct ContainerRelease {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub kubelet_refused: bool,
-    /// Whether nobody has seen where that has come from: the node may have had a copy that the agent could not prove usable,
-    /// or the container has started from one that has come since.
+    /// Whether nobody has seen where what it starts from has come from: the node may have had a copy that the agent could
+    /// not prove usable, or the container has started from one that has come since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unproven: bool,
     /// What the agent had answered, if the container started despite it (see [`Release::unseen`]).
@@ -186,14 +186,12 @@ impl ContainerRelease {
 
     /// What has become of it, which was left to the kubelet and has started from this since then.
     fn started(&self, digest: Option<&Digest>, since: Timestamp) -> Option<Self> {
-        if self.unproven {
-            return None;
-        }
         let Some(copy) = &self.digest else {
-            return Some(match self.outcome {
-                Outcome::HandedOver => self.pulled_by_kubelet(Outcome::Fresh, digest, since),
-                _ => self.came_since(digest, None),
-            });
+            return match self.outcome {
+                _ if self.unproven => None,
+                Outcome::HandedOver => Some(self.pulled_by_kubelet(Outcome::Fresh, digest, since)),
+                _ => Some(self.came_since(digest, None)),
+            };
         };
         Some(match digest {
             // An image volume, for example: it may be the copy.
@@ -261,6 +259,7 @@ impl ContainerRelease {
             rolled_back: None,
             runs: None,
             kubelet_refused: false,
+            unproven: false,
             note: Some(OVERTAKEN.to_owned()),
             ..self.clone()
         })
@@ -349,6 +348,7 @@ impl ContainerRelease {
             confirmed: Some(now),
             rolled_back: None,
             kubelet_refused: false,
+            unproven: false,
             note: Some(BY_KUBELET.to_owned()),
             ..self.clone()
         }

@@ -283,6 +283,8 @@ fn what_was_left_to_the_kubelet_has_become_what_it_starts_from() {
         (Outcome::Unavailable, "", true, "2", None),
         (Outcome::Unavailable, "", true, "", None),
         (Outcome::Unavailable, "1", false, "2", Some(Outcome::Fresh)),
+        // What had come since was not there when it restarted.
+        (Outcome::Unavailable, "1", true, "2", Some(Outcome::Fresh)),
         (
             Outcome::Unavailable,
             "1",
