@@ -230,7 +230,7 @@ fn explained(pod: &SeenPod, own: &OurContainer, now: Timestamp) -> Explained {
                 .to_owned()
         }
         (Some(release), _) => release.describe(now),
-        _ if matches!(pod.gate, Gate::Opened | Gate::Unanswered) && release.is_none() => {
+        (None, _) if matches!(pod.gate, Gate::Opened | Gate::Unanswered) => {
             "no agent has said what it started from".to_owned()
         }
         (None, Some(progress)) => text::on_one_line(&progress.describe()),

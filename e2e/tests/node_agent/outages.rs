@@ -6,7 +6,7 @@ use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Node as Object, NodeCondition, Pod};
 use kube::Api;
 use trylatest_e2e::cluster::{ContainerdVersion, wait};
-use trylatest_e2e::registry::{Fault, RequestKind};
+use trylatest_e2e::registry::{Content, Fault, RequestKind};
 use trylatest_e2e::testimage;
 use trylatest_e2e::workload::is_running;
 
@@ -125,25 +125,23 @@ async fn a_captive_portal_falls_back(node: &Node) -> anyhow::Result<()> {
 
 /// An image whose configuration names another machine: both releases of containerd unpack and start it.
 async fn an_image_for_another_machine_starts(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("machine").await?;
-    space.push("one").await?;
-    space.run("before", "fresh", "one").await?;
     let foreign = testimage::app_for_another_machine(&node.tools, "two\n")?;
-    let registry = node.cluster.registry();
-    registry.push(&foreign, &space.repository, "latest").await?;
-    space.run("after", "fresh", "two").await?;
-    space.run("again", "unchanged", "two").await?;
-    space.end().await
+    starts(node, "machine", &foreign).await
 }
 
 /// containerd unpacks the layers of its root file system and no more.
 async fn an_image_with_more_than_file_systems_starts(node: &Node) -> anyhow::Result<()> {
-    let space = node.space("module").await?;
+    let more = testimage::app_with_a_module(&node.tools, "two\n")?;
+    starts(node, "module", &more).await
+}
+
+/// A tag moves to this image, which says `two`.
+async fn starts(node: &Node, name: &str, image: &Content) -> anyhow::Result<()> {
+    let space = node.space(name).await?;
     space.push("one").await?;
     space.run("before", "fresh", "one").await?;
-    let more = testimage::app_with_a_module(&node.tools, "two\n")?;
     let registry = node.cluster.registry();
-    registry.push(&more, &space.repository, "latest").await?;
+    registry.push(image, &space.repository, "latest").await?;
     space.run("after", "fresh", "two").await?;
     space.run("again", "unchanged", "two").await?;
     space.end().await

@@ -973,13 +973,9 @@ fn a_private_image_that_was_absent_is_the_pods_whose_kubelet_has_pulled_it() {
     the_handover(&refused(&mut world, &actions, &usable("1")));
 }
 
-/// The kubelet may have pulled it, or somebody has brought it by hand. Nobody could ask the registry first: it may be
-/// public. The agent asks later.
-#[test]
-fn what_was_absent_in_an_outage_is_nobodys_own() {
-    let mut world = well();
-    world.handle(Event::KubeletVerifies(false));
-    let app = private("app", &world);
+/// A pod that is left to the kubelet: nothing is there, and the registry could not be asked.
+fn without_copy(world: &mut World) -> GatedPod {
+    let app = private("app", world);
     let attempt = the_try(&world.see(&app));
     let failure = Some(FailureClass::RateLimited);
     let actions = world.ends(attempt, failure, CachedCopy::Absent, CachedCopy::Absent);
@@ -988,6 +984,16 @@ fn what_was_absent_in_an_outage_is_nobodys_own() {
     let mut open = app;
     open.released = Some(the_release(&actions).clone());
     open.gate = GateState::Open;
+    open
+}
+
+/// The kubelet may have pulled it, or somebody has brought it by hand. Nobody could ask the registry first: it may be
+/// public. The agent asks later.
+#[test]
+fn what_was_absent_in_an_outage_is_nobodys_own() {
+    let mut world = well();
+    world.handle(Event::KubeletVerifies(false));
+    let open = without_copy(&mut world);
     let (settled, pulled_for) = starts_from(&mut world, open, "1", false);
     assert_eq!(settled.outcome, Outcome::Fallback);
     assert!(!settled.runs_fallback(), "{settled:?}");
@@ -999,14 +1005,7 @@ fn what_was_absent_in_an_outage_is_nobodys_own() {
 #[test]
 fn what_the_registry_has_confirmed_since_is_fresh() {
     let mut world = well();
-    let app = private("app", &world);
-    let attempt = the_try(&world.see(&app));
-    let failure = Some(FailureClass::RateLimited);
-    let actions = world.ends(attempt, failure, CachedCopy::Absent, CachedCopy::Absent);
-    world.sent(&actions, Written::Done);
-    let mut open = app;
-    open.released = Some(the_release(&actions).clone());
-    open.gate = GateState::Open;
+    let open = without_copy(&mut world);
     world.wait(Duration::from_secs(5));
     let mut record = written_down(image(), Some(confirmation("1")), false);
     let confirmed = record.facts.confirmed.as_mut().unwrap();
