@@ -123,8 +123,13 @@ impl Pod {
     /// The container runtime runs its gate, or does not.
     pub(super) fn set_gate_running(&mut self, runs: bool, now: Now) {
         let before = self.gate_state();
-        let since = self.runtime_runs_gate_since.unwrap_or(now.wall);
-        self.runtime_runs_gate_since = runs.then_some(since);
+        let since = self.runtime_runs_gate_since;
+        if runs {
+            self.repeats.gate_runs();
+        } else if since.is_some() {
+            self.repeats.gate_ended(now.up);
+        }
+        self.runtime_runs_gate_since = runs.then(|| since.unwrap_or(now.wall));
         self.note_gate_change(before, now);
     }
 

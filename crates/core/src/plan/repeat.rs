@@ -10,6 +10,10 @@ use std::time::Duration;
 /// long ago and is not there never comes.
 pub(super) const UNSEEN_AFTER: Duration = Duration::from_secs(5);
 
+/// On a busy node the kubelet shows seconds later than the container runtime that a gate has ended. A gate that runs
+/// nevertheless has not lost its patience by then.
+const ENDED_IS_SHOWN: Duration = Duration::from_secs(15);
+
 /// They cover the gate's patience of 20 s. After that it has opened, or its node is gone.
 const REPEATS_MAX: u32 = 3;
 
@@ -18,6 +22,8 @@ const REPEATS_MAX: u32 = 3;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Repeats {
     gate: Duration,
+    /// When the container runtime said that it has ended.
+    ended: Option<Duration>,
     written: Duration,
     count: u32,
 }
@@ -26,6 +32,16 @@ impl Repeats {
     /// The gate was first seen to be as it is.
     pub(super) fn gate_changed(&mut self, at: Duration) {
         self.gate = at;
+    }
+
+    /// The container runtime runs it.
+    pub(super) fn gate_runs(&mut self) {
+        self.ended = None;
+    }
+
+    /// The container runtime does not run it any more.
+    pub(super) fn gate_ended(&mut self, at: Duration) {
+        self.ended = Some(at);
     }
 
     /// A release was written.
@@ -51,6 +67,8 @@ impl Repeats {
 
     /// When to write it again, if the gate runs until then.
     pub(super) fn due(self) -> Option<Duration> {
-        (self.count < REPEATS_MAX).then(|| self.gate.max(self.written) + UNSEEN_AFTER)
+        let unseen = self.gate.max(self.written) + UNSEEN_AFTER;
+        let ended = self.ended.map(|at| at + ENDED_IS_SHOWN);
+        (self.count < REPEATS_MAX).then(|| ended.map_or(unseen, |ended| ended.max(unseen)))
     }
 }

@@ -52,6 +52,23 @@ fn a_gate_that_has_opened_is_left_alone() {
     assert_eq!(world.wait(Duration::from_hours(1)), []);
 }
 
+/// On a busy node the kubelet says so seconds later.
+#[test]
+fn a_gate_that_has_ended_at_the_runtime_is_left_alone_for_a_while() {
+    let mut world = World::new();
+    let running = released(&mut world);
+    let pending = GatedPod {
+        gate: GateState::Pending,
+        ..running.clone()
+    };
+    world.see(&pending);
+    world.handle(Event::GatesRun([running.id.uid.clone()].into()));
+    world.handle(Event::GatesRun([].into()));
+    world.see(&running);
+    assert_eq!(world.wait(AFTER * 3 - Duration::from_millis(1)), []);
+    assert_eq!(world.wait(Duration::from_millis(1)).len(), 1);
+}
+
 #[test]
 fn what_no_repeat_has_shown_is_told_as_unseen() {
     let mut world = World::new();
