@@ -163,11 +163,20 @@ async fn users_among(node: &Containerd, above: Vec<Snapshot>) -> Result<Users, R
     let pods = containers::pods(&node.calls).await?;
     let names = ids
         .into_iter()
-        .map(|id| pods.get(&id).cloned().unwrap_or(id));
+        .map(|id| pods.get(&id).cloned().unwrap_or_else(|| stranger(id)));
     let names: BTreeSet<String> = names.collect();
     Ok(Users {
         names: names.into_iter().collect(),
     })
+}
+
+/// What to call a snapshot of no container's: CRI names one that it mounts into pods as a volume after its folder.
+fn stranger(key: String) -> String {
+    if key.starts_with('/') {
+        "an image volume of a pod".to_owned()
+    } else {
+        key
+    }
 }
 
 /// See [`crate::ImageRuntime::discard`].

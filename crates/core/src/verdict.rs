@@ -312,7 +312,7 @@ fn forbidden(class: FailureClass, digest: Option<&Digest>, terms: Terms<'_>) -> 
         return Some(match source {
             Some(source) => format!("{} fallback-on does not list {class}", whose(source)),
             None => format!(
-                "after {class}, the cached copy is used only if the pod's trylatest.dev/fallback-on lists {class}"
+                "the cached copy is used after {class} only if the pod's trylatest.dev/fallback-on lists it"
             ),
         });
     }

@@ -164,7 +164,6 @@ pub enum Command {
         words: Vec<String>,
     },
     /// Write the man pages to a folder
-    #[command(hide = true)]
     Man {
         /// The folder
         folder: PathBuf,

@@ -20,8 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Show the whole story on a real one-node cluster on this machine
     ///
-    /// Needs root. The first run builds Kubernetes, etcd and containerd; later ones take a minute
-    /// or two.
+    /// Needs root. The first run builds Kubernetes, etcd and containerd; later ones take about
+    /// five minutes.
     #[command(after_help = "After `--`, `--help` shows the demo's own options.")]
     Demo(Rest),
 
