@@ -165,13 +165,18 @@ impl Planner {
         }
         self.changed.uses |= !matches!(
             event,
-            Event::Moved(_) | Event::GatesRun(_) | Event::SandboxStarted(_) | Event::Tick
+            Event::Moved(_)
+                | Event::GatesRun(_)
+                | Event::GatesUnknown
+                | Event::SandboxStarted(_)
+                | Event::Tick
         );
         match event {
             Event::Listed(pods) => self.list(now, pods, &mut plan),
             Event::Seen(pod) => self.see(now, *pod, &mut plan),
             Event::Gone(uid) => self.gone(&uid),
             Event::GatesRun(pods) => self.gates_run(now, pods),
+            Event::GatesUnknown => self.gates_unknown(now),
             Event::SandboxStarted(uid) => self.sandbox_started(now, &uid),
             Event::TryEnded(ended) => self.try_ended(now, ended, &mut plan),
             Event::TriedByHand { tried, digests } => {

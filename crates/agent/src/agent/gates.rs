@@ -1,7 +1,6 @@
 //! Which gates run or are about to, from the container runtime: the kubelet shows a start up to a second later, and a
 //! pod whose image the kubelet is to pull would miss its next look for that.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +13,19 @@ use trylatest_core::keys;
 /// Between two subscriptions.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the runtime says of gates and of their pods' sandboxes; that no gate runs while that is not known. It never
-/// ends.
-pub(super) fn follow<R: ImageRuntime>(runtime: Arc<R>) -> impl Stream<Item = PodEvent> {
+/// What the runtime says of gates and of their pods' sandboxes; nothing if that is not known any more. It never ends.
+pub(super) fn follow<R: ImageRuntime>(runtime: Arc<R>) -> impl Stream<Item = Option<PodEvent>> {
     stream::unfold((runtime, None), |(runtime, following)| async {
         let mut following: PodEvents = match following {
             Some(following) => following,
             None => subscribe(&*runtime).await,
         };
         match following.next().await {
-            Some(Ok(event)) => Some((event, (runtime, Some(following)))),
+            Some(Ok(event)) => Some((Some(event), (runtime, Some(following)))),
             ended => {
                 debug!(error = ?ended, "the runtime does not say which gates run");
                 sleep(PAUSE).await;
-                Some((PodEvent::Running(BTreeSet::new()), (runtime, None)))
+                Some((None, (runtime, None)))
             }
         }
     })
@@ -55,22 +53,22 @@ mod tests {
         node.set_down(true);
         let gates = follow(Arc::new(node.clone()));
         let mut gates = std::pin::pin!(gates);
-        let nowhere = PodEvent::Running(BTreeSet::new());
+        let nowhere = PodEvent::Running([].into());
         let runs = PodEvent::Running(["uid".to_owned()].into());
         let starts = async {
             sleep(PAUSE / 2).await;
             node.set_down(false);
         };
         let (now, ()) = tokio::join!(gates.next(), starts);
-        assert_eq!(now.as_ref(), Some(&nowhere));
+        assert_eq!(now, Some(Some(nowhere)));
         for event in [PodEvent::SandboxStarted("uid".to_owned()), runs.clone()] {
             node.tell(event.clone());
-            assert_eq!(gates.next().await, Some(event));
+            assert_eq!(gates.next().await, Some(Some(event)));
         }
         node.set_down(true);
-        assert_eq!(gates.next().await, Some(nowhere));
+        assert_eq!(gates.next().await, Some(None));
         node.set_down(false);
         node.tell(runs.clone());
-        assert_eq!(gates.next().await, Some(runs));
+        assert_eq!(gates.next().await, Some(Some(runs)));
     }
 }

@@ -204,8 +204,9 @@ impl<R: ImageRuntime> Pods<R> {
                     None => anyhow::bail!("the watch of pods has ended"),
                 },
                 Some(event) = gates.next() => Some(match event {
-                    PodEvent::Running(pods) => Event::GatesRun(pods),
-                    PodEvent::SandboxStarted(pod) => Event::SandboxStarted(pod),
+                    Some(PodEvent::Running(pods)) => Event::GatesRun(pods),
+                    Some(PodEvent::SandboxStarted(pod)) => Event::SandboxStarted(pod),
+                    None => Event::GatesUnknown,
                 }),
                 Some(moved) = moved.recv() => Some(Event::Moved(moved)),
                 Ok(()) = running.own.config.changed() => Some(running.configured()),

@@ -25,9 +25,11 @@ pub enum Event {
     Seen(Box<GatedPod>),
     /// The pod with this uid is gone.
     Gone(String),
-    /// The pods, by uid, whose gates the container runtime runs now: the kubelet shows that up to a second later, and
-    /// knows it alone if this is empty.
+    /// The pods, by uid, whose gates the container runtime runs now: the kubelet shows that up to a second later, on a
+    /// busy node many seconds.
     GatesRun(BTreeSet<String>),
+    /// It does not say any more which gates run: what the kubelet shows counts alone.
+    GatesUnknown,
     /// The sandbox of the pod with this uid has started: its gate is next.
     SandboxStarted(String),
     /// A try has ended: the answer to [`Action::Try`].

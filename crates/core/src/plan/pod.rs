@@ -133,6 +133,13 @@ impl Pod {
         self.note_gate_change(before, now);
     }
 
+    /// The container runtime does not say any more whether its gate runs.
+    pub(super) fn forget_gate_at_runtime(&mut self, now: Now) {
+        let before = self.gate_state();
+        self.runtime_runs_gate_since = None;
+        self.note_gate_change(before, now);
+    }
+
     fn note_gate_change(&mut self, before: GateState, now: Now) {
         if self.gate_state() != before {
             self.repeats.gate_changed(now.up);

@@ -82,6 +82,13 @@ impl Planner {
         self.running_gates = pods;
     }
 
+    pub(super) fn gates_unknown(&mut self, now: Now) {
+        for pod in self.pods.values_mut() {
+            pod.forget_gate_at_runtime(now);
+        }
+        self.running_gates.clear();
+    }
+
     pub(super) fn sandbox_started(&mut self, now: Now, uid: &str) {
         // One that the watch has not shown yet begins when its gate runs.
         if let Some(pod) = self.pods.get_mut(uid) {

@@ -10,8 +10,7 @@ use std::time::Duration;
 /// long ago and is not there never comes.
 pub(super) const UNSEEN_AFTER: Duration = Duration::from_secs(5);
 
-/// On a busy node the kubelet shows seconds later than the container runtime that a gate has ended. A gate that runs
-/// nevertheless has not lost its patience by then.
+/// On a busy node the kubelet shows seconds later than the container runtime that a gate has ended.
 const ENDED_IS_SHOWN: Duration = Duration::from_secs(15);
 
 /// They cover the gate's patience of 20 s. After that it has opened, or its node is gone.

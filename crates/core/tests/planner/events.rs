@@ -71,6 +71,7 @@ pub(super) enum Event {
     GateStarts(usize),
     /// The container runtime says, rightly or not, that these pods' gates run.
     GatesRun(BTreeSet<usize>),
+    GatesUnknown,
     /// Likewise, that a pod's sandbox has started.
     SandboxStarts(usize),
     GateGivesUp(usize),
@@ -194,6 +195,7 @@ pub(super) fn events() -> impl Strategy<Value = Event> {
         1 => (pod.clone(), 0..IMAGES.len()).prop_map(|(pod, image)| Event::Changed { pod, image }),
         2 => pod.clone().prop_map(Event::GateStarts),
         2 => btree_set(pod.clone(), 0..PODS).prop_map(Event::GatesRun),
+        1 => Just(Event::GatesUnknown),
         1 => pod.clone().prop_map(Event::SandboxStarts),
         1 => pod.clone().prop_map(Event::GateGivesUp),
         1 => pod.clone().prop_map(Event::GateIsBlind),

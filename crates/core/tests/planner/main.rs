@@ -240,6 +240,7 @@ impl World {
             Event::Changed { pod, image } => self.changed(pod, image),
             Event::GateStarts(pod) => self.gate_starts(pod),
             Event::GatesRun(pods) => self.gates_run(&pods),
+            Event::GatesUnknown => self.tell(Seen::GatesUnknown),
             Event::SandboxStarts(pod) => match self.pods.get(&pod) {
                 Some(pod) => self.tell(Seen::SandboxStarted(pod.id.uid.clone())),
                 None => Ok(()),

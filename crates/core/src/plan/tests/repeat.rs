@@ -61,12 +61,18 @@ fn a_gate_that_has_ended_at_the_runtime_is_left_alone_for_a_while() {
         gate: GateState::Pending,
         ..running.clone()
     };
-    world.see(&pending);
-    world.handle(Event::GatesRun([running.id.uid.clone()].into()));
-    world.handle(Event::GatesRun([].into()));
-    world.see(&running);
-    assert_eq!(world.wait(AFTER * 3 - Duration::from_millis(1)), []);
-    assert_eq!(world.wait(Duration::from_millis(1)).len(), 1);
+    for (ends, until) in [
+        (Event::GatesRun([].into()), AFTER * 3),
+        // Nobody has said that it has ended.
+        (Event::GatesUnknown, AFTER),
+    ] {
+        world.see(&pending);
+        world.handle(Event::GatesRun([running.id.uid.clone()].into()));
+        world.handle(ends);
+        world.see(&running);
+        assert_eq!(world.wait(until - Duration::from_millis(1)), []);
+        assert_eq!(world.wait(Duration::from_millis(1)).len(), 1);
+    }
 }
 
 #[test]
