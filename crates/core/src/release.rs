@@ -72,6 +72,14 @@ pub struct ContainerRelease {
     /// name had been moved when it started, or started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runs: Option<Digest>,
+    /// Whether nobody has seen a registry confirm that, before the container started from it: somebody may have moved the
+    /// name by hand.
+    #[serde(
+        rename = "runsUnproven",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub runs_unproven: bool,
     /// Why the pod must not use a cached copy, or what else the agent did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -143,6 +151,7 @@ impl ContainerRelease {
             moved: None,
             rollout: None,
             runs: None,
+            runs_unproven: false,
             note: None,
             kubelet_refused: false,
             unproven: false,
@@ -236,9 +245,11 @@ impl ContainerRelease {
             && (self.runs.is_some() || self.has_copy() && self.rollout != self.digest)
     }
 
-    /// Whether it runs a copy that it fell back to, as far as the pod says it.
+    /// Whether it runs a copy that it fell back to, as far as the pod says it, or has started since from one that may be
+    /// as old.
     pub fn runs_fallback(&self) -> bool {
-        self.outcome == Outcome::Fallback && self.runs.is_none() && !self.unproven
+        let is_newer = self.runs.is_some() && !self.runs_unproven;
+        self.outcome == Outcome::Fallback && !is_newer && !self.unproven
     }
 
     /// The pull that the pod did not wait for has brought what the registry last confirmed, and the container runs that
@@ -258,6 +269,7 @@ impl ContainerRelease {
             confirmed: Some(confirmed.time),
             rolled_back: None,
             runs: None,
+            runs_unproven: false,
             kubelet_refused: false,
             unproven: false,
             note: Some(OVERTAKEN.to_owned()),
@@ -362,10 +374,12 @@ impl ContainerRelease {
             let back = Self {
                 moved: None,
                 runs: None,
+                runs_unproven: false,
                 ..before.clone()
             };
             let newer = Self {
                 runs: self.runs.clone(),
+                runs_unproven: self.runs_unproven,
                 ..before.clone()
             };
             before == self || back == *self || self.rollout.is_none() && newer == *self

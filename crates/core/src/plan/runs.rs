@@ -49,23 +49,26 @@ pub(super) fn see(
     }
     let Some(copy) = given.digest.as_ref().filter(|copy| *copy != digest) else {
         given.runs = None;
+        given.runs_unproven = false;
         return;
     };
+    let known = knowledge.of_name(name);
+    let was_confirmed =
+        |digest: &Digest| known.is_some_and(|known| known.is_confirmed_by(*since, digest));
     let content = contents
         .entry(digest.clone())
         .or_insert_with(|| Content::Wanted(name.clone()));
-    given.runs = match content {
+    let (is_other, is_proven) = match content {
         Content::Wanted(_) | Content::Asked => return,
         Content::Has(digests) if !digests.is_empty() => {
-            (!digests.contains(copy)).then(|| digest.clone())
+            let is_proven = was_confirmed(digest) || digests.iter().any(was_confirmed);
+            (!digests.contains(copy), is_proven)
         }
         // Then it counts what the registry has said before the start.
-        Content::Unknown | Content::Has(_) => {
-            let known = knowledge.of_name(name);
-            let was_moved = known.is_some_and(|known| known.is_confirmed_by(*since, digest));
-            was_moved.then(|| digest.clone())
-        }
+        Content::Unknown | Content::Has(_) => (was_confirmed(digest), true),
     };
+    given.runs = is_other.then(|| digest.clone());
+    given.runs_unproven = is_other && !is_proven;
 }
 
 /// The pod has changed to this: forgets what is of no use any more.

@@ -108,6 +108,9 @@ impl ContainerRelease {
                 "; the image's name has been moved since, and the container was started from ",
             );
             line.push_str(runs.short());
+            if self.runs_unproven {
+                line.push_str(", which no registry had confirmed by then");
+            }
         }
     }
 

@@ -195,6 +195,12 @@ fn state(pod: &SeenPod, container: &OurContainer) -> (State, String) {
 
 fn released(release: &ContainerRelease) -> State {
     match release.outcome {
+        // Somebody may have pointed the name back to an older copy before it started again.
+        Outcome::Fresh | Outcome::Unchanged | Outcome::Same | Outcome::Fallback
+            if release.runs_unproven =>
+        {
+            State::Unseen
+        }
         // Its image's name has been moved since, and it has started again from that, in spite of its rollout.
         Outcome::Fresh | Outcome::Unchanged
             if release.runs.is_some() && release.rollout.is_some() =>
