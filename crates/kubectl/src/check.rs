@@ -53,7 +53,10 @@ struct Answer {
 ///
 /// # Errors
 /// The API server cannot be asked, there is no such workload, or it has no TryLatest pod.
-pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    connect: impl AsyncFnOnce() -> anyhow::Result<Cluster>,
+    args: &CheckArgs,
+) -> anyhow::Result<ExitCode> {
     let CheckArgs {
         target,
         fresh,
@@ -71,14 +74,21 @@ pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<E
     } else {
         Demand::NotOld
     };
+    let (deadline, limit) = (
+        Instant::now() + *timeout,
+        humantime::format_duration(*timeout),
+    );
+    let Ok(cluster) = timeout_at(deadline, connect()).await else {
+        bail!("check {target}: the kubeconfig's login did not end within {limit} (--timeout)");
+    };
+    let cluster = cluster?;
     let watch = Watch {
-        cluster,
+        cluster: &cluster,
         target,
         demand,
     };
-    let deadline = Instant::now() + *timeout;
     let Some((judgement, rollout)) = wait(deadline, async || watch.look().await).await? else {
-        let (server, limit) = (cluster.server(), humantime::format_duration(*timeout));
+        let server = cluster.server();
         bail!("check {target}: {server} did not answer everything within {limit} (--timeout)");
     };
     let answer = Answer {

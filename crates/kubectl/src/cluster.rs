@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
-use kube::{Client, Config, Resource};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use trylatest_core::namespace::NamespaceName;
 
 use crate::args::ClusterArgs;
+use crate::kubeconfig;
 use crate::target::{PodName, Target};
 
 /// Objects in a page of a list: the API server makes no more at once, and we hold no more at once.
@@ -59,39 +59,24 @@ impl Unseen {
 pub(crate) type Looked<T> = Result<T, Unseen>;
 
 impl Cluster {
-    /// Reads the kubeconfig; within a cluster and without one, the pod's service account. Nothing is asked yet.
+    /// Reads the kubeconfig; within a cluster and without one, the pod's service account. The API server is not asked
+    /// yet. Dropping the future leaves a login behind that is under way.
     pub(crate) async fn connect(
         args: &ClusterArgs,
         namespace: Option<&NamespaceName>,
     ) -> anyhow::Result<Self> {
-        let ClusterArgs {
-            kubeconfig,
-            context,
-            request_timeout,
-        } = args;
-        let options = KubeConfigOptions {
-            context: context.clone(),
-            ..KubeConfigOptions::default()
-        };
-        let config = match kubeconfig {
-            Some(path) => {
-                let read = Kubeconfig::read_from(path)?;
-                Config::from_custom_kubeconfig(read, &options).await?
-            }
-            None if context.is_some() => Config::from_kubeconfig(&options).await?,
-            None => Config::infer().await.context(
-                "no cluster: neither a kubeconfig nor a service account of a pod can be used; name one with --kubeconfig",
-            )?,
-        };
+        let config = kubeconfig::config(args).await?;
         let default = config.default_namespace.clone();
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config).context("use the kubeconfig")?;
+        // A program that the kubeconfig names is run in here, and may wait for the user to log in.
+        let client = tokio::task::spawn_blocking(move || Client::try_from(config));
+        let client = client.await?.context("use the kubeconfig")?;
         Ok(Self {
             client,
             server,
             named: namespace.map(NamespaceName::to_string),
             default,
-            timeout: request_timeout.limit,
+            timeout: args.request_timeout.limit,
         })
     }
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::config::Kubeconfig;
 use trylatest_core::keys;
 use trylatest_core::namespace::NamespaceName;
 
 use crate::args::{Cli, ClusterArgs};
 use crate::cluster::Cluster;
+use crate::kubeconfig;
 use crate::target::{Kind, Target};
 
 /// Whoever presses Tab does not wait long.
@@ -106,6 +106,7 @@ fn next(words: &[String]) -> Next {
     match (command.get_name(), positionals) {
         ("check" | "on" | "off", 0) => target(last),
         ("explain", 0) => Next::Pod,
+        ("man", 0) => Next::File,
         ("completion", 0) => command
             .get_positionals()
             .next()
@@ -171,7 +172,7 @@ fn target(word: &str) -> Next {
 }
 
 fn contexts() -> Vec<String> {
-    let contexts = Kubeconfig::read()
+    let contexts = kubeconfig::read()
         .map(|config| config.contexts)
         .unwrap_or_default();
     contexts.into_iter().map(|context| context.name).collect()

@@ -16,6 +16,7 @@ mod cluster;
 mod completion;
 mod doctor;
 mod explain;
+mod kubeconfig;
 mod nodes;
 mod output;
 mod pods;
@@ -39,7 +40,12 @@ pub fn run(cli: Cli) -> ExitCode {
         .enable_all()
         .build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(done(cli)),
+        Ok(runtime) => {
+            let done = runtime.block_on(done(cli));
+            // A login that takes longer than anybody has waited for it.
+            runtime.shutdown_background();
+            done
+        }
         Err(error) => Err(error.into()),
     };
     done.unwrap_or_else(|error| {
@@ -59,7 +65,7 @@ async fn done(cli: Cli) -> anyhow::Result<ExitCode> {
     let connected = async || Cluster::connect(&cluster, namespace.as_ref()).await;
     match command {
         Command::Status(args) => status::run(&connected().await?, &args).await?,
-        Command::Check(args) => return check::run(&connected().await?, &args).await,
+        Command::Check(args) => return check::run(connected, &args).await,
         Command::Explain(args) => explain::run(&connected().await?, &args).await?,
         Command::On(args) => switch::on(&connected().await?, &args).await?,
         Command::Off(args) => switch::off(&connected().await?, &args).await?,
