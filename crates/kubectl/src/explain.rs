@@ -177,9 +177,13 @@ fn summary(pod: &SeenPod, agent: &Agent, now: Timestamp) -> String {
         None => "a while ago".to_owned(),
     };
     match (&pod.gate, pod.label) {
-        (_, Label::Missing) => "It is no TryLatest pod: when it was created, nothing in it said TryLatest, or the admission \
-                                policies were not there. A static pod can be none."
+        (_, Label::Missing) => "This is not a TryLatest pod: when it was created, nothing in it said TryLatest, or the \
+                                admission policies were not there. Static pods cannot be."
             .to_owned(),
+        (_, Label::Overruled) if !pod.ours.iter().any(|own| own.always) => {
+            "Another policy or webhook has taken its gate away, so nothing held it: it started as with IfNotPresent."
+                .to_owned()
+        }
         (_, Label::Overruled) => "Another policy or webhook has changed its pull policies to Always, so it has no gate: \
                                   the kubelet asks the registry, and the pod does not start while that is away."
             .to_owned(),
@@ -234,7 +238,7 @@ fn explained(pod: &SeenPod, own: &OurContainer, now: Timestamp) -> Explained {
             "no agent has said what it started from".to_owned()
         }
         (None, Some(progress)) => text::on_one_line(&progress.describe()),
-        (None, None) => "nothing has been said of it".to_owned(),
+        (None, None) => "the agent has not reported on it".to_owned(),
     };
     if let Some(waiting) = own.waiting.as_ref().filter(|why| !is_usual(why)) {
         let _ = write!(words, "; the kubelet says {waiting}");
@@ -259,22 +263,19 @@ fn next(pod: &SeenPod, agent: &Agent) -> Vec<String> {
         next.push("kubectl trylatest doctor  # whether the policies are there".to_owned());
         return next;
     }
-    let image = pod.ours.first().map(|own| own.image.as_str());
-    // In full: team/app could be a pod as well. And not the pod, of which the agent forgets those that have ended.
-    let image = image.map_or(String::new(), |image| match image.parse::<ImageName>() {
-        Ok(image) => image.to_string(),
-        Err(_) => image.to_owned(),
-    });
-    match agent {
-        Agent::Found(agent) => next.push(format!(
+    // In full: team/app could be a pod as well. And not the pod, of which the agent forgets those that have ended. What
+    // is no image's name may be anything, and whoever pastes the command would run it.
+    let image = pod.ours.first().map(|own| own.image.parse::<ImageName>());
+    match (agent, image) {
+        (Agent::Found(agent), Some(Ok(image))) => next.push(format!(
             "kubectl -n {} exec {} -- /trylatest explain {image}  # what the node knows of the image, and what would happen now",
             agent.namespace, agent.name
         )),
-        Agent::Missing => next.push(format!(
+        (Agent::Missing, _) => next.push(format!(
             "kubectl describe node {}  # why no agent runs there",
             pod.node.as_deref().unwrap_or_default()
         )),
-        Agent::NoNode | Agent::NotSeen(_) => {}
+        (Agent::Found(_) | Agent::NoNode | Agent::NotSeen(_), _) => {}
     }
     if !matches!(pod.gate, Gate::Missing) {
         next.push(format!(
@@ -396,6 +397,6 @@ mod tests {
         assert!(with(refused, &Agent::NoNode).contains("The gate said: refused: app: too old"));
         let mut plain = pod("a", "n", &json!(null));
         plain.metadata.labels = None;
-        assert!(shown(&SeenPod::of(&plain), &Agent::NoNode).contains("It is no TryLatest pod"));
+        assert!(shown(&SeenPod::of(&plain), &Agent::NoNode).contains("This is not a TryLatest pod"));
     }
 }

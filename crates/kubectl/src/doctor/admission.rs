@@ -67,24 +67,29 @@ pub(super) fn examine(facts: &Facts, report: &mut Report) {
             Severity::Warning,
             "overruled-pods",
             pods.iter().cloned(),
-            "another policy, webhook or plugin has given pods Always, so they have no gate",
-            "They do not start while their registry is away. Find what changes them (kubectl get pod -o yaml \
+            "another policy, webhook or plugin has given pods Always or taken their gates away, so nothing holds them",
+            "Those that have Always do not start while their registry is away. Find what changes them (kubectl get pod -o yaml \
              --show-managed-fields names no admission: try one policy after the other with --dry-run=server), and give it an \
              exception.",
         );
     }
 }
 
+const ENABLE: &str = "--enable-admission-plugins";
+
 /// The plugin shows itself only in the API server's flags, and in what it does.
 fn always_pull_images(facts: &Facts, report: &mut Report) {
     let fix = "It makes every pod Always before TryLatest sees it. Remove the plugin from --enable-admission-plugins, and let a \
                policy that spares TryLatest pods do its work.";
     let flags = facts.server_flags.as_deref().unwrap_or_default();
-    let switched_on = flags.iter().any(|flag| {
-        flag.strip_prefix("--enable-admission-plugins=")
-            .or_else(|| flag.strip_prefix("--admission-control="))
-            .is_some_and(|plugins| plugins.split(',').any(|plugin| plugin.trim() == PLUGIN))
-    });
+    let written_in_one =
+        (flags.iter()).filter_map(|flag| flag.strip_prefix(ENABLE)?.strip_prefix('='));
+    let written_in_two =
+        (flags.windows(2)).filter_map(|two| (two[0] == ENABLE).then_some(&*two[1]));
+    let mut plugins = written_in_one
+        .chain(written_in_two)
+        .flat_map(|all| all.split(','));
+    let switched_on = plugins.any(|plugin| plugin.trim() == PLUGIN);
     // Our own pods ask for IfNotPresent.
     let sets = facts.daemon_sets.as_deref().unwrap_or_default();
     let asked = sets.iter().any(|set| set.pull_policy == "IfNotPresent");

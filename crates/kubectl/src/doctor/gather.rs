@@ -285,7 +285,7 @@ async fn refused_config(cluster: &Cluster, sets: &Looked<Vec<AgentSet>>) -> Look
     let mut all = Vec::new();
     for set in sets {
         let api = cluster.api::<Event>(Some(&set.namespace));
-        let params = ListParams::default().fields("reason=TryLatestConfig");
+        let params = ListParams::default().fields("reason=TryLatestConfig,type=Warning");
         let fold = |all: &mut Vec<String>, event: Event| {
             keep(
                 all,

@@ -125,11 +125,16 @@ fn the_install_is_looked_at() {
 
 #[test]
 fn other_admission_is_looked_at() {
-    let plugin = ["--enable-admission-plugins=NodeRestriction,AlwaysPullImages".to_owned()];
-    assert_eq!(
-        found(|f| f.server_flags = Ok(plugin.into())),
-        ["always-pull-images"]
-    );
+    for flags in [
+        &["--enable-admission-plugins=NodeRestriction,AlwaysPullImages"][..],
+        &["--enable-admission-plugins", "AlwaysPullImages"],
+    ] {
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        assert_eq!(
+            found(|f| f.server_flags = Ok(flags)),
+            ["always-pull-images"]
+        );
+    }
     let changed = found(|f| {
         let agents = f.agents.as_mut().unwrap();
         agents.get_mut("a").unwrap().pull_policy = "Always".into();
