@@ -214,8 +214,8 @@ impl Order<'_> {
                 () = stop.cancelled() => bail!("interrupted while pulling {}", self.image),
             }
             let stands_still = flow.has_stalled(limits.stall);
-            // Without a copy there is nothing better to do, as long as bytes arrive.
-            if is_over && (has_copy.is_some() || stands_still) || gains_by_an_end && stands_still {
+            // Without a copy that may be used there is nothing better to do, as long as bytes arrive.
+            if (is_over || gains_by_an_end) && stands_still || is_over && gains_by_an_end {
                 cut.cancel();
             }
         }
