@@ -58,6 +58,8 @@ pub(crate) struct SeenPod {
     pub(crate) over: bool,
     pub(crate) label: Label,
     pub(crate) gate: Gate,
+    /// When its gate has ended, if it has.
+    pub(crate) gate_ended: Option<Timestamp>,
     pub(crate) release: Option<Release>,
     pub(crate) progress: Option<Progress>,
     /// The containers that admission has named, in the pod's order, and then the image volumes.
@@ -91,6 +93,15 @@ impl SeenPod {
             .then_some(given)
     }
 
+    /// Whether its gate has opened by itself, and no release says what the pod started from then. An agent that comes
+    /// later writes the gate's end into a release that was meant for it; any other release is about an earlier run of
+    /// the gate, before a reboot of the node, for example.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        let release = self.release.as_ref();
+        let answered = release.and_then(|release| release.unseen);
+        self.gate == Gate::Unanswered && (answered.is_none() || answered != self.gate_ended)
+    }
+
     /// Whether one of its containers has not started.
     pub(crate) fn waits(&self, container: &str) -> bool {
         let ours = self.ours.iter().find(|ours| ours.name == container);
@@ -110,6 +121,7 @@ impl SeenPod {
                 || matches!(phase, Some("Succeeded" | "Failed")),
             label: label(pod),
             gate: gate(pod),
+            gate_ended: gate_ended(pod),
             release: annotation(pod, keys::RELEASED)
                 .and_then(|json| serde_json::from_str(json).ok())
                 .map(clean),
@@ -207,6 +219,12 @@ fn gate(pod: &Pod) -> Gate {
         },
         _ => Gate::Pending,
     }
+}
+
+fn gate_ended(pod: &Pod) -> Option<Timestamp> {
+    let state = status(pod, keys::GATE)?.state.as_ref()?;
+    let end = state.terminated.as_ref()?.finished_at.as_ref()?;
+    Some(end.0)
 }
 
 /// The message of the gate's last run, if that was a refusal.
@@ -342,6 +360,21 @@ pub(crate) mod tests {
         format!("sha256:{start:0<64}")
     }
 
+    /// The same pod, whose gate has opened by itself at this time; its release says so of another time, or of none.
+    pub(crate) fn unanswered(pod: &Pod, ended: &str, unseen: Option<&str>) -> Pod {
+        let mut object = serde_json::to_value(pod).unwrap();
+        let end = json!({"exitCode": 0, "message": "unanswered after 20s", "finishedAt": ended});
+        object["status"]["initContainerStatuses"] =
+            json!([gate_status(&json!({ "terminated": end }))]);
+        let released = &mut object["metadata"]["annotations"][keys::RELEASED];
+        let mut release: Value = serde_json::from_str(released.as_str().unwrap()).unwrap();
+        if let Some(unseen) = unseen {
+            release["unseen"] = json!(unseen);
+        }
+        *released = json!(release.to_string());
+        serde_json::from_value(object).unwrap()
+    }
+
     /// The gate's status with this state.
     pub(crate) fn gate_status(state: &Value) -> Value {
         json!({"name": keys::GATE, "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0})
@@ -384,6 +417,17 @@ pub(crate) mod tests {
             with_gate(&again),
             Gate::Refused("refused: app; refused after 0.10s".into())
         );
+    }
+
+    #[test]
+    fn a_release_answers_the_run_of_the_gate_that_it_names() {
+        let released = pod("a", "n", &release("fresh", "a"));
+        assert!(!SeenPod::of(&released).is_unanswered());
+        let (end, before) = ("2026-01-02T12:00:20Z", "2026-01-01T12:00:20Z");
+        for (unseen, is_unanswered) in [(None, true), (Some(before), true), (Some(end), false)] {
+            let seen = SeenPod::of(&unanswered(&released, end, unseen));
+            assert_eq!(seen.is_unanswered(), is_unanswered, "{unseen:?}");
+        }
     }
 
     #[test]

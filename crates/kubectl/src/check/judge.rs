@@ -160,7 +160,7 @@ fn of_pod(pod: &SeenPod, demand: Demand) -> Vec<Checked> {
         state,
         ok: state.is_enough(demand),
         waits: state == State::Pending,
-        digest: pod.released(container).and_then(runs).cloned(),
+        digest: known(pod, container).and_then(runs).cloned(),
         words,
     };
     if pod.label == Label::Missing {
@@ -172,13 +172,22 @@ fn of_pod(pod: &SeenPod, demand: Demand) -> Vec<Checked> {
         .collect()
 }
 
+/// What was said of a container, if it has started from that.
+fn known<'a>(pod: &'a SeenPod, container: &str) -> Option<&'a ContainerRelease> {
+    pod.released(container).filter(|_| !pod.is_unanswered())
+}
+
 fn state(pod: &SeenPod, container: &OurContainer) -> (State, String) {
     if container.always {
         let words = "another policy says Always: the kubelet asks the registry itself";
         return (State::Always, words.to_owned());
     }
-    let Some(release) = pod.released(&container.name) else {
+    let Some(release) = known(pod, &container.name) else {
         return match &pod.gate {
+            Gate::Unanswered if pod.is_unanswered() && pod.release.is_some() => {
+                let words = "no agent had answered when it last started; its release was not for that start";
+                (State::Unanswered, words.to_owned())
+            }
             Gate::Pending | Gate::Waiting(_) => {
                 (State::Pending, "it waits for its agent".to_owned())
             }
@@ -316,7 +325,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::pods::tests::{digest_of, gate_status, pod, release};
+    use crate::pods::tests::{digest_of, gate_status, pod, release, unanswered};
 
     fn states(pods: &[Pod], demand: Demand) -> Vec<(State, bool)> {
         let judged = judge(pods, demand);
@@ -466,6 +475,26 @@ mod tests {
         let waits = without_release(&json!({"running": {}}));
         let judged = judge(&[waits], Demand::NotOld);
         assert!(judged.containers[0].waits);
+    }
+
+    /// Its node has rebooted, and its agent was not there when the gate ran again.
+    #[test]
+    fn a_release_of_an_earlier_start_vouches_for_nothing() {
+        let released = pod("1", "n", &release("fresh", "a"));
+        let (end, before) = ("2026-01-02T12:00:20Z", "2026-01-01T12:00:20Z");
+        for unseen in [None, Some(before)] {
+            let pods = [unanswered(&released, end, unseen)];
+            for demand in [Demand::NotOld, Demand::Fresh] {
+                assert_eq!(states(&pods, demand), [(State::Unanswered, false)]);
+            }
+            let judged = judge(&pods, Demand::NotOld);
+            assert_eq!(judged.containers[0].digest, None);
+            let words = &judged.containers[0].words;
+            assert!(words.contains("was not for that start"), "{words}");
+        }
+        // The agent has written what it started from then.
+        let pods = [unanswered(&released, end, Some(end))];
+        assert_eq!(states(&pods, Demand::NotOld), [(State::Current, true)]);
     }
 
     #[test]

@@ -158,7 +158,8 @@ impl Fold {
             return is_old;
         }
         let used = self.images.entry(image).or_default();
-        if let Some(digest) = runs(container).filter(|_| has_started(container)) {
+        let is_known = has_started(container) && !pod.is_unanswered();
+        if let Some(digest) = runs(container).filter(|_| is_known) {
             used.count(digest, node, time);
         }
         if is_old || container.moved.is_some() {
@@ -334,9 +335,9 @@ fn trouble(pod: &SeenPod) -> Option<(Trouble, Option<Timestamp>, String)> {
         (Gate::Waiting(since), _) => {
             return Some((Trouble::Waiting, *since, progress(pod)));
         }
-        (Gate::Unanswered, _) if pod.release.is_none() => {
+        (Gate::Unanswered, _) if pod.is_unanswered() => {
             let why = "no agent had answered when it started".to_owned();
-            return Some((Trouble::Unanswered, pod.created, why));
+            return Some((Trouble::Unanswered, pod.gate_ended.or(pod.created), why));
         }
         (_, Label::Overruled) => {
             let why = "another policy or webhook changes its pull policies".to_owned();

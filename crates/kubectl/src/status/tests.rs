@@ -3,7 +3,7 @@ use trylatest_core::node::OpenRegistry;
 
 use super::*;
 use crate::nodes::tests::{agents_of, node};
-use crate::pods::tests::{digest_of, gate_status, pod, release};
+use crate::pods::tests::{digest_of, gate_status, pod, release, unanswered};
 
 const NOW: &str = "2026-01-01T12:05:00Z";
 
@@ -258,6 +258,30 @@ fn pods_to_look_at_come_worst_first() {
     let text = shown(&status);
     assert!(text.contains("1 waiting, 1 refused"), "{text}");
     assert!(text.contains("shop/waits    waiting     60s"), "{text}");
+}
+
+/// After a reboot of its node, for example.
+#[test]
+fn a_release_of_an_earlier_start_is_no_answer() {
+    let released = pod("1", "a", &release("fresh", "b"));
+    let end = "2026-01-01T12:04:00Z";
+    let again = unanswered(&released, end, None);
+    let other = pod("2", "a", &release("fresh", "c"));
+    let stale = status(vec![node("a", None)], &[again, other.clone()]);
+    let [troubled] = &stale.troubled[..] else {
+        panic!("{:?}", stale.troubled);
+    };
+    let since = Some(end.parse().unwrap());
+    assert_eq!(
+        (troubled.trouble, troubled.since),
+        (Trouble::Unanswered, since)
+    );
+    // Nobody knows what it runs.
+    assert!(stale.skew.is_empty(), "{:?}", stale.skew);
+    let amended = unanswered(&released, end, Some(end));
+    let known = status(vec![node("a", None)], &[amended, other]);
+    assert!(known.troubled.is_empty(), "{:?}", known.troubled);
+    assert_eq!(known.skew[0].digests.len(), 2);
 }
 
 #[test]
