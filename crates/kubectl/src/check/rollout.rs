@@ -134,17 +134,33 @@ fn deployment(object: &Value) -> Rollout {
     ])
 }
 
+/// Whether its controller leaves it to others to delete old pods.
+fn is_on_delete(object: &Value) -> bool {
+    object.pointer("/spec/updateStrategy/type") == Some(&Value::from("OnDelete"))
+}
+
+/// So many of these pods have the newest template. If others are left, nobody but the user replaces them.
+fn replaced_by_hand(updated: i64, pods: i64, wanted: i64) -> Rollout {
+    match enough("have the newest template", updated, wanted) {
+        Rollout::Waiting(why) if pods > updated => Rollout::Failed(format!(
+            "{why}, and its update strategy is OnDelete: delete the old pods (kubectl delete pod), then check again"
+        )),
+        so_far => so_far,
+    }
+}
+
 fn stateful_set(object: &Value) -> Rollout {
     let ready = enough(
         "are ready",
         number(object, "/status/readyReplicas"),
         wanted(object),
     );
-    if object.pointer("/spec/updateStrategy/type") == Some(&Value::from("OnDelete")) {
-        return ready;
+    let updated = number(object, "/status/updatedReplicas");
+    if is_on_delete(object) {
+        let pods = number(object, "/status/replicas");
+        return all([replaced_by_hand(updated, pods, wanted(object)), ready]);
     }
     let partition = number(object, "/spec/updateStrategy/rollingUpdate/partition");
-    let updated = number(object, "/status/updatedReplicas");
     let is_new =
         object.pointer("/status/updateRevision") == object.pointer("/status/currentRevision");
     let renewed = match partition {
@@ -165,10 +181,11 @@ fn daemon_set(object: &Value) -> Rollout {
         number(object, "/status/numberAvailable"),
         wanted,
     );
-    if object.pointer("/spec/updateStrategy/type") == Some(&Value::from("OnDelete")) {
-        return available;
-    }
     let updated = number(object, "/status/updatedNumberScheduled");
+    if is_on_delete(object) {
+        let pods = number(object, "/status/currentNumberScheduled");
+        return all([replaced_by_hand(updated, pods, wanted), available]);
+    }
     all([
         enough("have the newest template", updated, wanted),
         available,
@@ -263,6 +280,36 @@ mod tests {
         assert_eq!(waits(Kind::Job, &job), "done");
         let pod = json!({"status": {"phase": "Pending"}});
         assert_eq!(waits(Kind::Pod, &pod), "waits: the pod is not ready");
+    }
+
+    #[test]
+    fn old_pods_that_nobody_replaces_end_the_check() {
+        let on_delete = json!({"updateStrategy": {"type": "OnDelete"}, "replicas": 2});
+        let set = |updated, pods| {
+            let status = json!({"readyReplicas": 2, "updatedReplicas": updated, "replicas": pods});
+            waits(
+                Kind::StatefulSet,
+                &json!({"spec": on_delete, "status": status}),
+            )
+        };
+        let daemons = |updated, pods| {
+            let status = json!({
+                "desiredNumberScheduled": 2, "updatedNumberScheduled": updated,
+                "currentNumberScheduled": pods, "numberAvailable": 2,
+            });
+            waits(
+                Kind::DaemonSet,
+                &json!({"spec": on_delete, "status": status}),
+            )
+        };
+        let old = "failed: 1 of 2 pods have the newest template, and its update strategy is OnDelete: delete the old pods";
+        let deleted = "waits: 1 of 2 pods have the newest template";
+        for with in [&set as &dyn Fn(i64, i64) -> String, &daemons] {
+            assert!(with(1, 2).starts_with(old), "{}", with(1, 2));
+            // The old pod has been deleted, and the new one is on its way.
+            assert_eq!(with(1, 1), deleted);
+            assert_eq!(with(2, 2), "done");
+        }
     }
 
     #[test]
