@@ -102,6 +102,13 @@ impl SeenPod {
         self.gate == Gate::Unanswered && (answered.is_none() || answered != self.gate_ended)
     }
 
+    /// Whether it may have started, and no agent has said from what. A pod without a gate is like that for a moment.
+    pub(crate) fn is_unreported(&self) -> bool {
+        let may_run = self.node.is_some() && matches!(self.gate, Gate::Opened | Gate::Missing);
+        let mut ours = self.ours.iter();
+        self.release.is_none() && may_run && ours.any(|container| container.waiting.is_none())
+    }
+
     /// Whether one of its containers has not started.
     pub(crate) fn waits(&self, container: &str) -> bool {
         let ours = self.ours.iter().find(|ours| ours.name == container);

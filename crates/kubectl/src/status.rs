@@ -36,6 +36,8 @@ pub(crate) struct Status {
     pods_from_cache: usize,
     /// Of the others, pods without a gate whose tag has moved since they started.
     pods_behind: usize,
+    /// Pods that are not among the troubled ones and may have started, and of which no agent has said from what.
+    pods_unreported: usize,
     /// The worst first.
     nodes: Vec<NodeStatus>,
     /// Images of which pods run an old copy.

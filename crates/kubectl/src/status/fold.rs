@@ -36,6 +36,7 @@ pub(crate) struct Fold {
     pods: usize,
     pods_from_cache: usize,
     pods_behind: usize,
+    pods_unreported: usize,
     images: BTreeMap<String, ImageUse>,
     registries: BTreeMap<String, RegistryUse>,
     troubled: Vec<TroubledPod>,
@@ -87,6 +88,7 @@ impl Fold {
             pods: 0,
             pods_from_cache: 0,
             pods_behind: 0,
+            pods_unreported: 0,
             images: BTreeMap::new(),
             registries: BTreeMap::new(),
             troubled: Vec::new(),
@@ -120,6 +122,8 @@ impl Fold {
             } else {
                 self.left_out.troubled += 1;
             }
+        } else {
+            self.pods_unreported += usize::from(pod.is_unreported());
         }
         let Some(release) = &pod.release else { return };
         let mut is_from_cache = false;
@@ -215,6 +219,7 @@ impl Fold {
             pods: Some(self.pods),
             pods_from_cache: self.pods_from_cache,
             pods_behind: self.pods_behind,
+            pods_unreported: self.pods_unreported,
             nodes: Vec::new(),
             stale,
             skew,

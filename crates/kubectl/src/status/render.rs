@@ -91,33 +91,47 @@ impl Screen<'_> {
             Some(namespace) => format!(" in namespace {namespace}"),
             None => String::new(),
         };
-        let old = match (self.status.pods_from_cache, self.status.pods_behind) {
+        let behind = match self.status.pods_from_cache {
+            0 => 0,
+            _ => self.status.pods_behind,
+        };
+        let mut text = text::count(pods, "TryLatest pod");
+        let _ = write!(text, "{namespace}: {}", self.old());
+        for (number, words) in [
+            (behind, "behind their tags"),
+            (self.count(Trouble::Waiting), "waiting"),
+            (self.count(Trouble::Refused), "refused"),
+            (self.count(Trouble::Unavailable), "unavailable"),
+            (self.count(Trouble::Unanswered), "unanswered"),
+            (self.count(Trouble::Overruled), "overruled"),
+            (self.status.pods_unreported, "not reported yet"),
+        ] {
+            if number > 0 {
+                let _ = write!(text, ", {}", styled(ODD, &format!("{number} {words}")));
+            }
+        }
+        text
+    }
+
+    /// How many pods run an old copy. Of some, nobody may know.
+    fn old(&self) -> String {
+        let unknown = self.count(Trouble::Unanswered)
+            + self.count(Trouble::Overruled)
+            + self.status.pods_unreported;
+        match (self.status.pods_from_cache, self.status.pods_behind) {
+            (0, 0) if unknown > 0 => styled(ODD, "none is known to run an old copy"),
             (0, 0) => styled(GOOD, "none runs an old copy"),
             (0, 1) => styled(ODD, "1 runs behind its tag"),
             (0, behind) => styled(ODD, &format!("{behind} run behind their tags")),
             (1, _) => styled(BAD, "1 runs an old copy"),
             (old, _) => styled(BAD, &format!("{old} run an old copy")),
-        };
-        let behind = match self.status.pods_from_cache {
-            0 => 0,
-            _ => self.status.pods_behind,
-        };
-        let count = |trouble| {
-            let troubled = self.status.troubled.iter();
-            troubled.filter(|pod| pod.trouble == trouble).count()
-        };
-        let of = |number: usize, words: &str| match number {
-            0 => String::new(),
-            number => format!(", {}", styled(ODD, &format!("{number} {words}"))),
-        };
-        format!(
-            "{}{namespace}: {old}{}{}{}{}",
-            text::count(pods, "TryLatest pod"),
-            of(behind, "behind their tags"),
-            of(count(Trouble::Waiting), "waiting"),
-            of(count(Trouble::Refused), "refused"),
-            of(count(Trouble::Unavailable), "unavailable"),
-        )
+        }
+    }
+
+    /// How many pods have this trouble.
+    fn count(&self, trouble: Trouble) -> usize {
+        let troubled = self.status.troubled.iter();
+        troubled.filter(|pod| pod.trouble == trouble).count()
     }
 
     fn nodes(&self) -> String {

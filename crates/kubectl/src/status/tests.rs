@@ -3,6 +3,7 @@ use trylatest_core::node::OpenRegistry;
 
 use super::*;
 use crate::nodes::tests::{agents_of, node};
+use crate::output::{GOOD, ODD, styled};
 use crate::pods::tests::{digest_of, gate_status, pod, release, unanswered};
 
 const NOW: &str = "2026-01-01T12:05:00Z";
@@ -282,6 +283,50 @@ fn a_release_of_an_earlier_start_is_no_answer() {
     let known = status(vec![node("a", None)], &[amended, other]);
     assert!(known.troubled.is_empty(), "{:?}", known.troubled);
     assert_eq!(known.skew[0].digests.len(), 2);
+}
+
+/// A pod without a gate of which no agent has said anything.
+fn unreported(name: &str) -> Pod {
+    let mut unheld = held(name, &json!({}));
+    let labels = unheld.metadata.labels.as_mut().unwrap();
+    labels.insert(keys::GATED.into(), keys::GATED_NONE.into());
+    unheld.spec.as_mut().unwrap().init_containers = None;
+    unheld
+}
+
+#[test]
+fn pods_of_which_nobody_knows_are_no_good_news() {
+    let fresh = pod("1", "a", &release("fresh", "b"));
+    let end = json!({"terminated": {"exitCode": 0, "message": "unanswered after 20s"}});
+    let mut overruled = unreported("3");
+    let labels = overruled.metadata.labels.as_mut().unwrap();
+    labels.insert(keys::GATED.into(), keys::GATED_OVERRULED.into());
+    let good = styled(GOOD, "none runs an old copy");
+    let odd = styled(ODD, "none is known to run an old copy");
+    for (unknown, words) in [
+        (held("2", &end), "1 unanswered"),
+        (overruled, "1 overruled"),
+        (unreported("4"), "1 not reported yet"),
+    ] {
+        let status = status(vec![node("a", None)], &[fresh.clone(), unknown]);
+        let colours = render::text(&status, false, true);
+        assert!(
+            colours.contains(&odd) && !colours.contains(&good),
+            "{colours:?}"
+        );
+        let line = format!("2 TryLatest pods: none is known to run an old copy, {words}\n");
+        let text = shown(&status);
+        assert!(text.contains(&line), "{text}");
+    }
+    // One whose only container waits for its image runs nothing.
+    let mut pulls = serde_json::to_value(unreported("4")).unwrap();
+    pulls["status"]["containerStatuses"] = json!([{
+        "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "ContainerCreating"}},
+    }]);
+    let pods = [fresh, serde_json::from_value(pulls).unwrap()];
+    let status = status(vec![node("a", None)], &pods);
+    assert!(render::text(&status, false, true).contains(&good));
 }
 
 #[test]
