@@ -58,6 +58,8 @@ pub(crate) struct Fallback {
     pub(crate) on: bool,
     /// Of which images.
     pub(crate) of: FallenBack,
+    /// When its agent wrote that, cut to whole seconds.
+    pub(crate) written: Option<Timestamp>,
 }
 
 impl SeenNode {
@@ -83,6 +85,7 @@ impl SeenNode {
             fallback: condition(keys::NODE_CONDITION).map(|condition| Fallback {
                 on: condition.status == "True",
                 of: FallenBack::read(condition.message.as_deref().unwrap_or_default()),
+                written: condition.last_heartbeat_time.as_ref().map(|time| time.0),
             }),
             summary: annotation(keys::NODE_SUMMARY).map(|summary| line(summary)),
             open: annotation(keys::NODE_IMAGES)
@@ -95,12 +98,16 @@ impl SeenNode {
         }
     }
 
-    /// Whether a pod that fell back to a copy of this image on this node still runs an unconfirmed copy. The node takes
-    /// its condition back once the registry has confirmed what its pods run; the pods' releases stay as they are.
-    pub(crate) fn still_falls_back(&self, image: &ImageName) -> bool {
-        self.fallback
-            .as_ref()
-            .is_none_or(|fallback| fallback.on && fallback.of.may_include(image))
+    /// Whether a pod that was released at this time, and fell back to a copy of this image on this node, still runs an
+    /// unconfirmed copy. The node takes its condition back once the registry has confirmed what its pods run; the pods'
+    /// releases stay as they are. A condition that was written before the release, or in the same second, may not know
+    /// of the pod: agents write it every 10 s at most. Without an image's name, it is one that no condition names.
+    pub(crate) fn still_falls_back(&self, image: Option<&ImageName>, released: Timestamp) -> bool {
+        let knows_it = |fallback: &&Fallback| fallback.written >= Some(released);
+        let fallback = self.fallback.as_ref().filter(knows_it);
+        fallback.is_none_or(|fallback| {
+            fallback.on && image.is_none_or(|image| fallback.of.may_include(image))
+        })
     }
 }
 
@@ -241,6 +248,9 @@ pub(crate) mod tests {
 
     use super::*;
 
+    /// When nodes of tests have written their conditions, after any release.
+    const WRITTEN: &str = "2026-01-01T12:04:00Z";
+
     /// A node that is well, with this condition.
     pub(crate) fn node(name: &str, fallback: Option<(bool, &str)>) -> SeenNode {
         SeenNode {
@@ -249,6 +259,7 @@ pub(crate) mod tests {
             fallback: fallback.map(|(on, message)| Fallback {
                 on,
                 of: FallenBack::read(message),
+                written: WRITTEN.parse().ok(),
             }),
             kubelet: "v1.37.2".to_owned(),
             runtime: "containerd://2.4.2".to_owned(),
@@ -294,6 +305,7 @@ pub(crate) mod tests {
     #[test]
     fn a_node_that_took_its_condition_back_has_no_old_copy() {
         let image = "reg.example/app:1".parse().unwrap();
+        let released = "2026-01-01T12:00:00.7Z".parse().unwrap();
         let others = "reg.example/other:1 (sha256:a): network; ".repeat(200);
         let long = |last: &str| format!("{others}{last} (sha256:a): network");
         let (named, unnamed) = (long("reg.example/app:1"), long("reg.example/app:10"));
@@ -318,10 +330,40 @@ pub(crate) mod tests {
             ),
         ] {
             assert_eq!(
-                node("n", fallback).still_falls_back(&image),
+                node("n", fallback).still_falls_back(Some(&image), released),
                 still,
                 "{fallback:?}"
             );
+        }
+    }
+
+    /// Its agent may be dead, or writes a little later.
+    #[test]
+    fn a_condition_is_not_believed_of_a_pod_that_was_released_later() {
+        let image = "reg.example/app:1".parse().unwrap();
+        let released = "2026-01-01T12:00:00.7Z".parse().unwrap();
+        for message in [
+            (false, "no pod runs one"),
+            (true, "reg.example/other:1: network"),
+        ] {
+            let mut node = node("n", Some(message));
+            for (written, still) in [
+                (None, true),
+                (Some("2026-01-01T11:59:59Z"), true),
+                // Before or after it in the same second.
+                (Some("2026-01-01T12:00:00Z"), true),
+                (Some("2026-01-01T12:00:01Z"), false),
+            ] {
+                let fallback = node.fallback.as_mut().unwrap();
+                fallback.written = written.map(|time| time.parse().unwrap());
+                let falls_back = node.still_falls_back(Some(&image), released);
+                assert_eq!(falls_back, still, "{message:?}, {written:?}");
+            }
+        }
+        // No condition names what is not an image's name.
+        for on in [true, false] {
+            let node = node("n", Some((on, "reg.example/app:1: network")));
+            assert_eq!(node.still_falls_back(None, released), on);
         }
     }
 
@@ -335,7 +377,10 @@ pub(crate) mod tests {
             "spec": {"unschedulable": true},
             "status": {"conditions": [
                 {"type": "Ready", "status": "True"},
-                {"type": keys::NODE_CONDITION, "status": "True", "message": "app"},
+                {
+                    "type": keys::NODE_CONDITION, "status": "True", "message": "app",
+                    "lastHeartbeatTime": WRITTEN,
+                },
             ]},
         }))
         .unwrap();
@@ -344,6 +389,8 @@ pub(crate) mod tests {
         assert_eq!(seen.place, Place::Cordoned);
         assert_eq!(seen.summary.as_deref(), Some("2 images "));
         assert_eq!(seen.open[0].registry, "reg. example");
-        assert!(seen.fallback.is_some_and(|fallback| fallback.on));
+        let fallback = seen.fallback.unwrap();
+        assert!(fallback.on);
+        assert_eq!(fallback.written, WRITTEN.parse().ok());
     }
 }

@@ -150,12 +150,8 @@ impl Fold {
             Err(_) => container.image.clone(),
         };
         let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
-        // What is no image's name is in no condition either.
-        let is_old = is_old(container)
-            && node.is_none_or(|(_, node)| match &name {
-                Ok(name) => node.still_falls_back(name),
-                Err(_) => node.fallback.as_ref().is_none_or(|fallback| fallback.on),
-            });
+        let still = |node: &SeenNode| node.still_falls_back(name.as_ref().ok(), time);
+        let is_old = is_old(container) && node.is_none_or(|(_, node)| still(node));
         let node = node.map_or(NodeIndex::MAX, |(index, _)| *index);
         if !self.images.contains_key(&image) && self.images.len() >= IMAGES_MAX {
             self.left_out.images += 1;

@@ -134,6 +134,16 @@ fn a_copy_that_was_confirmed_since_is_no_old_one() {
     assert!(shown(&status).contains("none runs an old copy"));
 }
 
+#[test]
+fn a_node_that_does_not_know_of_a_pod_yet_takes_nothing_back() {
+    let off = Some((false, "no pod on this node runs a cached image"));
+    let mut late = node("a", off);
+    late.fallback.as_mut().unwrap().written = "2026-01-01T11:59:50Z".parse().ok();
+    let status = status(vec![late], &[pod("2", "a", &failed("b", "network"))]);
+    assert_eq!(status.pods_from_cache, 1);
+    assert!(shown(&status).contains("1 runs an old copy"));
+}
+
 /// Pods of one image may have different settings.
 #[test]
 fn pods_that_are_refused_the_copy_that_others_run_are_named_with_them() {
