@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
 use trylatest_core::image::ImageName;
@@ -137,9 +138,15 @@ pub(crate) struct SeenAgent {
 }
 
 impl SeenAgent {
+    /// Reads an agent's pod. Anybody may give a pod the agent's labels: it is none unless a DaemonSet has made it, and it
+    /// has a folder of its node, for containerd's socket.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let meta = &pod.metadata;
         let spec = pod.spec.as_ref()?;
+        let mut volumes = spec.volumes.iter().flatten();
+        if !is_of_daemon_set(meta) || !volumes.any(|volume| volume.host_path.is_some()) {
+            return None;
+        }
         let agent = spec.containers.iter().find(|c| c.name == "agent");
         let agent = agent.or_else(|| spec.containers.first())?;
         let status = pod.status.as_ref();
@@ -157,6 +164,14 @@ impl SeenAgent {
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
         })
     }
+}
+
+fn is_of_daemon_set(meta: &ObjectMeta) -> bool {
+    let mut owners = meta.owner_references.iter().flatten();
+    owners.any(|owner| {
+        let is_apps = owner.api_version.starts_with("apps/");
+        owner.controller == Some(true) && owner.kind == "DaemonSet" && is_apps
+    })
 }
 
 /// How the agent of a node is.
@@ -219,22 +234,22 @@ pub(crate) async fn nodes(cluster: &Cluster) -> Looked<Vec<SeenNode>> {
 pub(crate) async fn agents(cluster: &Cluster) -> Looked<Agents> {
     let api: Api<Pod> = cluster.api(None);
     let params = ListParams::default().labels(AGENT_SELECTOR);
-    cluster
-        .each(
-            "list the agents' pods",
-            &api,
-            &params,
-            Agents::new,
-            |all, pod| {
-                keep(all, SeenAgent::of(&pod));
-            },
-        )
-        .await
+    let what = "list the agents' pods";
+    let listed = cluster
+        .each(what, &api, &params, ByNamespace::new, |all, pod| {
+            keep(all, SeenAgent::of(&pod));
+        })
+        .await;
+    listed.map(in_one_namespace)
 }
 
+/// Agents, or what looks like them, by their namespace.
+type ByNamespace = BTreeMap<String, Agents>;
+
 /// Of two agents on one node, the one that is ready counts.
-fn keep(all: &mut Agents, agent: Option<SeenAgent>) {
+fn keep(all: &mut ByNamespace, agent: Option<SeenAgent>) {
     if let Some(agent) = agent {
+        let all = all.entry(agent.namespace.clone()).or_default();
         let known = all.get(&agent.node);
         if known.is_none_or(|known| !known.ready) {
             all.insert(agent.node.clone(), agent);
@@ -242,9 +257,15 @@ fn keep(all: &mut Agents, agent: Option<SeenAgent>) {
     }
 }
 
+/// Those of the namespace that has them on most nodes. Its name is not known: an installation may choose it.
+fn in_one_namespace(all: ByNamespace) -> Agents {
+    let most = all.into_values().max_by_key(Agents::len);
+    most.unwrap_or_default()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -300,6 +321,77 @@ pub(crate) mod tests {
         away.ready = false;
         assert_eq!(state(&away), AgentState::NotWanted);
         assert_eq!(AgentState::of(&away, None), AgentState::Unknown);
+    }
+
+    /// The pod of an agent.
+    fn agent_pod(namespace: &str, node: &str, ready: bool) -> Value {
+        json!({
+            "metadata": {
+                "namespace": namespace, "name": format!("agent-{node}"),
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "agent", "uid": "1", "controller": true,
+                }],
+            },
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "agent", "image": "trylatest"}],
+                "volumes": [{"name": "containerd", "hostPath": {"path": "/run/containerd"}}],
+            },
+            "status": {"conditions": [
+                {"type": "Ready", "status": if ready { "True" } else { "False" }},
+            ]},
+        })
+    }
+
+    /// The agents that these pods are.
+    fn agents_among(pods: &[Value]) -> Agents {
+        let mut all = ByNamespace::new();
+        for pod in pods {
+            let pod = serde_json::from_value(pod.clone()).unwrap();
+            keep(&mut all, SeenAgent::of(&pod));
+        }
+        in_one_namespace(all)
+    }
+
+    #[test]
+    fn a_pod_that_only_has_the_labels_is_no_agent() {
+        let own = agent_pod("system", "n", false);
+        for (part, change) in [
+            ("/metadata/ownerReferences", json!([])),
+            ("/metadata/ownerReferences/0/kind", json!("ReplicaSet")),
+            ("/metadata/ownerReferences/0/controller", json!(false)),
+            (
+                "/metadata/ownerReferences/0/apiVersion",
+                json!("shop.example/v1"),
+            ),
+            ("/spec/volumes", json!([])),
+        ] {
+            let mut other = agent_pod("system", "n", true);
+            *other.pointer_mut(part).unwrap() = change;
+            let agents = agents_among(&[own.clone(), other]);
+            assert!(!agents["n"].ready, "{part}");
+        }
+        // An agent that is being replaced by the next one.
+        let next = agent_pod("system", "n", true);
+        assert!(agents_among(&[next, own])["n"].ready);
+    }
+
+    #[test]
+    fn agents_are_those_of_one_namespace() {
+        let own = ["a", "b"].map(|node| agent_pod("system", node, false));
+        // Whatever the order of their names.
+        for namespace in ["shop", "team"] {
+            let other = ["b", "c"].map(|node| agent_pod(namespace, node, true));
+            let mut pods = own.to_vec();
+            pods.push(agent_pod("system", "d", false));
+            pods.extend(other);
+            let agents = agents_among(&pods);
+            let nodes: Vec<_> = agents.keys().collect();
+            assert_eq!(nodes, ["a", "b", "d"], "{namespace}");
+            assert!(agents.values().all(|agent| agent.namespace == "system"));
+            assert!(!agents["b"].ready, "{namespace}");
+        }
+        assert!(agents_among(&[]).is_empty());
     }
 
     #[test]
