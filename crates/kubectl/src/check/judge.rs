@@ -31,7 +31,8 @@ pub(super) enum State {
     NotHeld,
     /// What was there, and the tag has moved since.
     Moved,
-    /// What has come since its try failed; nobody has seen from where.
+    /// What has come since its try failed, and nobody has seen from where; or the registry has confirmed it, and nobody
+    /// knows its digest.
     Unseen,
     /// A copy whose try had failed.
     Old,
@@ -140,6 +141,7 @@ pub(super) fn judge(pods: &[Pod], demand: Demand) -> Judgement {
     }
     confirm_same(&mut containers);
     if demand == Demand::Fresh {
+        doubt(&mut containers);
         compare(&mut containers);
     }
     for container in &mut containers {
@@ -293,6 +295,18 @@ impl Digests<'_> {
     }
 }
 
+/// Of what has no digest, nobody can say whether all pods run the same. The kubelet does not say what it has pulled for
+/// an image volume, for example.
+fn doubt(containers: &mut [Checked]) {
+    let current = containers.iter_mut().filter(|c| c.state == State::Current);
+    for container in current.filter(|c| c.digest.is_none()) {
+        container.state = State::Unseen;
+        container
+            .words
+            .push_str("; without its digest, it cannot be compared with what other pods run");
+    }
+}
+
 /// The registry has confirmed what these pods run when they started, and yet not all of the workload run the same.
 fn compare(containers: &mut [Checked]) {
     let key = |container: &Checked| (container.container.clone(), container.image.clone());
@@ -436,6 +450,21 @@ mod tests {
                 "{outcome}"
             );
         }
+    }
+
+    #[test]
+    fn a_copy_without_a_digest_is_unknown_to_those_who_compare() {
+        let mut pulled = release("fresh", "a");
+        pulled["digest"].take();
+        let pods = [
+            pod("1", "n", &pulled),
+            pod("2", "m", &release("fresh", "b")),
+        ];
+        let [unknown, known] = [(State::Unseen, false), (State::Current, true)];
+        assert_eq!(states(&pods, Demand::Fresh), [unknown, known]);
+        let words = &judge(&pods, Demand::Fresh).containers[0].words;
+        assert!(words.contains("cannot be compared"), "{words}");
+        assert_eq!(states(&pods, Demand::NotOld), [known, known]);
     }
 
     #[test]
