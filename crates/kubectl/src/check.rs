@@ -216,19 +216,35 @@ impl Watch<'_> {
         }
         let pods = self.cluster.api::<Pod>(namespace);
         let mine = |all: &mut Vec<Pod>, pod: Pod| {
-            if stays(self.target.kind, &pod)
-                && all.len() < PODS_MAX
-                && is_owned(&pod.metadata, &owners)
-            {
-                all.push(pod);
+            if stays(self.target.kind, &pod) && is_owned(&pod.metadata, &owners) {
+                keep(all, pod);
             }
         };
         let listed = self
             .cluster
             .each("list the workload's pods", &pods, &params, Vec::new, mine)
             .await;
-        listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))
+        let pods = listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))?;
+        not_too_many(self.target, pods)
     }
+}
+
+/// Keeps one more than can be looked at, which says that there are too many.
+fn keep(all: &mut Vec<Pod>, pod: Pod) {
+    if all.len() <= PODS_MAX {
+        all.push(pod);
+    }
+}
+
+/// The workload's pods, if all of them were kept.
+///
+/// # Errors
+/// There are too many.
+fn not_too_many(target: &Target, pods: Vec<Pod>) -> anyhow::Result<Vec<Pod>> {
+    if pods.len() > PODS_MAX {
+        bail!("{target} has more than {PODS_MAX} pods, which is more than check can look at");
+    }
+    Ok(pods)
 }
 
 /// Whether what a pod runs counts. An evicted one of a Deployment stays, but runs nothing, and another is in its place.
@@ -319,6 +335,21 @@ mod tests {
             Ok((judgement, Some(WaitsFor { why, is_final })))
         });
         (waited.await.unwrap(), begun.elapsed())
+    }
+
+    #[test]
+    fn pods_that_cannot_be_looked_at_are_not_passed_over() {
+        let target = "deployment/app".parse().unwrap();
+        let mut pods = Vec::new();
+        for _ in 0..PODS_MAX {
+            keep(&mut pods, Pod::default());
+        }
+        assert_eq!(not_too_many(&target, pods.clone()).unwrap().len(), PODS_MAX);
+        for _ in 0..3 {
+            keep(&mut pods, Pod::default());
+        }
+        let why = not_too_many(&target, pods).unwrap_err().to_string();
+        assert!(why.contains("more than 10000 pods"), "{why}");
     }
 
     /// Whatever a single request may take.
