@@ -48,8 +48,10 @@ pub(crate) struct Status {
     open_circuits: Vec<OpenCircuit>,
     /// Registries that failed for these pods.
     registries: Vec<FailingRegistry>,
-    /// Pods that wait, must not start, or started without an answer.
+    /// Pods that wait, must not start, or started without an answer; the worst of them.
     troubled: Vec<TroubledPod>,
+    /// How many of them there are, with those that are left out.
+    troubles: BTreeMap<Trouble, usize>,
     /// What was too much to be kept: so many more images, and pods of the last list.
     left_out: LeftOut,
     /// What could not be looked at, and why.

@@ -22,7 +22,7 @@ const IMAGES_MAX: usize = 20_000;
 /// Most digests of one image that are told apart.
 const DIGESTS_MAX: usize = 64;
 
-/// Most troubled pods that are named.
+/// Most troubled pods that are named: the worst.
 const TROUBLED_MAX: usize = 1_000;
 
 /// A node's place in the list.
@@ -39,10 +39,14 @@ pub(crate) struct Fold {
     pods_unreported: usize,
     images: BTreeMap<String, ImageUse>,
     registries: BTreeMap<String, RegistryUse>,
-    troubled: Vec<TroubledPod>,
+    troubled: BTreeMap<Rank, TroubledPod>,
+    troubles: BTreeMap<Trouble, usize>,
     left_out: LeftOut,
     not_seen: Vec<String>,
 }
+
+/// The worst pods come first, and then those that have been in trouble the longest; with their namespaces and names.
+type Rank = (Trouble, Option<Timestamp>, String, String);
 
 #[derive(Default)]
 struct ImageUse {
@@ -91,7 +95,8 @@ impl Fold {
             pods_unreported: 0,
             images: BTreeMap::new(),
             registries: BTreeMap::new(),
-            troubled: Vec::new(),
+            troubled: BTreeMap::new(),
+            troubles: BTreeMap::new(),
             left_out: LeftOut::default(),
             not_seen: Vec::new(),
         }
@@ -109,21 +114,9 @@ impl Fold {
             return;
         }
         self.pods += 1;
-        if let Some((trouble, since, why)) = trouble(&pod) {
-            if self.troubled.len() < TROUBLED_MAX {
-                self.troubled.push(TroubledPod {
-                    trouble,
-                    namespace: pod.namespace.clone(),
-                    name: pod.name.clone(),
-                    node: pod.node.clone(),
-                    since,
-                    why,
-                });
-            } else {
-                self.left_out.troubled += 1;
-            }
-        } else {
-            self.pods_unreported += usize::from(pod.is_unreported());
+        match troubled(&pod) {
+            Some(troubled) => self.troubled(troubled),
+            None => self.pods_unreported += usize::from(pod.is_unreported()),
         }
         let Some(release) = &pod.release else { return };
         let mut is_from_cache = false;
@@ -134,6 +127,22 @@ impl Fold {
         let is_behind = !is_from_cache && containers.any(|container| container.moved.is_some());
         self.pods_from_cache += usize::from(is_from_cache);
         self.pods_behind += usize::from(is_behind);
+    }
+
+    /// Counts it, and keeps it unless there are enough that are worse.
+    fn troubled(&mut self, pod: TroubledPod) {
+        *self.troubles.entry(pod.trouble).or_default() += 1;
+        let rank = (
+            pod.trouble,
+            pod.since,
+            pod.namespace.clone(),
+            pod.name.clone(),
+        );
+        self.troubled.insert(rank, pod);
+        if self.troubled.len() > TROUBLED_MAX {
+            self.troubled.pop_last();
+            self.left_out.troubled += 1;
+        }
     }
 
     /// Returns whether it runs from the cache.
@@ -207,8 +216,6 @@ impl Fold {
             })
             .collect();
         registries.sort_by_key(|registry| std::cmp::Reverse(registry.pods));
-        let mut troubled = self.troubled;
-        troubled.sort_by(|a, b| (a.trouble, a.since, &a.name).cmp(&(b.trouble, b.since, &b.name)));
         Status {
             time,
             namespace: self.namespace,
@@ -221,7 +228,8 @@ impl Fold {
             skew,
             open_circuits: Vec::new(),
             registries,
-            troubled,
+            troubled: self.troubled.into_values().collect(),
+            troubles: self.troubles,
             left_out: self.left_out,
             not_seen: self.not_seen,
         }
@@ -310,6 +318,19 @@ fn has_started(container: &ContainerRelease) -> bool {
         | Outcome::NotHeld => true,
         Outcome::HandedOver | Outcome::Unavailable | Outcome::Refused => false,
     }
+}
+
+/// The pod, if something is the matter with it.
+fn troubled(pod: &SeenPod) -> Option<TroubledPod> {
+    let (trouble, since, why) = trouble(pod)?;
+    Some(TroubledPod {
+        trouble,
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        node: pod.node.clone(),
+        since,
+        why,
+    })
 }
 
 /// What is the matter with it, since when, and why.

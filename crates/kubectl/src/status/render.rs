@@ -130,15 +130,15 @@ impl Screen<'_> {
 
     /// How many pods have this trouble.
     fn count(&self, trouble: Trouble) -> usize {
-        let troubled = self.status.troubled.iter();
-        troubled.filter(|pod| pod.trouble == trouble).count()
+        let counts = &self.status.troubles;
+        counts.get(&trouble).copied().unwrap_or_default()
     }
 
     fn nodes(&self) -> String {
         let nodes = &self.status.nodes;
         let rows = nodes.iter().take(self.rows).map(|node| self.node(node));
         let head = ["NODE", "AGENT", "FALLBACK", "SUMMARY"];
-        table("Nodes", head, rows.collect(), nodes.len())
+        self.table("Nodes", head, rows.collect(), nodes.len())
     }
 
     fn node(&self, node: &NodeStatus) -> [Cell; 4] {
@@ -197,7 +197,7 @@ impl Screen<'_> {
         });
         let head = ["IMAGE", "PODS", "NODES", "COPY", "CONFIRMED", "WHY"];
         let total = stale.len() + self.status.left_out.images;
-        table(
+        self.table(
             "Images that run from an old copy",
             head,
             rows.collect(),
@@ -222,7 +222,7 @@ impl Screen<'_> {
         let total = skew.iter().map(|image| image.digests.len()).sum();
         let head = ["IMAGE", "DIGEST", "PODS", "NODES", "LAST RELEASED"];
         let rows = all.take(self.rows).collect();
-        table("Tags of which pods run several digests", head, rows, total)
+        self.table("Tags of which pods run several digests", head, rows, total)
     }
 
     fn open_circuits(&self) -> String {
@@ -237,7 +237,7 @@ impl Screen<'_> {
         });
         let head = ["REGISTRY", "NODES", "FOR", "WHY"];
         let title = "Registries that nodes do not ask for each pod now (their circuits are open)";
-        table(title, head, rows.collect(), open.len())
+        self.table(title, head, rows.collect(), open.len())
     }
 
     fn registries(&self) -> String {
@@ -253,7 +253,7 @@ impl Screen<'_> {
         });
         let head = ["REGISTRY", "PODS", "NODES", "LAST", "WHY"];
         let title = "Registries that failed when these pods started";
-        table(title, head, rows.collect(), failing.len())
+        self.table(title, head, rows.collect(), failing.len())
     }
 
     fn troubled(&self) -> String {
@@ -274,12 +274,38 @@ impl Screen<'_> {
         });
         let head = ["POD", "STATE", "FOR", "NODE", "WHY"];
         let total = troubled.len() + self.status.left_out.troubled;
-        table(
+        self.table(
             "Pods to look at (kubectl trylatest explain POD)",
             head,
             rows.collect(),
             total,
         )
+    }
+
+    /// A table with a title, if it has a row; `total` rows exist, even if some were not kept.
+    fn table<const N: usize>(
+        &self,
+        title: &str,
+        head: [&str; N],
+        rows: Vec<[Cell; N]>,
+        total: usize,
+    ) -> String {
+        if rows.is_empty() {
+            return String::new();
+        }
+        let more = total.saturating_sub(rows.len());
+        // Whoever has asked for all of them gets no more.
+        let how = if self.rows == usize::MAX {
+            ""
+        } else {
+            " (--all)"
+        };
+        let mut text = format!("\n{}\n{}", styled(HEAD, title), columns(head, rows));
+        if more > 0 {
+            let words = format!("and {more} more{how}");
+            let _ = writeln!(text, "  {}", styled(DIM, &words));
+        }
+        text
     }
 
     fn cut(&self, words: &str) -> String {
@@ -288,28 +314,6 @@ impl Screen<'_> {
             None => words.to_owned(),
         }
     }
-}
-
-/// A table with a title, if it has a row; `total` rows exist, even if some were not kept.
-fn table<const N: usize>(
-    title: &str,
-    head: [&str; N],
-    rows: Vec<[Cell; N]>,
-    total: usize,
-) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
-    let more = total.saturating_sub(rows.len());
-    let mut text = format!("\n{}\n{}", styled(HEAD, title), columns(head, rows));
-    if more > 0 {
-        let _ = writeln!(
-            text,
-            "  {}",
-            styled(DIM, &format!("and {more} more (--all)"))
-        );
-    }
-    text
 }
 
 /// How long ago a time without seconds was.

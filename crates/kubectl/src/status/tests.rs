@@ -359,6 +359,33 @@ fn a_screen_is_bounded_and_says_what_is_left_out() {
 }
 
 #[test]
+fn the_worst_pods_are_kept_and_all_are_counted() {
+    let waits = |n: usize| held(&format!("p{n}"), &json!({"running": {}}));
+    let refused = held(
+        "refused",
+        &json!({"terminated": {"exitCode": 1, "message": "refused: app: too old\nrefused after 0.10s"}}),
+    );
+    let mut pods: Vec<_> = (0..1_200).map(waits).collect();
+    pods.push(refused);
+    let status = status(vec![node("a", None)], &pods);
+    assert_eq!(status.troubled.len(), 1_000);
+    assert_eq!(status.troubled[0].trouble, Trouble::Refused);
+    assert_eq!(status.left_out.troubled, 201);
+    let text = shown(&status);
+    assert!(text.contains("1200 waiting, 1 refused"), "{text}");
+    assert!(text.contains("and 1191 more (--all)"), "{text}");
+    let all = render::text(&status, true, false);
+    assert!(
+        all.contains("and 201 more") && !all.contains("--all"),
+        "{all}"
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["troubles"], json!({"refused": 1, "waiting": 1200}));
+    let yaml = serde_saphyr::to_string(&status).unwrap();
+    assert!(yaml.contains("  waiting: 1200"), "{yaml}");
+}
+
+#[test]
 fn what_could_not_be_looked_at_is_said() {
     let forbidden = Unseen::Forbidden("list nodes: forbidden".into());
     let status = Status::new(
