@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, Error, bail};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams};
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::judge::{Checked, Demand, Judgement};
 use self::rollout::Rollout;
 use crate::args::CheckArgs;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Unseen};
 use crate::output::{self, BAD, Cell, GOOD, HEAD, ODD, columns, styled};
 use crate::target::{Kind, Target};
 
@@ -109,35 +109,77 @@ pub(crate) async fn run(
 }
 
 /// Looks until nothing is to be waited for, or until the time is up, even in the middle of a look: how it is by then, and
-/// why the rollout has not ended, if it has not. None if not even the first look came to an end.
+/// why the rollout has not ended, if it has not. A look that fails is repeated if that may pass. None if not even the
+/// first look came to an end.
 ///
 /// # Errors
-/// Those of a look.
+/// A look fails for good, or none succeeds until the time is up.
 async fn wait(
     deadline: Instant,
-    mut look: impl AsyncFnMut() -> anyhow::Result<(Judgement, Option<WaitsFor>)>,
+    mut look: impl AsyncFnMut() -> Result<(Judgement, Option<WaitsFor>), Failure>,
 ) -> anyhow::Result<Option<(Judgement, Option<String>)>> {
     let mut seen: Option<(Judgement, String)> = None;
+    let mut has_failed = false;
+    let in_the_end = |seen: Option<(Judgement, String)>, what: &str| {
+        seen.map(|(judgement, why)| (judgement, Some(format!("{why}; {what}"))))
+    };
     loop {
         let Ok(looked) = timeout_at(deadline, look()).await else {
-            return Ok(seen.map(|(judgement, why)| {
-                let why = format!("{why}; the time was up before the next look ended");
-                (judgement, Some(why))
-            }));
+            return Ok(in_the_end(
+                seen,
+                "the time was up before the next look ended",
+            ));
         };
-        let (judgement, waits_for) = looked?;
-        let Some(WaitsFor { why, is_final }) = waits_for else {
-            return Ok(Some((judgement, None)));
-        };
-        if is_final || Instant::now() + PAUSE > deadline {
-            return Ok(Some((judgement, Some(why))));
+        let is_last = Instant::now() + PAUSE > deadline;
+        match looked {
+            Ok((judgement, None)) => return Ok(Some((judgement, None))),
+            Ok((judgement, Some(WaitsFor { why, is_final }))) => {
+                if is_final || is_last {
+                    return Ok(Some((judgement, Some(why))));
+                }
+                // Once.
+                if seen.is_none_or(|(_, said)| said != why) {
+                    eprintln!("waiting: {why}");
+                }
+                seen = Some((judgement, why));
+                has_failed = false;
+            }
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::MayPass(why)) if is_last => {
+                let ended = in_the_end(seen, &format!("the last look failed: {why}"));
+                return ended.map(Some).ok_or_else(|| Error::msg(why));
+            }
+            Err(Failure::MayPass(why)) => {
+                if !has_failed {
+                    eprintln!("waiting: {why}");
+                }
+                has_failed = true;
+            }
         }
-        // Once.
-        if seen.is_none_or(|(_, said)| said != why) {
-            eprintln!("waiting: {why}");
-        }
-        seen = Some((judgement, why));
         sleep(PAUSE).await;
+    }
+}
+
+/// Why a look came to nothing.
+enum Failure {
+    /// The API server did not answer, or not with what was asked for. The next look may succeed.
+    MayPass(String),
+    /// It will not change by itself.
+    Final(Error),
+}
+
+impl From<Unseen> for Failure {
+    fn from(unseen: Unseen) -> Self {
+        match unseen {
+            Unseen::Failed(why) => Self::MayPass(why),
+            Unseen::Forbidden(why) | Unseen::Absent(why) => Self::Final(Error::msg(why)),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
     }
 }
 
@@ -156,13 +198,13 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// How the workload's pods are, and what there is to wait for, if anything.
-    async fn look(&self) -> anyhow::Result<(Judgement, Option<WaitsFor>)> {
+    async fn look(&self) -> Result<(Judgement, Option<WaitsFor>), Failure> {
         let name = &self.target.name;
         let what = format!("get {}", self.target);
         let objects = self.cluster.objects(self.target);
-        let object = self.cluster.need(&what, objects.get(name)).await?;
+        let object = self.cluster.ask(&what, objects.get(name)).await?;
         let pods = self.pods(&object).await?;
-        let json = serde_json::to_value(&object)?;
+        let json = serde_json::to_value(&object).map_err(Error::from)?;
         let judgement = judge::judge(&pods, self.demand);
         let waits = |why, is_final| Some(WaitsFor { why, is_final });
         match rollout::rollout(self.target.kind, &json) {
@@ -170,17 +212,7 @@ impl Watch<'_> {
             Rollout::Failed(why) => return Ok((judgement, waits(why, true))),
             Rollout::Done => {}
         }
-        if pods.is_empty() {
-            bail!("{} has no pods", self.target);
-        }
-        if judgement.containers.is_empty() {
-            bail!(
-                "{} has no TryLatest container or image volume: neither the policy TryLatest nor the annotations \
-                 trylatest.dev/containers and trylatest.dev/volumes had any effect when its pods were created (kubectl \
-                 trylatest doctor)",
-                self.target
-            );
-        }
+        has_something_to_judge(self.target, &judgement)?;
         let pulls = judgement
             .containers
             .iter()
@@ -190,12 +222,12 @@ impl Watch<'_> {
     }
 
     /// The pods that the workload has now.
-    async fn pods(&self, object: &DynamicObject) -> anyhow::Result<Vec<Pod>> {
+    async fn pods(&self, object: &DynamicObject) -> Result<Vec<Pod>, Failure> {
         let namespace = Some(self.cluster.namespace());
         let uid = object.metadata.uid.clone().unwrap_or_default();
         if self.target.kind == Kind::Pod {
-            let pod = serde_json::from_value(serde_json::to_value(object)?)?;
-            return Ok(vec![pod]);
+            let pod = serde_json::to_value(object).and_then(serde_json::from_value);
+            return Ok(vec![pod.map_err(Error::from)?]);
         }
         let selector = rollout::selector(&object.data).context("the workload has no selector")?;
         let params = ListParams::default().labels(&selector);
@@ -212,7 +244,7 @@ impl Watch<'_> {
                 .cluster
                 .each(what, &sets, &params, Vec::new, mine)
                 .await;
-            owners.extend(listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))?);
+            owners.extend(listed?);
         }
         let pods = self.cluster.api::<Pod>(namespace);
         let mine = |all: &mut Vec<Pod>, pod: Pod| {
@@ -224,9 +256,26 @@ impl Watch<'_> {
             .cluster
             .each("list the workload's pods", &pods, &params, Vec::new, mine)
             .await;
-        let pods = listed.map_err(|unseen| anyhow::anyhow!("{}", unseen.why()))?;
-        not_too_many(self.target, pods)
+        Ok(not_too_many(self.target, listed?)?)
     }
+}
+
+/// Checks that there is something to judge.
+///
+/// # Errors
+/// The workload has no pods, or none that is a TryLatest pod.
+fn has_something_to_judge(target: &Target, judgement: &Judgement) -> anyhow::Result<()> {
+    if judgement.pods == 0 {
+        bail!("{target} has no pods");
+    }
+    if judgement.containers.is_empty() {
+        bail!(
+            "{target} has no TryLatest container or image volume: neither the policy TryLatest nor the annotations \
+             trylatest.dev/containers and trylatest.dev/volumes had any effect when its pods were created (kubectl \
+             trylatest doctor)"
+        );
+    }
+    Ok(())
 }
 
 /// Keeps one more than can be looked at, which says that there are too many.
@@ -320,6 +369,63 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 
+    type Looked = Result<(Judgement, Option<WaitsFor>), Failure>;
+
+    fn done() -> Looked {
+        Ok((judge::judge(&[], Demand::NotOld), None))
+    }
+
+    fn not_ready() -> Looked {
+        let why = "the pod is not ready".to_owned();
+        let is_final = false;
+        Ok((
+            judge::judge(&[], Demand::NotOld),
+            Some(WaitsFor { why, is_final }),
+        ))
+    }
+
+    fn refused() -> Looked {
+        Err(Unseen::Failed("connection refused".into()).into())
+    }
+
+    /// What `check` makes of these looks, of which the last one is repeated, and how long it takes.
+    async fn waits(looks: &[fn() -> Looked]) -> (anyhow::Result<Option<String>>, Duration) {
+        let begun = Instant::now();
+        let looked = Cell::new(0);
+        let waited = wait(begun + TIMEOUT, async || {
+            let look = looks.get(looked.replace(looked.get() + 1));
+            look.or(looks.last()).unwrap()()
+        });
+        let waited = waited.await.map(|waited| waited.unwrap().1);
+        (waited, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_restarts_does_not_end_the_check() {
+        let (waited, took) = waits(&[refused, not_ready, refused, refused, done]).await;
+        assert_eq!((waited.unwrap(), took), (None, 4 * PAUSE));
+        // Until the time is up.
+        let (waited, took) = waits(&[refused]).await;
+        assert_eq!(waited.unwrap_err().to_string(), "connection refused");
+        assert!(took <= TIMEOUT && took + PAUSE > TIMEOUT, "{took:?}");
+        // It has seen the workload once.
+        let (waited, _) = waits(&[not_ready, refused]).await;
+        let why = "the pod is not ready; the last look failed: connection refused";
+        assert_eq!(waited.unwrap().as_deref(), Some(why));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_pass_ends_the_check_at_once() {
+        let forbidden: fn() -> Looked = || Err(Unseen::Forbidden("you may not".into()).into());
+        let absent: fn() -> Looked = || Err(Unseen::Absent("you may not".into()).into());
+        let others: fn() -> Looked = || Err(Error::msg("you may not").into());
+        for look in [forbidden, absent, others] {
+            let (waited, took) = waits(&[not_ready, look, done]).await;
+            assert_eq!(waited.unwrap_err().to_string(), "you may not");
+            assert_eq!(took, PAUSE);
+        }
+    }
+
     /// What `check` makes of looks, of which the first few see a rollout under way, and how long it takes. The next one
     /// never ends.
     async fn hangs_after(looks: usize) -> (Option<(Judgement, Option<String>)>, Duration) {
@@ -329,10 +435,7 @@ mod tests {
             if looked.replace(looked.get() + 1) == looks {
                 pending::<()>().await;
             }
-            let judgement = judge::judge(&[], Demand::NotOld);
-            let why = "the pod is not ready".to_owned();
-            let is_final = false;
-            Ok((judgement, Some(WaitsFor { why, is_final })))
+            not_ready()
         });
         (waited.await.unwrap(), begun.elapsed())
     }
