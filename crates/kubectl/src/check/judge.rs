@@ -194,6 +194,11 @@ fn state(pod: &SeenPod, container: &OurContainer) -> (State, String) {
                 (State::Pending, "it waits for its agent".to_owned())
             }
             Gate::Wanting(why) => (State::Pending, why.clone()),
+            // Agents write to it after its start. Of one that has ended, they say nothing more.
+            Gate::Missing if pod.label == Label::Unheld && !pod.over => {
+                let words = "its agent has not reported yet what it started from";
+                (State::Pending, words.to_owned())
+            }
             Gate::Refused(why) => (State::Refused, why.clone()),
             Gate::Opened | Gate::Unanswered | Gate::Missing => {
                 let words = "no agent has said what it started from";
@@ -504,6 +509,24 @@ mod tests {
         let waits = without_release(&json!({"running": {}}));
         let judged = judge(&[waits], Demand::NotOld);
         assert!(judged.containers[0].waits);
+    }
+
+    #[test]
+    fn a_pod_without_a_gate_is_waited_for_until_its_agent_reports() {
+        let mut unheld = without_release(&json!({}));
+        let labels = unheld.metadata.labels.as_mut().unwrap();
+        labels.insert("trylatest.dev/gated".into(), "none".into());
+        unheld.spec.as_mut().unwrap().init_containers = None;
+        let judged = judge(&[unheld.clone()], Demand::NotOld);
+        let [container] = &judged.containers[..] else {
+            panic!("{judged:?}");
+        };
+        assert_eq!((container.state, container.ok), (State::Pending, false));
+        assert!(container.waits);
+        // It has ended before its agent saw what it ran.
+        unheld.status.as_mut().unwrap().phase = Some("Succeeded".into());
+        let judged = states(&[unheld], Demand::NotOld);
+        assert_eq!(judged, [(State::Unanswered, false)]);
     }
 
     /// Its node has rebooted, and its agent was not there when the gate ran again.
