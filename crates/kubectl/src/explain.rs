@@ -397,6 +397,8 @@ mod tests {
         assert!(with(refused, &Agent::NoNode).contains("The gate said: refused: app: too old"));
         let mut plain = pod("a", "n", &json!(null));
         plain.metadata.labels = None;
-        assert!(shown(&SeenPod::of(&plain), &Agent::NoNode).contains("This is not a TryLatest pod"));
+        assert!(
+            shown(&SeenPod::of(&plain), &Agent::NoNode).contains("This is not a TryLatest pod")
+        );
     }
 }

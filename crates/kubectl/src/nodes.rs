@@ -235,32 +235,21 @@ pub(crate) async fn agents(cluster: &Cluster) -> Looked<Agents> {
     let api: Api<Pod> = cluster.api(None);
     let params = ListParams::default().labels(AGENT_SELECTOR);
     let what = "list the agents' pods";
-    let listed = cluster
-        .each(what, &api, &params, ByNamespace::new, |all, pod| {
+    cluster
+        .each(what, &api, &params, Agents::new, |all, pod| {
             keep(all, SeenAgent::of(&pod));
         })
-        .await;
-    listed.map(in_one_namespace)
+        .await
 }
 
-/// Agents, or what looks like them, by their namespace.
-type ByNamespace = BTreeMap<String, Agents>;
-
 /// Of two agents on one node, the one that is ready counts.
-fn keep(all: &mut ByNamespace, agent: Option<SeenAgent>) {
+fn keep(all: &mut Agents, agent: Option<SeenAgent>) {
     if let Some(agent) = agent {
-        let all = all.entry(agent.namespace.clone()).or_default();
         let known = all.get(&agent.node);
         if known.is_none_or(|known| !known.ready) {
             all.insert(agent.node.clone(), agent);
         }
     }
-}
-
-/// Those of the namespace that has them on most nodes. Its name is not known: an installation may choose it.
-fn in_one_namespace(all: ByNamespace) -> Agents {
-    let most = all.into_values().max_by_key(Agents::len);
-    most.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -345,12 +334,12 @@ pub(crate) mod tests {
 
     /// The agents that these pods are.
     fn agents_among(pods: &[Value]) -> Agents {
-        let mut all = ByNamespace::new();
+        let mut all = Agents::new();
         for pod in pods {
             let pod = serde_json::from_value(pod.clone()).unwrap();
             keep(&mut all, SeenAgent::of(&pod));
         }
-        in_one_namespace(all)
+        all
     }
 
     #[test]
@@ -374,24 +363,6 @@ pub(crate) mod tests {
         // An agent that is being replaced by the next one.
         let next = agent_pod("system", "n", true);
         assert!(agents_among(&[next, own])["n"].ready);
-    }
-
-    #[test]
-    fn agents_are_those_of_one_namespace() {
-        let own = ["a", "b"].map(|node| agent_pod("system", node, false));
-        // Whatever the order of their names.
-        for namespace in ["shop", "team"] {
-            let other = ["b", "c"].map(|node| agent_pod(namespace, node, true));
-            let mut pods = own.to_vec();
-            pods.push(agent_pod("system", "d", false));
-            pods.extend(other);
-            let agents = agents_among(&pods);
-            let nodes: Vec<_> = agents.keys().collect();
-            assert_eq!(nodes, ["a", "b", "d"], "{namespace}");
-            assert!(agents.values().all(|agent| agent.namespace == "system"));
-            assert!(!agents["b"].ready, "{namespace}");
-        }
-        assert!(agents_among(&[]).is_empty());
     }
 
     #[test]

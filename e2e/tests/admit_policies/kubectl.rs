@@ -87,6 +87,8 @@ impl<'a> Stage<'a> {
     }
 
     async fn set_fallback(&self, status: &str, message: &str) -> anyhow::Result<()> {
+        // In whole seconds, and after any release before it.
+        let written = format!("{:.0}", now() + Duration::from_secs(2));
         let status = json!({"status": {
             "nodeInfo": {
                 "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "containerd://1.6.20",
@@ -95,7 +97,10 @@ impl<'a> Stage<'a> {
             },
             "conditions": [
                 {"type": "Ready", "status": "True"},
-                {"type": keys::NODE_CONDITION, "status": status, "message": message},
+                {
+                    "type": keys::NODE_CONDITION, "status": status, "message": message,
+                    "lastHeartbeatTime": written,
+                },
             ],
         }});
         let nodes: Objects<Node> = Objects::all(self.api.plane.client());
@@ -106,24 +111,31 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// In a namespace of its own, where no DaemonSet takes it for one of its pods.
+    /// A DaemonSet's pod on the node, with a folder of the node.
     async fn make_agent(&self) -> anyhow::Result<()> {
-        let agent = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "agent", "labels": {
-                "app.kubernetes.io/name": "trylatest", "app.kubernetes.io/component": "agent",
-            }},
-            "spec": {
-                "nodeName": self.node, "tolerations": [{"operator": "Exists"}],
-                "containers": [container("agent", "IfNotPresent")],
-            },
+        let labels = json!({
+            "app.kubernetes.io/name": "trylatest", "app.kubernetes.io/component": "agent",
         });
-        self.space.create(&agent).await?;
-        self.set_status(
-            "agent",
-            &json!({"phase": "Running", "conditions": [ready()]}),
-        )
-        .await
+        let here = json!({"key": "metadata.name", "operator": "In", "values": [self.node]});
+        let here = json!({"nodeSelectorTerms": [{"matchFields": [here]}]});
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"},
+            "spec": {"selector": {"matchLabels": labels}, "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": here}},
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [container("agent", "IfNotPresent")],
+                    "volumes": [{"name": "containerd", "hostPath": {"path": "/run/containerd"}}],
+                },
+            }},
+        });
+        self.space.create(&set).await?;
+        let agent = self
+            .bind("app.kubernetes.io/component=agent", "the DaemonSet")
+            .await?;
+        let status = json!({"phase": "Running", "conditions": [ready()]});
+        self.set_status(&agent, &status).await
     }
 
     async fn set_status(&self, pod: &str, status: &Value) -> anyhow::Result<()> {
@@ -137,8 +149,23 @@ impl<'a> Stage<'a> {
 
     /// Binds the one pod of the Deployment to the node, and lets it start.
     async fn start_app(&self) -> anyhow::Result<String> {
-        let params = ListParams::default().labels("app=app");
-        let name = wait::until("the Deployment has a pod", SOON, || async {
+        let name = self.bind("app=app", "the Deployment").await?;
+        let gate = json!({
+            "name": keys::GATE, "image": "gate", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 0, "message": "opened after 0.10s"}},
+        });
+        let status = json!({
+            "phase": "Running", "conditions": [ready()], "initContainerStatuses": [gate],
+        });
+        self.set_status(&name, &status).await?;
+        Ok(name)
+    }
+
+    /// Binds the pod that a workload has made to the node. Its name.
+    async fn bind(&self, selector: &str, workload: &str) -> anyhow::Result<String> {
+        let params = ListParams::default().labels(selector);
+        let what = format!("{workload} has a pod");
+        let name = wait::until(&what, SOON, || async {
             let pods = self.pods().list(&params).await?.items;
             Ok(pods.into_iter().find_map(|pod| pod.metadata.name))
         })
@@ -153,14 +180,6 @@ impl<'a> Stage<'a> {
         );
         let raw = ["create", "--raw", &path, "-f", "-"];
         self.space.kubectl(&raw, Some(&binding)).await?;
-        let gate = json!({
-            "name": keys::GATE, "image": "gate", "imageID": "", "ready": true, "restartCount": 0,
-            "state": {"terminated": {"exitCode": 0, "message": "opened after 0.10s"}},
-        });
-        let status = json!({
-            "phase": "Running", "conditions": [ready()], "initContainerStatuses": [gate],
-        });
-        self.set_status(&name, &status).await?;
         Ok(name)
     }
 
