@@ -239,8 +239,15 @@ async fn is_refused_a_configuration(node: &Node, seen: &Seen) -> anyhow::Result<
     shown
 }
 
-/// A pod starts without an agent, which counts it when it is back.
+/// The agent goes while a pod waits for it. Another pod starts without an agent, which counts it when it is back.
 async fn loses_its_agent(node: &Node, seen: &Seen) -> anyhow::Result<()> {
+    let broken = node.space("shown-broken").await?;
+    broken.push("one").await?;
+    broken.registry.fault(Fault::Unavailable).await?;
+    let begin = seen.prometheus.now().await?;
+    broken.work.create(&tried("waits", &broken.image())).await?;
+    let waits = "trylatest_waiting_pods > 0";
+    seen.prometheus.shows(begin, waits, SEEN).await?;
     let space = node.space("shown-alone").await?;
     space.push("one").await?;
     node.install.away().await?;
@@ -255,6 +262,7 @@ async fn loses_its_agent(node: &Node, seen: &Seen) -> anyhow::Result<()> {
     node.install.back().await?;
     ran?;
     seen.alerts("TryLatestGatesUnanswered").await?;
+    broken.end().await?;
     space.end().await
 }
 
