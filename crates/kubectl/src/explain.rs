@@ -210,11 +210,10 @@ fn summary(pod: &SeenPod, agent: &Agent, now: Timestamp) -> String {
             }
             None => "Its gate has opened, but its release is gone or cannot be read.".to_owned(),
         },
-        (Gate::Unanswered, _) => match pod.release.as_ref().and_then(|release| release.unseen) {
-            Some(_) => "Its gate opened by itself: it could not see the agent's answer.".to_owned(),
-            None => "Its gate opened by itself after 20 s, because no agent answered: it started as with IfNotPresent."
-                .to_owned(),
-        },
+        (Gate::Unanswered, _) if pod.is_unanswered() => {
+            "Its gate opened by itself after 20 s, because no agent answered: it started as with IfNotPresent.".to_owned()
+        }
+        (Gate::Unanswered, _) => "Its gate opened by itself: it could not see the agent's answer.".to_owned(),
         (Gate::Refused(message), _) => {
             let last = message.clone();
             format!("Its gate does not let it start, because it must not use the copy on the node. The gate said: {last}")
@@ -223,7 +222,7 @@ fn summary(pod: &SeenPod, agent: &Agent, now: Timestamp) -> String {
 }
 
 fn explained(pod: &SeenPod, own: &OurContainer, now: Timestamp) -> Explained {
-    let release = pod.released(&own.name);
+    let release = pod.released(&own.name).filter(|_| !pod.is_unanswered());
     let progress = pod
         .progress
         .as_ref()
