@@ -371,10 +371,12 @@ mod tests {
 
     type Looked = Result<(Judgement, Option<WaitsFor>), Failure>;
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is one of several looks")]
     fn done() -> Looked {
         Ok((judge::judge(&[], Demand::NotOld), None))
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is one of several looks")]
     fn not_ready() -> Looked {
         let why = "the pod is not ready".to_owned();
         let is_final = false;

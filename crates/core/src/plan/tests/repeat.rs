@@ -62,15 +62,15 @@ fn a_gate_that_has_ended_at_the_runtime_is_left_alone_for_a_while() {
         ..running.clone()
     };
     for (ends, until) in [
-        (Event::GatesRun([].into()), AFTER * 3),
+        (Event::GatesRun([].into()), 15_000),
         // Nobody has said that it has ended.
-        (Event::GatesUnknown, AFTER),
+        (Event::GatesUnknown, 5_000),
     ] {
         world.see(&pending);
         world.handle(Event::GatesRun([running.id.uid.clone()].into()));
         world.handle(ends);
         world.see(&running);
-        assert_eq!(world.wait(until - Duration::from_millis(1)), []);
+        assert_eq!(world.wait(Duration::from_millis(until - 1)), []);
         assert_eq!(world.wait(Duration::from_millis(1)).len(), 1);
     }
 }
