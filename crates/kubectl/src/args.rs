@@ -227,7 +227,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub fresh: bool,
 
-    /// How long to wait for the rollout, for pods whose images the kubelet still pulls, and for the API server
+    /// How long to wait for the rollout, for pods whose images the kubelet still pulls or whose agent has not reported yet,
+    /// and for the API server
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
 
