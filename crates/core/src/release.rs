@@ -238,6 +238,11 @@ impl ContainerRelease {
         }
     }
 
+    /// What it runs, as far as the pod says it.
+    pub fn what_runs(&self) -> Option<&Digest> {
+        self.runs.as_ref().or(self.digest.as_ref())
+    }
+
     /// Whether it runs something else than the first pod of its rollout got on this node, or than it was released
     /// with, although it is to run the same.
     pub fn is_other(&self) -> bool {

@@ -222,7 +222,7 @@ fn summary(pod: &SeenPod, agent: &Agent, now: Timestamp) -> String {
 }
 
 fn explained(pod: &SeenPod, own: &OurContainer, now: Timestamp) -> Explained {
-    let release = pod.released(&own.name).filter(|_| !pod.is_unanswered());
+    let release = pod.released(&own.name);
     let progress = pod
         .progress
         .as_ref()

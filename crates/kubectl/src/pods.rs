@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod};
-use trylatest_core::digest::Digest;
 use trylatest_core::gate::End;
 use trylatest_core::keys;
 use trylatest_core::release::{ContainerRelease, Progress, Release};
@@ -84,10 +83,11 @@ impl SeenPod {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// What was said of one of its containers, if that is about the image that it has now: the image of a running pod
-    /// may be changed.
+    /// What was said of one of its containers, if that is about the image that it has now, and about its gate's last run:
+    /// the image of a running pod may be changed.
     pub(crate) fn released(&self, container: &str) -> Option<&ContainerRelease> {
-        let given = self.release.as_ref()?.containers.get(container)?;
+        let release = self.release.as_ref().filter(|_| !self.is_unanswered());
+        let given = release?.containers.get(container)?;
         let now = self.ours.iter().find(|ours| ours.name == container);
         now.is_none_or(|now| now.image == given.image)
             .then_some(given)
@@ -137,11 +137,6 @@ impl SeenPod {
             ours: ours(pod),
         }
     }
-}
-
-/// What a container runs, as far as its release says it.
-pub(crate) fn runs(release: &ContainerRelease) -> Option<&Digest> {
-    release.runs.as_ref().or(release.digest.as_ref())
 }
 
 /// Whether a container runs a copy although its try had failed.

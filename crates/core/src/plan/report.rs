@@ -142,8 +142,8 @@ fn latest<'a>(known: &'a Known, users: &Users<'a>, now: Timestamp) -> Option<Lat
 
 /// Whether the pod runs a copy that it fell back to, and the registry has not said since that the tag points to that.
 pub(super) fn runs_old((time, release): &ReleasedWith<'_>, known: &Known) -> bool {
-    let digest = release.runs.as_ref().or(release.digest.as_ref());
-    let stands = digest.is_some_and(|digest| known.is_confirmed_since(*time, digest));
+    let stands =
+        (release.what_runs()).is_some_and(|digest| known.is_confirmed_since(*time, digest));
     release.runs_fallback() && !stands
 }
 

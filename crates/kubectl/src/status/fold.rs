@@ -14,7 +14,7 @@ use super::{
     DigestUse, FailingRegistry, LeftOut, SkewedImage, StaleImage, Status, Trouble, TroubledPod,
 };
 use crate::nodes::SeenNode;
-use crate::pods::{Gate, Label, SeenPod, is_old, runs};
+use crate::pods::{Gate, Label, SeenPod, is_old};
 
 /// Most images that are told apart.
 const IMAGES_MAX: usize = 20_000;
@@ -168,7 +168,7 @@ impl Fold {
         }
         let used = self.images.entry(image).or_default();
         let is_known = has_started(container) && !pod.is_unanswered();
-        if let Some(digest) = runs(container).filter(|_| is_known) {
+        if let Some(digest) = container.what_runs().filter(|_| is_known) {
             used.count(digest, node, time);
         }
         if is_old || container.moved.is_some() {
@@ -278,7 +278,7 @@ impl Old {
         }
         self.nodes.insert(node);
         if self.digests.len() < DIGESTS_MAX {
-            self.digests.extend(runs(container).cloned());
+            self.digests.extend(container.what_runs().cloned());
         }
         self.classes.extend(container.class());
         if container.rolled_back.is_some() {
