@@ -161,17 +161,19 @@ async fn users_among(node: &Containerd, above: Vec<Snapshot>) -> Result<Users, R
         return Ok(Users::default());
     }
     let pods = containers::pods(&node.calls).await?;
-    let names = ids
-        .into_iter()
-        .map(|id| pods.get(&id).cloned().unwrap_or_else(|| stranger(id)));
+    let names = ids.into_iter().map(|id| {
+        pods.get(&id)
+            .cloned()
+            .unwrap_or_else(|| without_container(id))
+    });
     let names: BTreeSet<String> = names.collect();
     Ok(Users {
         names: names.into_iter().collect(),
     })
 }
 
-/// What to call a snapshot of no container's: CRI names one that it mounts into pods as a volume after its folder.
-fn stranger(key: String) -> String {
+/// What to call a snapshot that belongs to no container. CRI names that of an image volume after its folder.
+fn without_container(key: String) -> String {
     if key.starts_with('/') {
         "an image volume of a pod".to_owned()
     } else {

@@ -74,10 +74,8 @@ pub(crate) async fn run(
     } else {
         Demand::NotOld
     };
-    let (deadline, limit) = (
-        Instant::now() + *timeout,
-        humantime::format_duration(*timeout),
-    );
+    let deadline = Instant::now() + *timeout;
+    let limit = humantime::format_duration(*timeout);
     let Ok(cluster) = timeout_at(deadline, connect()).await else {
         bail!("check {target}: the kubeconfig's login did not end within {limit} (--timeout)");
     };

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use hyper_util::client::proxy::matcher::Matcher;
@@ -49,7 +49,7 @@ pub(crate) async fn config(args: &ClusterArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The files that KUBECONFIG lists, merged, or the user's own.
+/// The files that KUBECONFIG lists, merged, or the user's own. Like kubectl, it passes over those that do not exist.
 ///
 /// # Errors
 /// One of them cannot be read.
@@ -60,13 +60,11 @@ pub(crate) fn read() -> Result<Kubeconfig, KubeconfigError> {
         // Also to say what is missing.
         return Kubeconfig::read();
     }
-    merged(there.iter().map(PathBuf::as_path))
+    merged(&there)
 }
 
-/// Like kubectl: a file of the list that does not exist is passed over by the caller.
-fn merged<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Kubeconfig, KubeconfigError> {
-    let mut paths = paths;
-    paths.try_fold(Kubeconfig::default(), |all, path| {
+fn merged(paths: &[PathBuf]) -> Result<Kubeconfig, KubeconfigError> {
+    paths.iter().try_fold(Kubeconfig::default(), |all, path| {
         all.merge(Kubeconfig::read_from(path)?)
     })
 }
@@ -145,13 +143,13 @@ mod tests {
         let [one, two] = ["one", "two"].map(|name| folder.join(name));
         fs::write(&one, "current-context: first\n").unwrap();
         fs::write(&two, "current-context: second\ncontexts: [{name: x}]\n").unwrap();
-        let all = merged([one.as_path(), two.as_path()].into_iter()).unwrap();
+        let all = merged(&[one, two.clone()]).unwrap();
         assert_eq!(all.current_context.as_deref(), Some("first"));
         assert_eq!(all.contexts.len(), 1);
-        let absent = merged([folder.join("three").as_path()].into_iter()).unwrap_err();
+        let absent = merged(&[folder.join("three")]).unwrap_err();
         assert!(is_absent(&absent), "{absent}");
         fs::write(&two, "current-context: [\n").unwrap();
-        let broken = merged([two.as_path()].into_iter()).unwrap_err();
+        let broken = merged(&[two]).unwrap_err();
         assert!(!is_absent(&broken), "{broken}");
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -68,6 +68,6 @@ impl Repeats {
     pub(super) fn due(self) -> Option<Duration> {
         let unseen = self.gate.max(self.written) + UNSEEN_AFTER;
         let ended = self.ended.map(|at| at + ENDED_IS_SHOWN);
-        (self.count < REPEATS_MAX).then(|| ended.map_or(unseen, |ended| ended.max(unseen)))
+        (self.count < REPEATS_MAX).then(|| unseen.max(ended.unwrap_or_default()))
     }
 }

@@ -61,8 +61,7 @@ pub(super) fn see(
     let (is_other, is_proven) = match content {
         Content::Wanted(_) | Content::Asked => return,
         Content::Has(digests) if !digests.is_empty() => {
-            let is_proven = was_confirmed(digest) || digests.iter().any(was_confirmed);
-            (!digests.contains(copy), is_proven)
+            (!digests.contains(copy), digests.iter().any(was_confirmed))
         }
         // Then it counts what the registry has said before the start.
         Content::Unknown | Content::Has(_) => (was_confirmed(digest), true),
